@@ -1,0 +1,28 @@
+"""Describe the cffi extension ``virtiopy._native._lib`` to setuptools.
+
+``cdef.h`` names what Python sees. Every number and struct offset in it is left to the C compiler
+(``...``), which takes it from the kernel's headers; a name that the headers lack fails the build.
+"""
+
+from pathlib import Path
+
+from cffi import FFI
+
+HERE = Path(__file__).parent
+
+ffibuilder = FFI()
+ffibuilder.cdef((HERE / "cdef.h").read_text())
+ffibuilder.set_source(
+    "virtiopy._native._lib",
+    '#include "native.h"',
+    sources=["virtiopy/_native/native.c"],
+    include_dirs=["virtiopy/_native"],
+    depends=[f"virtiopy/_native/{name}" for name in ("cdef.h", "native.h", "native.c", "build.py")],
+    # -Wno-...: cffi's generated wrappers trip over these two; native.c itself does not.
+    extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror",
+                        "-Wno-missing-field-initializers", "-Wno-unused-parameter",
+                        "-Wno-address-of-packed-member"],
+)  # fmt: skip
+
+if __name__ == "__main__":
+    ffibuilder.compile(verbose=True)

@@ -1,0 +1,78 @@
+/* SPDX-License-Identifier: MIT */
+/* The headers behind cdef.h, and the functions of native.c. */
+#ifndef VIRTIOPY_NATIVE_H
+#define VIRTIOPY_NATIVE_H
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+
+#include <stddef.h>
+#include <stdint.h>
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <linux/fs.h>
+#include <linux/kvm.h>
+#include <linux/virtio_blk.h>
+#include <linux/virtio_config.h>
+#include <linux/virtio_ids.h>
+#include <linux/virtio_mmio.h>
+#include <linux/virtio_ring.h>
+
+/* Names for the members of the union in struct kvm_run, which have none in the header. */
+typedef __typeof__(((struct kvm_run *)0)->hw) vp_exit_hw;
+typedef __typeof__(((struct kvm_run *)0)->fail_entry) vp_exit_fail_entry;
+typedef __typeof__(((struct kvm_run *)0)->ex) vp_exit_ex;
+typedef __typeof__(((struct kvm_run *)0)->io) vp_exit_io;
+typedef __typeof__(((struct kvm_run *)0)->mmio) vp_exit_mmio;
+typedef __typeof__(((struct kvm_run *)0)->hypercall) vp_exit_hypercall;
+typedef __typeof__(((struct kvm_run *)0)->tpr_access) vp_exit_tpr_access;
+typedef __typeof__(((struct kvm_run *)0)->internal) vp_exit_internal;
+typedef __typeof__(((struct kvm_run *)0)->system_event) vp_exit_system_event;
+typedef __typeof__(((struct kvm_run *)0)->eoi) vp_exit_eoi;
+typedef __typeof__(((struct kvm_run *)0)->msr) vp_exit_msr;
+typedef __typeof__(((struct kvm_run *)0)->notify) vp_exit_notify;
+
+/* Xen's boot protocol for PVH guests, xen/include/public/arch-x86/hvm/start_info.h. */
+#define HVM_START_MAGIC_VALUE	0x336ec578
+#define HVM_MEMMAP_TYPE_RAM	1
+#define XEN_ELFNOTE_PHYS32_ENTRY 18
+
+struct hvm_start_info {
+	uint32_t magic;
+	uint32_t version;
+	uint32_t flags;
+	uint32_t nr_modules;
+	uint64_t modlist_paddr;
+	uint64_t cmdline_paddr;
+	uint64_t rsdp_paddr;
+	uint64_t memmap_paddr;
+	uint32_t memmap_entries;
+	uint32_t reserved;
+};
+
+struct hvm_memmap_table_entry {
+	uint64_t addr;
+	uint64_t size;
+	uint32_t type;
+	uint32_t reserved;
+};
+
+struct vp_wake;
+
+int vp_ioctl(int fd, unsigned long request, uintptr_t argument);
+
+uint16_t vp_load_acquire(const uint16_t *location);
+void vp_store_release(uint16_t *location, uint16_t value);
+void vp_memory_barrier(void);
+
+struct vp_wake *vp_wake_new(int eventfd, int *error);
+void vp_wake_drain(struct vp_wake *wake);
+void vp_wake_free(struct vp_wake *wake);
+int vp_ignore_signal(int signal_number);
+
+int vp_fallocate(int fd, int mode, int64_t offset, int64_t length);
+int vp_ofd_lock(int fd, int64_t offset);
+int vp_ofd_is_locked(int fd, int64_t offset);
+
+#endif
