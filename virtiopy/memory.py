@@ -1,0 +1,216 @@
+"""Guest memory: memfd-backed regions, and the one door through which it is reached.
+
+Whatever reads or writes guest memory on the driver's word (an address in a descriptor, a ring's
+location) asks `GuestMemory` for it, and gets host memory that lies inside the guest's, or an
+`AddressError`.
+"""
+
+import mmap
+import os
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from virtiopy._native import ffi
+from virtiopy.errors import ConfigError, DriverError, HostError
+
+PAGE_SIZE = 4096
+HUGE_PAGE_SIZE = 2 << 20
+
+#: Guest physical addresses [HOLE_START, HOLE_END) hold devices; memory continues above.
+HOLE_START = 0xC000_0000
+HOLE_END = 0x1_0000_0000
+
+
+class AddressError(DriverError):
+    """Guest physical addresses that are not memory."""
+
+    def __init__(self, address: int, length: int) -> None:
+        super().__init__(f"{length} bytes at guest physical address {address:#x} are not memory")
+        self.address = address
+        self.length = length
+
+
+@dataclass(slots=True, frozen=True)
+class Region:
+    """A contiguous piece of guest memory: `size` bytes at `guest_address`, at `offset` in `fd`."""
+
+    guest_address: int
+    size: int
+    fd: int
+    offset: int
+    _mapping: mmap.mmap = field(repr=False)
+    _view: memoryview = field(repr=False)
+    host_address: int = field(repr=False)
+
+    @classmethod
+    def map(cls, guest_address: int, size: int, fd: int, offset: int) -> Self:
+        """Map a part of the file `fd`; raises OSError."""
+        mapping = mmap.mmap(fd, size, mmap.MAP_SHARED, offset=offset)
+        host_address = int(ffi.cast("uintptr_t", ffi.from_buffer("char[]", mapping)))
+        return cls(guest_address, size, fd, offset, mapping, memoryview(mapping), host_address)
+
+    @property
+    def end(self) -> int:
+        """The first guest physical address after the region."""
+        return self.guest_address + self.size
+
+    def close(self) -> None:
+        """Unmap. Views that were handed out and are still alive keep the mapping until they go."""
+        self._view.release()
+        try:
+            self._mapping.close()
+        except BufferError:
+            # Somebody still holds a view: the mapping goes with the last of them.
+            return
+
+
+class GuestMemory:
+    """The regions of a guest's memory, in ascending order, none overlapping another."""
+
+    def __init__(self, regions: Iterable[Region]) -> None:
+        self.regions: Sequence[Region] = sorted(regions, key=lambda region: region.guest_address)
+        for below, above in zip(self.regions, self.regions[1:], strict=False):
+            if below.end > above.guest_address:
+                raise ValueError("memory regions overlap")
+        self._starts = [region.guest_address for region in self.regions]
+        self._fds: list[int] = []
+
+    @classmethod
+    def allocate(
+        cls, size: int, *, path: Path | None = None, huge_pages: bool = False
+    ) -> "GuestMemory":
+        """Make `size` bytes of zeroed memory at guest physical address 0, leaving out the hole.
+
+        With `path` the memory is that file, laid out as the guest's addresses are but for the
+        hole: others see it while the guest runs, and it stays afterwards.
+
+        Raises ConfigError for a size or file that cannot be used, HostError where the host has
+        not the memory.
+        """
+        granule = HUGE_PAGE_SIZE if huge_pages else PAGE_SIZE
+        if size <= 0 or size % granule:
+            raise ConfigError(
+                f"Guest memory of {size} bytes is no multiple of {granule} bytes: "
+                "give a size such as 64M."
+            )
+        if path is not None and huge_pages:
+            raise ConfigError(
+                "Memory in a file is in huge pages when the file is on hugetlbfs: "
+                "leave out the option for huge pages."
+            )
+        fd = _open_backing(path, huge_pages)
+        try:
+            os.ftruncate(fd, size)
+            below = min(size, HOLE_START)
+            regions = [Region.map(0, below, fd, 0)]
+            if size > below:
+                regions.append(Region.map(HOLE_END, size - below, fd, below))
+        except OSError as error:
+            os.close(fd)
+            what = f"of {size >> 20} MiB" + (" in huge pages" if huge_pages else "")
+            remedy = (
+                "reserve some by writing their number to /proc/sys/vm/nr_hugepages"
+                if huge_pages
+                else "give a smaller size"
+            )
+            raise HostError(
+                f"The host has no memory {what} to give ({error.strerror}): {remedy}."
+            ) from error
+        memory = cls(regions)
+        memory._fds.append(fd)
+        return memory
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Unmap the memory and close the files behind it."""
+        for region in self.regions:
+            region.close()
+        while self._fds:
+            os.close(self._fds.pop())
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory in all regions."""
+        return sum(region.size for region in self.regions)
+
+    def _region(self, address: int) -> Region | None:
+        index = bisect_right(self._starts, address) - 1
+        if index < 0:
+            return None
+        region = self.regions[index]
+        return region if address < region.end else None
+
+    def views(self, address: int, length: int) -> list[memoryview]:
+        """Return the `length` bytes at guest physical `address` as views, one for each region.
+
+        Raises AddressError when any of it is not memory. A length of 0 gives no view, at any
+        address.
+        """
+        views = []
+        position, left = address, length
+        while left > 0:
+            region = self._region(position)
+            if region is None:
+                raise AddressError(address, length)
+            start = position - region.guest_address
+            count = min(left, region.size - start)
+            views.append(region._view[start : start + count])
+            position += count
+            left -= count
+        return views
+
+    def pointer(self, address: int, length: int) -> int | None:
+        """Return the host address of `length` contiguous bytes at guest physical `address`.
+
+        None when they span regions, which are not neighbours in host memory; AddressError when
+        any of it is not memory.
+        """
+        region = self._region(address)
+        if region is not None and address + length <= region.end:
+            return region.host_address + (address - region.guest_address)
+        self.views(address, length)
+        return None
+
+    def read(self, address: int, length: int) -> bytes:
+        """Copy `length` bytes out of guest memory; raises AddressError."""
+        return b"".join(self.views(address, length))
+
+    def write(self, address: int, data: bytes) -> None:
+        """Copy `data` into guest memory; raises AddressError, and writes nothing then."""
+        position = 0
+        for view in self.views(address, len(data)):
+            view[:] = data[position : position + len(view)]
+            position += len(view)
+
+
+def _open_backing(path: Path | None, huge_pages: bool) -> int:
+    if path is None:
+        flags = os.MFD_CLOEXEC | (os.MFD_HUGETLB if huge_pages else 0)
+        try:
+            return os.memfd_create("virtiopy-guest-memory", flags)
+        except OSError as error:
+            raise HostError(
+                f"The host gives no memfd ({error.strerror}): "
+                "leave out the option for huge pages, or load hugetlbfs."
+            ) from error
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigError(
+            f"The memory file {path} cannot be written ({error.strerror}): "
+            "name a file in a folder that you can write to."
+        ) from error

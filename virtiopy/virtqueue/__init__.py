@@ -1,0 +1,1 @@
+"""Virtqueues: the device side, the driver side, their layout."""
