@@ -1,0 +1,52 @@
+"""What executes guest code, whichever way it does: the one door to it."""
+
+from typing import Protocol
+
+from virtiopy.kvm.exits import Exit
+from virtiopy.x86 import Registers, SystemRegisters
+
+
+class Cpu(Protocol):
+    """A virtual CPU."""
+
+    def run(self) -> Exit | None:
+        """Execute the guest until it needs userspace; None when `stop` was called."""
+
+    def stop(self) -> None:
+        """Make `run` return None; from any thread."""
+
+    def get_registers(self) -> Registers:
+        """Read the general registers."""
+
+    def set_registers(self, registers: Registers) -> None:
+        """Write the general registers."""
+
+    def get_system_registers(self) -> SystemRegisters:
+        """Read what says which mode the CPU is in."""
+
+    def set_system_registers(self, state: SystemRegisters) -> None:
+        """Write what says which mode the CPU is in."""
+
+    def statistics(self) -> dict[str, int]:
+        """Return the counters of the mechanism itself, by its names; empty where it has none."""
+
+    def close(self) -> None:
+        """Free the CPU, which is not running."""
+
+
+class Accelerator(Protocol):
+    """Executes the code of one guest."""
+
+    name: str
+
+    def create_cpu(self) -> Cpu:
+        """Make the next virtual CPU."""
+
+    def set_irq_line(self, gsi: int, level: bool) -> None:
+        """Set the level of an interrupt line."""
+
+    def statistics(self) -> dict[str, int]:
+        """Return the mechanism's counters for the guest as a whole; empty where it has none."""
+
+    def close(self) -> None:
+        """Free the guest; its CPUs are closed."""

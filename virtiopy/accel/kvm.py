@@ -1,0 +1,42 @@
+"""Guest code executed by KVM."""
+
+from virtiopy.kvm.system import Kvm
+from virtiopy.kvm.vcpu import Vcpu
+from virtiopy.memory import GuestMemory
+
+
+class KvmAccelerator:
+    """A VM of KVM with `memory`, and with the in-kernel interrupt chips unless told otherwise.
+
+    Without them a HLT comes back as an exit; with them it waits in the kernel.
+    """
+
+    name = "kvm"
+
+    def __init__(self, memory: GuestMemory, *, interrupts: bool = True) -> None:
+        with Kvm() as system:
+            self.vm = system.create_vm()
+        self.vm.place_private_pages()
+        if interrupts:
+            self.vm.create_irqchip()
+            self.vm.create_pit()
+        self.vm.set_memory(memory)
+        self._cpus = 0
+
+    def create_cpu(self) -> Vcpu:
+        """Make the next vCPU."""
+        vcpu = self.vm.create_vcpu(self._cpus)
+        self._cpus += 1
+        return vcpu
+
+    def set_irq_line(self, gsi: int, level: bool) -> None:
+        """Set the level of an interrupt line: KVM_IRQ_LINE."""
+        self.vm.set_irq_line(gsi, level)
+
+    def statistics(self) -> dict[str, int]:
+        """Return KVM's counters for the VM."""
+        return self.vm.statistics()
+
+    def close(self) -> None:
+        """Close the VM."""
+        self.vm.close()

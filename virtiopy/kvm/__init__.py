@@ -1,0 +1,1 @@
+"""/dev/kvm: system, VM, vCPU, exits, statistics."""

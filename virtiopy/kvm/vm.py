@@ -1,0 +1,101 @@
+"""A VM: memory slots, the in-kernel interrupt chips, interrupt lines."""
+
+import os
+from types import TracebackType
+from typing import Self
+
+from virtiopy._native import CData, ffi, lib
+from virtiopy.errors import HostError
+from virtiopy.kvm.statistics import read_statistics
+from virtiopy.kvm.vcpu import Vcpu
+from virtiopy.memory import GuestMemory
+
+#: Three pages below the firmware's place for what KVM needs on CPUs without unrestricted guest
+#: (api.rst 4.36, 4.41): they must lie below 4 GiB, in no memory slot.
+IDENTITY_MAP_ADDRESS = 0xFFFB_C000
+TSS_ADDRESS = 0xFFFB_D000
+
+
+class Vm:
+    """A KVM VM. Made by `Kvm.create_vm`."""
+
+    def __init__(self, fd: int, vcpu_mmap_size: int, supported_cpuid: CData) -> None:
+        self.fd = fd
+        self._vcpu_mmap_size = vcpu_mmap_size
+        self._supported_cpuid = supported_cpuid
+        self._slots = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the VM's file; the VM goes when its vCPUs are closed too."""
+        os.close(self.fd)
+
+    def _ioctl(self, name: str, argument: int) -> int:
+        result = lib.vp_ioctl(self.fd, getattr(lib, name), argument)
+        if result < 0:
+            raise HostError(f"{name} fails: {os.strerror(-result)}.")
+        return result
+
+    def set_memory(self, memory: GuestMemory) -> None:
+        """Give the guest `memory`, one slot a region (api.rst 4.35)."""
+        for region in memory.regions:
+            self.set_memory_slot(
+                self._slots, region.guest_address, region.size, region.host_address
+            )
+            self._slots += 1
+
+    def set_memory_slot(
+        self, slot: int, guest_address: int, size: int, host_address: int, flags: int = 0
+    ) -> None:
+        """Map, move or (with `size` 0) unmap one memory slot; addresses and size in bytes."""
+        region = ffi.new("struct kvm_userspace_memory_region *")
+        region.slot = slot
+        region.flags = flags
+        region.guest_phys_addr = guest_address
+        region.memory_size = size
+        region.userspace_addr = host_address
+        self._ioctl("KVM_SET_USER_MEMORY_REGION", int(ffi.cast("uintptr_t", region)))
+
+    def place_private_pages(self) -> None:
+        """Say where KVM may put its identity map and TSS (api.rst 4.36, 4.41)."""
+        address = ffi.new("uint64_t *", IDENTITY_MAP_ADDRESS)
+        self._ioctl("KVM_SET_IDENTITY_MAP_ADDR", int(ffi.cast("uintptr_t", address)))
+        self._ioctl("KVM_SET_TSS_ADDR", TSS_ADDRESS)
+
+    def create_irqchip(self) -> None:
+        """Make the 8259s, the IOAPIC, and a local APIC for each vCPU to come (api.rst 4.24)."""
+        self._ioctl("KVM_CREATE_IRQCHIP", 0)
+
+    def create_pit(self) -> None:
+        """Make the 8254 timer, whose speaker port answers too (api.rst 4.71)."""
+        config = ffi.new("struct kvm_pit_config *")
+        config.flags = lib.KVM_PIT_SPEAKER_DUMMY
+        self._ioctl("KVM_CREATE_PIT2", int(ffi.cast("uintptr_t", config)))
+
+    def set_irq_line(self, gsi: int, level: bool) -> None:
+        """Set the level of an interrupt line of the in-kernel chips (api.rst 4.25)."""
+        line = ffi.new("struct kvm_irq_level *")
+        line.irq = gsi
+        line.level = int(level)
+        self._ioctl("KVM_IRQ_LINE", int(ffi.cast("uintptr_t", line)))
+
+    def create_vcpu(self, index: int = 0) -> Vcpu:
+        """Make a vCPU which has everything that KVM can give one (api.rst 4.7, 4.20)."""
+        fd = self._ioctl("KVM_CREATE_VCPU", index)
+        vcpu = Vcpu(fd, self._vcpu_mmap_size)
+        vcpu.set_cpuid(self._supported_cpuid)
+        return vcpu
+
+    def statistics(self) -> dict[str, int]:
+        """Read the kernel's counters for the VM as a whole; empty where it has none."""
+        return read_statistics(self.fd)
