@@ -1,0 +1,1 @@
+"""Virtio devices, one file each."""

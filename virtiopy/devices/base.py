@@ -1,0 +1,114 @@
+"""What a virtio device is, whichever transport its driver reaches it by.
+
+A device knows its own section of the specification and nothing else. A transport tells it what
+was negotiated, hands it the queues that the driver has set up, and calls it for each kick; the
+device answers through the `DeviceHost` that it was attached to.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Protocol
+
+from virtiopy.spec import DeviceId
+from virtiopy.virtqueue.split import Chain, SplitQueue
+
+
+class DeviceHost(Protocol):
+    """What a device asks of the transport that serves it."""
+
+    def used_buffer_notification(self, queue: SplitQueue) -> None:
+        """Tell the driver that buffers of `queue` were used (2.3)."""
+
+    def config_changed(self) -> None:
+        """Tell the driver that the configuration space changed (3.2.1)."""
+
+    def needs_reset(self, reason: str) -> None:
+        """Set DEVICE_NEEDS_RESET, for what only a reset can mend (2.1.2)."""
+
+
+class VirtioDevice(ABC):
+    """A virtio device, served by one thread at a time."""
+
+    device_id: ClassVar[DeviceId]
+
+    #: The device type's own feature bits (a mask) that are offered.
+    features: int = 0
+
+    #: The largest size of each virtqueue: QueueSizeMax, a power of 2.
+    queue_sizes: Sequence[int]
+
+    def __init__(self) -> None:
+        self.host: DeviceHost
+        self.driver_features = 0
+        self.queues: dict[int, SplitQueue] = {}
+
+    def attach(self, host: DeviceHost) -> None:
+        """Say which transport serves the device from now on."""
+        self.host = host
+
+    # Feature bits (2.2)
+
+    def accepts(self, driver_features: int) -> bool:
+        """Say whether this subset of the offered features is one that makes sense (2.2.2)."""
+        return True
+
+    def negotiated(self, driver_features: int) -> None:
+        """Take the outcome: the driver set FEATURES_OK, and it was accepted (3.1.1)."""
+        self.driver_features = driver_features
+
+    # Configuration space (2.5)
+
+    def config_space(self) -> bytes:
+        """Return the whole configuration space as it is now."""
+        return b""
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """Take the driver's write of `data` at `offset`; by default no field can be written."""
+
+    # Life (2.1, 2.4, 2.6.1)
+
+    def activate(self, queues: Mapping[int, SplitQueue]) -> None:
+        """Start: the driver set DRIVER_OK, with these queues, by queue index."""
+        self.queues = dict(queues)
+
+    def start_queue(self, index: int, queue: SplitQueue) -> None:
+        """Take a queue that the driver enables while the device runs."""
+        self.queues[index] = queue
+
+    def stop_queue(self, index: int) -> None:
+        """Forget a queue and its buffers: the driver has reset or disabled it."""
+        self.queues.pop(index, None)
+
+    def reset(self) -> None:
+        """Forget the driver: what it negotiated, its queues, its buffers (2.4.1)."""
+        self.driver_features = 0
+        self.queues = {}
+
+    def close(self) -> None:
+        """Give back what the device holds of the host."""
+
+    # Operation
+
+    def handle(self, queue: SplitQueue) -> None:
+        """Serve every available buffer of `queue`; called for a kick. Raises QueueError.
+
+        Devices that complete a buffer at once override `serve`, the others this.
+        """
+        while True:
+            queue.disable_notifications()
+            while chains := queue.pop_many():
+                queue.push_many([(chain, self.serve(queue, chain)) for chain in chains])
+                self.notify(queue)
+            # Chains that pop_many rejected were used too.
+            self.notify(queue)
+            if not queue.enable_notifications():
+                return
+
+    @abstractmethod
+    def serve(self, queue: SplitQueue, chain: Chain) -> int:
+        """Do what the buffer asks; return how many bytes were written to it, from its start."""
+
+    def notify(self, queue: SplitQueue) -> None:
+        """Send a used buffer notification if the driver wants one (2.7.7)."""
+        if queue.should_interrupt():
+            self.host.used_buffer_notification(queue)

@@ -1,0 +1,329 @@
+"""Disk images on the host: raw files and block devices, addressed in bytes.
+
+What a write means for persistence is the caller's to say; see `DiskImage.write` and `flush`.
+"""
+
+import enum
+import errno
+import fcntl
+import mmap
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from virtiopy._native import ffi, lib
+from virtiopy.errors import ConfigError
+from virtiopy.virtqueue.buffers import Buffers, gather, scatter, split_at, total
+
+SECTOR_SIZE = 512
+
+#: The most pieces that one preadv or pwritev takes.
+IOV_MAX = 1024
+
+
+class CacheMode(enum.StrEnum):
+    """What stands between a completed write and the disk, in QEMU's words."""
+
+    WRITEBACK = "writeback"  # the host's page cache, until a flush
+    WRITETHROUGH = "writethrough"  # nothing: each write is on the disk when it completes
+    NONE = "none"  # no page cache (O_DIRECT), but the disk's own cache, until a flush
+
+
+class Permission(enum.IntEnum):
+    """What QEMU (7.2, block/file-posix.c) locks in an image, by bit number.
+
+    Byte 100 + n is locked by who does a thing, byte 200 + n by who allows nobody else to. With
+    the same bytes an image cannot be written by QEMU and by virtiopy at a time.
+    """
+
+    CONSISTENT_READ = 0
+    WRITE = 1
+    RESIZE = 3
+
+
+_LOCK_DONE = 100
+_LOCK_NOT_SHARED = 200
+
+
+class DiskImage:
+    """An open raw image. Raises ConfigError, with a remedy, for one that cannot be used.
+
+    `readonly` opens it for reading alone; `cache` says what a completed write stands for.
+    """
+
+    def __init__(
+        self, path: Path, *, readonly: bool = False, cache: CacheMode = CacheMode.WRITEBACK
+    ) -> None:
+        self.path = path
+        self.readonly = readonly
+        self.cache = cache
+        self._fd = _open(path, readonly, cache)
+        try:
+            self._is_device = stat.S_ISBLK(os.fstat(self._fd).st_mode)
+            self._lock()
+            #: Bytes.
+            self.size = self._find_size()
+            #: What offsets and lengths of direct I/O have to be multiples of, bytes.
+            self.alignment = self._find_alignment()
+            #: What the disk prefers to be written in, bytes.
+            self.physical_block_size = self._find_physical_block_size()
+            self.can_punch_holes = not readonly and self._find_hole_punching()
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the image, and so give up its locks."""
+        os.close(self._fd)
+
+    # What kind of image it is
+
+    def _lock(self) -> None:
+        """Lock out a second writer, virtiopy's or QEMU's; any number may read."""
+        does = {Permission.CONSISTENT_READ}
+        if not self.readonly:
+            does |= {Permission.WRITE, Permission.RESIZE}
+        for permission in does:
+            self._lock_byte(_LOCK_DONE + permission)
+        allows = {Permission.CONSISTENT_READ}
+        for permission in set(Permission) - allows:
+            self._lock_byte(_LOCK_NOT_SHARED + permission)
+        taken = [_LOCK_NOT_SHARED + permission for permission in does]
+        taken += [_LOCK_DONE + permission for permission in set(Permission) - allows]
+        if any(lib.vp_ofd_is_locked(self._fd, byte) == 1 for byte in taken):
+            remedy = (
+                "stop what writes to it"
+                if self.readonly
+                else "stop what uses it, or attach it with readonly=on everywhere"
+            )
+            raise ConfigError(f"The image {self.path} is in use by another program: {remedy}.")
+
+    def _lock_byte(self, offset: int) -> None:
+        result = lib.vp_ofd_lock(self._fd, offset)
+        if result < 0:
+            raise ConfigError(
+                f"The image {self.path} cannot be locked ({os.strerror(-result)}): "
+                "put it on a file system that has locks."
+            )
+
+    def _find_size(self) -> int:
+        size = os.lseek(self._fd, 0, os.SEEK_END)
+        if size == 0:
+            raise ConfigError(
+                f"The image {self.path} is empty: make it as large as the disk is to be, "
+                f"as in `truncate -s 64M {self.path}`."
+            )
+        if size % SECTOR_SIZE:
+            raise ConfigError(
+                f"The image {self.path} has {size} bytes, which is no multiple of {SECTOR_SIZE}: "
+                f"round it up with `truncate -s %{SECTOR_SIZE} {self.path}`."
+            )
+        return size
+
+    def _ioctl_int(self, request: int) -> int:
+        buffer = bytearray(4)
+        fcntl.ioctl(self._fd, request, buffer)
+        return int.from_bytes(buffer, "little")
+
+    def _find_alignment(self) -> int:
+        if self.cache is not CacheMode.NONE:
+            return 1
+        if self._is_device:
+            return self._ioctl_int(lib.BLKSSZGET)
+        # Nobody before Linux 6.1 tells (STATX_DIOALIGN): ask by reading.
+        with mmap.mmap(-1, mmap.PAGESIZE) as page, memoryview(page) as view:
+            for alignment in (SECTOR_SIZE, mmap.PAGESIZE):
+                if self.size % alignment:
+                    continue
+                try:
+                    os.preadv(self._fd, [view[:alignment]], 0)
+                except OSError as error:
+                    if error.errno != errno.EINVAL:
+                        raise
+                else:
+                    return alignment
+        raise ConfigError(
+            f"The image {self.path} cannot be read without the page cache: "
+            "make its size a multiple of 4096 bytes, or leave out cache=none."
+        )
+
+    def _find_physical_block_size(self) -> int:
+        if self._is_device:
+            return self._ioctl_int(lib.BLKPBSZGET)
+        return max(SECTOR_SIZE, os.fstat(self._fd).st_blksize)
+
+    def _find_hole_punching(self) -> bool:
+        # Beyond the end there is nothing to lose.
+        beyond = -(-self.size // mmap.PAGESIZE) * mmap.PAGESIZE
+        return self._is_device or self._fallocate(_PUNCH_HOLE, beyond, mmap.PAGESIZE)
+
+    # Input and output: all offsets and lengths are multiples of 512, within the image
+
+    def read(self, offset: int, buffers: Buffers) -> None:
+        """Fill `buffers` from `offset`; raises OSError, also where the file has become short."""
+        if self._is_aligned(offset, buffers):
+            _transfer(os.preadv, self._fd, buffers, offset)
+            return
+        length = total(buffers)
+        start, end = self._aligned_range(offset, length)
+        with mmap.mmap(-1, end - start) as bounce, memoryview(bounce) as view:
+            _transfer(os.preadv, self._fd, [view], start)
+            scatter(buffers, view[offset - start : offset - start + length].tobytes())
+
+    def write(self, offset: int, buffers: Buffers, *, stable: bool = False) -> None:
+        """Write `buffers` at `offset`; `stable` returns only once they are on the disk.
+
+        Raises OSError.
+        """
+        flags = os.RWF_DSYNC if stable else 0
+
+        def pwritev(fd: int, pieces: Buffers, position: int) -> int:
+            return os.pwritev(fd, pieces, position, flags)
+
+        if self._is_aligned(offset, buffers):
+            _transfer(pwritev, self._fd, buffers, offset)
+            return
+        length = total(buffers)
+        start, end = self._aligned_range(offset, length)
+        with mmap.mmap(-1, end - start) as bounce, memoryview(bounce) as view:
+            if (start, end) != (offset, offset + length):
+                _transfer(os.preadv, self._fd, [view], start)
+            view[offset - start : offset - start + length] = gather(buffers)
+            _transfer(pwritev, self._fd, [view], start)
+
+    def _is_aligned(self, offset: int, buffers: Buffers) -> bool:
+        """Say whether direct I/O takes these as they are; any will do through the page cache."""
+        mask = self.alignment - 1
+        if mask == 0:
+            return True
+        if offset & mask:
+            return False
+        return not any(
+            (len(piece) | int(ffi.cast("uintptr_t", ffi.from_buffer("char[]", piece)))) & mask
+            for piece in buffers
+        )
+
+    def _aligned_range(self, offset: int, length: int) -> tuple[int, int]:
+        start = offset // self.alignment * self.alignment
+        end = -(-(offset + length) // self.alignment) * self.alignment
+        return start, end
+
+    def flush(self) -> None:
+        """Return once all completed writes are on the disk; raises OSError."""
+        os.fdatasync(self._fd)
+
+    def discard(self, offset: int, length: int) -> None:
+        """Give a range back to the host where it takes it; what it reads as is undefined."""
+        if self.can_punch_holes:
+            self._deallocate(offset, length)
+
+    def write_zeroes(self, offset: int, length: int, *, unmap: bool) -> None:
+        """Make a range read as zeroes; with `unmap` give it back where the host can.
+
+        Raises OSError.
+        """
+        if unmap and self.can_punch_holes and not self._is_device:
+            self._deallocate(offset, length)
+        elif self._is_device or not self._fallocate(_ZERO_RANGE, offset, length):
+            self._zero_slowly(offset, length)
+
+    def _deallocate(self, offset: int, length: int) -> None:
+        if self._is_device:
+            argument = ffi.new("uint64_t[2]", [offset, length])
+            address = int(ffi.cast("uintptr_t", argument))
+            result = lib.vp_ioctl(self._fd, lib.BLKDISCARD, address)
+            if result < 0 and result != -errno.EOPNOTSUPP:
+                raise OSError(-result, os.strerror(-result))
+        else:
+            self._fallocate(_PUNCH_HOLE, offset, length)
+
+    def _zero_slowly(self, offset: int, length: int) -> None:
+        if self._is_device:
+            argument = ffi.new("uint64_t[2]", [offset, length])
+            address = int(ffi.cast("uintptr_t", argument))
+            if lib.vp_ioctl(self._fd, lib.BLKZEROOUT, address) == 0:
+                return
+        zeroes = memoryview(bytes(min(length, 1 << 20)))
+        for start in range(offset, offset + length, len(zeroes)):
+            piece, _ = split_at([zeroes], offset + length - start)
+            self.write(start, piece)
+
+    def _fallocate(self, mode: int, offset: int, length: int) -> bool:
+        """Do it; False where the file system cannot. Raises OSError for what else goes wrong."""
+        result = lib.vp_fallocate(self._fd, mode, offset, length)
+        if result == -errno.EOPNOTSUPP:
+            return False
+        if result < 0:
+            raise OSError(-result, os.strerror(-result))
+        return True
+
+
+_PUNCH_HOLE = lib.FALLOC_FL_PUNCH_HOLE | lib.FALLOC_FL_KEEP_SIZE
+_ZERO_RANGE = lib.FALLOC_FL_ZERO_RANGE | lib.FALLOC_FL_KEEP_SIZE
+
+
+def _open(path: Path, readonly: bool, cache: CacheMode) -> int:
+    flags = os.O_CLOEXEC | (os.O_RDONLY if readonly else os.O_RDWR)
+    # A FIFO or a tape would block in open; a disk does not know the flag.
+    flags |= os.O_NONBLOCK
+    if cache is CacheMode.NONE:
+        flags |= os.O_DIRECT
+    try:
+        fd = os.open(path, flags)
+    except OSError as error:
+        raise ConfigError(_why_not(path, readonly, cache, error)) from error
+    mode = os.fstat(fd).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+        os.close(fd)
+        kind = "a folder" if stat.S_ISDIR(mode) else "neither a file nor a block device"
+        raise ConfigError(f"The image {path} is {kind}: name a raw disk image or a block device.")
+    return fd
+
+
+def _why_not(path: Path, readonly: bool, cache: CacheMode, error: OSError) -> str:
+    match error.errno:
+        case errno.ENOENT:
+            return f"The image {path} does not exist: make it with `truncate -s 64M {path}`."
+        case errno.EISDIR:
+            return f"The image {path} is a folder: name a raw disk image or a block device."
+        case errno.EACCES | errno.EPERM if readonly:
+            return f"The image {path} may not be read ({error.strerror}): change its mode."
+        case errno.EACCES | errno.EPERM | errno.EROFS:
+            return (
+                f"The image {path} may not be opened for writing ({error.strerror}): "
+                "attach it with readonly=on, or change its mode."
+            )
+        case errno.EINVAL if cache is CacheMode.NONE:
+            return (
+                f"The file system of {path} has no direct I/O: "
+                "use cache=writeback or cache=writethrough."
+            )
+        case _:
+            return f"The image {path} cannot be opened ({error.strerror}): name one that can."
+
+
+def _transfer(
+    call: Callable[[int, Buffers, int], int], fd: int, buffers: Buffers, offset: int
+) -> None:
+    """Call preadv or pwritev until all of `buffers` is done; raises OSError."""
+    pieces = [piece for piece in buffers if len(piece)]
+    while pieces:
+        count = call(fd, pieces[:IOV_MAX], offset)
+        if count == 0:
+            raise OSError(errno.EIO, "the image ends before the disk does")
+        offset += count
+        _, pieces = split_at(pieces, count)
