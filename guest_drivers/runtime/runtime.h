@@ -1,0 +1,81 @@
+/* SPDX-License-Identifier: MIT */
+/* What a guest driver has instead of an operating system. */
+#ifndef RUNTIME_H
+#define RUNTIME_H
+
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define ARRAY_SIZE(a)	(sizeof(a) / sizeof((a)[0]))
+#define MIN(a, b)	((a) < (b) ? (a) : (b))
+#define PRINTF(f, a)	__attribute__((format(printf, f, a)))
+
+/* Every guest's own part; its return value is the exit status. */
+int main(void);
+
+/* ----- the host's two ports ----- */
+
+#define DEBUG_CONSOLE_PORT	0xe9
+#define EXIT_PORT		0xf4
+
+_Noreturn void exit(int status);
+
+/* ----- console: printed a line at a time ----- */
+
+/* %s %c %d %u %x %p %%, with l, ll and z, a width and zero padding. */
+void printf(const char *format, ...) PRINTF(1, 2);
+void vprintf(const char *format, va_list args);
+/* Always terminates; returns the characters written, without the NUL. */
+size_t snprintf(char *buffer, size_t size, const char *format, ...) PRINTF(3, 4);
+size_t vsnprintf(char *buffer, size_t size, const char *format, va_list args);
+void console_flush(void);
+
+/* ----- Test Anything Protocol ----- */
+
+bool tap_ok(bool passed, const char *name, ...) PRINTF(2, 3);
+/* As tap_ok(got == expected), and a failure shows both. */
+bool tap_is(uint64_t got, uint64_t expected, const char *name, ...) PRINTF(3, 4);
+void tap_skip(const char *reason, const char *name, ...) PRINTF(2, 3);
+/* A diagnostic line. */
+void tap_note(const char *format, ...) PRINTF(1, 2);
+/* Stop at once: what follows could not be trusted. */
+_Noreturn void tap_bail_out(const char *reason, ...) PRINTF(1, 2);
+/* Print the plan and exit: 0 when everything passed, else 1. */
+_Noreturn void tap_done(void);
+
+/* ----- command line: words `name=value`, with a space between ----- */
+
+void cmdline_init(const char *line);
+/* The option's value, "" for a bare name, NULL when not given. */
+const char *cmdline_option(const char *name);
+/* The same for an option that may be repeated; starts with *position = 0. */
+const char *cmdline_next(const char *name, unsigned int *position);
+/* Decimal or 0x... number at *text, which moves behind it. */
+bool parse_number(const char **text, uint64_t *value);
+/* The option as a number, or `otherwise`; anything else bails out. */
+uint64_t cmdline_number(const char *name, uint64_t otherwise);
+bool string_equal(const char *a, const char *b);
+
+/* ----- memory: identity mapped, so an address is a guest physical address ----- */
+
+void memory_init(uint64_t start, uint64_t end);
+/* Not zeroed.  Bails out when there is none left. */
+void *memory_alloc(size_t size, size_t align);
+void *memory_zalloc(size_t size, size_t align);
+/* Give back everything that was allocated since the mark. */
+uint64_t memory_mark(void);
+void memory_release(uint64_t mark);
+
+void *memcpy(void *to, const void *from, size_t size);
+void *memset(void *to, int value, size_t size);
+int memcmp(const void *a, const void *b, size_t size);
+
+/* ----- interrupts ----- */
+
+void interrupts_init(void);
+/* Route a GSI, edge triggered, to a handler, which runs with interrupts off. */
+void irq_register(uint32_t gsi, void (*handler)(void *context), void *context);
+
+#endif
