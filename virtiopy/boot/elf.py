@@ -1,0 +1,109 @@
+"""Guest images: ELF files, and the PVH note that says where to start them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from elftools.common.exceptions import ELFError
+from elftools.elf.elffile import ELFFile
+from elftools.elf.segments import NoteSegment
+
+from virtiopy._native import lib
+from virtiopy.errors import ConfigError
+from virtiopy.memory import AddressError, GuestMemory
+
+
+@dataclass(slots=True, frozen=True)
+class LoadSegment:
+    """What a PT_LOAD segment puts into memory: `data`, and zeroes up to `memory_size` bytes."""
+
+    address: int
+    data: bytes
+    memory_size: int
+
+
+@dataclass(slots=True, frozen=True)
+class GuestImage:
+    """An ELF file for x86: its segments by physical address, and where it starts.
+
+    `pvh_entry` is the guest physical address of its 32-bit PVH entry point, None without the
+    XEN_ELFNOTE_PHYS32_ENTRY note.
+    """
+
+    path: Path
+    entry: int
+    pvh_entry: int | None
+    segments: tuple[LoadSegment, ...]
+
+    @property
+    def end(self) -> int:
+        """The first guest physical address after the image."""
+        return max((s.address + s.memory_size for s in self.segments), default=0)
+
+    @classmethod
+    def open(cls, path: Path) -> "GuestImage":
+        """Read an image; raises ConfigError for a file that is none."""
+        try:
+            with path.open("rb") as stream:
+                return cls._parse(path, ELFFile(stream))
+        except OSError as error:
+            raise ConfigError(
+                f"The guest image {path} cannot be read ({error.strerror}): "
+                "name an ELF file, or a guest of virtiopy's own."
+            ) from error
+        # pyelftools lets a damaged file surface as any of these.
+        except (
+            ELFError,
+            ValueError,
+            LookupError,
+            AttributeError,
+            TypeError,
+            AssertionError,
+        ) as error:
+            raise ConfigError(
+                f"The guest image {path} is no ELF file that can be understood ({error}): "
+                "name an x86 ELF executable."
+            ) from error
+
+    @classmethod
+    def _parse(cls, path: Path, elf: ELFFile) -> "GuestImage":
+        machine = elf["e_machine"]
+        if machine not in ("EM_X86_64", "EM_386"):
+            raise ConfigError(
+                f"The guest image {path} is for {machine}, not for x86: build it for x86-64."
+            )
+        segments, pvh_entry = [], None
+        for segment in elf.iter_segments():
+            if segment["p_type"] == "PT_LOAD" and segment["p_memsz"]:
+                data = segment.data()
+                if len(data) != segment["p_filesz"] or len(data) > segment["p_memsz"]:
+                    raise ConfigError(
+                        f"The guest image {path} is cut short: build or copy it again."
+                    )
+                segments.append(LoadSegment(segment["p_paddr"], data, segment["p_memsz"]))
+            elif isinstance(segment, NoteSegment):
+                for note in segment.iter_notes():
+                    kind: object = note["n_type"]
+                    if note["n_name"] == "Xen" and kind == lib.XEN_ELFNOTE_PHYS32_ENTRY:
+                        pvh_entry = int.from_bytes(note["n_descdata"], "little")
+        if not segments:
+            raise ConfigError(
+                f"The guest image {path} has nothing to load: link it as an executable."
+            )
+        return cls(path, elf["e_entry"], pvh_entry, tuple(segments))
+
+    def load(self, memory: GuestMemory) -> None:
+        """Copy the segments into `memory`; raises ConfigError when they do not fit."""
+        for segment in self.segments:
+            try:
+                memory.write(segment.address, segment.data)
+                zeroes = memory.views(
+                    segment.address + len(segment.data), segment.memory_size - len(segment.data)
+                )
+            except AddressError as error:
+                raise ConfigError(
+                    f"The guest image {self.path} does not fit in memory: it needs "
+                    f"{segment.memory_size} bytes at {segment.address:#x}; give it more with "
+                    f"--memory (its end is at {self.end / (1 << 20):.1f} MiB)."
+                ) from error
+            for view in zeroes:
+                view[:] = bytes(len(view))

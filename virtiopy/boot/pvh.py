@@ -1,0 +1,72 @@
+"""PVH boot: what the guest finds in memory, and the state its CPU starts in.
+
+The protocol is Xen's (xen/include/public/arch-x86/hvm/start_info.h), which QEMU, Firecracker and
+cloud-hypervisor follow too: 32-bit protected mode without paging, and the address of a `struct
+hvm_start_info` in ebx.
+"""
+
+from virtiopy._native import ffi, lib
+from virtiopy.accel.base import Cpu
+from virtiopy.boot.elf import GuestImage
+from virtiopy.errors import ConfigError
+from virtiopy.memory import GuestMemory
+from virtiopy.x86 import Registers, protected_mode
+
+#: Where the boot parameters go: below the first MiB, where no image is linked.
+START_INFO = 0x6000
+MEMORY_MAP = 0x7000
+COMMAND_LINE = 0x8000
+COMMAND_LINE_MAX = 0x8000
+
+#: What of the first MiB the guest may not count as its memory.
+BIOS_AREA_START = 0x9FC00
+BIOS_AREA_END = 0x100000
+
+
+def prepare(memory: GuestMemory, cpu: Cpu, image: GuestImage, command_line: str) -> None:
+    """Load `image`, write its boot parameters, and set `cpu` to its entry point.
+
+    Raises ConfigError for an image that has no PVH entry or does not fit.
+    """
+    if image.pvh_entry is None:
+        raise ConfigError(
+            f"The guest image {image.path} has no PVH note (XEN_ELFNOTE_PHYS32_ENTRY): "
+            "link one in, as guest_drivers/ shows."
+        )
+    low = min(segment.address for segment in image.segments)
+    if low < BIOS_AREA_END:
+        raise ConfigError(
+            f"The guest image {image.path} starts at {low:#x}, below 1 MiB, where the boot "
+            "parameters are: link it at 1 MiB or above."
+        )
+    image.load(memory)
+    _write_boot_parameters(memory, command_line)
+    cpu.set_system_registers(protected_mode())
+    cpu.set_registers(Registers(rip=image.pvh_entry, rbx=START_INFO))
+
+
+def _write_boot_parameters(memory: GuestMemory, command_line: str) -> None:
+    encoded = command_line.encode() + b"\0"
+    if len(encoded) > COMMAND_LINE_MAX:
+        raise ConfigError(f"The guest's command line has more than {COMMAND_LINE_MAX} bytes.")
+    memory.write(COMMAND_LINE, encoded)
+
+    ranges = []
+    for region in memory.regions:
+        if region.guest_address == 0 and region.end > BIOS_AREA_END:
+            ranges += [(0, BIOS_AREA_START), (BIOS_AREA_END, region.end - BIOS_AREA_END)]
+        else:
+            ranges.append((region.guest_address, region.size))
+    entries = ffi.new(
+        "struct hvm_memmap_table_entry[]",
+        [(address, size, lib.HVM_MEMMAP_TYPE_RAM, 0) for address, size in ranges],
+    )
+    memory.write(MEMORY_MAP, bytes(ffi.buffer(entries)))
+
+    start_info = ffi.new("struct hvm_start_info *")
+    start_info.magic = lib.HVM_START_MAGIC_VALUE
+    start_info.version = 1
+    start_info.cmdline_paddr = COMMAND_LINE
+    start_info.memmap_paddr = MEMORY_MAP
+    start_info.memmap_entries = len(ranges)
+    memory.write(START_INFO, bytes(ffi.buffer(start_info)))

@@ -1,0 +1,1 @@
+"""The command `virtiopy`; one file a subcommand."""

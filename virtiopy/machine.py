@@ -1,0 +1,242 @@
+"""The test VM: memory, one CPU, virtio-mmio devices, a debug console and an exit port."""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from virtiopy.accel.base import Accelerator
+from virtiopy.boot import pvh
+from virtiopy.boot.elf import GuestImage
+from virtiopy.bus import Bus, Place
+from virtiopy.devices.base import VirtioDevice
+from virtiopy.errors import ConfigError, GuestError
+from virtiopy.exitlog import ExitKind, ExitLog
+from virtiopy.kvm.exits import Exit, ExitReason, IoExit, MmioExit
+from virtiopy.memory import GuestMemory
+from virtiopy.transport.mmio import REGISTER_RANGE, MmioTransport
+
+#: Guest physical address of the first device's registers; the next ones follow it.
+MMIO_BASE = 0xD000_0000
+
+#: Interrupt lines of the devices: pins that only the IOAPIC has, so that the 8259 is no matter.
+FIRST_GSI = 16
+GSI_COUNT = 8
+
+#: QEMU's isa-debugcon and isa-debug-exit.
+CONSOLE_PORT = 0xE9
+EXIT_PORT = 0xF4
+
+
+@dataclass(slots=True, frozen=True)
+class Slot:
+    """A device in the VM: where its driver finds it."""
+
+    name: str
+    device: VirtioDevice
+    transport: MmioTransport
+    address: int
+    gsi: int
+
+
+@dataclass(slots=True, frozen=True)
+class RunResult:
+    """How a run ended.
+
+    `status` is what the guest wrote to the exit port, or None when it was stopped at its time;
+    `seconds` is how long it ran. `kernel` holds the accelerator's own counters of the CPU, as
+    they grew during the run.
+    """
+
+    status: int | None
+    seconds: float
+    exits: ExitLog
+    kernel: dict[str, int]
+
+
+class _ConsolePort:
+    """Port 0xE9: every byte is output; reading 0xE9 says that it is there."""
+
+    def __init__(self, output: Callable[[bytes], None]) -> None:
+        self._output = output
+
+    def register_name(self, offset: int) -> str:
+        return "data"
+
+    def read(self, offset: int, size: int) -> bytes:
+        return bytes([CONSOLE_PORT] * size)
+
+    def write(self, offset: int, data: bytes) -> None:
+        self._output(data)
+
+
+class _ExitPort:
+    """Port 0xF4: a write ends the run."""
+
+    def __init__(self) -> None:
+        self.status: int | None = None
+
+    def register_name(self, offset: int) -> str:
+        return "status"
+
+    def read(self, offset: int, size: int) -> bytes:
+        return bytes(size)
+
+    def write(self, offset: int, data: bytes) -> None:
+        self.status = data[0]
+
+
+class Machine:
+    """A VM with one CPU.
+
+    `console` is given what the guest writes to port 0xE9, on the CPU's thread.
+
+    With `ignore_unassigned`, accesses to addresses where no device is read as all ones and write
+    nothing, as on a PC; else they end the run.
+    """
+
+    def __init__(
+        self,
+        memory: GuestMemory,
+        accelerator: Accelerator,
+        *,
+        console: Callable[[bytes], None],
+        ignore_unassigned: bool = False,
+    ) -> None:
+        self.memory = memory
+        self.accelerator = accelerator
+        self.cpu = accelerator.create_cpu()
+        self.slots: list[Slot] = []
+        self.exits = ExitLog()
+        self._ignore_unassigned = ignore_unassigned
+        self._exit_port = _ExitPort()
+        self._mmio = Bus("guest physical address")
+        self._ports = Bus("port")
+        self._ports.add(Place(CONSOLE_PORT, 1, "console port", _ConsolePort(console)))
+        self._ports.add(Place(EXIT_PORT, 4, "exit port", self._exit_port))
+        self._failure: BaseException | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the CPU and the devices; the memory and the accelerator are the caller's."""
+        for slot in self.slots:
+            slot.device.reset()
+            slot.device.close()
+        self.cpu.close()
+
+    def add_device(self, device: VirtioDevice, name: str) -> Slot:
+        """Put a device into the next slot; raises ConfigError when all are taken."""
+        index = len(self.slots)
+        if index == GSI_COUNT:
+            raise ConfigError(f"There are more than {GSI_COUNT} devices: leave some out.")
+        gsi = FIRST_GSI + index
+        address = MMIO_BASE + index * REGISTER_RANGE
+
+        def set_interrupt(level: bool) -> None:
+            self.accelerator.set_irq_line(gsi, level)
+
+        transport = MmioTransport(device, self.memory, set_interrupt)
+        self._mmio.add(Place(address, REGISTER_RANGE, name, transport))
+        slot = Slot(name, device, transport, address, gsi)
+        self.slots.append(slot)
+        return slot
+
+    def boot(self, image: GuestImage, arguments: str = "") -> None:
+        """Load a PVH image; its command line names the devices, then come `arguments`.
+
+        Raises ConfigError for an image that cannot be booted.
+        """
+        devices = [f"virtio_mmio.device=4K@{slot.address:#x}:{slot.gsi}" for slot in self.slots]
+        pvh.prepare(self.memory, self.cpu, image, " ".join([*devices, arguments]).strip())
+
+    def run(self, timeout: float | None = None) -> RunResult:
+        """Run the guest until it writes to the exit port, for at most `timeout` seconds.
+
+        Raises GuestError when it fails in a way that no driver may, and whatever the CPU's
+        thread raised.
+        """
+        before = self.cpu.statistics()
+        start = time.monotonic()
+        thread = threading.Thread(target=self._run_cpu, name="cpu0")
+        thread.start()
+        try:
+            thread.join(timeout)
+        finally:
+            timed_out = thread.is_alive()
+            if timed_out:
+                self.cpu.stop()
+            thread.join()
+        seconds = time.monotonic() - start
+        if self._failure is not None:
+            raise self._failure
+        after = self.cpu.statistics()
+        kernel = {name: value - before.get(name, 0) for name, value in after.items()}
+        return RunResult(self._exit_port.status, seconds, self.exits, kernel)
+
+    def _run_cpu(self) -> None:
+        """Run the CPU, on its own thread."""
+        try:
+            while self._exit_port.status is None:
+                exit_ = self.cpu.run()
+                if exit_ is None:
+                    return
+                self._handle(exit_)
+        except BaseException as error:  # noqa: BLE001 - raised again by run(), on the caller's thread
+            self._failure = error
+
+    def _handle(self, exit_: Exit) -> None:
+        if isinstance(exit_, MmioExit):
+            self._access(self._mmio, exit_.address, exit_.is_write, exit_.data)
+        elif isinstance(exit_, IoExit):
+            for start in range(0, exit_.size * exit_.count, exit_.size):
+                item = exit_.data[start : start + exit_.size]
+                self._access(self._ports, exit_.port, exit_.is_write, item, log=start == 0)
+        else:
+            self.exits.count(ExitKind(exit_.reason.name))
+            if exit_.reason is not ExitReason.IRQ_WINDOW_OPEN:
+                raise self._explain(exit_)
+
+    def _access(
+        self, bus: Bus, address: int, is_write: bool, data: memoryview, *, log: bool = True
+    ) -> None:
+        """Let the device at `address` answer; `log` is off for the rest of one exit's accesses."""
+        reason = "MMIO" if bus is self._mmio else "IO"
+        direction = "write" if is_write else "read"
+        place = bus.find(address)
+        if place is None:
+            if not self._ignore_unassigned:
+                raise bus.refuse(address, len(data), is_write)
+            if log:
+                self.exits.count(ExitKind(reason, "unassigned", f"{address:#x}", direction))
+            if not is_write:
+                data[:] = b"\xff" * len(data)
+            return
+        offset = address - place.start
+        if log:
+            register = place.device.register_name(offset)
+            self.exits.count(ExitKind(reason, place.name, register, direction))
+        if is_write:
+            place.device.write(offset, bytes(data))
+        else:
+            data[:] = place.device.read(offset, len(data))
+
+    def _explain(self, exit_: Exit) -> GuestError:
+        rip = self.cpu.get_registers().rip
+        if exit_.reason is ExitReason.SHUTDOWN:
+            return GuestError(
+                f"The guest triple-faulted at rip {rip:#x}: look at what it does there, "
+                "for instance with objdump -d."
+            )
+        return GuestError(f"The guest stopped at rip {rip:#x} with {exit_.describe()}.")
