@@ -74,12 +74,12 @@ static void read_block(struct virtio_blk *blk, struct blk_request *request, uint
 static void probe_disk(struct virtio_device *device)
 {
 	static struct virtio_blk blk;
+	/* Not CONFIG_WCE, not DISCARD: nothing that could change the disk. */
 	const uint64_t harmless = BIT(VIRTIO_BLK_F_RO) | BIT(VIRTIO_BLK_F_BLK_SIZE);
 	struct blk_request request;
 
 	blk = (struct virtio_blk){ 0 };
 	virtio_enable_interrupt(device);
-	/* Nothing in these could change data. */
 	if (!tap_ok(blk_open(&blk, device, device->offered & harmless, 1, PROBE_QUEUE_SIZE),
 		    "slot %u: the block device accepts the driver's features", device->slot))
 		return;

@@ -135,6 +135,12 @@ void console_flush(void)
 	line_length = 0;
 }
 
+void console_fresh_line(void)
+{
+	if (line_length)
+		printf("\n");
+}
+
 void vprintf(const char *format, va_list args)
 {
 	line_length += vsnprintf(line + line_length, sizeof(line) - line_length, format, args);

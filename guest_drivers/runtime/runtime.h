@@ -31,6 +31,8 @@ void vprintf(const char *format, va_list args);
 size_t snprintf(char *buffer, size_t size, const char *format, ...) PRINTF(3, 4);
 size_t vsnprintf(char *buffer, size_t size, const char *format, va_list args);
 void console_flush(void);
+/* Ends a line that was begun, if one was. */
+void console_fresh_line(void);
 
 /* ----- Test Anything Protocol ----- */
 

@@ -79,6 +79,7 @@ _Noreturn void tap_bail_out(const char *reason, ...)
 	if (again)
 		exit(1);
 	again = true;
+	console_fresh_line();
 	printf("Bail out! ");
 	va_start(args, reason);
 	vprintf(reason, args);

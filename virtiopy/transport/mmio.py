@@ -193,7 +193,7 @@ class MmioTransport:
         if was and not self.interrupt_status:
             self._set_interrupt(False)
 
-    # Features (2.2)
+    # Feature bits, section 2.2
 
     def _read_device_features(self) -> int:
         return self.offered_features >> 32 * self._device_features_sel & 0xFFFF_FFFF
@@ -247,7 +247,7 @@ class MmioTransport:
         self.device.reset()
         self._clear()
 
-    # Queues (4.2.3.2, 2.6.1)
+    # Queues, sections 4.2.3.2 and 2.6.1
 
     def _selected(self) -> QueueRegisters | None:
         return self._queues[self._queue_sel] if self._queue_sel < len(self._queues) else None
