@@ -9,13 +9,16 @@
  * one chance.  A device that does not suppress fails each of them.
  */
 #define ATTEMPTS	3
-/* Register reads that give a late interrupt the time to arrive. */
+/* The time for a late interrupt to arrive, in exits and, where a read makes none, in turns. */
 #define SETTLE_READS	40
+#define SETTLE_TURNS	500
 
 static void settle(const struct virtio_device *device)
 {
 	for (unsigned int i = 0; i < SETTLE_READS; i++)
 		virtio_status(device);
+	for (unsigned int i = 0; i < SETTLE_TURNS; i++)
+		cpu_relax();
 }
 
 static void submit_read(struct blk_test *t, struct blk_request *request)

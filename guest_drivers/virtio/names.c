@@ -82,9 +82,10 @@ static const struct name net_features[] = {
 	{ 14, "HOST_UFO" }, { 15, "MRG_RXBUF" }, { 16, "STATUS" }, { 17, "CTRL_VQ" },
 	{ 18, "CTRL_RX" }, { 19, "CTRL_VLAN" }, { 20, "CTRL_RX_EXTRA" },
 	{ 21, "GUEST_ANNOUNCE" }, { 22, "MQ" }, { 23, "CTRL_MAC_ADDR" },
-	{ 50, "DEVICE_STATS" }, { 51, "HASH_TUNNEL" }, { 52, "VQ_NOTF_COAL" }, { 53, "NOTF_COAL" },
-	{ 54, "GUEST_USO4" }, { 55, "GUEST_USO6" }, { 56, "HOST_USO" }, { 57, "HASH_REPORT" }, { 59, "GUEST_HDRLEN" }, { 60, "RSS" },
-	{ 61, "RSC_EXT" }, { 62, "STANDBY" }, { 63, "SPEED_DUPLEX" },
+	{ 50, "DEVICE_STATS" }, { 51, "HASH_TUNNEL" }, { 52, "VQ_NOTF_COAL" },
+	{ 53, "NOTF_COAL" }, { 54, "GUEST_USO4" }, { 55, "GUEST_USO6" }, { 56, "HOST_USO" },
+	{ 57, "HASH_REPORT" }, { 59, "GUEST_HDRLEN" }, { 60, "RSS" }, { 61, "RSC_EXT" },
+	{ 62, "STANDBY" }, { 63, "SPEED_DUPLEX" },
 };
 
 static const struct name block_features[] = {

@@ -114,6 +114,7 @@ bool virtio_has_feature(const struct virtio_device *device, unsigned int bit);
 void virtio_reset(struct virtio_device *device);
 bool virtio_negotiate(struct virtio_device *device, uint64_t features);
 void virtio_driver_ok(struct virtio_device *device);
+/* Given up (3.1.1): sets FAILED. */
 void virtio_fail(struct virtio_device *device);
 
 uint32_t virtio_status(const struct virtio_device *device);

@@ -42,8 +42,10 @@ bool blk_open(struct virtio_blk *blk, struct virtio_device *device, uint64_t fea
 	if (!blk->memory)
 		blk->memory = memory_mark();
 	blk->device = device;
-	if (!virtio_negotiate(device, features | BIT(VIRTIO_F_VERSION_1)))
+	if (!virtio_negotiate(device, features | BIT(VIRTIO_F_VERSION_1))) {
+		virtio_fail(device);
 		return false;
+	}
 	/* Only after the reset: until then the device may still write to the old queues. */
 	memory_release(blk->memory);
 	blk->capacity = BLK_CONFIG(64, device, capacity);
