@@ -5,6 +5,7 @@ location) asks `GuestMemory` for it, and gets host memory that lies inside the g
 `AddressError`.
 """
 
+import contextlib
 import mmap
 import os
 from bisect import bisect_right
@@ -61,11 +62,8 @@ class Region:
     def close(self) -> None:
         """Unmap. Views that were handed out and are still alive keep the mapping until they go."""
         self._view.release()
-        try:
+        with contextlib.suppress(BufferError):
             self._mapping.close()
-        except BufferError:
-            # Somebody still holds a view: the mapping goes with the last of them.
-            return
 
 
 class GuestMemory:

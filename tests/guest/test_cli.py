@@ -1,0 +1,45 @@
+import json
+
+import pytest
+
+from tests.guest.support import virtiopy
+from virtiopy import __version__
+
+
+def test_help_lists_every_subcommand() -> None:
+    outcome = virtiopy("--help")
+    assert outcome.status == 0
+    for name in ("run", "hello", "doctor"):
+        assert name in outcome.output
+
+
+@pytest.mark.parametrize("subcommand", ["run", "hello", "doctor"])
+def test_the_help_of_a_subcommand_has_an_example(subcommand: str) -> None:
+    outcome = virtiopy(subcommand, "--help")
+    assert outcome.status == 0
+    assert "Example:" in outcome.output
+    assert f"virtiopy {subcommand}" in outcome.output.partition("Example:")[2]
+
+
+def test_the_version_is_the_packages() -> None:
+    assert virtiopy("--version").output == f"virtiopy, version {__version__}\n"
+
+
+def test_an_unknown_subcommand_is_status_2_without_a_traceback() -> None:
+    outcome = virtiopy("fly")
+    assert outcome.status == 2
+    assert "Traceback" not in outcome.errors
+
+
+def test_doctor_has_a_remedy_for_all_that_does_not_work() -> None:
+    outcome = virtiopy("doctor", "--json")
+    assert outcome.status == 0
+    findings = json.loads(outcome.output)
+    assert {"/dev/kvm", "/dev/vhost-net", "/dev/net/tun", "QEMU"} <= {f["what"] for f in findings}
+    assert all(f["remedy"] for f in findings if f["works"] is False)
+
+
+def test_doctor_draws_a_table_for_people() -> None:
+    outcome = virtiopy("doctor")
+    assert outcome.status == 0
+    assert "Remedy" in outcome.output

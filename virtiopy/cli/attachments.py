@@ -1,0 +1,64 @@
+"""The devices that a command line can attach: each is an option and what builds the device.
+
+A new device is one more line in ATTACHMENTS.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from virtiopy.cli.options import DeviceOptions
+from virtiopy.devices.base import VirtioDevice
+from virtiopy.errors import ConfigError
+
+
+@dataclass(slots=True, frozen=True)
+class Attachment:
+    """An option: its name, the prefix of its devices' names, how it is written, its builder.
+
+    `build` is given the option's value; it raises ConfigError with a remedy.
+    """
+
+    option: str
+    prefix: str
+    metavar: str
+    help: str
+    build: Callable[[str], VirtioDevice]
+
+
+def build_disk(text: str) -> VirtioDevice:
+    """Make a block device of `PATH[,readonly=on][,cache=MODE][,...]`."""
+    from virtiopy.devices.blk import ID_BYTES, Blk
+    from virtiopy.host.disk import CacheMode, DiskImage
+    from virtiopy.virtqueue.layout import QUEUE_SIZE_MAX, valid_queue_size
+
+    keys = ("readonly", "cache", "serial", "queues", "queue-size")
+    options = DeviceOptions("--disk", text, keys)
+    cache = CacheMode(options.choice("cache", list(CacheMode), CacheMode.WRITEBACK))
+    queue_size = options.number("queue-size", 256, 4, QUEUE_SIZE_MAX)
+    if not valid_queue_size(queue_size):
+        raise ConfigError(f"--disk has queue-size={queue_size}: use a power of 2.")
+    serial = options.text("serial", "")
+    if not serial.isascii() or len(serial) > ID_BYTES:
+        raise ConfigError(f"--disk has serial={serial}: use up to {ID_BYTES} ASCII characters.")
+    num_queues = options.number("queues", 1, 1, 64)
+    disk = DiskImage(Path(options.main), readonly=options.flag("readonly"), cache=cache)
+    return Blk(
+        disk,
+        serial=serial,
+        writeback=cache is not CacheMode.WRITETHROUGH,
+        num_queues=num_queues,
+        queue_size=queue_size,
+    )
+
+
+ATTACHMENTS = [
+    Attachment(
+        "--disk",
+        "blk",
+        "PATH[,readonly=on][,cache=writeback|writethrough|none][,serial=ID][,queues=N]"
+        "[,queue-size=N]",
+        "Attach a raw image or block device.",
+        build_disk,
+    ),
+]

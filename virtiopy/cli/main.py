@@ -1,0 +1,84 @@
+"""The command itself: global options, subcommands that are imported when asked for, errors."""
+
+import importlib
+import logging
+import sys
+
+import click
+
+from virtiopy import __version__
+from virtiopy.errors import VirtiopyError
+
+#: Exit statuses besides 0: the guest reports failure; the user, the host or the guest is at fault.
+EXIT_GUEST_FAILED = 1
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+#: Subcommand: its one line of help. The module of the same name has it as `command`.
+SUBCOMMANDS = {
+    "run": "Run a guest driver in a VM with virtio devices, and count its exits.",
+    "hello": "Run the smallest guest of each CPU mode.",
+    "doctor": "Show what this host can do, and how to get what it lacks.",
+}
+
+
+class LazyGroup(click.Group):
+    """Imports a subcommand's module when it is called, not to show the list."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Name the subcommands."""
+        return list(SUBCOMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a subcommand."""
+        if cmd_name not in SUBCOMMANDS:
+            return None
+        module = importlib.import_module(f"virtiopy.cli.{cmd_name}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the subcommands from the table alone."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(SUBCOMMANDS.items()))
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Example: virtiopy run --disk disk.img",
+)
+@click.version_option(__version__, prog_name="virtiopy")
+@click.option("-v", "--verbose", count=True, help="Tell what goes on; twice for every detail.")
+def cli(verbose: int) -> None:
+    """Attach disks to a KVM test VM, and see what virtio costs."""
+    level = (logging.ERROR, logging.INFO, logging.DEBUG)[min(verbose, 2)]
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
+
+
+def main() -> None:
+    """Run the command line; what is the user's fault ends in one sentence and status 2."""
+    try:
+        status = cli.main(standalone_mode=False, prog_name="virtiopy")
+    except click.exceptions.Exit as request:
+        status = request.exit_code
+    except click.Abort:
+        status = EXIT_INTERRUPTED
+    except click.ClickException as error:
+        error.show()
+        status = error.exit_code
+    except KeyboardInterrupt:
+        click.echo("virtiopy: interrupted", err=True)
+        status = EXIT_INTERRUPTED
+    except VirtiopyError as error:
+        click.echo(f"virtiopy: {error}", err=True)
+        status = EXIT_ERROR
+    except BrokenPipeError:
+        # Whoever read our output has had enough of it, as `| head` does.
+        sys.stderr.close()
+        status = EXIT_GUEST_FAILED
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""What a run cost and found, as tables for a person and as JSON for a program."""
+
+import json
+from pathlib import Path
+from typing import TypedDict
+
+from rich.console import Console
+from rich.table import Table
+
+from virtiopy import __version__
+from virtiopy.cli.tapresults import TapReport
+from virtiopy.errors import ConfigError
+from virtiopy.machine import Machine, RunResult
+
+_STYLES = {"passed": "green", "failed": "bold red", "skipped": "yellow"}
+
+
+def show_tests(console: Console, report: TapReport) -> None:
+    """Print how many of the guest's tests passed, by what they are about."""
+    if not report.tests:
+        return
+    table = Table("Guest tests", title_justify="left")
+    for outcome in _STYLES:
+        table.add_column(outcome, justify="right")
+    groups = report.by_group()
+    for group, counts in groups.items():
+        table.add_row(group, *(str(counts[outcome] or "") for outcome in _STYLES))
+    totals = [sum(counts[outcome] for counts in groups.values()) for outcome in _STYLES]
+    table.add_section()
+    cells = [
+        f"[{style}]{total}[/]" if total else "0"
+        for style, total in zip(_STYLES.values(), totals, strict=True)
+    ]
+    table.add_row("all", *cells)
+    console.print(table)
+
+
+def show_exits(console: Console, result: RunResult) -> None:
+    """Print the exits to userspace, by reason, device and register, and the kernel's counts."""
+    table = Table("Exit to userspace", "device", "register", "direction")
+    table.add_column("count", justify="right")
+    for kind, count in sorted(result.exits.counts.items(), key=lambda item: (-item[1], item[0])):
+        table.add_row(kind.reason, kind.device, kind.register, kind.direction, str(count))
+    table.add_section()
+    table.add_row("all", "", "", "", str(result.exits.total))
+    console.print(table)
+    show_kernel(console, result)
+
+
+def show_kernel(console: Console, result: RunResult) -> None:
+    """Print the accelerator's own counters that moved."""
+    if not result.kernel:
+        console.print("The accelerator keeps no counters of its own.")
+        return
+    table = Table("Counted by the kernel")
+    table.add_column("count", justify="right")
+    for name, count in result.kernel.items():
+        if count:
+            table.add_row(name, str(count))
+    light = light_exits(result)
+    if light is not None:
+        table.add_section()
+        table.add_row("exits that the kernel handled itself", str(light))
+    console.print(table)
+
+
+def light_exits(result: RunResult) -> int | None:
+    """Return how many exits never reached userspace; None where KVM's count cannot tell.
+
+    One exit for a string instruction reaches userspace once an item, so KVM may count fewer.
+    """
+    light = result.kernel.get("exits", 0) - result.exits.total
+    return light if light >= 0 else None
+
+
+class _Exit(TypedDict):
+    reason: str
+    device: str
+    register: str
+    direction: str
+    count: int
+
+
+def write_json(
+    path: Path,
+    machine: Machine,
+    result: RunResult,
+    report: TapReport,
+    *,
+    guest: str,
+    passed: bool,
+) -> None:
+    """Write the run to `path`; raises ConfigError when it cannot be written."""
+    exits = [
+        _Exit(
+            reason=kind.reason,
+            device=kind.device,
+            register=kind.register,
+            direction=kind.direction,
+            count=count,
+        )
+        for kind, count in sorted(result.exits.counts.items())
+    ]
+    document = {
+        "virtiopy": __version__,
+        "guest": guest,
+        "accelerator": machine.accelerator.name,
+        "passed": passed,
+        "status": result.status,
+        "seconds": round(result.seconds, 6),
+        "devices": [
+            {
+                "name": slot.name,
+                "device_id": int(slot.device.device_id),
+                "address": slot.address,
+                "gsi": slot.gsi,
+            }
+            for slot in machine.slots
+        ],
+        "tests": [
+            {
+                "number": test.number,
+                "description": test.description,
+                "outcome": test.outcome,
+                "skip_reason": test.skip,
+            }
+            for test in report.tests
+        ],
+        "bail_out": report.bail_out,
+        "exits": {
+            "userspace": exits,
+            "userspace_total": result.exits.total,
+            "kernel": result.kernel,
+            "light": light_exits(result) if result.kernel else None,
+        },
+    }
+    try:
+        path.write_text(json.dumps(document, indent=2) + "\n")
+    except OSError as error:
+        raise ConfigError(
+            f"The report {path} cannot be written ({error.strerror}): name a file that can."
+        ) from error

@@ -1,0 +1,201 @@
+"""virtiopy run: a guest driver in a VM, with devices."""
+
+import contextlib
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+
+import click
+
+from virtiopy.cli.attachments import ATTACHMENTS
+from virtiopy.cli.main import EXIT_GUEST_FAILED
+from virtiopy.cli.options import parse_size
+
+_STYLES = (("not ok", "red"), ("Bail out!", "red"), ("ok", "green"), ("#", "bright_black"))
+
+
+def _attachment_options(function: Callable[..., int]) -> Callable[..., int]:
+    for attachment in reversed(ATTACHMENTS):
+        function = click.option(
+            attachment.option,
+            attachment.prefix,
+            multiple=True,
+            metavar=attachment.metavar,
+            help=attachment.help,
+        )(function)
+    return function
+
+
+@click.command(
+    epilog="""Example: exercise a scratch disk's driver and device, destroying what is on the disk:
+
+\b
+  truncate -s 64M scratch.img
+  virtiopy run --disk scratch.img --guest blk
+"""
+)
+@_attachment_options
+@click.option(
+    "--guest",
+    default="probe",
+    show_default=True,
+    metavar="NAME|ELF",
+    help="What to run: a guest of virtiopy's or a PVH ELF file. `probe` looks at every device "
+    "and writes to none; `blk` OVERWRITES the disks.",
+)
+@click.option("--append", default="", metavar="TEXT", help="More for the guest's command line.")
+@click.option(
+    "--memory",
+    type=parse_size,
+    default="64M",
+    show_default=True,
+    metavar="SIZE",
+    help="Guest memory, as in 64M or 1G.",
+)
+@click.option(
+    "--memory-path",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Keep the guest's memory in this file, to look at while it runs and afterwards.",
+)
+@click.option("--hugepages", is_flag=True, help="Take the guest's memory in huge pages.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Stop a guest that runs longer; 0 lets it run for ever.",
+)
+@click.option(
+    "--unassigned",
+    type=click.Choice(["error", "ignore"]),
+    default="error",
+    show_default=True,
+    help="What an access to an address is where no device is.",
+)
+@click.option(
+    "--json",
+    "json_path",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write results and exit counts to this file.",
+)
+def command(
+    *,
+    guest: str,
+    append: str,
+    memory: int,
+    memory_path: Path | None,
+    hugepages: bool,
+    timeout: float,
+    unassigned: str,
+    json_path: Path | None,
+    **attached: tuple[str, ...],
+) -> int:
+    """Run a guest driver in a VM with virtio devices, and count its exits.
+
+    The guest's output is shown as it comes, then its test results, and what left the VM: by
+    device and register, and as the kernel counted it. The status is 0 when the guest passes, 1
+    when it reports failure, 2 when it could not be run to its end.
+    """
+    from rich.console import Console
+
+    from virtiopy.accel.kvm import KvmAccelerator
+    from virtiopy.boot.elf import GuestImage
+    from virtiopy.boot.guests import guest_path
+    from virtiopy.cli import report
+    from virtiopy.cli.tapresults import parse_tap
+    from virtiopy.errors import GuestError
+    from virtiopy.machine import Machine
+    from virtiopy.memory import GuestMemory
+
+    image = GuestImage.open(guest_path(guest))
+    output = GuestOutput()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(terminated_as_interrupted())
+        ram = stack.enter_context(
+            GuestMemory.allocate(memory, path=memory_path, huge_pages=hugepages)
+        )
+        accelerator = KvmAccelerator(ram)
+        stack.callback(accelerator.close)
+        machine = stack.enter_context(
+            Machine(
+                ram, accelerator, console=output.write, ignore_unassigned=unassigned == "ignore"
+            )
+        )
+        for attachment in ATTACHMENTS:
+            for number, text in enumerate(attached[attachment.prefix]):
+                machine.add_device(attachment.build(text), f"{attachment.prefix}{number}")
+        machine.boot(image, append)
+        try:
+            result = machine.run(timeout or None)
+        finally:
+            output.finish()
+        if result.status is None:
+            raise GuestError(
+                f"The guest was not done after {timeout:g} seconds: give it more with --timeout, "
+                "or find out what it waits for."
+            )
+        results = parse_tap(output.text)
+        passed = result.status == 0 and results.passed
+        console = Console()
+        report.show_tests(console, results)
+        report.show_exits(console, result)
+        if json_path is not None:
+            report.write_json(json_path, machine, result, results, guest=guest, passed=passed)
+    if results.complaint:
+        click.echo(f"virtiopy: the guest's report is not whole: {results.complaint}.", err=True)
+    if not passed:
+        click.echo(f"virtiopy: the guest failed, with status {result.status}.", err=True)
+        return EXIT_GUEST_FAILED
+    return 0
+
+
+class GuestOutput:
+    """Shows the guest's output line by line, and keeps it."""
+
+    def __init__(self) -> None:
+        self._line = bytearray()
+        self._lines: list[str] = []
+
+    def write(self, data: bytes) -> None:
+        """Take some output; a line is shown when it is whole."""
+        self._line += data
+        while (end := self._line.find(b"\n")) >= 0:
+            self._show(self._line[:end].decode(errors="replace"))
+            del self._line[: end + 1]
+
+    def finish(self) -> None:
+        """Show a last line that was not ended."""
+        if self._line:
+            self.write(b"\n")
+
+    def _show(self, line: str) -> None:
+        self._lines.append(line)
+        color = next((color for start, color in _STYLES if line.startswith(start)), None)
+        if "# SKIP" in line:
+            color = "yellow"
+        click.secho(line, fg=color)
+
+    @property
+    def text(self) -> str:
+        """All lines so far."""
+        return "".join(f"{line}\n" for line in self._lines)
+
+
+@contextlib.contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """Make SIGTERM end the run as Ctrl-C does: threads joined, files closed."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        sys.stdout.flush()
