@@ -1,5 +1,7 @@
 """The test VM: memory, one CPU, virtio-mmio devices, a debug console and an exit port."""
 
+import enum
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -13,10 +15,11 @@ from virtiopy.boot.elf import GuestImage
 from virtiopy.bus import Bus, Place
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.errors import ConfigError, GuestError
+from virtiopy.eventloop import READABLE, EventLoop, Watch
 from virtiopy.exitlog import ExitKind, ExitLog
 from virtiopy.kvm.exits import Exit, ExitReason, IoExit, MmioExit
 from virtiopy.memory import GuestMemory
-from virtiopy.transport.mmio import REGISTER_RANGE, MmioTransport
+from virtiopy.transport.mmio import REGISTER_RANGE, MmioTransport, Register
 
 #: Guest physical address of the first device's registers; the next ones follow it.
 MMIO_BASE = 0xD000_0000
@@ -30,15 +33,27 @@ CONSOLE_PORT = 0xE9
 EXIT_PORT = 0xF4
 
 
+class IoMode(enum.StrEnum):
+    """Who works a device's rings, and how kicks and interrupts travel."""
+
+    #: A kick is an exit, and the CPU's thread works the ring; interrupts by KVM_IRQ_LINE.
+    TRAPPED = "trapped"
+    #: A kick is an eventfd, and the event loop works the ring; interrupts by an irqfd.
+    IOEVENTFD = "ioeventfd"
+
+
 @dataclass(slots=True, frozen=True)
 class Slot:
-    """A device in the VM: where its driver finds it."""
+    """A device in the VM: where its driver finds it, and the eventfds that it is reached by."""
 
     name: str
     device: VirtioDevice
     transport: MmioTransport
     address: int
     gsi: int
+    mode: IoMode
+    eventfds: tuple[int, ...] = ()
+    watches: tuple[Watch, ...] = ()
 
 
 @dataclass(slots=True, frozen=True)
@@ -89,7 +104,7 @@ class _ExitPort:
 
 
 class Machine:
-    """A VM with one CPU.
+    """A VM with one CPU, and an event loop for its devices.
 
     `console` is given what the guest writes to port 0xE9, on the CPU's thread.
 
@@ -108,6 +123,7 @@ class Machine:
         self.memory = memory
         self.accelerator = accelerator
         self.cpu = accelerator.create_cpu()
+        self.loop = EventLoop("devices")
         self.slots: list[Slot] = []
         self.exits = ExitLog()
         self._ignore_unassigned = ignore_unassigned
@@ -131,27 +147,75 @@ class Machine:
 
     def close(self) -> None:
         """Free the CPU and the devices; the memory and the accelerator are the caller's."""
+        self.loop.stop()
         for slot in self.slots:
-            slot.device.reset()
-            slot.device.close()
+            with slot.device.lock:
+                slot.device.reset()
+                slot.device.close()
+            for watch in slot.watches:
+                self.loop.unwatch(watch)
+            for eventfd in slot.eventfds:
+                os.close(eventfd)
+        self.loop.close()
         self.cpu.close()
 
-    def add_device(self, device: VirtioDevice, name: str) -> Slot:
-        """Put a device into the next slot; raises ConfigError when all are taken."""
+    def add_device(self, device: VirtioDevice, name: str, mode: IoMode = IoMode.IOEVENTFD) -> Slot:
+        """Put a device into the next slot; raises ConfigError when all are taken.
+
+        From here on the device is the machine's to close.
+        """
         index = len(self.slots)
         if index == GSI_COUNT:
             raise ConfigError(f"There are more than {GSI_COUNT} devices: leave some out.")
         gsi = FIRST_GSI + index
         address = MMIO_BASE + index * REGISTER_RANGE
 
+        if mode is IoMode.TRAPPED:
+            slot = self._trapped_slot(device, name, address, gsi)
+        else:
+            slot = self._ioeventfd_slot(device, name, address, gsi)
+        self._mmio.add(Place(address, REGISTER_RANGE, name, slot.transport))
+        self.slots.append(slot)
+        device.attach(slot.transport, self.loop, may_block=mode is IoMode.TRAPPED)
+        return slot
+
+    def _trapped_slot(self, device: VirtioDevice, name: str, address: int, gsi: int) -> Slot:
         def set_interrupt(level: bool) -> None:
             self.accelerator.set_irq_line(gsi, level)
 
         transport = MmioTransport(device, self.memory, set_interrupt)
-        self._mmio.add(Place(address, REGISTER_RANGE, name, transport))
-        slot = Slot(name, device, transport, address, gsi)
-        self.slots.append(slot)
-        return slot
+        return Slot(name, device, transport, address, gsi, IoMode.TRAPPED)
+
+    def _ioeventfd_slot(self, device: VirtioDevice, name: str, address: int, gsi: int) -> Slot:
+        interrupt = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.accelerator.add_irqfd(gsi, interrupt)
+
+        def set_interrupt(level: bool) -> None:
+            # An irqfd is a pulse: each event is one, and none is taken back.
+            if level:
+                os.eventfd_write(interrupt, 1)
+
+        transport = MmioTransport(device, self.memory, set_interrupt)
+        eventfds, watches = [interrupt], []
+        for index in range(len(device.queue_sizes)):
+            kick = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            self.accelerator.add_ioeventfd(address + Register.QueueNotify, index, kick)
+            watches.append(
+                self.loop.watch(
+                    kick, READABLE, _kick_reader(transport, kick, index), f"{name} queue {index}"
+                )
+            )
+            eventfds.append(kick)
+        return Slot(
+            name,
+            device,
+            transport,
+            address,
+            gsi,
+            IoMode.IOEVENTFD,
+            tuple(eventfds),
+            tuple(watches),
+        )
 
     def boot(self, image: GuestImage, arguments: str = "") -> None:
         """Load a PVH image; its command line names the devices, then come `arguments`.
@@ -169,18 +233,21 @@ class Machine:
         """
         before = self.cpu.statistics()
         start = time.monotonic()
+        self.loop.on_failure = self.cpu.stop
+        self.loop.start()
         thread = threading.Thread(target=self._run_cpu, name="cpu0")
         thread.start()
         try:
             thread.join(timeout)
         finally:
-            timed_out = thread.is_alive()
-            if timed_out:
+            if thread.is_alive():
                 self.cpu.stop()
             thread.join()
+            self.loop.stop()
         seconds = time.monotonic() - start
-        if self._failure is not None:
-            raise self._failure
+        failure = self._failure or self.loop.failure
+        if failure is not None:
+            raise failure
         after = self.cpu.statistics()
         kernel = {name: value - before.get(name, 0) for name, value in after.items()}
         return RunResult(self._exit_port.status, seconds, self.exits, kernel)
@@ -240,3 +307,12 @@ class Machine:
                 "for instance with objdump -d."
             )
         return GuestError(f"The guest stopped at rip {rip:#x} with {exit_.describe()}.")
+
+
+def _kick_reader(transport: MmioTransport, eventfd: int, index: int) -> Callable[[int], None]:
+    def kick(events: int) -> None:
+        # Kicks that came together are one: the ring says how much there is to do.
+        os.eventfd_read(eventfd)
+        transport.kick(index)
+
+    return kick

@@ -25,6 +25,7 @@ def image(tmp_path: Path) -> Path:
     return make_image(tmp_path / "disk.img")
 
 
+@pytest.mark.parametrize("mode", ["trapped", "ioeventfd"])
 @pytest.mark.parametrize(
     "options",
     [
@@ -37,9 +38,9 @@ def image(tmp_path: Path) -> Path:
     ],
 )
 def test_the_blk_guest_passes_and_its_writes_are_in_the_image(
-    tmp_path: Path, image: Path, options: str
+    tmp_path: Path, image: Path, options: str, mode: str
 ) -> None:
-    outcome = run_guest(tmp_path, "blk", "--disk", f"{image}{options}")
+    outcome = run_guest(tmp_path, "blk", "--disk", f"{image}{options},mode={mode}")
 
     assert outcome.failures() == []
     assert outcome.status == 0, outcome.errors
@@ -118,7 +119,7 @@ def test_a_request_in_trapped_mode_costs_its_kick_and_nothing_else(
     tmp_path: Path, image: Path
 ) -> None:
     def count(requests: int) -> tuple[int, int]:
-        arguments = ("--disk", image, "--append", f"blk.requests={requests}")
+        arguments = ("--disk", image, "--mode", "trapped", "--append", f"blk.requests={requests}")
         outcome = run_guest(tmp_path, "blk", *arguments)
         assert outcome.status == 0, outcome.errors
         rows = outcome.report["exits"]["userspace"]
@@ -130,6 +131,24 @@ def test_a_request_in_trapped_mode_costs_its_kick_and_nothing_else(
     # What the driver does besides the requests cancels out. The device is done before the kick
     # returns, so a driver with EVENT_IDX never gets to ask for an interrupt.
     assert [b - a for a, b in zip(few, many, strict=True)] == [50, 50]
+
+
+def test_no_kick_reaches_userspace_in_ioeventfd_mode(tmp_path: Path, image: Path) -> None:
+    arguments = ("--disk", image, "--mode", "ioeventfd", "--append", "blk.requests=50")
+    outcome = run_guest(tmp_path, "blk", *arguments)
+
+    assert outcome.status == 0, outcome.errors
+    assert outcome.exits("blk0", "QueueNotify") == 0
+
+
+def test_two_disks_of_one_vm_can_be_in_different_modes(tmp_path: Path, image: Path) -> None:
+    other = make_image(tmp_path / "other.img", 1 << 20)
+    disks = ("--disk", f"{image},mode=trapped", "--disk", f"{other},mode=ioeventfd")
+    outcome = run_guest(tmp_path, "blk", *disks)
+
+    assert outcome.status == 0, outcome.failures()
+    assert outcome.exits("blk0", "QueueNotify") > 0
+    assert outcome.exits("blk1", "QueueNotify") == 0
 
 
 def test_the_kernel_counts_at_least_the_mmio_exits_that_reached_userspace(

@@ -45,6 +45,15 @@ class Accelerator(Protocol):
     def set_irq_line(self, gsi: int, level: bool) -> None:
         """Set the level of an interrupt line."""
 
+    def add_ioeventfd(self, address: int, value: int, eventfd: int) -> None:
+        """Turn 32-bit writes of `value` at guest physical `address` into writes to `eventfd`.
+
+        The CPU does not stop for them.
+        """
+
+    def add_irqfd(self, gsi: int, eventfd: int) -> None:
+        """Make a write to `eventfd` pulse an interrupt line."""
+
     def statistics(self) -> dict[str, int]:
         """Return the mechanism's counters for the guest as a whole; empty where it has none."""
 

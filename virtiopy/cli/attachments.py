@@ -16,24 +16,28 @@ from virtiopy.errors import ConfigError
 class Attachment:
     """An option: its name, the prefix of its devices' names, how it is written, its builder.
 
-    `build` is given the option's value; it raises ConfigError with a remedy.
+    `keys` may follow the first part of its value as key=value; every device knows `mode` too.
+    `build` is given the value, taken apart; it raises ConfigError with a remedy.
     """
 
     option: str
     prefix: str
     metavar: str
     help: str
-    build: Callable[[str], VirtioDevice]
+    keys: tuple[str, ...]
+    build: Callable[[DeviceOptions], VirtioDevice]
+
+    def parse(self, text: str) -> DeviceOptions:
+        """Take a value of the option apart; raises ConfigError."""
+        return DeviceOptions(self.option, text, (*self.keys, "mode"))
 
 
-def build_disk(text: str) -> VirtioDevice:
+def build_disk(options: DeviceOptions) -> VirtioDevice:
     """Make a block device of `PATH[,readonly=on][,cache=MODE][,...]`."""
     from virtiopy.devices.blk import ID_BYTES, Blk
     from virtiopy.host.disk import CacheMode, DiskImage
     from virtiopy.virtqueue.layout import QUEUE_SIZE_MAX, valid_queue_size
 
-    keys = ("readonly", "cache", "serial", "queues", "queue-size")
-    options = DeviceOptions("--disk", text, keys)
     cache = CacheMode(options.choice("cache", list(CacheMode), CacheMode.WRITEBACK))
     queue_size = options.number("queue-size", 256, 4, QUEUE_SIZE_MAX)
     if not valid_queue_size(queue_size):
@@ -57,8 +61,9 @@ ATTACHMENTS = [
         "--disk",
         "blk",
         "PATH[,readonly=on][,cache=writeback|writethrough|none][,serial=ID][,queues=N]"
-        "[,queue-size=N]",
+        "[,queue-size=N][,mode=trapped|ioeventfd]",
         "Attach a raw image or block device.",
+        ("readonly", "cache", "serial", "queues", "queue-size"),
         build_disk,
     ),
 ]

@@ -45,6 +45,14 @@ def _attachment_options(function: Callable[..., int]) -> Callable[..., int]:
     help="What to run: a guest of virtiopy's or a PVH ELF file. `probe` looks at every device "
     "and writes to none; `blk` OVERWRITES the disks.",
 )
+@click.option(
+    "--mode",
+    type=click.Choice(["trapped", "ioeventfd"]),
+    default="ioeventfd",
+    show_default=True,
+    help="How kicks travel: as exits to the CPU's thread, or as eventfds to the event loop. A "
+    "device's own mode=... goes before.",
+)
 @click.option("--append", default="", metavar="TEXT", help="More for the guest's command line.")
 @click.option(
     "--memory",
@@ -86,6 +94,7 @@ def _attachment_options(function: Callable[..., int]) -> Callable[..., int]:
 def command(
     *,
     guest: str,
+    mode: str,
     append: str,
     memory: int,
     memory_path: Path | None,
@@ -109,7 +118,7 @@ def command(
     from virtiopy.cli import report
     from virtiopy.cli.tapresults import parse_tap
     from virtiopy.errors import GuestError
-    from virtiopy.machine import Machine
+    from virtiopy.machine import IoMode, Machine
     from virtiopy.memory import GuestMemory
 
     image = GuestImage.open(guest_path(guest))
@@ -128,7 +137,10 @@ def command(
         )
         for attachment in ATTACHMENTS:
             for number, text in enumerate(attached[attachment.prefix]):
-                machine.add_device(attachment.build(text), f"{attachment.prefix}{number}")
+                options = attachment.parse(text)
+                device_mode = IoMode(options.choice("mode", list(IoMode), mode))
+                device = attachment.build(options)
+                machine.add_device(device, f"{attachment.prefix}{number}", device_mode)
         machine.boot(image, append)
         try:
             result = machine.run(timeout or None)

@@ -5,10 +5,12 @@ was negotiated, hands it the queues that the driver has set up, and calls it for
 device answers through the `DeviceHost` that it was attached to.
 """
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Protocol
 
+from virtiopy.eventloop import EventLoop
 from virtiopy.spec import DeviceId
 from virtiopy.virtqueue.split import Chain, SplitQueue
 
@@ -27,7 +29,11 @@ class DeviceHost(Protocol):
 
 
 class VirtioDevice(ABC):
-    """A virtio device, served by one thread at a time."""
+    """A virtio device, worked by one thread at a time: whoever calls it holds `lock`.
+
+    That is the CPU's thread for register accesses, and for kicks in trapped mode; and the event
+    loop's for kicks that come as eventfds, and for what comes from the host's side.
+    """
 
     device_id: ClassVar[DeviceId]
 
@@ -38,13 +44,23 @@ class VirtioDevice(ABC):
     queue_sizes: Sequence[int]
 
     def __init__(self) -> None:
+        self.lock = threading.RLock()
         self.host: DeviceHost
+        #: Where the device watches files and sets timers; None where a test serves it by itself.
+        self.loop: EventLoop | None = None
+        #: Whether kicks may take as long as they take (trapped mode): else what blocks goes to the
+        #: loop's workers.
+        self.may_block = True
         self.driver_features = 0
         self.queues: dict[int, SplitQueue] = {}
 
-    def attach(self, host: DeviceHost) -> None:
-        """Say which transport serves the device from now on."""
+    def attach(
+        self, host: DeviceHost, loop: EventLoop | None = None, *, may_block: bool = True
+    ) -> None:
+        """Say which transport serves the device from now on, and which loop and how it may wait."""
         self.host = host
+        self.loop = loop
+        self.may_block = may_block
 
     # Feature bits (2.2)
 

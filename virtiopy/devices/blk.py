@@ -6,12 +6,14 @@ status byte; only a chain without one goes back with nothing written.
 
 import enum
 import logging
+import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 from virtiopy._native import ffi
 from virtiopy.devices.base import VirtioDevice
+from virtiopy.eventloop import EventLoop
 from virtiopy.spec import DeviceId, feature_mask, has_feature
 from virtiopy.virtqueue.buffers import Buffers, gather, scatter, split_at, total
 from virtiopy.virtqueue.split import Chain, SplitQueue
@@ -142,6 +144,16 @@ class RequestError(Exception):
         self.status = status
 
 
+@dataclass(slots=True, eq=False)
+class _Batch:
+    """Requests that one worker serves together, and how much it wrote to each."""
+
+    queue: SplitQueue
+    chains: list[Chain]
+    written: list[int] = field(default_factory=list)
+    finished: threading.Event = field(default_factory=threading.Event)
+
+
 class Blk(VirtioDevice):
     """A block device on `disk`.
 
@@ -169,6 +181,7 @@ class Blk(VirtioDevice):
         self.queue_sizes = [queue_size] * num_queues
         self.features = self._offer(num_queues)
         self._initial_writeback = writeback
+        self._batches: set[_Batch] = set()
         self._config = self._initial_config(num_queues, queue_size)
         self._commands: Mapping[int, Callable[[Request], int]] = {
             RequestType.IN: self._in,
@@ -251,12 +264,58 @@ class Blk(VirtioDevice):
 
     def reset(self) -> None:
         """Forget the driver and its cache mode."""
+        self._drain()
         super().reset()
         self.writeback = self._initial_writeback
 
     def close(self) -> None:
         """Close the disk."""
         self.disk.close()
+
+    def stop_queue(self, index: int) -> None:
+        """Forget a queue; what the workers have of it is waited for."""
+        self._drain()
+        super().stop_queue(index)
+
+    def _drain(self) -> None:
+        """Wait until no worker touches a buffer any more (2.4.1, 2.6.1.1.1)."""
+        for batch in self._batches:
+            batch.finished.wait()
+
+    # Kicks: in place, or where the caller may not wait, by the loop's workers
+
+    def handle(self, queue: SplitQueue) -> None:
+        """Serve every available request, at once or on a worker thread. Raises QueueError."""
+        if self.may_block or self.loop is None:
+            super().handle(queue)
+            return
+        while True:
+            queue.disable_notifications()
+            while chains := queue.pop_many():
+                self._start(_Batch(queue, chains), self.loop)
+            self.notify(queue)
+            if not queue.enable_notifications():
+                return
+
+    def _start(self, batch: "_Batch", loop: EventLoop) -> None:
+        """Have a worker serve a batch; one completion for all its requests."""
+
+        def work() -> None:
+            try:
+                batch.written = [self.serve(batch.queue, chain) for chain in batch.chains]
+            finally:
+                batch.finished.set()
+
+        def done() -> None:
+            with self.lock:
+                self._batches.discard(batch)
+                # A queue that was reset meanwhile has no use for its buffers (2.6.1.1.1).
+                if self.queues.get(batch.queue.index) is batch.queue:
+                    batch.queue.push_many(zip(batch.chains, batch.written, strict=True))
+                    self.notify(batch.queue)
+
+        self._batches.add(batch)
+        loop.run_blocking(work, done, "blk requests")
 
     # A request: parse, execute, complete (5.2.6)
 

@@ -89,6 +89,23 @@ class Vm:
         line.level = int(level)
         self._ioctl("KVM_IRQ_LINE", int(ffi.cast("uintptr_t", line)))
 
+    def add_ioeventfd(self, address: int, value: int, eventfd: int) -> None:
+        """Signal `eventfd` for 32-bit writes of `value` at `address`, in the kernel (4.59)."""
+        ioeventfd = ffi.new("struct kvm_ioeventfd *")
+        ioeventfd.addr = address
+        ioeventfd.len = 4
+        ioeventfd.datamatch = value
+        ioeventfd.fd = eventfd
+        ioeventfd.flags = lib.KVM_IOEVENTFD_FLAG_DATAMATCH
+        self._ioctl("KVM_IOEVENTFD", int(ffi.cast("uintptr_t", ioeventfd)))
+
+    def add_irqfd(self, gsi: int, eventfd: int) -> None:
+        """Pulse line `gsi` of the in-kernel chips whenever `eventfd` is written (api.rst 4.75)."""
+        irqfd = ffi.new("struct kvm_irqfd *")
+        irqfd.fd = eventfd
+        irqfd.gsi = gsi
+        self._ioctl("KVM_IRQFD", int(ffi.cast("uintptr_t", irqfd)))
+
     def create_vcpu(self, index: int = 0) -> Vcpu:
         """Make a vCPU which has everything that KVM can give one (api.rst 4.7, 4.20)."""
         fd = self._ioctl("KVM_CREATE_VCPU", index)

@@ -2,6 +2,7 @@
 
 import enum
 import logging
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -100,20 +101,21 @@ class MmioTransport:
     """The registers of one device, and the device status state machine behind them.
 
     `set_interrupt` is told the level of the device's interrupt line, which is high while any bit
-    of InterruptStatus is set (4.2.3.4).
+    of InterruptStatus is set (4.2.3.4). The caller attaches the device to the transport.
     """
 
     def __init__(
         self, device: VirtioDevice, memory: GuestMemory, set_interrupt: Callable[[bool], None]
     ) -> None:
         self.device = device
+        # Interrupts are raised by whoever works the device and acknowledged by the CPU, at a time.
+        self._interrupt_lock = threading.Lock()
         self.memory = memory
         self._set_interrupt = set_interrupt
         self.offered_features = device.features | TRANSPORT_FEATURES
         self.config_generation = 0
         self.interrupt_status = 0
         self._clear()
-        device.attach(self)
 
     def _clear(self) -> None:
         """Give every register the value that it has after a reset."""
@@ -142,7 +144,8 @@ class MmioTransport:
     def read(self, offset: int, size: int) -> bytes:
         """Return what the driver reads; zeroes for an access that 4.2.2.2 forbids."""
         if offset >= Register.Config:
-            return self._read_config(offset - Register.Config, size)
+            with self.device.lock:
+                return self._read_config(offset - Register.Config, size)
         reader = _READERS.get(offset)
         if reader is None or size != 4:
             log.debug("%s: read of %d bytes at %#x", self.device.device_id.name, size, offset)
@@ -151,6 +154,14 @@ class MmioTransport:
 
     def write(self, offset: int, data: bytes) -> None:
         """Take what the driver writes; an access that 4.2.2.2 forbids changes nothing."""
+        if offset == Register.InterruptACK and len(data) == 4:
+            # Not the device's business, so it does not wait for the device.
+            self._acknowledge(int.from_bytes(data, "little"))
+            return
+        with self.device.lock:
+            self._write_locked(offset, data)
+
+    def _write_locked(self, offset: int, data: bytes) -> None:
         if offset >= Register.Config:
             self._write_config(offset - Register.Config, data)
             return
@@ -159,6 +170,11 @@ class MmioTransport:
             log.debug("%s: write of %d bytes at %#x", self.device.device_id.name, len(data), offset)
             return
         writer(self, int.from_bytes(data, "little"))
+
+    def kick(self, index: int) -> None:
+        """Take a kick of queue `index` that came as an eventfd; on the loop's thread."""
+        with self.device.lock:
+            self._write_queue_notify(index)
 
     # The device's side (devices.base.DeviceHost)
 
@@ -184,14 +200,16 @@ class MmioTransport:
     # Interrupts, section 4.2.3.4
 
     def _interrupt(self, event: Interrupt) -> None:
-        self.interrupt_status |= event
-        self._set_interrupt(True)
+        with self._interrupt_lock:
+            self.interrupt_status |= int(event)
+            self._set_interrupt(True)
 
     def _acknowledge(self, events: int) -> None:
-        was = self.interrupt_status
-        self.interrupt_status = was & ~events
-        if was and not self.interrupt_status:
-            self._set_interrupt(False)
+        with self._interrupt_lock:
+            was = self.interrupt_status
+            self.interrupt_status = was & ~events
+            if was and not self.interrupt_status:
+                self._set_interrupt(False)
 
     # Feature bits, section 2.2
 
@@ -388,7 +406,6 @@ _WRITERS: dict[int, Writer] = {
     Register.QueueSize: MmioTransport._write_queue_size,
     Register.QueueReady: MmioTransport._write_queue_ready,
     Register.QueueNotify: MmioTransport._write_queue_notify,
-    Register.InterruptACK: MmioTransport._acknowledge,
     Register.Status: MmioTransport._write_status,
     Register.QueueDescLow: _address_writer("descriptor_area", high=False),
     Register.QueueDescHigh: _address_writer("descriptor_area", high=True),
