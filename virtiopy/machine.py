@@ -6,13 +6,12 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 from virtiopy.accel.base import Accelerator
 from virtiopy.boot import pvh
 from virtiopy.boot.elf import GuestImage
 from virtiopy.bus import Bus, Place
+from virtiopy.closing import Closing
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.errors import ConfigError, GuestError
 from virtiopy.eventloop import READABLE, EventLoop, Watch
@@ -103,7 +102,7 @@ class _ExitPort:
         self.status = data[0]
 
 
-class Machine:
+class Machine(Closing):
     """A VM with one CPU, and an event loop for its devices.
 
     `console` is given what the guest writes to port 0xE9, on the CPU's thread.
@@ -133,17 +132,6 @@ class Machine:
         self._ports.add(Place(CONSOLE_PORT, 1, "console port", _ConsolePort(console)))
         self._ports.add(Place(EXIT_PORT, 4, "exit port", self._exit_port))
         self._failure: BaseException | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exception_type: type[BaseException] | None,
-        exception: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Free the CPU and the devices; the memory and the accelerator are the caller's."""

@@ -11,10 +11,9 @@ import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from virtiopy._native import ffi, lib
+from virtiopy.closing import Closing
 from virtiopy.errors import ConfigError
 from virtiopy.virtqueue.buffers import Buffers, gather, scatter, split_at, total
 
@@ -48,7 +47,7 @@ _LOCK_DONE = 100
 _LOCK_NOT_SHARED = 200
 
 
-class DiskImage:
+class DiskImage(Closing):
     """An open raw image. Raises ConfigError, with a remedy, for one that cannot be used.
 
     `readonly` opens it for reading alone; `cache` says what a completed write stands for.
@@ -74,17 +73,6 @@ class DiskImage:
         except BaseException:
             os.close(self._fd)
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exception_type: type[BaseException] | None,
-        exception: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the image, and so give up its locks."""
