@@ -169,15 +169,16 @@ class SplitQueue:
 
     def _next_head(self) -> int | None:
         if self.last_available == self._seen_available:
-            self._seen_available = lib.vp_load_acquire(self._available_idx)
-            pending = (self._seen_available - self.last_available) % INDEX_MODULUS
+            seen = lib.vp_load_acquire(self._available_idx)
+            pending = (seen - self.last_available) % INDEX_MODULUS
             if pending + self.in_flight > self.size:
                 raise QueueError(
-                    f"queue {self.index}: available idx {self._seen_available} offers {pending} "
+                    f"queue {self.index}: available idx {seen} offers {pending} "
                     f"buffers, {self.in_flight} are in flight, and the queue has {self.size} (2.7)"
                 )
             if pending == 0:
                 return None
+            self._seen_available = seen
         head: int = self._available.ring[self.last_available % self.size]
         if head >= self.size:
             raise QueueError(f"queue {self.index}: head {head} is out of range (2.7.6)")
