@@ -19,6 +19,7 @@ from virtiopy.virtqueue.layout import (
     DESCRIPTOR_SIZE,
     DESCRIPTOR_TABLE_ALIGNMENT,
     INDEX_MODULUS,
+    USED_LEN_MAX,
     USED_RING_ALIGNMENT,
     VIRTQ_AVAIL_F_NO_INTERRUPT,
     VIRTQ_DESC_F_INDIRECT,
@@ -254,7 +255,8 @@ class SplitQueue:
         for chain, written in completions:
             if not 0 <= written <= total(chain.writable):
                 raise ValueError(f"{written} bytes written to a chain with less room")
-            entries.append((chain.head, written))
+            # A chain may have room for 2^32 bytes; len holds one less, and may be an underestimate.
+            entries.append((chain.head, min(written, USED_LEN_MAX)))
         self._return(entries)
 
     def _return(self, entries: list[tuple[int, int]]) -> None:
