@@ -603,6 +603,22 @@ def test_a_kick_after_a_reset_touches_no_queue(running: Bench) -> None:
     assert running.take_calls() == []
 
 
+def test_a_used_buffer_notification_after_a_reset_goes_nowhere(running: Bench) -> None:
+    queue = running.device.queues[0]
+    running.driver.reset()
+    running.transport.used_buffer_notification(queue)
+    assert not running.line
+
+
+def test_the_queues_of_the_last_driver_are_not_the_next_ones(running: Bench) -> None:
+    queue = running.driver.queues[0]
+    running.offer()
+    running.driver.negotiate()
+    running.driver.set_status(DRIVER_OK)
+    running.driver.kick(0)
+    assert queue.take_all_used() == []
+
+
 def test_a_reset_gives_selectors_and_features_their_first_values(bench: Bench) -> None:
     for register in (Register.DeviceFeaturesSel, Register.DriverFeaturesSel, Register.QueueSel):
         bench.write(register, 1)
@@ -774,6 +790,38 @@ def test_the_driver_may_leave_a_queue_out(bench: Bench) -> None:
     assert bench.serves(1)
 
 
+def _offer_indirect(bench: Bench) -> list[Used]:
+    table, buffer = bench.driver.allocator.take(16, 16), bench.driver.allocator.take(4)
+    queue = bench.driver.queues[0]
+    queue.add([Piece(buffer, 4, writable=True)], direct=0, table=table)
+    return bench.driver.collect(0)
+
+
+def test_indirect_descriptors_work_where_they_were_negotiated(bench: Bench) -> None:
+    bench.driver.start([Feature.VIRTIO_F_INDIRECT_DESC])
+    assert [used.length for used in _offer_indirect(bench)] == [4]
+
+
+def test_indirect_descriptors_are_refused_where_they_were_not_negotiated(bench: Bench) -> None:
+    bench.driver.start([])
+    assert [used.length for used in _offer_indirect(bench)] == [0]
+    assert ("serve", 0, b"") not in bench.take_calls()
+
+
+def test_used_event_holds_the_interrupt_back_where_it_was_negotiated(bench: Bench) -> None:
+    bench.driver.start([Feature.VIRTIO_F_EVENT_IDX])
+    bench.driver.queues[0].used_event[0] = 1
+    lines = [(bench.serves(), bench.line) for _ in range(2)]
+    assert lines == [(True, False), (True, True)]
+
+
+def test_used_event_means_nothing_where_it_was_not_negotiated(bench: Bench) -> None:
+    bench.driver.start([])
+    bench.driver.queues[0].used_event[0] = 1
+    assert bench.serves()
+    assert bench.line
+
+
 BAD_QUEUES: dict[str, Callable[[Bench], None]] = {
     "size above the maximum": lambda bench: bench.set_up(0, size=16),
     "huge size": lambda bench: bench.set_up(0, size=0xFFFF_FFFF),
@@ -850,7 +898,7 @@ def test_the_registers_of_a_ready_queue_are_locked(bench: Bench, register: Regis
     bench.driver.set_up_queue(0, 4)
     bench.write(register, 1)
     bench.driver.set_status(DRIVER_OK)
-    assert bench.serves()
+    assert [bench.serves() for _ in range(3)] == [True] * 3
 
 
 def test_a_queue_may_be_made_ready_after_driver_ok(bench: Bench) -> None:
