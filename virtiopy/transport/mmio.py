@@ -220,8 +220,11 @@ class MmioTransport:
         if self.status & DeviceStatus.FEATURES_OK:
             log.debug("DriverFeatures written after FEATURES_OK (2.2.1)")
             return
-        # Words from the third on hold no feature that is offered: one stands for all of them.
-        shift = 32 * min(self._driver_features_sel, 2)
+        if self._driver_features_sel > 1:
+            # No feature there is offered: one word stands for all, and keeps what was asked for.
+            self.driver_features |= value << 64
+            return
+        shift = 32 * self._driver_features_sel
         self.driver_features &= ~(0xFFFF_FFFF << shift)
         self.driver_features |= value << shift
 
@@ -297,7 +300,9 @@ class MmioTransport:
                 self.device.start_queue(self._queue_sel, queue)
 
     def _write_queue_reset(self, value: int) -> None:
-        negotiated = has_feature(self.driver_features, Feature.VIRTIO_F_RING_RESET)
+        negotiated = self.status & DeviceStatus.FEATURES_OK and has_feature(
+            self.driver_features, Feature.VIRTIO_F_RING_RESET
+        )
         if value != 1 or not negotiated or self._queue_sel >= len(self._queues):
             return
         # The reset completes here and now, so QueueReset never reads as 1.
