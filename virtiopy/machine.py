@@ -164,14 +164,13 @@ class Machine(Closing):
             slot = self._ioeventfd_slot(device, name, address, gsi)
         self._mmio.add(Place(address, REGISTER_RANGE, name, slot.transport))
         self.slots.append(slot)
-        device.attach(slot.transport, self.loop, may_block=mode is IoMode.TRAPPED)
         return slot
 
     def _trapped_slot(self, device: VirtioDevice, name: str, address: int, gsi: int) -> Slot:
         def set_interrupt(level: bool) -> None:
             self.accelerator.set_irq_line(gsi, level)
 
-        transport = MmioTransport(device, self.memory, set_interrupt)
+        transport = MmioTransport(device, self.memory, set_interrupt, loop=self.loop)
         return Slot(name, device, transport, address, gsi, IoMode.TRAPPED)
 
     def _ioeventfd_slot(self, device: VirtioDevice, name: str, address: int, gsi: int) -> Slot:
@@ -183,7 +182,9 @@ class Machine(Closing):
             if level:
                 os.eventfd_write(interrupt, 1)
 
-        transport = MmioTransport(device, self.memory, set_interrupt)
+        transport = MmioTransport(
+            device, self.memory, set_interrupt, loop=self.loop, may_block=False
+        )
         eventfds, watches = [interrupt], []
         for index in range(len(device.queue_sizes)):
             kick = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)

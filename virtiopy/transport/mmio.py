@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.errors import DriverError
+from virtiopy.eventloop import EventLoop
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import DeviceStatus, Feature, feature_mask, has_feature
 from virtiopy.virtqueue.split import QueueAddresses, SplitQueue
@@ -101,11 +102,18 @@ class MmioTransport:
     """The registers of one device, and the device status state machine behind them.
 
     `set_interrupt` is told the level of the device's interrupt line, which is high while any bit
-    of InterruptStatus is set (4.2.3.4). The caller attaches the device to the transport.
+    of InterruptStatus is set (4.2.3.4). The device is attached to the transport, with `loop` for
+    what it does of itself; `may_block` says whether kicks may wait for what they cause.
     """
 
     def __init__(
-        self, device: VirtioDevice, memory: GuestMemory, set_interrupt: Callable[[bool], None]
+        self,
+        device: VirtioDevice,
+        memory: GuestMemory,
+        set_interrupt: Callable[[bool], None],
+        *,
+        loop: EventLoop | None = None,
+        may_block: bool = True,
     ) -> None:
         self.device = device
         # Interrupts are raised by whoever works the device and acknowledged by the CPU, at a time.
@@ -116,6 +124,7 @@ class MmioTransport:
         self.config_generation = 0
         self.interrupt_status = 0
         self._clear()
+        device.attach(self, loop, may_block=may_block)
 
     def _clear(self) -> None:
         """Give every register the value that it has after a reset."""
