@@ -179,6 +179,8 @@ class DiskImage:
             _transfer(os.preadv, self._fd, buffers, offset)
             return
         length = total(buffers)
+        if length == 0:
+            return
         start, end = self._aligned_range(offset, length)
         bounce = _page_aligned(end - start)
         _transfer(os.preadv, self._fd, [bounce], start)
@@ -198,6 +200,8 @@ class DiskImage:
             _transfer(pwritev, self._fd, buffers, offset)
             return
         length = total(buffers)
+        if length == 0:
+            return
         start, end = self._aligned_range(offset, length)
         bounce = _page_aligned(end - start)
         if (start, end) != (offset, offset + length):
@@ -228,7 +232,7 @@ class DiskImage:
 
     def discard(self, offset: int, length: int) -> None:
         """Give a range back to the host where it takes it; what it reads as is undefined."""
-        if self.can_punch_holes:
+        if self.can_punch_holes and length > 0:
             self._deallocate(offset, length)
 
     def write_zeroes(self, offset: int, length: int, *, unmap: bool) -> None:
@@ -236,6 +240,8 @@ class DiskImage:
 
         Raises OSError.
         """
+        if length == 0:
+            return  # Neither fallocate nor BLKZEROOUT takes it.
         if unmap and self.can_punch_holes and not self._is_device:
             self._deallocate(offset, length)
         elif self._is_device or not self._fallocate(_ZERO_RANGE, offset, length):
