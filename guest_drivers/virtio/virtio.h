@@ -242,6 +242,10 @@ void virtq_enable_interrupts(struct virtq *vq);
 /* Ask for the interrupt only when `count` more chains are used; EVENT_IDX only. */
 void virtq_interrupt_after(struct virtq *vq, uint16_t count);
 
+/* Sleep until `awake(context)`, which any interrupt of the device may bring about, or needs_reset. */
+void virtio_sleep(const struct virtio_device *device, bool (*awake)(const void *context),
+		  const void *context);
+
 /* Until a chain is used.  False when the device needs a reset instead. */
 bool virtq_sleep(struct virtq *vq);	/* by interrupt */
 bool virtq_poll(struct virtq *vq);	/* by looking */

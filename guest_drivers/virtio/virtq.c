@@ -67,8 +67,10 @@ unsigned int virtq_cut(struct virtq_element *elements, void *memory, uint32_t le
 	unsigned int count = 0;
 
 	while (len) {
-		uint32_t piece = *pieces ? MIN(*pieces++, len) : len;
+		uint32_t piece = *pieces && *pieces < len ? *pieces : len;
 
+		if (*pieces)
+			pieces++;
 		elements[count++] = (struct virtq_element){ position, piece };
 		position += piece;
 		len -= piece;
@@ -239,17 +241,15 @@ void virtq_enable_interrupts(struct virtq *vq)
 		WRITE_ONCE(vq->avail->flags, 0);
 }
 
+static bool is_used(const void *context)
+{
+	return virtq_has_used(context);
+}
+
 bool virtq_sleep(struct virtq *vq)
 {
 	virtq_enable_interrupts(vq);
-	/* 2.7.14: look again after asking, for what was used in between. */
-	atomic_thread_fence(memory_order_seq_cst);
-	irq_disable();
-	while (!virtq_has_used(vq) && !vq->device->needs_reset) {
-		irq_wait();
-		irq_disable();
-	}
-	irq_enable();
+	virtio_sleep(vq->device, is_used, vq);
 	return virtq_has_used(vq);
 }
 
