@@ -238,6 +238,11 @@ void virtio_config_write8(const struct virtio_device *device, size_t offset, uin
 	mmio_write8(device->base + VIRTIO_MMIO_CONFIG + offset, value);
 }
 
+void virtio_config_write32(const struct virtio_device *device, size_t offset, uint32_t value)
+{
+	mmio_write32(device->base + VIRTIO_MMIO_CONFIG + offset, value);
+}
+
 /* ----- 4.2.3.4: notifications from the device ----- */
 
 static void handle_interrupt(void *context)

@@ -133,6 +133,7 @@ uint16_t virtio_config_read16(const struct virtio_device *device, size_t offset)
 uint32_t virtio_config_read32(const struct virtio_device *device, size_t offset);
 uint64_t virtio_config_read64(const struct virtio_device *device, size_t offset);
 void virtio_config_write8(const struct virtio_device *device, size_t offset, uint8_t value);
+void virtio_config_write32(const struct virtio_device *device, size_t offset, uint32_t value);
 
 /* Connect the device's interrupt; needed once, before virtio_driver_ok. */
 void virtio_enable_interrupt(struct virtio_device *device);
