@@ -538,6 +538,14 @@ def test_a_write_to_a_read_only_disk_fails_whether_or_not_the_driver_knows(
     assert image.read_bytes() == pattern(SECTORS)
 
 
+def test_a_write_does_not_get_as_far_as_a_read_only_disk() -> None:
+    disk = FakeDisk(readonly=True)
+    with bench_of(disk) as bench:
+        bench.driver.start()
+        assert bench.request(OUT, 0, pattern(1, seed=2)).status == IOERR
+    assert disk.calls == []
+
+
 def test_a_read_only_disk_can_be_read_and_flushed(readonly: Bench) -> None:
     assert readonly.request(IN, 1, room=SECTOR).data == pattern(2)[SECTOR:]
     assert readonly.request(FLUSH).status == OK
@@ -836,10 +844,10 @@ def test_every_byte_of_the_configuration_but_writeback_is_read_only(faked: Bench
     before = faked.device.config_space()
     for offset in range(len(before)):
         for size in (1, 2, 4):
-            if (offset, size) != WRITEBACK:
-                faked.transport.write(0x100 + offset, b"\0" * size)
-                faked.transport.write(0x100 + offset, b"\xff" * size)
-    assert faked.device.config_space() == before
+            for data in (b"\0" * size, b"\xff" * size):
+                if (offset, size) != WRITEBACK:
+                    faked.transport.write(0x100 + offset, data)
+                    assert faked.device.config_space() == before
 
 
 @pytest.mark.parametrize(("kind", "name"), [(DISCARD, "discard"), (WRITE_ZEROES, "write_zeroes")])
@@ -986,6 +994,11 @@ def test_what_one_queue_wrote_another_reads(disk: FakeDisk) -> None:
         bench.driver.start()
         bench.request(OUT, 5, pattern(1, seed=2), queue=3)
         assert bench.request(IN, 5, room=SECTOR, queue=1).data == pattern(1, seed=2)
+
+
+def test_two_queues_are_several(disk: FakeDisk) -> None:
+    with bench_of(disk, num_queues=2) as bench:
+        assert has_feature(bench.driver.offered_features(), BlkFeature.VIRTIO_BLK_F_MQ)
 
 
 def test_a_single_queue_does_not_offer_multiqueue(faked: Bench) -> None:
