@@ -53,7 +53,9 @@ class Vcpu:
             self._waker.close()
         self._run = ffi.NULL
         self._data.release()
-        self._mapping.close()
+        # An exit that is still held, by a traceback perhaps, keeps the mapping until it goes.
+        with contextlib.suppress(BufferError):
+            self._mapping.close()
         os.close(self._stop_event)
         os.close(self.fd)
 
