@@ -359,6 +359,15 @@ def test_a_served_request_raises_a_used_buffer_interrupt(bench: Bench) -> None:
     assert bench.driver.interrupts() == Interrupt.USED_BUFFER
 
 
+def test_a_chain_that_the_queue_rejects_raises_an_interrupt_too(bench: Bench) -> None:
+    # Device-readable after device-writable (2.7.4.2)
+    pieces = [Piece(bench.place(bytes(1)), 1, writable=True), Piece(bench.place(header(IN)), 16)]
+    bench.driver.queues[0].add(pieces)
+    assert [used.length for used in bench.driver.collect(0)] == [0]
+    assert bench.driver.interrupts() == Interrupt.USED_BUFFER
+    assert bench.works()
+
+
 # Malformed requests: answered in the status byte wherever there is one (5.2.6.1, 5.2.6.2)
 
 
@@ -785,8 +794,9 @@ def test_writeback_reads_as_negotiated_between_features_ok_and_driver_ok(
     assert faked.config(WRITEBACK) == writeback
 
 
-def test_a_writethrough_device_reads_0_in_writeback(disk: FakeDisk) -> None:
+def test_a_writethrough_device_reads_0_in_writeback_from_the_first_on(disk: FakeDisk) -> None:
     with bench_of(disk, writeback=False) as bench:
+        assert bench.config(WRITEBACK) == 0
         bench.driver.negotiate([F_CONFIG_WCE, F_FLUSH])
         assert bench.config(WRITEBACK) == 0
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virtiopy._native import lib
+from virtiopy._native import ffi, lib
 from virtiopy.errors import ConfigError
 from virtiopy.host import disk as disk_module
 from virtiopy.host.disk import CacheMode, DiskImage
@@ -58,6 +58,28 @@ def patch_lib(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setattr(disk_module, "lib", PatchedLib(**results))
 
     return patch
+
+
+class StrictKernel:
+    """Refuses transfers that are not aligned, as a disk with blocks of `alignment` bytes does."""
+
+    def __init__(self, alignment: int) -> None:
+        self._alignment = alignment
+        self._preadv, self._pwritev = os.preadv, os.pwritev
+
+    def _check(self, buffers: Sequence[memoryview], offset: int) -> None:
+        for piece in buffers:
+            address = int(ffi.cast("uintptr_t", ffi.from_buffer("char[]", piece)))
+            if (address | len(piece) | offset) % self._alignment:
+                raise OSError(errno.EINVAL, "Invalid argument")
+
+    def preadv(self, fd: int, buffers: Sequence[memoryview], offset: int) -> int:
+        self._check(buffers, offset)
+        return self._preadv(fd, buffers, offset)
+
+    def pwritev(self, fd: int, buffers: Sequence[memoryview], offset: int, flags: int) -> int:
+        self._check(buffers, offset)
+        return self._pwritev(fd, buffers, offset, flags)
 
 
 # What cannot be used is refused in one sentence that says why and how to mend it
@@ -209,21 +231,10 @@ def test_a_file_system_without_direct_i_o_is_refused_with_a_hint_at_the_other_mo
         DiskImage(image, cache=CacheMode.NONE)
 
 
-def _refuse_reads_of_less_than(smallest: int) -> Callable[[int, Sequence[memoryview], int], int]:
-    preadv = os.preadv
-
-    def read(fd: int, buffers: Sequence[memoryview], offset: int) -> int:
-        if any(len(buffer) % smallest for buffer in buffers):
-            raise OSError(errno.EINVAL, "Invalid argument")
-        return preadv(fd, buffers, offset)
-
-    return read
-
-
 def test_direct_i_o_takes_the_smallest_block_that_can_be_read(
     image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "preadv", _refuse_reads_of_less_than(4096))
+    monkeypatch.setattr(os, "preadv", StrictKernel(4096).preadv)
     with DiskImage(image, cache=CacheMode.NONE) as disk:
         assert disk.alignment == 4096
 
@@ -232,7 +243,7 @@ def test_an_image_that_no_direct_read_fits_is_refused_and_closed(
     image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     os.truncate(image, SIZE - 512)
-    monkeypatch.setattr(os, "preadv", _refuse_reads_of_less_than(4096))
+    monkeypatch.setattr(os, "preadv", StrictKernel(4096).preadv)
     before = open_files()
     with pytest.raises(ConfigError, match="cannot be read without the page cache: make its size"):
         DiskImage(image, cache=CacheMode.NONE)
@@ -249,13 +260,26 @@ def test_a_file_system_without_locks_is_refused_and_the_image_closed(
     assert open_files() == before
 
 
-def test_the_image_is_closed_when_the_first_look_at_it_fails(
+def test_the_image_is_closed_when_looking_for_holes_fails(
     image: Path, patch_lib: Callable[..., None]
 ) -> None:
     patch_lib(vp_fallocate=lambda fd, mode, offset, length: -errno.EIO)
     before = open_files()
     with pytest.raises(OSError, match="Input/output error"):
         DiskImage(image)
+    assert open_files() == before
+
+
+def test_the_image_is_closed_when_looking_for_the_alignment_fails(
+    image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(fd: int, buffers: Sequence[memoryview], offset: int) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "preadv", fail)
+    before = open_files()
+    with pytest.raises(OSError, match="Input/output error"):
+        DiskImage(image, cache=CacheMode.NONE)
     assert open_files() == before
 
 
@@ -306,6 +330,17 @@ def test_a_refused_user_leaves_no_lock_and_no_file_behind(image: Path) -> None:
 def test_closing_an_image_gives_up_its_locks(image: Path, readonly: bool) -> None:
     DiskImage(image, readonly=readonly).close()
     DiskImage(image).close()
+
+
+@pytest.mark.parametrize(
+    ("readonly", "locked"), [(True, [100, 201, 203]), (False, [100, 101, 103, 201, 203])]
+)
+def test_the_locks_are_those_of_qemu(image: Path, readonly: bool, locked: list[int]) -> None:
+    # block/file-posix.c: byte 100 + n says "does", 200 + n "lets nobody", n being a permission:
+    # consistent read, write, write unchanged, resize.
+    with DiskImage(image, readonly=readonly), image.open("rb") as other:
+        seen = [byte for byte in range(90, 210) if lib.vp_ofd_is_locked(other.fileno(), byte)]
+    assert seen == locked
 
 
 QEMU = "qemu-system-x86_64"
@@ -456,14 +491,16 @@ def test_a_transfer_that_the_kernel_cuts_short_goes_on(
 # Direct I/O takes what is aligned; all else goes by way of a buffer that is
 
 
-def open_direct(path: Path, alignment: int) -> DiskImage:
-    """Open an image for direct I/O, as if its blocks had `alignment` bytes."""
-    disk = DiskImage(path, cache=CacheMode.NONE)
-    if disk.alignment > 512:
-        disk.close()
-        pytest.skip(f"the file system wants blocks of {disk.alignment} bytes")
-    disk.alignment = alignment
-    return disk
+@contextlib.contextmanager
+def direct(path: Path, alignment: int) -> Iterator[DiskImage]:
+    """Open an image for direct I/O on a disk with blocks of `alignment` bytes."""
+    kernel = StrictKernel(alignment)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "preadv", kernel.preadv)
+        patch.setattr(os, "pwritev", kernel.pwritev)
+        with DiskImage(path, cache=CacheMode.NONE) as disk:
+            assert disk.alignment % alignment == 0
+            yield disk
 
 
 @pytest.fixture(scope="module")
@@ -501,7 +538,7 @@ def test_direct_reads_of_any_alignment_fill_just_the_pieces(
     length = sum(map(len, pieces))
     start = len(memory) - 1 - length
     direct_image.write_bytes(pattern(64 * 512))
-    with open_direct(direct_image, alignment) as disk:
+    with direct(direct_image, alignment) as disk:
         disk.read(sector * 512, pieces)
     expected = b"\xff" * start + pattern(64 * 512)[sector * 512 :][:length] + b"\xff"
     assert memory.tobytes() == expected
@@ -517,7 +554,7 @@ def test_direct_writes_of_any_alignment_leave_their_neighbours_alone(
     _, pieces = scattered
     length = sum(map(len, pieces))
     direct_image.write_bytes(pattern(64 * 512))
-    with open_direct(direct_image, alignment) as disk:
+    with direct(direct_image, alignment) as disk:
         disk.write(sector * 512, pieces)
     expected = bytearray(pattern(64 * 512))
     expected[sector * 512 : sector * 512 + length] = b"\xff" * length
@@ -555,7 +592,7 @@ def test_a_read_past_the_end_of_an_image_that_became_short_fails(
 
 
 def test_a_misaligned_write_into_what_is_left_of_an_image_fails(image: Path) -> None:
-    with open_direct(image, 4096) as disk:
+    with direct(image, 4096) as disk:
         os.truncate(image, 4096)
         with pytest.raises(OSError, match="the image ends before the disk does"):
             disk.write(3584, [buffer(1024)])
