@@ -511,7 +511,8 @@ def direct_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @st.composite
 def scattered(draw: st.DrawFn) -> tuple[memoryview, list[memoryview]]:
     """Memory full of 0xff, and pieces that it consists of but for its ends, whole sectors long."""
-    lengths = draw(st.lists(st.integers(0, 3000), max_size=4))
+    sizes = st.one_of(st.integers(0, 3000), st.sampled_from([512, 1024, 4096, 8192]))
+    lengths = draw(st.lists(sizes, max_size=4))
     lengths.append(-sum(lengths) % 512)
     start = draw(st.sampled_from([0, 1, 512]))
     memory = memoryview(mmap.mmap(-1, start + sum(lengths) + 1))
@@ -537,10 +538,10 @@ def test_direct_reads_of_any_alignment_fill_just_the_pieces(
     memory, pieces = scattered
     length = sum(map(len, pieces))
     start = len(memory) - 1 - length
-    direct_image.write_bytes(pattern(64 * 512))
+    direct_image.write_bytes(pattern(128 * 512))
     with direct(direct_image, alignment) as disk:
         disk.read(sector * 512, pieces)
-    expected = b"\xff" * start + pattern(64 * 512)[sector * 512 :][:length] + b"\xff"
+    expected = b"\xff" * start + pattern(128 * 512)[sector * 512 :][:length] + b"\xff"
     assert memory.tobytes() == expected
 
 
@@ -553,10 +554,10 @@ def test_direct_writes_of_any_alignment_leave_their_neighbours_alone(
 ) -> None:
     _, pieces = scattered
     length = sum(map(len, pieces))
-    direct_image.write_bytes(pattern(64 * 512))
+    direct_image.write_bytes(pattern(128 * 512))
     with direct(direct_image, alignment) as disk:
         disk.write(sector * 512, pieces)
-    expected = bytearray(pattern(64 * 512))
+    expected = bytearray(pattern(128 * 512))
     expected[sector * 512 : sector * 512 + length] = b"\xff" * length
     assert direct_image.read_bytes() == expected
 
