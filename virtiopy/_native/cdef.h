@@ -423,3 +423,14 @@ int vp_ignore_signal(int signal_number);
 int vp_fallocate(int fd, int mode, int64_t offset, int64_t length);
 int vp_ofd_lock(int fd, int64_t offset);
 int vp_ofd_is_locked(int fd, int64_t offset);
+
+/* tcg.c */
+struct vp_block_hook {
+	int (*stop)(void *engine);
+	int (*read_register)(void *engine, int id, void *value);
+	int eflags;
+	uint32_t stop_wanted, window_wanted, shadow, stopped;
+	...;
+};
+
+void vp_block_hook(void *engine, uint64_t address, uint32_t size, void *user_data);

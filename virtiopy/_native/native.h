@@ -75,4 +75,17 @@ int vp_fallocate(int fd, int mode, int64_t offset, int64_t length);
 int vp_ofd_lock(int fd, int64_t offset);
 int vp_ofd_is_locked(int fd, int64_t offset);
 
+/* tcg.c */
+struct vp_block_hook {
+	int (*stop)(void *engine);				/* uc_emu_stop */
+	int (*read_register)(void *engine, int id, void *value);	/* uc_reg_read */
+	int eflags;			/* the register's id */
+	uint32_t stop_wanted;		/* stop at the next block; set by any thread */
+	uint32_t window_wanted;		/* stop where interrupts are enabled */
+	uint32_t shadow;		/* ... but not before one more block has run */
+	uint32_t stopped;		/* it did */
+};
+
+void vp_block_hook(void *engine, uint64_t address, uint32_t size, void *user_data);
+
 #endif
