@@ -27,9 +27,6 @@ from virtiopy.memory import AddressError, GuestMemory
 class Exception_(enum.IntEnum):  # noqa: N801 - the other name is taken
     """Vectors of exceptions (table 6-1)."""
 
-    DIVIDE_ERROR = 0
-    DEBUG = 1
-    BREAKPOINT = 3
     INVALID_OPCODE = 6
     DOUBLE_FAULT = 8
     INVALID_TSS = 10
@@ -211,7 +208,7 @@ class _Delivery:
         size = 8 if wide else 4 if gate.type & _SIZE_32 else 2
 
         # What it returns to; the stack too, where that is another one.
-        frame = [cpu.eip, cpu.segs[CS].selector, cpu.eflags]
+        frame: list[int] = [cpu.eip, cpu.segs[CS].selector, cpu.eflags]
         if wide or privilege < cpl:
             frame += [cpu.regs[RSP], cpu.segs[SS].selector]
         if event.has_error_code:
@@ -236,9 +233,10 @@ class _Delivery:
         code.load(cpu.segs[CS], gate.selector & ~3 | privilege)
         cpu.regs[RSP] = pointer
         cpu.eip = gate.offset
-        cpu.eflags &= ~(EFLAGS_TF | _FLAG_NT | _FLAG_RF | _FLAG_VM)
+        cleared = EFLAGS_TF | _FLAG_NT | _FLAG_RF | _FLAG_VM
         if gate.type in _INTERRUPT_GATES:
-            cpu.eflags &= ~EFLAGS_IF
+            cleared |= EFLAGS_IF
+        cpu.eflags &= ~cleared
 
     def _error(self, selector: int, *, in_idt: bool = False) -> int:
         """Word an error code that names a selector, or a gate (6.13)."""
@@ -259,11 +257,8 @@ class _Delivery:
             present=bool(raw >> 47 & 1),
             stack=raw >> 32 & 7,
         )
-        types = _INTERRUPT_GATES[1:] + _TRAP_GATES[1:]
-        if not self.state.is_long:
-            types = _INTERRUPT_GATES + _TRAP_GATES
-        is_system = not raw >> 44 & 1
-        if gate.type not in types or not is_system:
+        is_gate = gate.type in _INTERRUPT_GATES + _TRAP_GATES and not raw >> 44 & 1
+        if not is_gate or (self.state.is_long and not gate.type & _SIZE_32):
             raise _Fault(Exception_.GENERAL_PROTECTION, error)
         if self.event.software and gate.dpl < self.state.cpl:
             raise _Fault(Exception_.GENERAL_PROTECTION, error)
@@ -281,8 +276,7 @@ class _Delivery:
     def _check_code(self, code: _Descriptor, selector: int) -> int:
         """Return the privilege level that the handler runs at."""
         error = self._error(selector & ~3)
-        is_code = code.flags & DESCRIPTOR_S and code.type & _CODE
-        if not is_code or code.dpl > self.state.cpl:
+        if not code.flags & DESCRIPTOR_S or not code.type & _CODE or code.dpl > self.state.cpl:
             raise _Fault(Exception_.GENERAL_PROTECTION, error)
         if self.state.is_long and (not code.flags & DESCRIPTOR_L or code.flags & DESCRIPTOR_DB):
             raise _Fault(Exception_.GENERAL_PROTECTION, error)

@@ -39,6 +39,7 @@ class LinearMemory:
         self._write_protect = bool(cr0 & CR0_WP)
         self._root = cr3
         self._large_pages = bool(cr4 & CR4_PSE)
+        self._levels: tuple[int, ...]
         # Bits of a linear address that index a table, from the root on, and the size of an entry.
         if efer & EFER_LMA:
             self._levels, self._width, self._entry_size = (39, 30, 21, 12), 48, 8

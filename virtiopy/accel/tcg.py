@@ -7,12 +7,12 @@ are models (apic.py), HLT waits. Guest memory is mapped, not copied.
 
 import contextlib
 import ctypes
+import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from unicorn import Uc, UcError
+from unicorn import Uc, UcError, x86_const
 from unicorn import unicorn_const as uc_const
-from unicorn import x86_const
 from unicorn.unicorn_py3.unicorn import UcContext, uclib
 
 from virtiopy._native import CData, ffi, lib
@@ -20,7 +20,9 @@ from virtiopy.accel import apic
 from virtiopy.accel.events import Event, Exception_, TripleFault, take
 from virtiopy.accel.paging import LinearMemory, PageFault
 from virtiopy.accel.tcgstate import REGISTER_ORDER, TcgState
+from virtiopy.closing import Closing
 from virtiopy.errors import ConfigError, HostError
+from virtiopy.eventloop import READABLE, EventLoop
 from virtiopy.kvm.exits import (
     Answer,
     Exit,
@@ -64,15 +66,21 @@ class UnrunnableExit(InternalErrorExit):
         return f"an instruction that Unicorn cannot run ({self.reason_text}), {code}"
 
 
-class TcgCpu:
+class TcgCpu(Closing):
     """A CPU made of a Unicorn engine. Made by `TcgAccelerator.create_cpu`.
 
     `run` is for one thread at a time; `stop` and `interrupts_changed` are for any.
     """
 
-    def __init__(self, memory: GuestMemory, chips: apic.InterruptChips | None) -> None:
+    def __init__(
+        self,
+        memory: GuestMemory,
+        chips: apic.InterruptChips | None,
+        ioeventfds: Mapping[tuple[int, int], int],
+    ) -> None:
         self._memory = memory
         self._chips = chips
+        self._ioeventfds = ioeventfds
         self._engine = engine = Uc(uc_const.UC_ARCH_X86, uc_const.UC_MODE_64)
         engine.ctl_exits_enabled(True)
         self._context, self._state = _find_state(engine)
@@ -112,12 +120,9 @@ class TcgCpu:
             )
 
     def close(self) -> None:
-        """Free the engine; the guest's memory is not its own."""
-        # The engine's callbacks hold this object, and this object the engine.
-        engine = self._engine
+        """Let go of the guest's memory, which is not the CPU's to free."""
         for region in self._memory.regions:
-            engine.mem_unmap(region.guest_address, region.size)
-        del self._engine, self._context, self._state
+            self._engine.mem_unmap(region.guest_address, region.size)
 
     def statistics(self) -> dict[str, int]:
         """Return nothing: Unicorn counts nothing."""
@@ -256,6 +261,9 @@ class TcgCpu:
         return int.from_bytes(data, "little")
 
     def _write_mmio(self, engine: Uc, offset: int, size: int, value: int, base: int) -> None:
+        if size == 4 and (eventfd := self._ioeventfds.get((base + offset, value))) is not None:
+            os.eventfd_write(eventfd, 1)
+            return
         data = memoryview(value.to_bytes(size, "little"))
         self._ask(MmioExit(ExitReason.MMIO, base + offset, True, data))
 
@@ -324,12 +332,16 @@ class TcgAccelerator:
         self._memory = memory
         self._chips = apic.InterruptChips() if interrupts else None
         self._cpu: TcgCpu | None = None
+        #: By address and value.
+        self._ioeventfds: dict[tuple[int, int], int] = {}
+        self._irqfds: list[int] = []
+        self._loop: EventLoop | None = None
 
     def create_cpu(self) -> TcgCpu:
         """Make the CPU; there is only one."""
         if self._cpu is not None:
             raise ConfigError("The software CPU is one alone: leave out the second CPU.")
-        self._cpu = TcgCpu(self._memory, self._chips)
+        self._cpu = TcgCpu(self._memory, self._chips, self._ioeventfds)
         return self._cpu
 
     def set_irq_line(self, gsi: int, level: bool) -> None:
@@ -344,9 +356,31 @@ class TcgAccelerator:
         """Return nothing: Unicorn counts nothing."""
         return {}
 
+    def add_ioeventfd(self, address: int, value: int, eventfd: int) -> None:
+        """Turn writes into an eventfd: in the translator's callback, as it has no kernel to ask."""
+        self._ioeventfds[address, value] = os.dup(eventfd)
+
+    def add_irqfd(self, gsi: int, eventfd: int) -> None:
+        """Turn an eventfd into an edge-triggered interrupt, on a thread that waits for it."""
+        if self._loop is None:
+            self._loop = EventLoop("irqfds")
+            self._loop.start()
+        interrupt = os.dup(eventfd)
+        self._irqfds.append(interrupt)
+
+        def pulse(events: int) -> None:
+            os.eventfd_read(interrupt)
+            self.set_irq_line(gsi, True)
+            self.set_irq_line(gsi, False)
+
+        self._loop.watch(interrupt, READABLE, pulse, f"irqfd of GSI {gsi}")
+
     def close(self) -> None:
-        """Let go of the guest."""
-        self._cpu = None
+        """Close the eventfds; the CPU is closed."""
+        if self._loop is not None:
+            self._loop.close()
+        for eventfd in [*self._ioeventfds.values(), *self._irqfds]:
+            os.close(eventfd)
 
 
 def _nobody(access: IoExit | MmioExit) -> bool:

@@ -6,9 +6,9 @@ from target/i386/cpu.h of QEMU 5.0.1, on which all of Unicorn 2 is based. `find`
 values written through the API and refuses a context that does not look like this.
 """
 
-from typing import Self
+from typing import Any, Self
 
-from cffi import FFI
+import cffi
 
 from virtiopy._native import CData
 from virtiopy.errors import HostError
@@ -21,7 +21,7 @@ from virtiopy.x86 import (
     SystemRegisters,
 )
 
-ffi = FFI()
+ffi: Any = cffi.FFI()
 ffi.cdef("""
 typedef struct {
     uint32_t selector;
@@ -177,7 +177,7 @@ class TcgState:
 
     def _is_plausible(self) -> bool:
         """Say whether it looks like a CPU that Unicorn has just made in 64-bit mode."""
-        return (
+        return bool(
             self.exceptions.old_exception == _NO_EXCEPTION
             and self.cpu.cr[0] & CR0_PE == CR0_PE
             and self.cpu.efer & EFER_LMA == EFER_LMA
