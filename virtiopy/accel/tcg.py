@@ -52,18 +52,15 @@ _FETCHES = (uc_const.UC_ERR_FETCH_UNMAPPED, uc_const.UC_ERR_FETCH_PROT)
 class UnrunnableExit(InternalErrorExit):
     """An instruction that Unicorn cannot run, or one that is not in memory."""
 
-    __slots__ = ("code", "reason_text", "rip")
+    __slots__ = ("_told",)
 
-    def __init__(self, rip: int, code: bytes, why: str) -> None:
+    def __init__(self, told: str) -> None:
         super().__init__(ExitReason.INTERNAL_ERROR, InternalError.EMULATION, ())
-        self.rip = rip
-        self.code = code
-        self.reason_text = why
+        self._told = told
 
     def describe(self) -> str:
         """Tell a person what happened."""
-        code = f"the bytes {self.code.hex(' ')}" if self.code else "no memory"
-        return f"an instruction that Unicorn cannot run ({self.reason_text}), {code}"
+        return self._told
 
 
 class TcgCpu(Closing):
@@ -91,6 +88,7 @@ class TcgCpu(Closing):
         self._halted = False
         #: No access is answered any more: the last one was told to be the last.
         self._finished = False
+        self._owed: Exit | None = None
         self._answer: Answer = _nobody
         self._exception: int | None = None
         self._map_memory()
@@ -138,9 +136,16 @@ class TcgCpu(Closing):
         """
         self._answer = answer
         self._finished = False
+        owed, self._owed = self._owed, None
+        if owed is not None:
+            return owed
         while self._prepare():
             exit_ = self._execute()
-            if exit_ is not None or self._finished:
+            if self._finished:
+                # What came after the last answer, in the same block, is the next call's.
+                self._owed = exit_
+                return None
+            if exit_ is not None:
                 return exit_
         return None
 
@@ -237,8 +242,12 @@ class TcgCpu(Closing):
         with contextlib.suppress(PageFault, AddressError):
             for offset in range(_INSTRUCTION_MAX):
                 code += linear.read(state.instruction_address + offset, 1)
-        why = "it is not in memory" if error in _FETCHES else str(UcError(error))
-        return UnrunnableExit(cpu.eip, code, why)
+        if error in _FETCHES or not code:
+            return UnrunnableExit("an instruction that is not in memory")
+        why, hexadecimal = UcError(error), code.hex(" ")
+        return UnrunnableExit(
+            f"an instruction that Unicorn cannot run ({why}), in the bytes {hexadecimal}"
+        )
 
     # What Unicorn calls
 
