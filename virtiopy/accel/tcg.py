@@ -413,7 +413,7 @@ def _hook_blocks(engine: Uc) -> CData:
     hook.stop = ffi.cast("void *", ctypes.cast(uclib.uc_emu_stop, pointer).value)
     hook.read_register = ffi.cast("void *", ctypes.cast(uclib.uc_reg_read, pointer).value)
     hook.eflags = x86_const.UC_X86_REG_EFLAGS
-    # The binding's hook_add is for Python functions.
+    # By its C name, and the handle by its private one: the binding's hook_add is for Python alone.
     error = uclib.uc_hook_add(
         engine._uch,
         ctypes.byref(ctypes.c_size_t()),
