@@ -3,8 +3,9 @@ from dataclasses import dataclass
 
 import pytest
 
+from virtiopy._native import ffi
 from virtiopy.accel.events import Event, Exception_, TripleFault, take
-from virtiopy.accel.tcgstate import EFLAGS_IF, EFLAGS_TF, TcgState, ffi
+from virtiopy.accel.tcgstate import EFLAGS_IF, EFLAGS_TF, TcgState
 from virtiopy.memory import GuestMemory
 from virtiopy.x86 import (
     DescriptorTable,
@@ -77,7 +78,7 @@ def make_cpu(memory: GuestMemory, system: SystemRegisters, ring: int = 0) -> Cpu
     if ring:
         system.cs.selector, system.cs.dpl = CODE3 | 3, 3
         system.ss = Segment(limit=0xFFFF_FFFF, selector=DATA3 | 3, dpl=3, db=1, g=1)
-    state = TcgState(ffi.new("CpuState *"), ffi.new("ExceptionState *"))
+    state = TcgState(ffi.new("struct vp_tcg_cpu *"), ffi.new("struct vp_tcg_exceptions *"))
     state.set_system_registers(system)
     state.set_registers(Registers(rip=RIP, rsp=STACK, rflags=FLAGS))
     return Cpu(memory, state)

@@ -433,4 +433,28 @@ struct vp_block_hook {
 	...;
 };
 
-void vp_block_hook(void *engine, uint64_t address, uint32_t size, void *user_data);
+int vp_hook_blocks(const char *library, uintptr_t engine, int type, struct vp_block_hook *hook);
+
+struct vp_tcg_segment {
+	uint32_t selector;
+	uint64_t base;
+	uint32_t limit, flags;
+};
+
+struct vp_tcg_cpu {
+	uint64_t regs[16], eip, eflags, cc_dst, cc_src, cc_src2;
+	uint32_t cc_op;
+	int32_t df;
+	uint32_t hflags, hflags2;
+	struct vp_tcg_segment segs[6], ldt, tr, gdt, idt;
+	uint64_t cr[9];
+	int32_t a20_mask;
+	uint64_t bounds[11], efer;
+};
+
+struct vp_tcg_exceptions {
+	int32_t error_code, exception_is_int;
+	uint64_t exception_next_eip, dr[8];
+	void *breakpoints[4];
+	int32_t old_exception;
+};

@@ -6,7 +6,6 @@ are models (apic.py), HLT waits. Guest memory is mapped, not copied.
 """
 
 import contextlib
-import ctypes
 import os
 import threading
 from collections.abc import Iterator, Mapping
@@ -16,7 +15,15 @@ from unicorn import unicorn_const as uc_const
 from unicorn.unicorn_py3.unicorn import UcContext, uclib
 
 from virtiopy._native import CData, ffi, lib
-from virtiopy.accel import apic
+from virtiopy.accel.apic import (
+    IOAPIC_BASE,
+    LEGACY_PORTS,
+    LOCAL_APIC_BASE,
+    InterruptChips,
+    IoApic,
+    LocalApic,
+)
+from virtiopy.accel.apic import PAGE_SIZE as CHIP_SIZE
 from virtiopy.accel.events import Event, Exception_, TripleFault, take
 from virtiopy.accel.paging import LinearMemory, PageFault
 from virtiopy.accel.tcgstate import REGISTER_ORDER, TcgState
@@ -72,7 +79,7 @@ class TcgCpu(Closing):
     def __init__(
         self,
         memory: GuestMemory,
-        chips: apic.InterruptChips | None,
+        chips: InterruptChips | None,
         ioeventfds: Mapping[tuple[int, int], int],
     ) -> None:
         self._memory = memory
@@ -105,13 +112,13 @@ class TcgCpu(Closing):
         taken = [(region.guest_address, region.end) for region in self._memory.regions]
         if self._chips is not None:
             for base, chip in (
-                (apic.LOCAL_APIC_BASE, self._chips.local_apic),
-                (apic.IOAPIC_BASE, self._chips.io_apic),
+                (LOCAL_APIC_BASE, self._chips.local_apic),
+                (IOAPIC_BASE, self._chips.io_apic),
             ):
                 self._engine.mmio_map(
-                    base, apic.PAGE_SIZE, self._read_chip, chip, self._write_chip, chip
+                    base, CHIP_SIZE, self._read_chip, chip, self._write_chip, chip
                 )
-                taken.append((base, base + apic.PAGE_SIZE))
+                taken.append((base, base + CHIP_SIZE))
         for start, end in _gaps(taken):
             self._engine.mmio_map(
                 start, end - start, self._read_mmio, start, self._write_mmio, start
@@ -183,7 +190,7 @@ class TcgCpu(Closing):
                 self._offer_interrupt(self._chips)
             return True
 
-    def _offer_interrupt(self, chips: apic.InterruptChips) -> None:
+    def _offer_interrupt(self, chips: InterruptChips) -> None:
         """Take the pending interrupt, or arrange to be back when the guest can take it."""
         state = self._state
         if not state.interrupts_enabled or state.in_shadow:
@@ -277,22 +284,20 @@ class TcgCpu(Closing):
         self._ask(MmioExit(ExitReason.MMIO, base + offset, True, data))
 
     def _on_in(self, engine: Uc, port: int, size: int, data: object) -> int:
-        if self._chips is not None and port in apic.LEGACY_PORTS:
+        if self._chips is not None and port in LEGACY_PORTS:
             return self._chips.read_port(port)
         buffer = bytearray(size)
         self._ask(IoExit(ExitReason.IO, port, size, 1, False, memoryview(buffer)))
         return int.from_bytes(buffer, "little")
 
     def _on_out(self, engine: Uc, port: int, size: int, value: int, data: object) -> None:
-        if self._chips is not None and port in apic.LEGACY_PORTS:
+        if self._chips is not None and port in LEGACY_PORTS:
             self._chips.write_port(port, value)
             return
         content = memoryview(value.to_bytes(size, "little"))
         self._ask(IoExit(ExitReason.IO, port, size, 1, True, content))
 
-    def _read_chip(
-        self, engine: Uc, offset: int, size: int, chip: apic.LocalApic | apic.IoApic
-    ) -> int:
+    def _read_chip(self, engine: Uc, offset: int, size: int, chip: LocalApic | IoApic) -> int:
         with self.lock:
             return chip.read(offset)
 
@@ -302,7 +307,7 @@ class TcgCpu(Closing):
         offset: int,
         size: int,
         value: int,
-        chip: apic.LocalApic | apic.IoApic,
+        chip: LocalApic | IoApic,
     ) -> None:
         with self.lock:
             chip.write(offset, value)
@@ -339,7 +344,7 @@ class TcgAccelerator:
 
     def __init__(self, memory: GuestMemory, *, interrupts: bool = True) -> None:
         self._memory = memory
-        self._chips = apic.InterruptChips() if interrupts else None
+        self._chips = InterruptChips() if interrupts else None
         self._cpu: TcgCpu | None = None
         #: By address and value.
         self._ioeventfds: dict[tuple[int, int], int] = {}
@@ -408,21 +413,13 @@ def _gaps(taken: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
 
 def _hook_blocks(engine: Uc) -> CData:
     """Have native code look at each block of translated code whether to go on; see tcg.c."""
-    pointer = ctypes.c_void_p
     hook = ffi.new("struct vp_block_hook *")
-    hook.stop = ffi.cast("void *", ctypes.cast(uclib.uc_emu_stop, pointer).value)
-    hook.read_register = ffi.cast("void *", ctypes.cast(uclib.uc_reg_read, pointer).value)
     hook.eflags = x86_const.UC_X86_REG_EFLAGS
-    # By its C name, and the handle by its private one: the binding's hook_add is for Python alone.
-    error = uclib.uc_hook_add(
-        engine._uch,
-        ctypes.byref(ctypes.c_size_t()),
-        uc_const.UC_HOOK_BLOCK,
-        pointer(int(ffi.cast("uintptr_t", ffi.addressof(lib, "vp_block_hook")))),
-        pointer(int(ffi.cast("uintptr_t", hook))),
-        ctypes.c_uint64(1),
-        ctypes.c_uint64(0),
-    )
+    # The binding's hook_add is for Python functions, so the engine's handle is taken from inside.
+    library, handle = os.fsencode(uclib._name), engine._uch.value
+    error = lib.vp_hook_blocks(library, handle, uc_const.UC_HOOK_BLOCK, hook)
+    if error < 0:
+        raise HostError(f"Unicorn is not what it seems in {uclib._name}: install it again.")
     if error != uc_const.UC_ERR_OK:
         raise UcError(error)
     return hook

@@ -2,15 +2,14 @@
 
 Unicorn's API has no word for a segment's hidden part, an exception's error code, or the shadow
 that sti throws on the next instruction; the context it saves holds them all. These are the fields
-from target/i386/cpu.h of QEMU 5.0.1, on which all of Unicorn 2 is based. `find` looks for them by
-values written through the API and refuses a context that does not look like this.
+from target/i386/cpu.h of QEMU 5.0.1, on which all of Unicorn 2 is based; native.h declares them.
+`find` looks for them by values written through the API, and refuses a context that does not look
+like this.
 """
 
-from typing import Any, Self
+from typing import Self
 
-import cffi
-
-from virtiopy._native import CData
+from virtiopy._native import CData, ffi
 from virtiopy.errors import HostError
 from virtiopy.x86 import (
     CR0_PE,
@@ -20,42 +19,6 @@ from virtiopy.x86 import (
     Segment,
     SystemRegisters,
 )
-
-ffi: Any = cffi.FFI()
-ffi.cdef("""
-typedef struct {
-    uint32_t selector;
-    uint64_t base;
-    uint32_t limit;
-    uint32_t flags;         /* the descriptor's second word: type, S, DPL, P, AVL, L, DB, G */
-} SegmentCache;
-
-typedef struct {
-    uint64_t regs[16];
-    uint64_t eip;
-    uint64_t eflags;
-    uint64_t cc_dst, cc_src, cc_src2;
-    uint32_t cc_op;
-    int32_t  df;
-    uint32_t hflags;        /* what the translator must know of the rest */
-    uint32_t hflags2;
-    SegmentCache segs[6];
-    SegmentCache ldt, tr, gdt, idt;
-    uint64_t cr[9];
-    int32_t  a20_mask;
-    uint64_t bounds[11];    /* MPX */
-    uint64_t efer;
-} CpuState;
-
-typedef struct {
-    int32_t  error_code;
-    int32_t  exception_is_int;
-    uint64_t exception_next_eip;
-    uint64_t dr[8];
-    void    *breakpoints[4];
-    int32_t  old_exception;
-} ExceptionState;
-""")
 
 #: The order of `regs`, which is that of the instruction encoding.
 REGISTER_ORDER = (
@@ -162,11 +125,11 @@ class TcgState:
         registers = b"".join(mark.to_bytes(8, "little") for mark in cls.MARKS)
         debug = b"".join(mark.to_bytes(8, "little") for mark in cls.DEBUG_MARKS)
         start, middle = content.find(registers), content.find(debug)
-        before = ffi.offsetof("ExceptionState", "dr")
+        before = ffi.offsetof("struct vp_tcg_exceptions", "dr")
         if start >= 0 and middle >= before:
             state = cls(
-                ffi.cast("CpuState *", address + start),
-                ffi.cast("ExceptionState *", address + middle - before),
+                ffi.cast("struct vp_tcg_cpu *", address + start),
+                ffi.cast("struct vp_tcg_exceptions *", address + middle - before),
             )
             if state._is_plausible():
                 return state
