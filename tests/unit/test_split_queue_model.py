@@ -331,6 +331,17 @@ class SplitQueueMachine(RuleBasedStateMachine):
                 attempt()
         self.driver.available.idx = self.avail_idx % 65536
 
+    @precondition(lambda self: self.placed and not self.available)
+    @rule(beyond=st.one_of(st.just(0), st.integers(0, 65535)))
+    def offer_a_head_out_of_range(self, beyond: int) -> None:
+        entry = self.driver.addresses.available_ring + 4 + 2 * (self.avail_idx % self.size)
+        self.memory.write(entry, struct.pack("<H", min(self.size + beyond, 65535)))
+        self.driver.available.idx = (self.avail_idx + 1) % 65536
+        for attempt in (self.device.pop, self.device.pop_many):
+            with pytest.raises(QueueError):
+                attempt()
+        self.make_available(1)
+
     # The device gives them back, in any order
 
     def _complete(self, position: int, share: float) -> tuple[Offer, Chain, int]:
