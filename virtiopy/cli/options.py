@@ -1,9 +1,14 @@
 """Values of options: sizes, and devices written as PATH,key=value,..."""
 
+import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+
+import click
 
 from virtiopy.errors import ConfigError
+
+ACCELERATORS = ("auto", "kvm", "tcg")
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -62,3 +67,20 @@ class DeviceOptions:
                 f"{self.option} has {key}={value}: use a number from {least} to {most}."
             )
         return int(value)
+
+
+def accelerator_option(function: Callable[..., int]) -> Callable[..., int]:
+    """Give a subcommand the option --accel."""
+    return click.option(
+        "--accel",
+        type=click.Choice(ACCELERATORS),
+        default="auto",
+        show_default=True,
+        help="What executes the guest: KVM, a software CPU, or KVM where it opens.",
+    )(function)
+
+
+@functools.cache
+def note(line: str) -> None:
+    """Tell something on standard error, once."""
+    click.echo(f"virtiopy: {line}", err=True)
