@@ -258,6 +258,10 @@ class SplitQueueMachine(RuleBasedStateMachine):
             self.memory.write(piece.address, data)
             content += b"" if piece.writable else data
         head = self.driver.place(pieces, direct=direct, table=table)
+        if direct == 0:
+            # Of this descriptor neither WRITE (2.7.5.3.2) nor next (2.7.5) means anything.
+            flags = INDIRECT | (WRITE if cut % 2 else 0)
+            self.driver.write_descriptor(head, table, 16 * len(pieces), flags, cut)
         refused = direct < len(sizes) and not self.indirect
         room = tuple(piece for piece in pieces if piece.writable)
         self._placed(Offer(head, slot, descriptors, refused, content, room))
