@@ -30,9 +30,9 @@ class Vcpu:
 
     def __init__(self, fd: int, mmap_size: int) -> None:
         self.fd = fd
-        self._mapping = mmap.mmap(fd, mmap_size)
-        self._data = memoryview(self._mapping)
-        self._run = ffi.cast("struct kvm_run *", ffi.from_buffer("char[]", self._mapping))
+        # Unmapped with its last view; an exit that somebody still holds, a traceback say, has one.
+        self._data = memoryview(mmap.mmap(fd, mmap_size))
+        self._run = ffi.cast("struct kvm_run *", ffi.from_buffer("char[]", self._data))
         self._stop_event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._waker: _Waker | None = None
 
@@ -53,9 +53,6 @@ class Vcpu:
             self._waker.close()
         self._run = ffi.NULL
         self._data.release()
-        # An exit that is still held, by a traceback perhaps, keeps the mapping until it goes.
-        with contextlib.suppress(BufferError):
-            self._mapping.close()
         os.close(self._stop_event)
         os.close(self.fd)
 
