@@ -35,6 +35,8 @@ class Vcpu:
         self._run = ffi.cast("struct kvm_run *", ffi.from_buffer("char[]", self._data))
         self._stop_event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._waker: _Waker | None = None
+        # Reentrant, because a signal handler may call stop() while run() acknowledges one.
+        self._stop_lock = threading.RLock()
 
     def __enter__(self) -> Self:
         return self
@@ -93,19 +95,24 @@ class Vcpu:
         No signal is used where the kernel has io_uring: the running thread has a poll pending on
         an eventfd, and its completion takes it out of KVM_RUN (see native.c).
         """
-        # First the flag, for a thread on its way into KVM_RUN; then the kick, for one inside.
-        self._run.immediate_exit = 1
-        os.eventfd_write(self._stop_event, 1)
-        if (waker := self._waker) is not None:
-            waker.kick()
+        with self._stop_lock:
+            # One write for each time that run() returns None: the completion queue is small, and
+            # the poll ends when it is full.
+            if self._run.immediate_exit:
+                return
+            # First the flag, for a thread on its way into KVM_RUN; then the kick, for one inside.
+            self._run.immediate_exit = 1
+            os.eventfd_write(self._stop_event, 1)
+            if self._waker is not None:
+                self._waker.kick()
 
     def _acknowledge_stop(self) -> None:
-        self._run.immediate_exit = 0
-        # stop() may have set the flag and be yet to write: what it writes is read next time.
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self._stop_event)
-        if self._waker is not None:
-            self._waker.drain()
+        with self._stop_lock:
+            self._run.immediate_exit = 0
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self._stop_event)
+            if self._waker is not None:
+                self._waker.drain()
 
     @property
     def wakes_by(self) -> str:
