@@ -169,14 +169,16 @@ class Machine:
         """
         before = self.cpu.statistics()
         start = time.monotonic()
-        thread = threading.Thread(target=self._run_cpu, name="cpu0")
+        # A join() that Ctrl-C interrupts takes the thread for dead (Python 3.11): an event does not.
+        done = threading.Event()
+        thread = threading.Thread(target=self._run_cpu, args=(done,), name="cpu0")
         thread.start()
         try:
-            thread.join(timeout)
+            done.wait(timeout)
         finally:
-            timed_out = thread.is_alive()
-            if timed_out:
+            if not done.is_set():
                 self.cpu.stop()
+            done.wait()
             thread.join()
         seconds = time.monotonic() - start
         if self._failure is not None:
@@ -185,8 +187,8 @@ class Machine:
         kernel = {name: value - before.get(name, 0) for name, value in after.items()}
         return RunResult(self._exit_port.status, seconds, self.exits, kernel)
 
-    def _run_cpu(self) -> None:
-        """Run the CPU, on its own thread."""
+    def _run_cpu(self, done: threading.Event) -> None:
+        """Run the CPU, on its own thread, and say when that is `done`."""
         try:
             while self._exit_port.status is None:
                 exit_ = self.cpu.run()
@@ -195,6 +197,8 @@ class Machine:
                 self._handle(exit_)
         except BaseException as error:  # noqa: BLE001 - raised again by run(), on the caller's thread
             self._failure = error
+        finally:
+            done.set()
 
     def _handle(self, exit_: Exit) -> None:
         if isinstance(exit_, MmioExit):
