@@ -167,6 +167,7 @@ class Machine:
         Raises GuestError when it fails in a way that no driver may, and whatever the CPU's
         thread raised.
         """
+        self._failure = None
         before = self.cpu.statistics()
         start = time.monotonic()
         # A join() that Ctrl-C interrupts takes the thread for dead (Python 3.11): an event does not.
