@@ -17,6 +17,7 @@ import pytest
 
 from virtiopy._native import CData, ffi, lib
 from virtiopy.accel.kvm import KvmAccelerator
+from virtiopy.bus import UnassignedAccessError
 from virtiopy.errors import HostError
 from virtiopy.kvm import statistics as statistics_module
 from virtiopy.kvm import system as system_module
@@ -41,6 +42,7 @@ from virtiopy.kvm.exits import (
 from virtiopy.kvm.statistics import read_statistics
 from virtiopy.kvm.system import Capability, Kvm
 from virtiopy.kvm.vcpu import Vcpu
+from virtiopy.machine import Machine
 from virtiopy.memory import HOLE_END, HOLE_START, GuestMemory
 from virtiopy.x86 import (
     PAGE_PRESENT,
@@ -1033,3 +1035,25 @@ def test_the_start_states_share_nothing_from_one_call_to_the_next(
     state.idt.limit = 0x123
     state.cs.base = 0x456
     assert astuple(make()) != astuple(state)
+
+
+# A machine on KVM
+
+
+@needs_kvm
+def test_an_unassigned_access_is_what_the_caller_of_a_kvm_machine_sees() -> None:
+    with GuestMemory.allocate(MEMORY_SIZE) as memory:
+        memory.write(CODE, bytes.fromhex("e6 55"))
+        accelerator = KvmAccelerator(memory)
+
+        def run() -> None:
+            with Machine(memory, accelerator, console=lambda data: None) as machine:
+                machine.cpu.set_system_registers(real_mode())
+                machine.cpu.set_registers(Registers(rip=CODE))
+                machine.run(PATIENCE)
+
+        with (
+            contextlib.closing(accelerator),
+            pytest.raises(UnassignedAccessError, match="wrote 1 byte at port 0x55"),
+        ):
+            run()
