@@ -66,7 +66,9 @@ class Kvm(Closing):
 
     def create_vm(self) -> Vm:
         """Make a VM without memory or CPUs; raises HostError."""
-        fd = lib.vp_ioctl(self.fd, lib.KVM_CREATE_VM, 0)
+        # It is interrupted by signals, and by io_uring's task work, and then not restarted.
+        while (fd := lib.vp_ioctl(self.fd, lib.KVM_CREATE_VM, 0)) == -errno.EINTR:
+            pass
         if fd < 0:
             raise HostError(
                 f"/dev/kvm makes no VM ({os.strerror(-fd)}): "
