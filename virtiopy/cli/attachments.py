@@ -17,6 +17,7 @@ class Attachment:
     """An option: its name, the prefix of its devices' names, how it is written, its builder.
 
     `keys` may follow the first part of its value as key=value; every device knows `mode` too.
+    Without `has_main` there is no first part: the value is key=value,... and may be left out.
     `build` is given the value, taken apart; it raises ConfigError with a remedy.
     """
 
@@ -26,9 +27,12 @@ class Attachment:
     help: str
     keys: tuple[str, ...]
     build: Callable[[DeviceOptions], VirtioDevice]
+    has_main: bool = True
 
     def parse(self, text: str) -> DeviceOptions:
         """Take a value of the option apart; raises ConfigError."""
+        if not self.has_main and text:
+            text = f",{text}"
         return DeviceOptions(self.option, text, (*self.keys, "mode"))
 
 
@@ -56,6 +60,13 @@ def build_disk(options: DeviceOptions) -> VirtioDevice:
     )
 
 
+def build_rng(options: DeviceOptions) -> VirtioDevice:
+    """Make an entropy device."""
+    from virtiopy.devices.rng import Rng
+
+    return Rng()
+
+
 ATTACHMENTS = [
     Attachment(
         "--disk",
@@ -65,5 +76,14 @@ ATTACHMENTS = [
         "Attach a raw image or block device.",
         ("readonly", "cache", "serial", "queues", "queue-size"),
         build_disk,
+    ),
+    Attachment(
+        "--rng",
+        "rng",
+        "[mode=trapped|ioeventfd]",
+        "Attach an entropy device.",
+        (),
+        build_rng,
+        has_main=False,
     ),
 ]

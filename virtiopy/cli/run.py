@@ -4,6 +4,7 @@ import contextlib
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -16,9 +17,13 @@ from virtiopy.cli.options import parse_size
 _STYLES = (("not ok", "red"), ("Bail out!", "red"), ("ok", "green"), ("#", "bright_black"))
 
 
+#: An option whose value may be left out.
+_option_without_value = partial(click.option, is_flag=False, flag_value="")
+
+
 def _attachment_options(function: Callable[..., int]) -> Callable[..., int]:
     for attachment in reversed(ATTACHMENTS):
-        function = click.option(
+        function = (click.option if attachment.has_main else _option_without_value)(
             attachment.option,
             attachment.prefix,
             multiple=True,
