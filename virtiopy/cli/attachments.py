@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from virtiopy.cli.options import DeviceOptions
+from virtiopy.cli.options import DeviceOptions, parse_size
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.errors import ConfigError
 
@@ -67,6 +67,17 @@ def build_rng(options: DeviceOptions) -> VirtioDevice:
     return Rng()
 
 
+def build_balloon(options: DeviceOptions) -> VirtioDevice:
+    """Make a balloon of `[target=SIZE][,stats=SECONDS][,...]`."""
+    from virtiopy.devices.balloon import Balloon
+
+    return Balloon(
+        target=parse_size(options.text("target", "0")),
+        statistics_interval=options.number("stats", 0, 0, 86400),
+        deflate_on_oom=options.flag("deflate-on-oom"),
+    )
+
+
 ATTACHMENTS = [
     Attachment(
         "--disk",
@@ -84,6 +95,15 @@ ATTACHMENTS = [
         "Attach an entropy device.",
         (),
         build_rng,
+        has_main=False,
+    ),
+    Attachment(
+        "--balloon",
+        "balloon",
+        "[target=SIZE][,stats=SECONDS][,deflate-on-oom=on][,mode=trapped|ioeventfd]",
+        "Attach a memory balloon.",
+        ("target", "stats", "deflate-on-oom"),
+        build_balloon,
         has_main=False,
     ),
 ]
