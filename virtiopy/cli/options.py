@@ -1,19 +1,11 @@
 """Values of options: sizes, and devices written as PATH,key=value,..."""
 
-import re
 from collections.abc import Iterable
 
 from virtiopy.errors import ConfigError
+from virtiopy.sizes import parse_size
 
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-
-
-def parse_size(text: str) -> int:
-    """Return the bytes of a size such as 65536, 64M or 1G; raises ConfigError."""
-    match = re.fullmatch(r"(\d+)([KMGT]?)(i?B)?", text.strip(), re.IGNORECASE)
-    if match is None:
-        raise ConfigError(f"{text!r} is no size: write it as in 65536, 64M or 1G.")
-    return int(match[1]) * _UNITS[match[2].upper()]
+__all__ = ["DeviceOptions", "parse_size"]
 
 
 class DeviceOptions:

@@ -90,6 +90,12 @@ def _attachment_options(function: Callable[..., int]) -> Callable[..., int]:
     help="What an access to an address is where no device is.",
 )
 @click.option(
+    "--control",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Take commands on a Unix socket here, while the guest runs: see `virtiopy ctl`.",
+)
+@click.option(
     "--json",
     "json_path",
     type=click.Path(path_type=Path),
@@ -106,6 +112,7 @@ def command(
     hugepages: bool,
     timeout: float,
     unassigned: str,
+    control: Path | None,
     json_path: Path | None,
     **attached: tuple[str, ...],
 ) -> int:
@@ -122,6 +129,7 @@ def command(
     from virtiopy.boot.guests import guest_path
     from virtiopy.cli import report
     from virtiopy.cli.tapresults import parse_tap
+    from virtiopy.control import ControlServer
     from virtiopy.errors import GuestError
     from virtiopy.machine import IoMode, Machine
     from virtiopy.memory import GuestMemory
@@ -146,6 +154,8 @@ def command(
                 device_mode = IoMode(options.choice("mode", list(IoMode), mode))
                 device = attachment.build(options)
                 machine.add_device(device, f"{attachment.prefix}{number}", device_mode)
+        if control is not None:
+            stack.enter_context(ControlServer(machine, control))
         machine.boot(image, append)
         try:
             result = machine.run(timeout or None)
