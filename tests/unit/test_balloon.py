@@ -26,7 +26,7 @@ from virtiopy.devices.balloon import (
 )
 from virtiopy.errors import ConfigError
 from virtiopy.eventloop import EventLoop
-from virtiopy.memory import HOLE_END, HOLE_START, GuestMemory
+from virtiopy.memory import HOLE_END, HOLE_START, HUGE_PAGE_SIZE, GuestMemory
 from virtiopy.spec import DeviceId, DeviceStatus, Feature, has_feature
 from virtiopy.transport.driver import MmioDriver
 from virtiopy.transport.mmio import Interrupt, MmioTransport, Register
@@ -39,6 +39,8 @@ MEMORY_SIZE = 16 * MIB
 #: The driver's own part of memory; what is above goes into the balloon.
 DRIVER_END = 8 * MIB
 FIRST = DRIVER_END // PAGE
+
+HUGE_PAGES = "/sys/kernel/mm/hugepages/hugepages-2048kB"
 
 NUM_PAGES, ACTUAL, FREE_PAGE_HINT_CMD_ID, POISON_VAL = 0, 4, 8, 12
 
@@ -518,6 +520,28 @@ def test_of_reported_memory_the_whole_blocks_are_given_back() -> None:
     with huge_bench([F_REPORTING]) as bench:
         bench.report((DRIVER_END + PAGE, 12 * PAGE))
         assert bench.memory.discards == [(DRIVER_END + 4 * PAGE, 8 * PAGE)]
+
+
+def test_a_huge_page_is_given_back_with_the_last_of_its_pages() -> None:
+    pages = HUGE_PAGE_SIZE // PAGE
+    try:
+        # A mapping can be had without the pages behind it: touching them would be fatal.
+        free = int(Path(HUGE_PAGES, "free_hugepages").read_text())
+    except FileNotFoundError:
+        free = 0
+    if free < MEMORY_SIZE // HUGE_PAGE_SIZE:
+        pytest.skip(f"{MEMORY_SIZE // HUGE_PAGE_SIZE} free huge pages are needed: {HUGE_PAGES}")
+    with watched_memory(huge_pages=True) as memory:
+        bench = Bench(memory, Balloon())
+        bench.driver.start([F_TELL])
+        bench.fill()
+        before = memory.allocated
+        bench.inflate(*range(FIRST, FIRST + pages - 1))
+        assert memory.allocated == before
+        bench.inflate(FIRST + pages - 1, FIRST + pages)
+        assert memory.allocated == before - HUGE_PAGE_SIZE
+        assert bench.is_zero(FIRST)
+        assert not bench.is_zero(FIRST + pages)
 
 
 # The target: at run time, from any thread
