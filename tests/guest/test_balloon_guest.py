@@ -1,0 +1,210 @@
+"""The balloon guest in a VM, and what its host gets back."""
+
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.guest.support import (
+    VIRTIOPY,
+    assert_one_sentence,
+    needs_kvm,
+    run_guest,
+    virtiopy,
+)
+from virtiopy.control import ask
+
+pytestmark = needs_kvm
+
+MIB = 1 << 20
+PAGE = 4096
+MODES = ["trapped", "ioeventfd"]
+
+#: Seconds that a thing may take that has no limit of its own.
+PATIENCE = 30.0
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_balloon_guest_passes_and_gets_zeroes_back(tmp_path: Path, mode: str) -> None:
+    outcome = run_guest(
+        tmp_path, "balloon", "--balloon", "--mode", mode, "--append", "balloon.zeroed=1"
+    )
+
+    assert outcome.failures() == []
+    assert outcome.status == 0, outcome.errors
+    assert len(outcome.report["tests"]) > 30
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_balloon_with_every_option_passes(tmp_path: Path, mode: str) -> None:
+    options = f"target=1M,stats=1,deflate-on-oom=on,mode={mode}"
+
+    outcome = run_guest(tmp_path, "balloon", "--balloon", options)
+
+    assert outcome.status == 0, outcome.failures()
+    assert any("DEFLATE_ON_OOM" in test["description"] for test in outcome.report["tests"])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_hostile_driver_harms_no_page_but_its_own(tmp_path: Path, mode: str) -> None:
+    outcome = run_guest(
+        tmp_path, "balloon", "--balloon", "--mode", mode, "--append", "balloon.mode=hostile"
+    )
+
+    assert outcome.failures() == []
+    assert outcome.status == 0, outcome.errors
+    assert len(outcome.report["tests"]) > 20
+
+
+def test_a_kick_is_an_exit_in_trapped_mode_alone(tmp_path: Path) -> None:
+    trapped = run_guest(tmp_path, "balloon", "--balloon", "mode=trapped")
+    ioeventfd = run_guest(tmp_path, "balloon", "--balloon", "mode=ioeventfd")
+
+    assert trapped.exits("balloon0", "QueueNotify") > 100
+    assert ioeventfd.exits("balloon0", "QueueNotify") == 0
+
+
+class Follower:
+    """A running guest that does what its balloon asks for."""
+
+    def __init__(self, process: subprocess.Popen[str], control: Path) -> None:
+        self.process = process
+        self.control = control
+
+    def balloon(self) -> dict[str, Any]:
+        answer: Any = ask(self.control, {"command": "status"})
+        balloon = answer["devices"]["balloon0"]
+        assert isinstance(balloon, dict)
+        return balloon
+
+    def memory(self) -> Path:
+        """The memfd, by the process's file descriptor."""
+        for link in Path(f"/proc/{self.process.pid}/fd").iterdir():
+            if link.readlink().name.startswith("memfd:virtiopy-guest-memory"):
+                return link
+        raise AssertionError("there is no guest memory")
+
+    def allocated(self) -> int:
+        return self.memory().stat().st_blocks * 512
+
+    def resident(self) -> int:
+        """Bytes of shared memory that the process has resident."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return sum(int(kib) for kib in re.findall(r"RssShmem:\s+(\d+) kB", status)) * 1024
+
+    def set_target(self, size: int) -> None:
+        outcome = virtiopy("ctl", self.control, "balloon", "--target", str(size))
+        assert outcome.status == 0, outcome.errors
+
+    def wait_for(self, size: int) -> None:
+        """Wait until the driver says that so much is in the balloon."""
+        wait_until(lambda: self.balloon()["actual"] == size)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end
+
+
+@contextmanager
+def following(folder: Path, mode: str, size: int, balloon: str = "") -> Iterator[Follower]:
+    """Run the guest that follows its balloon; it has `size` bytes to give, and writes to each page.
+
+    At the end it has to have all of them back.
+    """
+    control = folder / "vm.sock"
+    options = ",".join(filter(None, [balloon, f"mode={mode}"]))
+    append = f"balloon.mode=follow balloon.zeroed=1 balloon.pages={size // PAGE}"
+    command = [*VIRTIOPY, "run", "--guest", "balloon", "--balloon", options, "--append", append]
+    command += ["--memory", str(size + 16 * MIB), "--control", str(control)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert any(line == "# ready\n" for line in process.stdout), "the guest did not start"
+            guest = Follower(process, control)
+            yield guest
+            guest.set_target(0)
+            output = process.stdout.read()
+            assert process.wait(PATIENCE) == 0, output
+            assert not control.exists()
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_64_mib_are_given_back_within_a_second_and_return_as_zeroes(
+    tmp_path: Path, mode: str
+) -> None:
+    with following(tmp_path, mode, 64 * MIB) as guest:
+        allocated, resident = guest.allocated(), guest.resident()
+        start = time.monotonic()
+
+        guest.set_target(64 * MIB)
+        wait_until(lambda: guest.allocated() <= allocated - 64 * MIB)
+
+        assert time.monotonic() - start < 1
+        assert guest.allocated() == allocated - 64 * MIB
+        assert guest.resident() == resident - 64 * MIB
+        guest.wait_for(64 * MIB)
+        assert guest.balloon()["discarded"] == 64 * MIB
+        assert guest.balloon()["ignored"] == {}
+        # The guest looks at the first and the last word of each page that it is given back, and
+        # fails on what is not 0.
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_driver_follows_a_target_up_and_down(tmp_path: Path, mode: str) -> None:
+    with following(tmp_path, mode, 8 * MIB, "target=2M") as guest:
+        guest.wait_for(2 * MIB)
+        for target in (8 * MIB, 4 * MIB, 6 * MIB):
+            guest.set_target(target)
+            guest.wait_for(target)
+            assert guest.balloon()["ballooned"] == target
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_statistics_are_asked_for_while_the_guest_runs(tmp_path: Path, mode: str) -> None:
+    with following(tmp_path, mode, 8 * MIB, "stats=1") as guest:
+        wait_until(lambda: guest.balloon()["statistics"].get("MEMFREE") == 8 * MIB)
+        guest.set_target(4 * MIB)
+        wait_until(lambda: guest.balloon()["statistics"]["MEMFREE"] == 4 * MIB)
+        assert guest.balloon()["statistics"]["MEMTOT"] == 8 * MIB
+
+
+def test_a_target_that_the_guests_memory_cannot_meet_ends_in_a_sentence(tmp_path: Path) -> None:
+    assert_one_sentence(virtiopy("run", "--balloon", "target=65M"), "68157440", "at most 67108864")
+    with following(tmp_path, "ioeventfd", 8 * MIB) as guest:
+        too_much = virtiopy("ctl", guest.control, "balloon", "--target", "1G")
+        assert_one_sentence(too_much, "1073741824", "at most")
+        guest.set_target(4096)
+        guest.wait_for(4096)
+
+
+def test_ctl_shows_the_status_of_a_running_guest(tmp_path: Path) -> None:
+    with following(tmp_path, "ioeventfd", 8 * MIB) as guest:
+        for option in ([], ["--json"]):
+            outcome = virtiopy("ctl", guest.control, "status", *option)
+            assert outcome.status == 0, outcome.errors
+            assert "balloon0" in outcome.output
+            assert "DRIVER_OK" in outcome.output
+        guest.set_target(4096)
+        guest.wait_for(4096)
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("target=much", ["much"]),
+        ("target=100", ["100", "4096"]),
+        ("stats=x", ["stats=x"]),
+        ("size=1M", ["size=1M", "target=..."]),
+    ],
+)
+def test_a_balloon_that_cannot_be_made_ends_in_a_sentence(option: str, words: list[str]) -> None:
+    assert_one_sentence(virtiopy("run", "--balloon", option), *words)
