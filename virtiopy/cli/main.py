@@ -64,12 +64,10 @@ def main() -> None:
         status = cli.main(standalone_mode=False, prog_name="virtiopy")
     except click.exceptions.Exit as request:
         status = request.exit_code
-    except click.Abort:
-        status = EXIT_INTERRUPTED
     except click.ClickException as error:
         error.show()
         status = error.exit_code
-    except KeyboardInterrupt:
+    except (click.Abort, KeyboardInterrupt):
         click.echo("virtiopy: interrupted", err=True)
         status = EXIT_INTERRUPTED
     except VirtiopyError as error:
