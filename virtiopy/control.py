@@ -338,3 +338,12 @@ def ask(path: Path, request: Mapping[str, Json], timeout: float = 10.0) -> Mappi
     if "error" in answer:
         raise ConfigError(str(answer["error"]))
     return answer
+
+
+def device_facts(status: Mapping[str, Json], name: str) -> Mapping[str, Json]:
+    """Return what an answer to `status` says of a device."""
+    devices = status["devices"]
+    assert isinstance(devices, dict)
+    facts = devices[name]
+    assert isinstance(facts, dict)
+    return facts

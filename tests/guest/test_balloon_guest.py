@@ -208,3 +208,13 @@ def test_ctl_shows_the_status_of_a_running_guest(tmp_path: Path) -> None:
 )
 def test_a_balloon_that_cannot_be_made_ends_in_a_sentence(option: str, words: list[str]) -> None:
     assert_one_sentence(virtiopy("run", "--balloon", option), *words)
+
+
+def test_ctl_waits_for_the_driver_and_says_when_it_does_not_come(tmp_path: Path) -> None:
+    with following(tmp_path, "ioeventfd", 8 * MIB) as guest:
+        arguments = ("ctl", guest.control, "balloon", "--wait", "10", "--target")
+        assert virtiopy(*arguments, "8M").output == "balloon0: target 8M\n"
+        assert guest.balloon()["actual"] == 8 * MIB
+        # The guest has no more than 8 MiB to give.
+        late = virtiopy("ctl", guest.control, "balloon", "--wait", "0.1", "--target", "9M")
+        assert_one_sentence(late, "8388608 bytes", "9437184")
