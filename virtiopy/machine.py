@@ -244,25 +244,25 @@ class Machine(Closing):
     def _run_cpu(self) -> None:
         """Run the CPU, on its own thread."""
         try:
-            while self._exit_port.status is None:
-                exit_ = self.cpu.run()
-                if exit_ is None:
-                    return
+            while (exit_ := self.cpu.run(self._answer)) is not None:
                 self._handle(exit_)
         except BaseException as error:  # noqa: BLE001 - raised again by run(), on the caller's thread
             self._failure = error
 
     def _handle(self, exit_: Exit) -> None:
+        self.exits.count(ExitKind(exit_.reason.name))
+        if exit_.reason is not ExitReason.IRQ_WINDOW_OPEN:
+            raise self._explain(exit_)
+
+    def _answer(self, exit_: IoExit | MmioExit) -> bool:
+        """Let a device answer the guest's access; False when it was the one to the exit port."""
         if isinstance(exit_, MmioExit):
             self._access(self._mmio, exit_.address, exit_.is_write, exit_.data)
-        elif isinstance(exit_, IoExit):
+        else:
             for start in range(0, exit_.size * exit_.count, exit_.size):
                 item = exit_.data[start : start + exit_.size]
                 self._access(self._ports, exit_.port, exit_.is_write, item, log=start == 0)
-        else:
-            self.exits.count(ExitKind(exit_.reason.name))
-            if exit_.reason is not ExitReason.IRQ_WINDOW_OPEN:
-                raise self._explain(exit_)
+        return self._exit_port.status is None
 
     def _access(
         self, bus: Bus, address: int, is_write: bool, data: memoryview, *, log: bool = True

@@ -1,11 +1,16 @@
 """Values of options: sizes, and devices written as PATH,key=value,..."""
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
+
+import click
 
 from virtiopy.errors import ConfigError
 from virtiopy.sizes import parse_size
 
-__all__ = ["DeviceOptions", "parse_size"]
+__all__ = ["DeviceOptions", "accelerator_option", "note", "parse_size"]
+
+ACCELERATORS = ("auto", "kvm", "tcg")
 
 
 class DeviceOptions:
@@ -54,3 +59,20 @@ class DeviceOptions:
                 f"{self.option} has {key}={value}: use a number from {least} to {most}."
             )
         return int(value)
+
+
+def accelerator_option(function: Callable[..., int]) -> Callable[..., int]:
+    """Give a subcommand the option --accel."""
+    return click.option(
+        "--accel",
+        type=click.Choice(ACCELERATORS),
+        default="auto",
+        show_default=True,
+        help="What executes the guest: KVM, a software CPU, or KVM where it opens.",
+    )(function)
+
+
+@functools.cache
+def note(line: str) -> None:
+    """Tell something on standard error, once."""
+    click.echo(f"virtiopy: {line}", err=True)

@@ -12,7 +12,7 @@ import click
 
 from virtiopy.cli.attachments import ATTACHMENTS
 from virtiopy.cli.main import EXIT_GUEST_FAILED
-from virtiopy.cli.options import parse_size
+from virtiopy.cli.options import accelerator_option, note, parse_size
 
 _STYLES = (("not ok", "red"), ("Bail out!", "red"), ("ok", "green"), ("#", "bright_black"))
 
@@ -50,6 +50,7 @@ def _attachment_options(function: Callable[..., int]) -> Callable[..., int]:
     help="What to run: a guest of virtiopy's or a PVH ELF file. `probe` looks at every device "
     "and writes to none; `blk` OVERWRITES the disks.",
 )
+@accelerator_option
 @click.option(
     "--mode",
     type=click.Choice(["trapped", "ioeventfd"]),
@@ -105,6 +106,7 @@ def _attachment_options(function: Callable[..., int]) -> Callable[..., int]:
 def command(
     *,
     guest: str,
+    accel: str,
     mode: str,
     append: str,
     memory: int,
@@ -124,7 +126,7 @@ def command(
     """
     from rich.console import Console
 
-    from virtiopy.accel.kvm import KvmAccelerator
+    from virtiopy.accel import select
     from virtiopy.boot.elf import GuestImage
     from virtiopy.boot.guests import guest_path
     from virtiopy.cli import report
@@ -141,7 +143,7 @@ def command(
         ram = stack.enter_context(
             GuestMemory.allocate(memory, path=memory_path, huge_pages=hugepages)
         )
-        accelerator = KvmAccelerator(ram)
+        accelerator = select(accel, ram, note=note)
         stack.callback(accelerator.close)
         machine = stack.enter_context(
             Machine(

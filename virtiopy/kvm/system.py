@@ -43,6 +43,12 @@ class Kvm(Closing):
         except OSError as error:
             raise HostError(_why_not(device, error)) from error
         version = lib.vp_ioctl(self.fd, lib.KVM_GET_API_VERSION, 0)
+        if version < 0:
+            os.close(self.fd)
+            raise HostError(
+                f"{device} is not KVM ({os.strerror(-version)}): load the kvm module, or pass the "
+                "real device into this container."
+            )
         if version != lib.KVM_API_VERSION:
             os.close(self.fd)
             raise HostError(

@@ -12,7 +12,7 @@ from dataclasses import fields
 from virtiopy._native import CData, ffi, lib
 from virtiopy.closing import Closing
 from virtiopy.errors import HostError
-from virtiopy.kvm.exits import Exit, decode
+from virtiopy.kvm.exits import Answer, Exit, IoExit, MmioExit, decode
 from virtiopy.kvm.statistics import read_statistics
 from virtiopy.x86 import DescriptorTable, Registers, Segment, SystemRegisters
 
@@ -55,12 +55,19 @@ class Vcpu(Closing):
 
     # Running
 
-    def run(self) -> Exit | None:
+    def run(self, answer: Answer | None = None) -> Exit | None:
         """Run the guest until it exits to userspace, or `stop` is called: then None.
 
-        What the exit's `data` is set to is given to the guest by the next call. The calling
-        thread holds no lock of the interpreter while the guest runs.
+        What the exit's `data` is set to is given to the guest by the next call. With `answer`,
+        port and MMIO exits go there as long as it returns True; when it returns False, this
+        returns None. The calling thread holds no lock of the interpreter while the guest runs.
         """
+        while isinstance(exit_ := self._run_once(), IoExit | MmioExit) and answer is not None:
+            if not answer(exit_):
+                return None
+        return exit_
+
+    def _run_once(self) -> Exit | None:
         if self._waker is None or self._waker.thread != threading.get_ident():
             if self._waker is not None:
                 self._waker.close()
