@@ -10,16 +10,18 @@ from typing import Any
 
 import pytest
 
+from tests.guest.accelerators import each_accelerator
 from tests.guest.support import (
     VIRTIOPY,
+    Outcome,
     assert_one_sentence,
     needs_kvm,
+    needs_qemu,
     run_guest,
+    run_in_qemu,
     virtiopy,
 )
 from virtiopy.control import ask
-
-pytestmark = needs_kvm
 
 MIB = 1 << 20
 PAGE = 4096
@@ -29,42 +31,54 @@ MODES = ["trapped", "ioeventfd"]
 PATIENCE = 30.0
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_the_balloon_guest_passes_and_gets_zeroes_back(tmp_path: Path, mode: str) -> None:
+def run_balloon(
+    folder: Path, mode: str, accelerator: str, options: str = "", append: str = ""
+) -> Outcome:
+    """Run the balloon guest, which has to pass."""
+    value = ",".join(filter(None, [options, f"mode={mode}"]))
     outcome = run_guest(
-        tmp_path, "balloon", "--balloon", "--mode", mode, "--append", "balloon.zeroed=1"
+        *(folder, "balloon", "--balloon", value, "--accel", accelerator, "--append", append)
     )
-
     assert outcome.failures() == []
     assert outcome.status == 0, outcome.errors
+    return outcome
+
+
+@each_accelerator
+@pytest.mark.parametrize("mode", MODES)
+def test_the_balloon_guest_passes_and_gets_zeroes_back(
+    tmp_path: Path, mode: str, name: str
+) -> None:
+    outcome = run_balloon(tmp_path, mode, name, append="balloon.zeroed=1")
     assert len(outcome.report["tests"]) > 30
 
 
+@each_accelerator
 @pytest.mark.parametrize("mode", MODES)
-def test_a_balloon_with_every_option_passes(tmp_path: Path, mode: str) -> None:
-    options = f"target=1M,stats=1,deflate-on-oom=on,mode={mode}"
-
-    outcome = run_guest(tmp_path, "balloon", "--balloon", options)
-
-    assert outcome.status == 0, outcome.failures()
+def test_a_balloon_with_every_option_passes(tmp_path: Path, mode: str, name: str) -> None:
+    outcome = run_balloon(tmp_path, mode, name, "target=1M,stats=1,deflate-on-oom=on")
     assert any("DEFLATE_ON_OOM" in test["description"] for test in outcome.report["tests"])
 
 
+@each_accelerator
 @pytest.mark.parametrize("mode", MODES)
-def test_a_hostile_driver_harms_no_page_but_its_own(tmp_path: Path, mode: str) -> None:
-    outcome = run_guest(
-        tmp_path, "balloon", "--balloon", "--mode", mode, "--append", "balloon.mode=hostile"
-    )
-
-    assert outcome.failures() == []
-    assert outcome.status == 0, outcome.errors
+def test_a_hostile_driver_harms_no_page_but_its_own(tmp_path: Path, mode: str, name: str) -> None:
+    outcome = run_balloon(tmp_path, mode, name, append="balloon.mode=hostile")
     assert len(outcome.report["tests"]) > 20
 
 
-def test_a_kick_is_an_exit_in_trapped_mode_alone(tmp_path: Path) -> None:
-    trapped = run_guest(tmp_path, "balloon", "--balloon", "mode=trapped")
-    ioeventfd = run_guest(tmp_path, "balloon", "--balloon", "mode=ioeventfd")
+@needs_qemu
+@needs_kvm
+@pytest.mark.parametrize("append", ["", "balloon.mode=hostile"])
+def test_the_same_balloon_guest_passes_on_a_device_of_qemus(append: str) -> None:
+    device = "virtio-balloon-device,deflate-on-oom=on,free-page-reporting=on"
+    run_in_qemu("balloon", "-device", device, append=append)
 
+
+@needs_kvm
+def test_a_kick_is_an_exit_in_trapped_mode_alone(tmp_path: Path) -> None:
+    trapped = run_balloon(tmp_path, "trapped", "kvm")
+    ioeventfd = run_balloon(tmp_path, "ioeventfd", "kvm")
     assert trapped.exits("balloon0", "QueueNotify") > 100
     assert ioeventfd.exits("balloon0", "QueueNotify") == 0
 
@@ -113,15 +127,23 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 @contextmanager
-def following(folder: Path, mode: str, size: int, balloon: str = "") -> Iterator[Follower]:
+def following(
+    folder: Path,
+    size: int,
+    options: str = "",
+    *,
+    mode: str = "ioeventfd",
+    accelerator: str = "auto",
+) -> Iterator[Follower]:
     """Run the guest that follows its balloon; it has `size` bytes to give, and writes to each page.
 
     At the end it has to have all of them back.
     """
     control = folder / "vm.sock"
-    options = ",".join(filter(None, [balloon, f"mode={mode}"]))
+    value = ",".join(filter(None, [options, f"mode={mode}"]))
     append = f"balloon.mode=follow balloon.zeroed=1 balloon.pages={size // PAGE}"
-    command = [*VIRTIOPY, "run", "--guest", "balloon", "--balloon", options, "--append", append]
+    command = [*VIRTIOPY, "run", "--guest", "balloon", "--balloon", value, "--append", append]
+    command += ["--accel", accelerator]
     command += ["--memory", str(size + 16 * MIB), "--control", str(control)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -137,11 +159,12 @@ def following(folder: Path, mode: str, size: int, balloon: str = "") -> Iterator
             process.kill()
 
 
+@each_accelerator
 @pytest.mark.parametrize("mode", MODES)
 def test_64_mib_are_given_back_within_a_second_and_return_as_zeroes(
-    tmp_path: Path, mode: str
+    tmp_path: Path, mode: str, name: str
 ) -> None:
-    with following(tmp_path, mode, 64 * MIB) as guest:
+    with following(tmp_path, 64 * MIB, mode=mode, accelerator=name) as guest:
         allocated, resident = guest.allocated(), guest.resident()
         start = time.monotonic()
 
@@ -158,9 +181,10 @@ def test_64_mib_are_given_back_within_a_second_and_return_as_zeroes(
         # fails on what is not 0.
 
 
+@each_accelerator
 @pytest.mark.parametrize("mode", MODES)
-def test_the_driver_follows_a_target_up_and_down(tmp_path: Path, mode: str) -> None:
-    with following(tmp_path, mode, 8 * MIB, "target=2M") as guest:
+def test_the_driver_follows_a_target_up_and_down(tmp_path: Path, mode: str, name: str) -> None:
+    with following(tmp_path, 8 * MIB, "target=2M", mode=mode, accelerator=name) as guest:
         guest.wait_for(2 * MIB)
         for target in (8 * MIB, 4 * MIB, 6 * MIB):
             guest.set_target(target)
@@ -168,26 +192,31 @@ def test_the_driver_follows_a_target_up_and_down(tmp_path: Path, mode: str) -> N
             assert guest.balloon()["ballooned"] == target
 
 
+@each_accelerator
 @pytest.mark.parametrize("mode", MODES)
-def test_statistics_are_asked_for_while_the_guest_runs(tmp_path: Path, mode: str) -> None:
-    with following(tmp_path, mode, 8 * MIB, "stats=1") as guest:
+def test_statistics_are_asked_for_while_the_guest_runs(
+    tmp_path: Path, mode: str, name: str
+) -> None:
+    with following(tmp_path, 8 * MIB, "stats=1", mode=mode, accelerator=name) as guest:
         wait_until(lambda: guest.balloon()["statistics"].get("MEMFREE") == 8 * MIB)
         guest.set_target(4 * MIB)
         wait_until(lambda: guest.balloon()["statistics"]["MEMFREE"] == 4 * MIB)
         assert guest.balloon()["statistics"]["MEMTOT"] == 8 * MIB
 
 
+@needs_kvm
 def test_a_target_that_the_guests_memory_cannot_meet_ends_in_a_sentence(tmp_path: Path) -> None:
     assert_one_sentence(virtiopy("run", "--balloon", "target=65M"), "68157440", "at most 67108864")
-    with following(tmp_path, "ioeventfd", 8 * MIB) as guest:
+    with following(tmp_path, 8 * MIB) as guest:
         too_much = virtiopy("ctl", guest.control, "balloon", "--target", "1G")
         assert_one_sentence(too_much, "1073741824", "at most")
         guest.set_target(4096)
         guest.wait_for(4096)
 
 
+@needs_kvm
 def test_ctl_shows_the_status_of_a_running_guest(tmp_path: Path) -> None:
-    with following(tmp_path, "ioeventfd", 8 * MIB) as guest:
+    with following(tmp_path, 8 * MIB) as guest:
         for option in ([], ["--json"]):
             outcome = virtiopy("ctl", guest.control, "status", *option)
             assert outcome.status == 0, outcome.errors
@@ -197,6 +226,7 @@ def test_ctl_shows_the_status_of_a_running_guest(tmp_path: Path) -> None:
         guest.wait_for(4096)
 
 
+@needs_kvm
 @pytest.mark.parametrize(
     ("option", "words"),
     [
@@ -210,8 +240,9 @@ def test_a_balloon_that_cannot_be_made_ends_in_a_sentence(option: str, words: li
     assert_one_sentence(virtiopy("run", "--balloon", option), *words)
 
 
+@needs_kvm
 def test_ctl_waits_for_the_driver_and_says_when_it_does_not_come(tmp_path: Path) -> None:
-    with following(tmp_path, "ioeventfd", 8 * MIB) as guest:
+    with following(tmp_path, 8 * MIB) as guest:
         arguments = ("ctl", guest.control, "balloon", "--wait", "10", "--target")
         assert virtiopy(*arguments, "8M").output == "balloon0: target 8M\n"
         assert guest.balloon()["actual"] == 8 * MIB
