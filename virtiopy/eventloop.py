@@ -145,6 +145,8 @@ class EventLoop(Closing):
         self.stop()
         if self._workers is not None:
             self._workers.shutdown()
+        # Completions that came too late: what they hold is let go.
+        self._soon.clear()
         self._epoll.close()
         os.close(self._wake)
 

@@ -397,6 +397,18 @@ struct virtio_blk_discard_write_zeroes {
 	uint32_t num_sectors, flags;
 };
 
+/* virtio: the balloon (5.5) */
+struct virtio_balloon_config {
+	uint32_t num_pages, actual, free_page_hint_cmd_id, poison_val;
+	...;
+};
+
+struct virtio_balloon_stat {
+	uint16_t tag;
+	uint64_t val;
+	...;
+};
+
 /* PVH boot */
 struct hvm_start_info {
 	uint32_t magic, version, flags, nr_modules;

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from virtiopy.cli.options import DeviceOptions
+from virtiopy.cli.options import DeviceOptions, parse_size
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.errors import ConfigError
 
@@ -17,6 +17,7 @@ class Attachment:
     """An option: its name, the prefix of its devices' names, how it is written, its builder.
 
     `keys` may follow the first part of its value as key=value; every device knows `mode` too.
+    Without `has_main` there is no first part: the value is key=value,... and may be left out.
     `build` is given the value, taken apart; it raises ConfigError with a remedy.
     """
 
@@ -26,9 +27,12 @@ class Attachment:
     help: str
     keys: tuple[str, ...]
     build: Callable[[DeviceOptions], VirtioDevice]
+    has_main: bool = True
 
     def parse(self, text: str) -> DeviceOptions:
         """Take a value of the option apart; raises ConfigError."""
+        if not self.has_main and text:
+            text = f",{text}"
         return DeviceOptions(self.option, text, (*self.keys, "mode"))
 
 
@@ -56,6 +60,24 @@ def build_disk(options: DeviceOptions) -> VirtioDevice:
     )
 
 
+def build_rng(options: DeviceOptions) -> VirtioDevice:
+    """Make an entropy device."""
+    from virtiopy.devices.rng import Rng
+
+    return Rng()
+
+
+def build_balloon(options: DeviceOptions) -> VirtioDevice:
+    """Make a balloon of `[target=SIZE][,stats=SECONDS][,...]`."""
+    from virtiopy.devices.balloon import Balloon
+
+    return Balloon(
+        target=parse_size(options.text("target", "0")),
+        statistics_interval=options.number("stats", 0, 0, 86400),
+        deflate_on_oom=options.flag("deflate-on-oom"),
+    )
+
+
 ATTACHMENTS = [
     Attachment(
         "--disk",
@@ -65,5 +87,23 @@ ATTACHMENTS = [
         "Attach a raw image or block device.",
         ("readonly", "cache", "serial", "queues", "queue-size"),
         build_disk,
+    ),
+    Attachment(
+        "--rng",
+        "rng",
+        "[mode=trapped|ioeventfd]",
+        "Attach an entropy device.",
+        (),
+        build_rng,
+        has_main=False,
+    ),
+    Attachment(
+        "--balloon",
+        "balloon",
+        "[target=SIZE][,stats=SECONDS][,deflate-on-oom=on][,mode=trapped|ioeventfd]",
+        "Attach a memory balloon.",
+        ("target", "stats", "deflate-on-oom"),
+        build_balloon,
+        has_main=False,
     ),
 ]

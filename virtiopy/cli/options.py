@@ -1,24 +1,16 @@
 """Values of options: sizes, and devices written as PATH,key=value,..."""
 
 import functools
-import re
 from collections.abc import Callable, Iterable
 
 import click
 
 from virtiopy.errors import ConfigError
+from virtiopy.sizes import parse_size
+
+__all__ = ["DeviceOptions", "accelerator_option", "note", "parse_size"]
 
 ACCELERATORS = ("auto", "kvm", "tcg")
-
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-
-
-def parse_size(text: str) -> int:
-    """Return the bytes of a size such as 65536, 64M or 1G; raises ConfigError."""
-    match = re.fullmatch(r"(\d+)([KMGT]?)(i?B)?", text.strip(), re.IGNORECASE)
-    if match is None:
-        raise ConfigError(f"{text!r} is no size: write it as in 65536, 64M or 1G.")
-    return int(match[1]) * _UNITS[match[2].upper()]
 
 
 class DeviceOptions:
