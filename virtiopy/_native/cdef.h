@@ -344,7 +344,7 @@ struct kvm_run {
 	...;
 };
 
-/* virtio: the rings (2.7) and the block device (5.2) */
+/* virtio: the rings (2.7), the block device (5.2), the console (5.3) */
 struct vring_desc {
 	uint64_t addr;
 	uint32_t len;
@@ -395,6 +395,21 @@ struct virtio_blk_outhdr {
 struct virtio_blk_discard_write_zeroes {
 	uint64_t sector;
 	uint32_t num_sectors, flags;
+};
+
+struct virtio_console_config {
+	uint16_t cols, rows;
+	uint32_t max_nr_ports, emerg_wr;
+	...;
+};
+
+struct virtio_console_control {
+	uint32_t id;
+	uint16_t event, value;
+};
+
+struct virtio_console_resize {
+	uint16_t cols, rows;
 };
 
 /* PVH boot */
