@@ -15,8 +15,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
-from typing import Self
+
+from virtiopy.closing import Closing
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ class BottomHalf:
         self._callback()
 
 
-class EventLoop:
+class EventLoop(Closing):
     """The loop of a VM. `start` gives it a thread of its own; `stop` ends that, from any thread.
 
     An exception that leaves a callback ends the loop; `failure` keeps it, and `on_failure` is
@@ -122,17 +122,6 @@ class EventLoop:
         self._stopping = False
         self._thread: threading.Thread | None = None
         self._workers: ThreadPoolExecutor | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exception_type: type[BaseException] | None,
-        exception: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     # Life
 

@@ -6,13 +6,12 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 from virtiopy.accel.base import Accelerator
 from virtiopy.boot import pvh
 from virtiopy.boot.elf import GuestImage
 from virtiopy.bus import Bus, Place
+from virtiopy.closing import Closing
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.errors import ConfigError, GuestError
 from virtiopy.eventloop import READABLE, EventLoop, Watch
@@ -103,7 +102,7 @@ class _ExitPort:
         self.status = data[0]
 
 
-class Machine:
+class Machine(Closing):
     """A VM with one CPU, and an event loop for its devices.
 
     `console` is given what the guest writes to port 0xE9, on the CPU's thread.
@@ -133,17 +132,6 @@ class Machine:
         self._ports.add(Place(CONSOLE_PORT, 1, "console port", _ConsolePort(console)))
         self._ports.add(Place(EXIT_PORT, 4, "exit port", self._exit_port))
         self._failure: BaseException | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exception_type: type[BaseException] | None,
-        exception: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Free the CPU and the devices; the memory and the accelerator are the caller's."""
@@ -176,14 +164,13 @@ class Machine:
             slot = self._ioeventfd_slot(device, name, address, gsi)
         self._mmio.add(Place(address, REGISTER_RANGE, name, slot.transport))
         self.slots.append(slot)
-        device.attach(slot.transport, self.loop, may_block=mode is IoMode.TRAPPED)
         return slot
 
     def _trapped_slot(self, device: VirtioDevice, name: str, address: int, gsi: int) -> Slot:
         def set_interrupt(level: bool) -> None:
             self.accelerator.set_irq_line(gsi, level)
 
-        transport = MmioTransport(device, self.memory, set_interrupt)
+        transport = MmioTransport(device, self.memory, set_interrupt, loop=self.loop)
         return Slot(name, device, transport, address, gsi, IoMode.TRAPPED)
 
     def _ioeventfd_slot(self, device: VirtioDevice, name: str, address: int, gsi: int) -> Slot:
@@ -195,7 +182,9 @@ class Machine:
             if level:
                 os.eventfd_write(interrupt, 1)
 
-        transport = MmioTransport(device, self.memory, set_interrupt)
+        transport = MmioTransport(
+            device, self.memory, set_interrupt, loop=self.loop, may_block=False
+        )
         eventfds, watches = [interrupt], []
         for index in range(len(device.queue_sizes)):
             kick = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)

@@ -12,10 +12,10 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from virtiopy._native import ffi
+from virtiopy.closing import Closing
 from virtiopy.errors import ConfigError, DriverError, HostError
 
 PAGE_SIZE = 4096
@@ -66,7 +66,7 @@ class Region:
             self._mapping.close()
 
 
-class GuestMemory:
+class GuestMemory(Closing):
     """The regions of a guest's memory, in ascending order, none overlapping another."""
 
     def __init__(self, regions: Iterable[Region]) -> None:
@@ -121,17 +121,6 @@ class GuestMemory:
         memory = cls(regions)
         memory._fds.append(fd)
         return memory
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exception_type: type[BaseException] | None,
-        exception: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Unmap the memory and close the files behind it."""

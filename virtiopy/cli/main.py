@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import os
 import sys
 
 import click
@@ -74,8 +75,9 @@ def main() -> None:
         click.echo(f"virtiopy: {error}", err=True)
         status = EXIT_ERROR
     except BrokenPipeError:
-        # Whoever read our output has had enough of it, as `| head` does.
-        sys.stderr.close()
+        # Whoever read our output has had enough of it, as `| head` does; the interpreter flushes
+        # what is left to where it can go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = EXIT_GUEST_FAILED
     sys.exit(status if isinstance(status, int) else 0)
 

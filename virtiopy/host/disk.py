@@ -11,10 +11,9 @@ import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from virtiopy._native import ffi, lib
+from virtiopy.closing import Closing
 from virtiopy.errors import ConfigError
 from virtiopy.virtqueue.buffers import Buffers, gather, scatter, split_at, total
 
@@ -48,7 +47,7 @@ _LOCK_DONE = 100
 _LOCK_NOT_SHARED = 200
 
 
-class DiskImage:
+class DiskImage(Closing):
     """An open raw image. Raises ConfigError, with a remedy, for one that cannot be used.
 
     `readonly` opens it for reading alone; `cache` says what a completed write stands for.
@@ -74,17 +73,6 @@ class DiskImage:
         except BaseException:
             os.close(self._fd)
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exception_type: type[BaseException] | None,
-        exception: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the image, and so give up its locks."""
@@ -145,17 +133,17 @@ class DiskImage:
         if self._is_device:
             return self._ioctl_int(lib.BLKSSZGET)
         # Nobody before Linux 6.1 tells (STATX_DIOALIGN): ask by reading.
-        with mmap.mmap(-1, mmap.PAGESIZE) as page, memoryview(page) as view:
-            for alignment in (SECTOR_SIZE, mmap.PAGESIZE):
-                if self.size % alignment:
-                    continue
-                try:
-                    os.preadv(self._fd, [view[:alignment]], 0)
-                except OSError as error:
-                    if error.errno != errno.EINVAL:
-                        raise
-                else:
-                    return alignment
+        page = _page_aligned(mmap.PAGESIZE)
+        for alignment in (SECTOR_SIZE, mmap.PAGESIZE):
+            if self.size % alignment:
+                continue
+            try:
+                os.preadv(self._fd, [page[:alignment]], 0)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+            else:
+                return alignment
         raise ConfigError(
             f"The image {self.path} cannot be read without the page cache: "
             "make its size a multiple of 4096 bytes, or leave out cache=none."
@@ -179,10 +167,12 @@ class DiskImage:
             _transfer(os.preadv, self._fd, buffers, offset)
             return
         length = total(buffers)
+        if length == 0:
+            return
         start, end = self._aligned_range(offset, length)
-        with mmap.mmap(-1, end - start) as bounce, memoryview(bounce) as view:
-            _transfer(os.preadv, self._fd, [view], start)
-            scatter(buffers, view[offset - start : offset - start + length].tobytes())
+        bounce = _page_aligned(end - start)
+        _transfer(os.preadv, self._fd, [bounce], start)
+        scatter(buffers, bounce[offset - start : offset - start + length].tobytes())
 
     def write(self, offset: int, buffers: Buffers, *, stable: bool = False) -> None:
         """Write `buffers` at `offset`; `stable` returns only once they are on the disk.
@@ -198,12 +188,14 @@ class DiskImage:
             _transfer(pwritev, self._fd, buffers, offset)
             return
         length = total(buffers)
+        if length == 0:
+            return
         start, end = self._aligned_range(offset, length)
-        with mmap.mmap(-1, end - start) as bounce, memoryview(bounce) as view:
-            if (start, end) != (offset, offset + length):
-                _transfer(os.preadv, self._fd, [view], start)
-            view[offset - start : offset - start + length] = gather(buffers)
-            _transfer(pwritev, self._fd, [view], start)
+        bounce = _page_aligned(end - start)
+        if (start, end) != (offset, offset + length):
+            _transfer(os.preadv, self._fd, [bounce], start)
+        bounce[offset - start : offset - start + length] = gather(buffers)
+        _transfer(pwritev, self._fd, [bounce], start)
 
     def _is_aligned(self, offset: int, buffers: Buffers) -> bool:
         """Say whether direct I/O takes these as they are; any will do through the page cache."""
@@ -228,7 +220,7 @@ class DiskImage:
 
     def discard(self, offset: int, length: int) -> None:
         """Give a range back to the host where it takes it; what it reads as is undefined."""
-        if self.can_punch_holes:
+        if self.can_punch_holes and length > 0:
             self._deallocate(offset, length)
 
     def write_zeroes(self, offset: int, length: int, *, unmap: bool) -> None:
@@ -236,6 +228,8 @@ class DiskImage:
 
         Raises OSError.
         """
+        if length == 0:
+            return  # Neither fallocate nor BLKZEROOUT takes it.
         if unmap and self.can_punch_holes and not self._is_device:
             self._deallocate(offset, length)
         elif self._is_device or not self._fallocate(_ZERO_RANGE, offset, length):
@@ -274,6 +268,14 @@ class DiskImage:
 
 _PUNCH_HOLE = lib.FALLOC_FL_PUNCH_HOLE | lib.FALLOC_FL_KEEP_SIZE
 _ZERO_RANGE = lib.FALLOC_FL_ZERO_RANGE | lib.FALLOC_FL_KEEP_SIZE
+
+
+def _page_aligned(size: int) -> memoryview:
+    """Return a buffer for direct I/O.
+
+    It goes with the last view of it: an error's traceback may hold one longer than the caller.
+    """
+    return memoryview(mmap.mmap(-1, size))
 
 
 def _open(path: Path, readonly: bool, cache: CacheMode) -> int:

@@ -3,10 +3,9 @@
 import enum
 import errno
 import os
-from types import TracebackType
-from typing import Self
 
 from virtiopy._native import CData, ffi, lib
+from virtiopy.closing import Closing
 from virtiopy.errors import HostError
 from virtiopy.kvm.vm import Vm
 
@@ -35,7 +34,7 @@ class Capability(enum.IntEnum):
     SYNC_REGS = lib.KVM_CAP_SYNC_REGS
 
 
-class Kvm:
+class Kvm(Closing):
     """An open /dev/kvm. Raises HostError, with the remedy, when there is none to open."""
 
     def __init__(self, device: str = DEVICE) -> None:
@@ -50,17 +49,6 @@ class Kvm:
                 f"{device} speaks KVM API version {version}, virtiopy {lib.KVM_API_VERSION}: "
                 "use a kernel of this century."
             )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exception_type: type[BaseException] | None,
-        exception: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close /dev/kvm; VMs that were made live on."""

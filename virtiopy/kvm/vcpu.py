@@ -8,10 +8,9 @@ import signal
 import threading
 from collections.abc import Mapping
 from dataclasses import fields
-from types import TracebackType
-from typing import Self
 
 from virtiopy._native import CData, ffi, lib
+from virtiopy.closing import Closing
 from virtiopy.errors import HostError
 from virtiopy.kvm.exits import Exit, decode
 from virtiopy.kvm.statistics import read_statistics
@@ -25,7 +24,7 @@ _CONTROL = ("cr0", "cr2", "cr3", "cr4", "cr8", "efer")
 KICK_SIGNAL = signal.SIGRTMIN + 3
 
 
-class Vcpu:
+class Vcpu(Closing):
     """A KVM vCPU. Made by `Vm.create_vcpu`. Only `stop` may be called from another thread."""
 
     def __init__(self, fd: int, mmap_size: int) -> None:
@@ -35,17 +34,6 @@ class Vcpu:
         self._run = ffi.cast("struct kvm_run *", ffi.from_buffer("char[]", self._mapping))
         self._stop_event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._waker: _Waker | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exception_type: type[BaseException] | None,
-        exception: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the vCPU's files and unmap what it shares with KVM."""

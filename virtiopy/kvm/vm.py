@@ -1,10 +1,9 @@
 """A VM: memory slots, the in-kernel interrupt chips, interrupt lines."""
 
 import os
-from types import TracebackType
-from typing import Self
 
 from virtiopy._native import CData, ffi, lib
+from virtiopy.closing import Closing
 from virtiopy.errors import HostError
 from virtiopy.kvm.statistics import read_statistics
 from virtiopy.kvm.vcpu import Vcpu
@@ -16,7 +15,7 @@ IDENTITY_MAP_ADDRESS = 0xFFFB_C000
 TSS_ADDRESS = 0xFFFB_D000
 
 
-class Vm:
+class Vm(Closing):
     """A KVM VM. Made by `Kvm.create_vm`."""
 
     def __init__(self, fd: int, vcpu_mmap_size: int, supported_cpuid: CData) -> None:
@@ -24,17 +23,6 @@ class Vm:
         self._vcpu_mmap_size = vcpu_mmap_size
         self._supported_cpuid = supported_cpuid
         self._slots = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exception_type: type[BaseException] | None,
-        exception: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the VM's file; the VM goes when its vCPUs are closed too."""

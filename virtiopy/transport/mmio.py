@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.errors import DriverError
+from virtiopy.eventloop import EventLoop
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import DeviceStatus, Feature, feature_mask, has_feature
 from virtiopy.virtqueue.split import QueueAddresses, SplitQueue
@@ -101,11 +102,18 @@ class MmioTransport:
     """The registers of one device, and the device status state machine behind them.
 
     `set_interrupt` is told the level of the device's interrupt line, which is high while any bit
-    of InterruptStatus is set (4.2.3.4). The caller attaches the device to the transport.
+    of InterruptStatus is set (4.2.3.4). The device is attached to the transport, with `loop` for
+    what it does of itself; `may_block` says whether kicks may wait for what they cause.
     """
 
     def __init__(
-        self, device: VirtioDevice, memory: GuestMemory, set_interrupt: Callable[[bool], None]
+        self,
+        device: VirtioDevice,
+        memory: GuestMemory,
+        set_interrupt: Callable[[bool], None],
+        *,
+        loop: EventLoop | None = None,
+        may_block: bool = True,
     ) -> None:
         self.device = device
         # Interrupts are raised by whoever works the device and acknowledged by the CPU, at a time.
@@ -116,6 +124,7 @@ class MmioTransport:
         self.config_generation = 0
         self.interrupt_status = 0
         self._clear()
+        device.attach(self, loop, may_block=may_block)
 
     def _clear(self) -> None:
         """Give every register the value that it has after a reset."""
@@ -220,8 +229,11 @@ class MmioTransport:
         if self.status & DeviceStatus.FEATURES_OK:
             log.debug("DriverFeatures written after FEATURES_OK (2.2.1)")
             return
-        # Words from the third on hold no feature that is offered: one stands for all of them.
-        shift = 32 * min(self._driver_features_sel, 2)
+        if self._driver_features_sel > 1:
+            # No feature there is offered: one word stands for all, and keeps what was asked for.
+            self.driver_features |= value << 64
+            return
+        shift = 32 * self._driver_features_sel
         self.driver_features &= ~(0xFFFF_FFFF << shift)
         self.driver_features |= value << shift
 
@@ -297,7 +309,9 @@ class MmioTransport:
                 self.device.start_queue(self._queue_sel, queue)
 
     def _write_queue_reset(self, value: int) -> None:
-        negotiated = has_feature(self.driver_features, Feature.VIRTIO_F_RING_RESET)
+        negotiated = self.status & DeviceStatus.FEATURES_OK and has_feature(
+            self.driver_features, Feature.VIRTIO_F_RING_RESET
+        )
         if value != 1 or not negotiated or self._queue_sel >= len(self._queues):
             return
         # The reset completes here and now, so QueueReset never reads as 1.

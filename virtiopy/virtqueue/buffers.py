@@ -38,9 +38,9 @@ def scatter(buffers: Buffers, data: bytes) -> int:
     """Copy `data` over the pieces; returns how many bytes found room."""
     position = 0
     for piece in buffers:
-        count = min(len(piece), len(data) - position)
-        if count <= 0:
+        if position == len(data):
             break
+        count = min(len(piece), len(data) - position)
         piece[:count] = data[position : position + count]
         position += count
     return position

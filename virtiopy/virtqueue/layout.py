@@ -18,6 +18,9 @@ USED_RING_ALIGNMENT = 4
 #: No descriptor chain describes more bytes than this (2.7.5.2).
 CHAIN_BYTES_MAX = 1 << 32
 
+#: The most that `len` of a used ring entry, a le32, can say (2.7.8).
+USED_LEN_MAX = (1 << 32) - 1
+
 VIRTQ_AVAIL_F_NO_INTERRUPT = 1
 VIRTQ_USED_F_NO_NOTIFY = 1
 

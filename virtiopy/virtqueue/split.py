@@ -19,6 +19,7 @@ from virtiopy.virtqueue.layout import (
     DESCRIPTOR_SIZE,
     DESCRIPTOR_TABLE_ALIGNMENT,
     INDEX_MODULUS,
+    USED_LEN_MAX,
     USED_RING_ALIGNMENT,
     VIRTQ_AVAIL_F_NO_INTERRUPT,
     VIRTQ_DESC_F_INDIRECT,
@@ -169,15 +170,16 @@ class SplitQueue:
 
     def _next_head(self) -> int | None:
         if self.last_available == self._seen_available:
-            self._seen_available = lib.vp_load_acquire(self._available_idx)
-            pending = (self._seen_available - self.last_available) % INDEX_MODULUS
+            seen = lib.vp_load_acquire(self._available_idx)
+            pending = (seen - self.last_available) % INDEX_MODULUS
             if pending + self.in_flight > self.size:
                 raise QueueError(
-                    f"queue {self.index}: available idx {self._seen_available} offers {pending} "
+                    f"queue {self.index}: available idx {seen} offers {pending} "
                     f"buffers, {self.in_flight} are in flight, and the queue has {self.size} (2.7)"
                 )
             if pending == 0:
                 return None
+            self._seen_available = seen
         head: int = self._available.ring[self.last_available % self.size]
         if head >= self.size:
             raise QueueError(f"queue {self.index}: head {head} is out of range (2.7.6)")
@@ -253,7 +255,8 @@ class SplitQueue:
         for chain, written in completions:
             if not 0 <= written <= total(chain.writable):
                 raise ValueError(f"{written} bytes written to a chain with less room")
-            entries.append((chain.head, written))
+            # A chain may have room for 2^32 bytes; len holds one less, and may be an underestimate.
+            entries.append((chain.head, min(written, USED_LEN_MAX)))
         self._return(entries)
 
     def _return(self, entries: list[tuple[int, int]]) -> None:

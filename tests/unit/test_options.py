@@ -1,0 +1,53 @@
+import pytest
+
+from virtiopy.cli.options import DeviceOptions, parse_size
+from virtiopy.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("512", 512), ("4K", 4096), ("64M", 64 << 20), ("1g", 1 << 30), ("2TiB", 2 << 40)],
+)
+def test_sizes_are_read_with_their_units(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "M", "1.5G", "-1", "64 apples", "0x10"])
+def test_what_is_no_size_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(ConfigError, match="64M"):
+        parse_size(text)
+
+
+def test_a_device_option_is_taken_apart() -> None:
+    options = DeviceOptions("--disk", "a.img,readonly=on,queues=3", ["readonly", "queues"])
+    assert options.main == "a.img"
+    assert options.flag("readonly")
+    assert options.number("queues", 1, 1, 8) == 3
+
+
+def test_what_is_not_given_takes_its_default() -> None:
+    options = DeviceOptions("--disk", "a.img", ["readonly", "queues", "serial"])
+    assert not options.flag("readonly")
+    assert options.number("queues", 1, 1, 8) == 1
+    assert options.text("serial", "none") == "none"
+
+
+def test_a_doubled_comma_belongs_to_the_value() -> None:
+    options = DeviceOptions("--disk", "a,,b.img,serial=x,,y", ["serial"])
+    assert options.main == "a,b.img"
+    assert options.text("serial", "") == "x,y"
+
+
+@pytest.mark.parametrize(
+    "text", ["a,speed=1", "a,readonly", "a,", "a,readonly=on,readonly=off", "a,=on"]
+)
+def test_unknown_bare_and_doubled_keys_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="--disk"):
+        DeviceOptions("--disk", text, ["readonly"])
+
+
+@pytest.mark.parametrize("value", ["0", "9", "-1", "x", "", "1.0"])
+def test_numbers_out_of_range_are_refused(value: str) -> None:
+    options = DeviceOptions("--disk", f"a,queues={value}", ["queues"])
+    with pytest.raises(ConfigError, match="from 1 to 8"):
+        options.number("queues", 1, 1, 8)
