@@ -9,6 +9,7 @@ import subprocess
 import sys
 import termios
 import threading
+import time
 import tty
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -107,6 +108,14 @@ def read_exactly(fd: int, count: int) -> bytes:
     while len(data) < count and (piece := os.read(fd, count - len(data))):
         data += piece
     return data
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait for what nothing tells of."""
+    end = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
 
 
 def open_files() -> int:
@@ -256,6 +265,7 @@ def test_output_that_waits_for_a_client_that_leaves_is_dropped(path: Path) -> No
 def test_a_slow_client_gets_every_byte_and_a_slow_guest_too(path: Path) -> None:
     with guest_of(SocketStream(path)) as guest, connect(path) as client:
         guest.read_from_now_on(False)
+        client.setblocking(True)
         sender = threading.Thread(target=client.sendall, args=(MIB,))
         sender.start()
         guest.write(MIB)
@@ -448,11 +458,14 @@ def test_the_end_of_the_input_leaves_the_output_as_it_is() -> None:
 
 def test_input_may_come_from_a_file_and_output_go_to_one(tmp_path: Path) -> None:
     (tmp_path / "in").write_bytes(MIB)
-    with (tmp_path / "in").open("rb") as source, (tmp_path / "out").open("wb") as sink:
-        with stdio(source.fileno(), sink.fileno()) as guest:
-            guest.wait_for_input(MIB)
-            guest.write(MIB)
-            guest.wait_written()
+    with (
+        (tmp_path / "in").open("rb") as source,
+        (tmp_path / "out").open("wb") as sink,
+        stdio(source.fileno(), sink.fileno()) as guest,
+    ):
+        guest.wait_for_input(MIB)
+        guest.write(MIB)
+        guest.wait_written()
     assert (tmp_path / "out").read_bytes() == MIB
 
 
@@ -614,7 +627,7 @@ def test_the_size_follows_the_terminal(terminal: Terminal) -> None:
 
 # The leader is what a shell is: it puts the program into the foreground, and says when it stops.
 PROGRAM = """
-import os, signal, sys, threading
+import fcntl, os, signal, sys, termios, threading
 from virtiopy.eventloop import EventLoop
 from virtiopy.host.terminal import StdioStream
 
@@ -640,6 +653,7 @@ class User:
     def connection_changed(self): pass
     def size_changed(self): pass
 
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 begin, go = os.pipe()
 if pid := os.fork():
     lead(os.write(go, b"1") and pid)
@@ -660,9 +674,6 @@ exec(sys.argv[2])
 def program(terminal: Terminal, body: str) -> Iterator[tuple[int, Callable[[], str]]]:
     """Run a program whose controlling terminal this is; gives its process, and its reports."""
 
-    def take_terminal() -> None:
-        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-
     reader, writer = os.pipe()
     with (
         subprocess.Popen(
@@ -671,7 +682,6 @@ def program(terminal: Terminal, body: str) -> Iterator[tuple[int, Callable[[], s
             stdout=terminal.fd,
             pass_fds=[writer],
             start_new_session=True,
-            preexec_fn=take_terminal,
         ) as leader,
         os.fdopen(reader) as reports,
     ):
@@ -721,15 +731,13 @@ def test_the_terminal_is_restored_after_an_interrupt(terminal: Terminal) -> None
 
 
 def test_a_program_that_is_stopped_gives_the_terminal_back_meanwhile(terminal: Terminal) -> None:
-    body = "while True:\n signal.pause()\n report('awake')"
-    with program(terminal, body) as (pid, next_report):
+    with program(terminal, "while True: signal.pause()") as (pid, next_report):
         for _ in range(2):
             os.kill(pid, signal.SIGTSTP)
             assert next_report() == "stopped"
             assert terminal.is_restored
             os.kill(pid, signal.SIGCONT)
-            assert next_report() == "awake"
-            assert terminal.is_raw
+            wait_until(lambda: terminal.is_raw)
         os.kill(pid, signal.SIGTERM)
         assert next_report() == f"ended {-signal.SIGTERM}"
         assert terminal.is_restored
