@@ -266,6 +266,7 @@ def test_a_slow_client_gets_every_byte_and_a_slow_guest_too(path: Path) -> None:
     with guest_of(SocketStream(path)) as guest, connect(path) as client:
         guest.read_from_now_on(False)
         client.setblocking(True)
+        guest.wait_connections(True)
         sender = threading.Thread(target=client.sendall, args=(MIB,))
         sender.start()
         guest.write(MIB)
