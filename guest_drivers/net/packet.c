@@ -56,6 +56,12 @@ uint64_t sum_bytes(uint64_t sum, const void *data, size_t size)
 			: "+r"(sum) : "r"(bytes), "m"(*(const uint8_t (*)[SUM_BLOCK])bytes) : "cc");
 	for (; size >= sizeof(rest); size -= sizeof(rest), bytes += sizeof(rest))
 		sum = sum_add(sum, *(const uint64_t *)bytes);
+	/* As many headers end. */
+	if (size >= sizeof(uint32_t)) {
+		sum = sum_add(sum, *(const uint32_t *)bytes);
+		size -= sizeof(uint32_t);
+		bytes += sizeof(uint32_t);
+	}
 	for (size_t i = 0; i < size; i++)
 		rest |= (uint64_t)bytes[i] << (8 * i);
 	return sum_add(sum, rest);

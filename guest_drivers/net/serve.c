@@ -190,17 +190,13 @@ static void announce(struct net_test *t)
 {
 	static struct net_packet packet;
 	struct net_link self = t->link;
-	const uint32_t len = (self.peer_ip = self.ip, make_arp(packet.frame, &self, ARP_REQUEST));
-	const struct virtq_element element = { &packet, (uint32_t)sizeof(packet.header) + len };
-	uint32_t used_len;
 
+	self.peer_ip = self.ip;
 	/* Everything that is on its way comes back first, so that what comes next is this. */
-	while (t->net.tx[0].num_free != t->net.tx[0].size)
+	while (t->net.tx[0].num_free != t->net.tx[0].size && virtq_poll(&t->net.tx[0]))
 		take_transmitted(t);
-	virtq_add(&t->net.tx[0], &element, 1, 0, VIRTQ_DIRECT, &packet);
-	virtq_kick(&t->net.tx[0]);
-	virtq_poll(&t->net.tx[0]);
-	virtq_get_used(&t->net.tx[0], &used_len);
+	net_transmit(&t->net, 0, &packet, make_arp(packet.frame, &self, ARP_REQUEST), VIRTQ_DIRECT,
+		     net_whole);
 	tap_note("announced, ack %u",
 		 net_command(&t->net, VIRTIO_NET_CTRL_ANNOUNCE, VIRTIO_NET_CTRL_ANNOUNCE_ACK, NULL, 0));
 }

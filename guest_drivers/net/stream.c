@@ -101,6 +101,23 @@ static void send_one(struct virtq *vq, struct net_packet *packet)
 		virtq_kick(vq);
 }
 
+static bool is_used(const void *context)
+{
+	return virtq_has_used(context);
+}
+
+/* One interrupt for half of what is in flight, where that can be asked for. */
+static bool sleep_for_half(struct virtq *vq)
+{
+	if (vq->event_idx)
+		virtq_interrupt_after(vq, (uint16_t)(vq->size - vq->num_free + 1) / 2);
+	else
+		virtq_enable_interrupts(vq);
+	virtio_sleep(vq->device, is_used, vq);
+	virtq_disable_interrupts(vq);
+	return virtq_has_used(vq);
+}
+
 /* Send with every packet that comes back, until as many as asked for are sent. */
 static bool send_all(struct virtq *vq, uint64_t frames)
 {
@@ -119,9 +136,8 @@ static bool send_all(struct virtq *vq, uint64_t frames)
 		virtq_kick(vq);
 		if (vq->num_free == vq->size)
 			return true;
-		if (!virtq_sleep(vq))
+		if (!sleep_for_half(vq))
 			return false;
-		virtq_disable_interrupts(vq);
 	}
 }
 

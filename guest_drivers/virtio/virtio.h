@@ -252,7 +252,7 @@ bool virtq_sleep(struct virtq *vq);	/* by interrupt */
 bool virtq_poll(struct virtq *vq);	/* by looking */
 
 /*
- * A patience of some seconds (2 to 10, as fast as the time stamp counter counts), for an answer that
+ * A patience of some seconds (5 to 20, as fast as the time stamp counter counts), for an answer that
  * somebody else may owe.  Both are false when nothing came, or the device needs a reset.
  */
 uint64_t virtio_deadline(void);

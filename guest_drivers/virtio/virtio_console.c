@@ -7,7 +7,7 @@
 #define QUEUE_SIZE	16
 #define ALIGN		16
 #define PIECES_MAX	16
-#define QUIET_TICKS	(UINT64_C(1) << 28)
+#define QUIET_TICKS	(UINT64_C(1) << 29)
 
 void console_emergency_write(const struct virtio_device *device, const char *text)
 {
@@ -167,10 +167,21 @@ unsigned int console_take_messages(struct virtio_console *console)
 	return count;
 }
 
+static bool has_port(const struct virtio_console *console)
+{
+	for (unsigned int i = 0; i < console->port_count; i++)
+		if (console->ports[i].exists)
+			return true;
+	return false;
+}
+
 void console_settle(struct virtio_console *console)
 {
 	if (!console->multiport)
 		return;
+	/* The first one may take as long as the device needs to wake up. */
+	if (!has_port(console))
+		virtq_poll_until(&console->control_rx, virtio_deadline());
 	while (virtq_poll_until(&console->control_rx, read_tsc() + QUIET_TICKS))
 		console_take_messages(console);
 }
@@ -213,7 +224,9 @@ unsigned int console_take_sent(struct console_port *port)
 	uint32_t len;
 
 	for (; (buffer = virtq_get_used(&port->tx, &len)); count++)
-		console_recycle(port, buffer);
+		/* A write that was given up for lost comes back as well. */
+		if (buffer >= port->buffers && buffer < port->buffers + CONSOLE_BUFFERS)
+			console_recycle(port, buffer);
 	return count;
 }
 

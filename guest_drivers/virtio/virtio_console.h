@@ -100,7 +100,7 @@ void console_open(struct virtio_console *console, struct virtio_device *device, 
 
 /* Answers what control messages there are; returns how many. */
 unsigned int console_take_messages(struct virtio_console *console);
-/* Until no message has come for a while; about a tenth of a second. */
+/* Until no message has come for a while; some tenths of a second. */
 void console_settle(struct virtio_console *console);
 /* False when the device does not take it. */
 bool console_send_control(struct virtio_console *console, const void *message, uint32_t len);

@@ -260,7 +260,7 @@ bool virtq_poll(struct virtq *vq)
 	return virtq_has_used(vq);
 }
 
-#define PATIENCE_TICKS	(UINT64_C(10) << 30)
+#define PATIENCE_TICKS	(UINT64_C(20) << 30)
 
 uint64_t virtio_deadline(void)
 {
