@@ -208,8 +208,10 @@ class EventLoop(Closing):
     def watch(self, fd: int, events: int, callback: Callable[[int], None], name: str) -> Watch:
         """Call back, with the events, whenever `fd` is ready for any of `events`; any thread."""
         watch = Watch(self._epoll, fd, events, callback, name)
-        self._watches[fd] = watch
+        # First, for it may fail, as it does for a regular file. What is ready before the next
+        # line is so afterwards: it is level-triggered.
         self._epoll.register(fd, events)
+        self._watches[fd] = watch
         return watch
 
     def unwatch(self, watch: Watch) -> None:

@@ -344,7 +344,7 @@ struct kvm_run {
 	...;
 };
 
-/* virtio: the rings (2.7) and the block device (5.2) */
+/* virtio: the rings (2.7), the block device (5.2), the console (5.3) */
 struct vring_desc {
 	uint64_t addr;
 	uint32_t len;
@@ -407,6 +407,22 @@ struct virtio_balloon_stat {
 	uint16_t tag;
 	uint64_t val;
 	...;
+};
+
+/* virtio: the console (5.3) */
+struct virtio_console_config {
+	uint16_t cols, rows;
+	uint32_t max_nr_ports, emerg_wr;
+	...;
+};
+
+struct virtio_console_control {
+	uint32_t id;
+	uint16_t event, value;
+};
+
+struct virtio_console_resize {
+	uint16_t cols, rows;
 };
 
 /* PVH boot */

@@ -3,21 +3,27 @@
 A new device is one more line in ATTACHMENTS.
 """
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from virtiopy.cli.options import DeviceOptions, parse_size
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.errors import ConfigError
+
+if TYPE_CHECKING:
+    from virtiopy.streams import Stream
 
 
 @dataclass(slots=True, frozen=True)
 class Attachment:
     """An option: its name, the prefix of its devices' names, how it is written, its builder.
 
-    `keys` may follow the first part of its value as key=value; every device knows `mode` too.
-    Without `has_main` there is no first part: the value is key=value,... and may be left out.
+    `keys` may follow the first part of its value as key=value, `repeatable` ones several times;
+    every device knows `mode` too. Without `has_main` there is no first part: the value is
+    key=value,... and may be left out.
     `build` is given the value, taken apart; it raises ConfigError with a remedy.
     """
 
@@ -28,12 +34,13 @@ class Attachment:
     keys: tuple[str, ...]
     build: Callable[[DeviceOptions], VirtioDevice]
     has_main: bool = True
+    repeatable: tuple[str, ...] = ()
 
     def parse(self, text: str) -> DeviceOptions:
         """Take a value of the option apart; raises ConfigError."""
         if not self.has_main and text:
             text = f",{text}"
-        return DeviceOptions(self.option, text, (*self.keys, "mode"))
+        return DeviceOptions(self.option, text, (*self.keys, "mode"), self.repeatable)
 
 
 def build_disk(options: DeviceOptions) -> VirtioDevice:
@@ -78,6 +85,57 @@ def build_balloon(options: DeviceOptions) -> VirtioDevice:
     )
 
 
+def build_console(options: DeviceOptions) -> VirtioDevice:
+    """Make a console device of `TARGET[,port=NAME:TARGET]...[,wait=on]`."""
+    from virtiopy.devices.console import Console
+    from virtiopy.streams import Stream
+
+    wait = options.flag("wait")
+    with contextlib.ExitStack() as opened:
+
+        def open_stream(text: str) -> Stream:
+            stream = open_target(text, wait=wait)
+            opened.callback(stream.close)
+            return stream
+
+        stream = open_stream(options.main)
+        channels: dict[str, Stream] = {}
+        for text in options.texts("port"):
+            name, _, target = text.partition(":")
+            if not name or name in channels:
+                raise ConfigError(
+                    f"--console has port={text}: give each port a name of its own, as in "
+                    "port=org.example.agent:socket:agent.sock."
+                )
+            channels[name] = open_stream(target)
+        console = Console(stream, channels)
+        opened.pop_all()
+    return console
+
+
+def open_target(text: str, *, wait: bool) -> "Stream":
+    """Open the host's side of a port; a pseudoterminal's name is printed."""
+    import click
+
+    from virtiopy.host.stream import FileStream, PtyStream, SocketStream
+    from virtiopy.host.terminal import StdioStream
+
+    kind, colon, rest = text.partition(":")
+    if kind == "stdio" and not colon:
+        return StdioStream()
+    if kind == "pty":
+        stream = PtyStream(Path(rest) if rest else None, wait=wait)
+        click.echo(f"virtiopy: {stream.path} is a console's terminal", err=True)
+        return stream
+    if kind == "socket" and rest:
+        return SocketStream(Path(rest), wait=wait)
+    if kind == "file" and rest:
+        return FileStream(Path(rest))
+    raise ConfigError(
+        f"--console has {text!r}: use one of stdio, pty, pty:LINK, socket:PATH, file:PATH."
+    )
+
+
 ATTACHMENTS = [
     Attachment(
         "--disk",
@@ -105,5 +163,16 @@ ATTACHMENTS = [
         ("target", "stats", "deflate-on-oom"),
         build_balloon,
         has_main=False,
+    ),
+    Attachment(
+        "--console",
+        "console",
+        "TARGET[,port=NAME:TARGET]...[,wait=on][,mode=trapped|ioeventfd]",
+        "Attach a console whose host's side is TARGET: stdio (Ctrl-a x ends the run), pty[:LINK], "
+        "socket:PATH or file:PATH; `port` adds a named channel. Output that finds nobody at a "
+        "pty or socket is dropped, or with wait=on held for the first who comes.",
+        ("wait",),
+        build_console,
+        repeatable=("port",),
     ),
 ]
