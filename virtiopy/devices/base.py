@@ -103,6 +103,10 @@ class VirtioDevice(ABC):
     def close(self) -> None:
         """Give back what the device holds of the host."""
 
+    def counters(self) -> Mapping[str, int]:
+        """Return what the device counts, by name; a run's report shows it."""
+        return {}
+
     # Operation
 
     def handle(self, queue: SplitQueue) -> None:
