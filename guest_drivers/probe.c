@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: MIT
 /*
- * Says what virtio devices there are, and reads the first and the last block of each disk.  Writes
- * nothing to a disk: the data on it may be somebody's.
+ * Says what virtio devices there are and what their configuration spaces hold, and reads the first and
+ * the last block of each disk.  Writes nothing to a disk: the data on it may be somebody's.
  */
 #include "runtime.h"
+#include "virtio_balloon.h"
 #include "virtio_blk.h"
+#include "virtio_console.h"
+#include "virtio_net.h"
 
 #define PROBE_QUEUE_SIZE	16
 #define PROBE_QUEUES_MAX	64	/* queue sizes shown */
@@ -93,6 +96,66 @@ static void probe_disk(struct virtio_device *device)
 	virtio_reset(device);
 }
 
+/* ----- configuration spaces, as far as the features offered say that they hold something ----- */
+
+static bool offers(const struct virtio_device *device, unsigned int bit)
+{
+	return device->offered & BIT(bit);
+}
+
+static void probe_net(const struct virtio_device *device)
+{
+	uint8_t mac[MAC_SIZE];
+
+	if (offers(device, VIRTIO_NET_F_MAC)) {
+		net_read_mac(device, mac);
+		tap_note("  mac %02x:%02x:%02x:%02x:%02x:%02x", mac[0], mac[1], mac[2], mac[3], mac[4],
+			 mac[5]);
+	}
+	if (offers(device, VIRTIO_NET_F_STATUS))
+		tap_note("  link %s", NET_CONFIG(16, device, status) & VIRTIO_NET_S_LINK_UP
+				      ? "up" : "down");
+	if (offers(device, VIRTIO_NET_F_MQ))
+		tap_note("  max_virtqueue_pairs %u", NET_CONFIG(16, device, max_virtqueue_pairs));
+	if (offers(device, VIRTIO_NET_F_MTU))
+		tap_note("  mtu %u", NET_CONFIG(16, device, mtu));
+}
+
+static void probe_console(const struct virtio_device *device)
+{
+	if (offers(device, VIRTIO_CONSOLE_F_SIZE))
+		tap_note("  %u columns, %u rows", CONSOLE_CONFIG(16, device, cols),
+			 CONSOLE_CONFIG(16, device, rows));
+	if (offers(device, VIRTIO_CONSOLE_F_MULTIPORT))
+		tap_note("  up to %u ports", CONSOLE_CONFIG(32, device, max_nr_ports));
+}
+
+static void probe_balloon(const struct virtio_device *device)
+{
+	tap_note("  num_pages %u, actual %u", BALLOON_CONFIG(32, device, num_pages),
+		 BALLOON_CONFIG(32, device, actual));
+}
+
+static void probe_more(struct virtio_device *device)
+{
+	switch (device->device_id) {
+	case VIRTIO_ID_NETWORK:
+		probe_net(device);
+		break;
+	case VIRTIO_ID_BLOCK:
+		probe_disk(device);
+		break;
+	case VIRTIO_ID_CONSOLE:
+		probe_console(device);
+		break;
+	case VIRTIO_ID_BALLOON:
+		probe_balloon(device);
+		break;
+	default:
+		break;
+	}
+}
+
 static void probe(struct virtio_device *device)
 {
 	tap_note("slot %u: at %p, GSI %u", device->slot, (void *)device->base, device->gsi);
@@ -113,8 +176,7 @@ static void probe(struct virtio_device *device)
 	show_features(device);
 	virtio_reset(device);
 	show_queues(device);
-	if (device->device_id == VIRTIO_ID_BLOCK)
-		probe_disk(device);
+	probe_more(device);
 }
 
 int main(void)

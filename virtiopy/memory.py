@@ -107,8 +107,9 @@ class GuestMemory(Closing):
             regions = [Region.map(0, below, fd, 0)]
             if size > below:
                 regions.append(Region.map(HOLE_END, size - below, fd, below))
-        except OSError as error:
+        except (OSError, OverflowError) as error:
             os.close(fd)
+            reason = error.strerror if isinstance(error, OSError) else "no file is that large"
             what = f"of {size >> 20} MiB" + (" in huge pages" if huge_pages else "")
             remedy = (
                 "reserve some by writing their number to /proc/sys/vm/nr_hugepages"
@@ -116,7 +117,7 @@ class GuestMemory(Closing):
                 else "give a smaller size"
             )
             raise HostError(
-                f"The host has no memory {what} to give ({error.strerror}): {remedy}."
+                f"The host has no memory {what} to give ({reason}): {remedy}."
             ) from error
         memory = cls(regions)
         memory._fds.append(fd)

@@ -5,6 +5,7 @@
 
 #include "runtime.h"
 #include "virtio_blk.h"
+#include "virtio_test.h"
 
 /*
  * The sectors that the tests write.  A disk smaller than the area is only tested with what writes
@@ -29,14 +30,6 @@ struct blk_test {
 	bool mixed_chains;	/* work on this device */
 	uint8_t seed;		/* of the last pattern written */
 };
-
-/* One result, named after the disk.  `sentence` is a literal without conversions. */
-#define CHECK(t, passed, sentence)		tap_ok(passed, "%s: " sentence, (t)->name)
-#define CHECK_IS(t, got, expected, sentence)	tap_is(got, expected, "%s: " sentence, (t)->name)
-#define SKIP(t, reason, sentence)		tap_skip(reason, "%s: " sentence, (t)->name)
-/* For a requirement that QEMU is known not to meet: there, a failure is not ours to report. */
-#define CHECK_EXCEPT_QEMU(t, passed, reason, sentence)	\
-	((passed) || !(t)->qemu ? (void)CHECK(t, passed, sentence) : SKIP(t, "QEMU " reason, sentence))
 
 /* Reset and bring up one queue; bails out when the device refuses what it offered. */
 void test_open(struct blk_test *t, uint64_t features);

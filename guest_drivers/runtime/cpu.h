@@ -71,6 +71,15 @@ static inline void cpu_relax(void)
 	__asm__ volatile("pause" : : : "memory");
 }
 
+/* The time stamp counter: between one and some five thousand million a second. */
+static inline uint64_t read_tsc(void)
+{
+	uint32_t low, high;
+
+	__asm__ volatile("rdtsc" : "=a"(low), "=d"(high));
+	return (uint64_t)high << 32 | low;
+}
+
 static inline _Noreturn void cpu_stop(void)
 {
 	for (;;)

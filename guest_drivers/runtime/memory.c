@@ -71,3 +71,35 @@ int memcmp(const void *a, const void *b, size_t size)
 			return left[i] - right[i];
 	return 0;
 }
+
+/* A count of 0 repeats nothing and leaves the flags as the comparison before made them: equal. */
+bool memory_equal(const void *a, const void *b, size_t size)
+{
+	size_t count = size / WORD;
+	bool equal;
+
+	__asm__ volatile("cmpq %%rax, %%rax\n\trepe cmpsq"
+			 : "=@cce"(equal), "+D"(a), "+S"(b), "+c"(count) : : "memory");
+	if (!equal)
+		return false;
+	count = size % WORD;
+	__asm__ volatile("cmpq %%rax, %%rax\n\trepe cmpsb"
+			 : "=@cce"(equal), "+D"(a), "+S"(b), "+c"(count) : : "memory");
+	return equal;
+}
+
+bool memory_is(const void *memory, uint8_t value, size_t size)
+{
+	const uint64_t word = value * UINT64_C(0x0101010101010101);
+	size_t count = size / WORD;
+	bool equal;
+
+	__asm__ volatile("cmpq %%rax, %%rax\n\trepe scasq"
+			 : "=@cce"(equal), "+D"(memory), "+c"(count) : "a"(word) : "memory");
+	if (!equal)
+		return false;
+	count = size % WORD;
+	__asm__ volatile("cmpq %%rax, %%rax\n\trepe scasb"
+			 : "=@cce"(equal), "+D"(memory), "+c"(count) : "a"(word) : "memory");
+	return equal;
+}

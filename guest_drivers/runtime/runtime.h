@@ -73,6 +73,9 @@ void memory_release(uint64_t mark);
 void *memcpy(void *to, const void *from, size_t size);
 void *memset(void *to, int value, size_t size);
 int memcmp(const void *a, const void *b, size_t size);
+/* Whether the two are equal, or all bytes are `value`: by string instructions, as memcpy(). */
+bool memory_equal(const void *a, const void *b, size_t size);
+bool memory_is(const void *memory, uint8_t value, size_t size);
 
 /* ----- interrupts ----- */
 

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: MIT
 /* Virtio over MMIO (4.2): discovery, registers, initialization, interrupts. */
+#include <stdatomic.h>
+
 #include "cpu.h"
 #include "runtime.h"
 #include "virtio.h"
@@ -236,6 +238,11 @@ void virtio_config_write8(const struct virtio_device *device, size_t offset, uin
 	mmio_write8(device->base + VIRTIO_MMIO_CONFIG + offset, value);
 }
 
+void virtio_config_write32(const struct virtio_device *device, size_t offset, uint32_t value)
+{
+	mmio_write32(device->base + VIRTIO_MMIO_CONFIG + offset, value);
+}
+
 /* ----- 4.2.3.4: notifications from the device ----- */
 
 static void handle_interrupt(void *context)
@@ -276,4 +283,17 @@ bool virtio_wait_interrupt(const struct virtio_device *device, uint32_t seen)
 	}
 	irq_enable();
 	return !device->needs_reset;
+}
+
+void virtio_sleep(const struct virtio_device *device, bool (*awake)(const void *context),
+		  const void *context)
+{
+	/* 2.7.14: look again after asking for interrupts, for what was used in between. */
+	atomic_thread_fence(memory_order_seq_cst);
+	irq_disable();
+	while (!awake(context) && !device->needs_reset) {
+		irq_wait();
+		irq_disable();
+	}
+	irq_enable();
 }

@@ -75,7 +75,11 @@ enum virtio_mmio_register {
 #define VIRTIO_MMIO_INT_CONFIG_CHANGE	2
 
 #define VIRTIO_ID_RESERVED		0
+#define VIRTIO_ID_NETWORK		1
 #define VIRTIO_ID_BLOCK			2
+#define VIRTIO_ID_CONSOLE		3
+#define VIRTIO_ID_ENTROPY		4
+#define VIRTIO_ID_BALLOON		5
 
 /* "QEMU" in VendorID; for what is known to differ from the specification there. */
 #define VIRTIO_VENDOR_QEMU		0x554d4551
@@ -129,6 +133,7 @@ uint16_t virtio_config_read16(const struct virtio_device *device, size_t offset)
 uint32_t virtio_config_read32(const struct virtio_device *device, size_t offset);
 uint64_t virtio_config_read64(const struct virtio_device *device, size_t offset);
 void virtio_config_write8(const struct virtio_device *device, size_t offset, uint8_t value);
+void virtio_config_write32(const struct virtio_device *device, size_t offset, uint32_t value);
 
 /* Connect the device's interrupt; needed once, before virtio_driver_ok. */
 void virtio_enable_interrupt(struct virtio_device *device);
@@ -213,6 +218,10 @@ struct virtq {
 /* Allocates the rings and hands them to the device, between FEATURES_OK and DRIVER_OK. */
 void virtq_setup(struct virtq *vq, struct virtio_device *device, uint16_t index, uint16_t size);
 
+/* The same with the largest power of two that both the device and `wanted` allow; it must exist. */
+void virtq_setup_at_most(struct virtq *vq, struct virtio_device *device, uint16_t index,
+			 uint32_t wanted);
+
 /* The transport's half of it: the part addresses, then QueueReady (4.2.3.2). */
 void virtio_enable_queue(const struct virtq *vq);
 
@@ -234,8 +243,26 @@ void virtq_enable_interrupts(struct virtq *vq);
 /* Ask for the interrupt only when `count` more chains are used; EVENT_IDX only. */
 void virtq_interrupt_after(struct virtq *vq, uint16_t count);
 
+/* Sleep until `awake(context)`, which any interrupt of the device may bring about, or needs_reset. */
+void virtio_sleep(const struct virtio_device *device, bool (*awake)(const void *context),
+		  const void *context);
+
 /* Until a chain is used.  False when the device needs a reset instead. */
 bool virtq_sleep(struct virtq *vq);	/* by interrupt */
 bool virtq_poll(struct virtq *vq);	/* by looking */
+
+/*
+ * A patience of some seconds (5 to 20, as fast as the time stamp counter counts), for an answer that
+ * somebody else may owe.  Both are false when nothing came, or the device needs a reset.
+ */
+uint64_t virtio_deadline(void);
+bool virtq_poll_until(struct virtq *vq, uint64_t deadline);
+
+/*
+ * Cut memory into elements of these lengths, up to a 0, and a last one of what is left.  Returns how
+ * many there are: at most one more than `pieces` has.
+ */
+unsigned int virtq_cut(struct virtq_element *elements, void *memory, uint32_t len,
+		       const uint16_t *pieces);
 
 #endif

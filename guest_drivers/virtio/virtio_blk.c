@@ -16,26 +16,6 @@ const struct blk_framing blk_plain_framing = {
 
 /* ----- initialization (5.2.5) ----- */
 
-/* The largest power of two that both sides take (2.7: Queue Size is a power of two). */
-static uint16_t choose_size(uint32_t device_max, uint32_t wanted)
-{
-	uint32_t limit = MIN(device_max, wanted);
-	uint32_t size = 1;
-
-	while (size * 2 <= limit)
-		size *= 2;
-	return (uint16_t)size;
-}
-
-static void open_queue(struct virtio_blk *blk, uint16_t index, uint32_t wanted)
-{
-	const uint32_t max = virtio_queue_size_max(blk->device, index);
-
-	if (!max)
-		tap_bail_out("slot %u has no queue %u", blk->device->slot, index);
-	virtq_setup(&blk->queues[index], blk->device, index, choose_size(max, wanted));
-}
-
 bool blk_open(struct virtio_blk *blk, struct virtio_device *device, uint64_t features,
 	      unsigned int queue_count, uint32_t queue_size)
 {
@@ -53,7 +33,7 @@ bool blk_open(struct virtio_blk *blk, struct virtio_device *device, uint64_t fea
 	blk->placement = virtio_has_feature(device, VIRTIO_F_INDIRECT_DESC)
 			 ? VIRTQ_INDIRECT : VIRTQ_DIRECT;
 	for (unsigned int i = 0; i < queue_count; i++)
-		open_queue(blk, (uint16_t)i, queue_size);
+		virtq_setup_at_most(&blk->queues[i], device, (uint16_t)i, queue_size);
 	virtio_driver_ok(device);
 	return true;
 }

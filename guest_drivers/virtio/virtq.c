@@ -43,7 +43,40 @@ void virtq_setup(struct virtq *vq, struct virtio_device *device, uint16_t index,
 	virtio_enable_queue(vq);
 }
 
+/* 2.7: Queue Size is a power of two. */
+void virtq_setup_at_most(struct virtq *vq, struct virtio_device *device, uint16_t index,
+			 uint32_t wanted)
+{
+	const uint32_t max = virtio_queue_size_max(device, index);
+	const uint32_t limit = MIN(max, wanted);
+	uint32_t size = 1;
+
+	if (!max)
+		tap_bail_out("slot %u has no queue %u", device->slot, index);
+	while (size * 2 <= limit)
+		size *= 2;
+	virtq_setup(vq, device, index, (uint16_t)size);
+}
+
 /* ----- 2.7.13: supplying buffers ----- */
+
+unsigned int virtq_cut(struct virtq_element *elements, void *memory, uint32_t len,
+		       const uint16_t *pieces)
+{
+	uint8_t *position = memory;
+	unsigned int count = 0;
+
+	while (len) {
+		uint32_t piece = *pieces && *pieces < len ? *pieces : len;
+
+		if (*pieces)
+			pieces++;
+		elements[count++] = (struct virtq_element){ position, piece };
+		position += piece;
+		len -= piece;
+	}
+	return count;
+}
 
 static void fill(struct virtq_desc *desc, const struct virtq_element *element, bool writable,
 		 bool last)
@@ -208,23 +241,35 @@ void virtq_enable_interrupts(struct virtq *vq)
 		WRITE_ONCE(vq->avail->flags, 0);
 }
 
+static bool is_used(const void *context)
+{
+	return virtq_has_used(context);
+}
+
 bool virtq_sleep(struct virtq *vq)
 {
 	virtq_enable_interrupts(vq);
-	/* 2.7.14: look again after asking, for what was used in between. */
-	atomic_thread_fence(memory_order_seq_cst);
-	irq_disable();
-	while (!virtq_has_used(vq) && !vq->device->needs_reset) {
-		irq_wait();
-		irq_disable();
-	}
-	irq_enable();
+	virtio_sleep(vq->device, is_used, vq);
 	return virtq_has_used(vq);
 }
 
 bool virtq_poll(struct virtq *vq)
 {
 	while (!virtq_has_used(vq) && !vq->device->needs_reset)
+		cpu_relax();
+	return virtq_has_used(vq);
+}
+
+#define PATIENCE_TICKS	(UINT64_C(20) << 30)
+
+uint64_t virtio_deadline(void)
+{
+	return read_tsc() + PATIENCE_TICKS;
+}
+
+bool virtq_poll_until(struct virtq *vq, uint64_t deadline)
+{
+	while (!virtq_has_used(vq) && !vq->device->needs_reset && read_tsc() < deadline)
 		cpu_relax();
 	return virtq_has_used(vq);
 }
