@@ -50,19 +50,21 @@ def _of_ours(package: str) -> list[tuple[str, str]]:
 
 # The arrows of the design: who may import what of virtiopy, besides its own package. A name that is
 # not here is not looked at.
-LOW = ["_native", "errors"]
+LOW = ["_native", "closing", "errors"]
 MAY_IMPORT = {
     "_native": [],
+    "closing": [],
     "errors": [],
+    "eventloop": ["closing"],
     "spec": [],
     "memory": LOW,
     "bus": ["errors"],
     "exitlog": ["errors"],
     "x86": ["memory"],
     "virtqueue": [*LOW, "memory", "spec"],
-    "devices": [*LOW, "memory", "spec", "virtqueue"],
-    "transport": [*LOW, "memory", "spec", "virtqueue", "devices.base"],
-    "host": [*LOW, "memory", "spec", "virtqueue"],
+    "devices": [*LOW, "eventloop", "memory", "spec", "virtqueue"],
+    "transport": [*LOW, "eventloop", "memory", "spec", "virtqueue", "devices.base"],
+    "host": [*LOW, "eventloop", "memory", "spec", "virtqueue"],
     "kvm": [*LOW, "memory", "x86"],
     "accel": [*LOW, "memory", "x86", "kvm"],
     "boot": [*LOW, "memory", "x86", "accel.base"],
@@ -83,7 +85,7 @@ def test_a_package_imports_only_what_is_below_it(package: str) -> None:
 
 # What the design says in so many words, of packages that may grow other imports.
 MUST_NOT_IMPORT = {
-    "devices": ["transport", "kvm", "vhost", "accel", "host", "machine", "cli", "eventloop"],
+    "devices": ["transport", "kvm", "vhost", "accel", "host", "machine", "cli"],
     "transport": ["devices.blk", "devices.net", "kvm", "accel", "host", "machine", "cli"],
     "vhost": ["machine", "cli", "accel", "kvm"],
     "host": ["devices", "transport", "kvm", "accel", "machine", "cli"],
