@@ -3,6 +3,7 @@
 A new device is one more line in ATTACHMENTS.
 """
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ class Attachment:
     """An option: its name, the prefix of its devices' names, how it is written, its builder.
 
     `keys` may follow the first part of its value as key=value; every device knows `mode` too.
+    Without `has_main` there is no first part: the value is key=value,... and may be left out.
     `build` is given the value, taken apart; it raises ConfigError with a remedy.
     """
 
@@ -26,9 +28,12 @@ class Attachment:
     help: str
     keys: tuple[str, ...]
     build: Callable[[DeviceOptions], VirtioDevice]
+    has_main: bool = True
 
     def parse(self, text: str) -> DeviceOptions:
         """Take a value of the option apart; raises ConfigError."""
+        if not self.has_main and text:
+            text = f",{text}"
         return DeviceOptions(self.option, text, (*self.keys, "mode"))
 
 
@@ -56,6 +61,45 @@ def build_disk(options: DeviceOptions) -> VirtioDevice:
     )
 
 
+def build_net(options: DeviceOptions) -> VirtioDevice:
+    """Make a network device of `tap=NAME[,create=on][,address=ADDRESS][,...]`."""
+    from virtiopy.devices.net import FrameLink, Net, RecordedLink
+    from virtiopy.host.pcap import PcapFile
+    from virtiopy.host.tap import (
+        MTU_MAX,
+        MTU_MIN,
+        QUEUES_MAX,
+        Tap,
+        TapConfig,
+        default_mac,
+        parse_address,
+        parse_mac,
+    )
+
+    name = options.text("tap", "")
+    if not name:
+        raise ConfigError("--net has no tap: write it as in --net tap=tap0,create=on.")
+    config = TapConfig(
+        name,
+        create=options.flag("create"),
+        address=parse_address(text) if (text := options.text("address", "")) else None,
+        bridge=options.text("bridge", "") or None,
+        mtu=options.number("mtu", MTU_MIN, MTU_MIN, MTU_MAX) if options.text("mtu", "") else None,
+        netns=options.text("netns", "") or None,
+        queues=options.number("queues", 1, 1, QUEUES_MAX),
+    )
+    mac = parse_mac(text) if (text := options.text("mac", "")) else default_mac(config)
+    record = options.text("pcap", "")
+    with contextlib.ExitStack() as opened:
+        link: FrameLink = opened.enter_context(contextlib.closing(Tap(config)))
+        if record:
+            file = opened.enter_context(contextlib.closing(PcapFile(Path(record), name)))
+            link = RecordedLink(link, file)
+        device = Net(link, mac=mac)
+        opened.pop_all()
+    return device
+
+
 ATTACHMENTS = [
     Attachment(
         "--disk",
@@ -65,5 +109,16 @@ ATTACHMENTS = [
         "Attach a raw image or block device.",
         ("readonly", "cache", "serial", "queues", "queue-size"),
         build_disk,
+    ),
+    Attachment(
+        "--net",
+        "net",
+        "tap=NAME[,create=on][,address=IP/PREFIX][,bridge=NAME][,netns=NAME][,mac=MAC][,mtu=N]"
+        "[,queues=N][,pcap=FILE][,mode=trapped|ioeventfd]",
+        "Attach a network device to a tap, which is there or with create=on is made and taken "
+        "away again. `pcap` records its frames.",
+        ("tap", "create", "address", "bridge", "netns", "mac", "mtu", "queues", "pcap"),
+        build_net,
+        has_main=False,
     ),
 ]

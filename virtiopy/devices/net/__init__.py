@@ -2,5 +2,6 @@
 
 from virtiopy.devices.net.device import Net
 from virtiopy.devices.net.path import FrameLink
+from virtiopy.devices.net.record import RecordedLink
 
-__all__ = ["FrameLink", "Net"]
+__all__ = ["FrameLink", "Net", "RecordedLink"]

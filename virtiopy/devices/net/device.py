@@ -10,7 +10,7 @@ from typing import ClassVar
 from virtiopy._native import ffi
 from virtiopy.devices.base import DeviceHost, VirtioDevice
 from virtiopy.devices.net.control import MAC_SIZE, Control, ReceiveFilter, is_multicast
-from virtiopy.devices.net.features import NetFeature, Offload, Terms, requirements_met
+from virtiopy.devices.net.features import NetFeature, Terms, requirements_met
 from virtiopy.devices.net.path import FrameLink, NetCounters, Receiver, Transmitter
 from virtiopy.errors import DriverError
 from virtiopy.eventloop import READABLE, WRITABLE, BottomHalf, EventLoop, Watch
@@ -104,7 +104,15 @@ class Net(VirtioDevice):
         self._terms = Terms.of(driver_features, self.mtu)
         self.filter.filters_addresses = self._has(NetFeature.VIRTIO_NET_F_CTRL_RX)
         self.filter.filters_vlans = self._has(NetFeature.VIRTIO_NET_F_CTRL_VLAN)
-        self.link.set_offloads(self._terms.rx_offloads)
+        self._set_offloads()
+
+    def _set_offloads(self) -> None:
+        self.link.set_offloads(
+            checksum=self._has(NetFeature.VIRTIO_NET_F_GUEST_CSUM),
+            tso4=self._has(NetFeature.VIRTIO_NET_F_GUEST_TSO4),
+            tso6=self._has(NetFeature.VIRTIO_NET_F_GUEST_TSO6),
+            ecn=self._has(NetFeature.VIRTIO_NET_F_GUEST_ECN),
+        )
 
     def _has(self, feature: NetFeature) -> bool:
         return has_feature(self.driver_features, feature)
@@ -121,9 +129,10 @@ class Net(VirtioDevice):
         return bytes(ffi.buffer(config)[:_CONFIG_SIZE])
 
     def counters(self) -> Mapping[str, int]:
-        """Return NetCounters by name, and the control commands that came and were refused."""
+        """Return NetCounters by name, what the link dropped, and the control commands."""
         return {
             **asdict(self.counts),
+            "rx_dropped_by_link": self.link.dropped(),
             "ctrl_commands": self.control.commands,
             "ctrl_refused": self.control.refused,
         }
@@ -175,7 +184,7 @@ class Net(VirtioDevice):
         self._terms = Terms.of(0, self.mtu)
         self.filter = ReceiveFilter(self._initial_mac)
         self._status &= ~Status.ANNOUNCE
-        self.link.set_offloads(Offload(0))
+        self._set_offloads()
         self.set_pairs(1)
 
     def close(self) -> None:

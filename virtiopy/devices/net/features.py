@@ -69,34 +69,17 @@ def requirements_met(features: int) -> bool:
     )
 
 
-class Offload(enum.IntFlag):
-    """What a driver takes in received frames: partial checksums, unsegmented TCP."""
-
-    CSUM = 1
-    TSO4 = 2
-    TSO6 = 4
-    TSO_ECN = 8
-
-
-_OFFLOADS = {
-    NetFeature.VIRTIO_NET_F_GUEST_CSUM: Offload.CSUM,
-    NetFeature.VIRTIO_NET_F_GUEST_TSO4: Offload.TSO4,
-    NetFeature.VIRTIO_NET_F_GUEST_TSO6: Offload.TSO6,
-    NetFeature.VIRTIO_NET_F_GUEST_ECN: Offload.TSO_ECN,
-}
-
-
 @dataclass(slots=True, frozen=True)
 class Terms:
     """What was negotiated, as far as frames are concerned.
 
-    `rx_offloads` is what may be in received frames, and `rx_gso_types` the values of gso_type
-    other than NONE. `rx_longest` is the longest received frame with its header, bytes.
+    In received frames `rx_checksum` allows partial checksums, and `rx_gso_types` are the values of
+    gso_type other than NONE; `rx_longest` is the longest one with its header, bytes.
     """
 
     mergeable: bool
     rx_mtu: int | None
-    rx_offloads: Offload
+    rx_checksum: bool
     rx_gso_types: frozenset[int]
     rx_longest: int
     tx: TxRules
@@ -104,16 +87,12 @@ class Terms:
     @classmethod
     def of(cls, features: int, mtu: int) -> Self:
         """Read them off the feature bits; `mtu` is the link's."""
-        offloads = Offload(0)
-        for feature, offload in _OFFLOADS.items():
-            if has_feature(features, feature):
-                offloads |= offload
         gso_types = _gso_types(features, *_TSO, NetFeature.VIRTIO_NET_F_GUEST_ECN)
         longest = MAX_GSO_FRAME if gso_types else mtu + ETHERNET_HEADER + VLAN_TAG
         return cls(
             mergeable=has_feature(features, NetFeature.VIRTIO_NET_F_MRG_RXBUF),
             rx_mtu=mtu if has_feature(features, NetFeature.VIRTIO_NET_F_MTU) else None,
-            rx_offloads=offloads,
+            rx_checksum=has_feature(features, NetFeature.VIRTIO_NET_F_GUEST_CSUM),
             rx_gso_types=gso_types,
             rx_longest=HEADER_SIZE + longest,
             tx=TxRules(

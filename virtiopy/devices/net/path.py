@@ -21,7 +21,7 @@ from typing import Protocol
 
 from virtiopy._native import ffi
 from virtiopy.devices.net.control import ReceiveFilter
-from virtiopy.devices.net.features import Offload, Terms
+from virtiopy.devices.net.features import Terms
 from virtiopy.devices.net.header import (
     ETHERNET_HEADER,
     GSO_NONE,
@@ -74,8 +74,8 @@ class FrameLink(Protocol):
     def write(self, pair: int, buffers: Sequence[bytes | memoryview]) -> None:
         """Send one frame."""
 
-    def set_offloads(self, offloads: Offload) -> None:
-        """Say what may be in the frames that are read."""
+    def set_offloads(self, *, checksum: bool, tso4: bool, tso6: bool, ecn: bool) -> None:
+        """Say what may be in the frames that are read: partial checksums, unsegmented TCP."""
 
     def set_pairs(self, count: int) -> None:
         """Let frames come by the first `count` queues only."""
@@ -85,6 +85,9 @@ class FrameLink(Protocol):
 
     def is_up(self) -> bool:
         """Say whether the link is up, and take what made `state_fileno` readable."""
+
+    def dropped(self) -> int:
+        """Count the frames that the link dropped itself, because nobody read them."""
 
     def close(self) -> None:
         """Give up the link."""
@@ -256,7 +259,7 @@ class Receiver:
         flags, gso_type = start[0], start[1]
         frame = start[HEADER_SIZE:]
         if (gso_type != GSO_NONE and gso_type not in terms.rx_gso_types) or (
-            flags & NEEDS_CSUM and not terms.rx_offloads & Offload.CSUM
+            flags & NEEDS_CSUM and not terms.rx_checksum
         ):
             counts.rx_dropped_offload += 1
         elif (
@@ -309,7 +312,7 @@ class Receiver:
             left -= written
             count += 1
         # Without GUEST_CSUM flags is 0 (5.1.9.4.1), though a tap says DATA_VALID to anybody.
-        flags = start[0] if self._terms.rx_offloads & Offload.CSUM else 0
+        flags = start[0] if self._terms.rx_checksum else 0
         header = bytes([flags]) + start[1:_NUM_BUFFERS] + count.to_bytes(2, "little")
         if len(first[0]) >= HEADER_SIZE:
             first[0][:HEADER_SIZE] = header
