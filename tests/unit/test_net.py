@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from virtiopy._native import lib
-from virtiopy.devices.net import Net
+from virtiopy.devices.net import Net, RecordedLink
 from virtiopy.devices.net.control import (
     Ack,
     AnnounceCommand,
@@ -1343,3 +1343,41 @@ def test_whatever_is_sent_the_buffer_comes_back_and_the_device_lives(
     assert total([memoryview(content) for content in rig.sent]) in (0, len(data))
     rig.send(header() + frame())
     assert rig.sent[-1] == header() + frame()
+
+
+# Records
+
+
+class FakeRecorder:
+    def __init__(self) -> None:
+        self.frames: list[tuple[bool, bytes]] = []
+        self.closed = False
+
+    def record(self, frame: bytes, *, inbound: bool) -> None:
+        self.frames.append((inbound, frame))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_a_recorded_link_records_what_passes_both_ways() -> None:
+    link, recorder = FakeLink(), FakeRecorder()
+    recorded = RecordedLink(link, recorder)
+    link.incoming[0].append(header() + frame(100))
+    pieces = [memoryview(bytearray(size)) for size in (5, 20, 2000)]
+    assert recorded.read(0, pieces) == HEADER + 100
+    recorded.write(0, [header(), frame(60)[:20], frame(60)[20:]])
+    assert recorder.frames == [(True, frame(100)), (False, frame(60))]
+    assert link.sent[0] == [header() + frame(60)]
+    recorded.close()
+    assert link.closed
+    assert recorder.closed
+
+
+def test_a_frame_that_the_link_does_not_take_is_not_recorded() -> None:
+    link, recorder = FakeLink(), FakeRecorder()
+    recorded = RecordedLink(link, recorder)
+    link.room = 0
+    with pytest.raises(BlockingIOError):
+        recorded.write(0, [header(), frame()])
+    assert recorder.frames == []

@@ -3,22 +3,20 @@
 import errno
 import ipaddress
 import os
-import secrets
 import select
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 
+from tests.namespace import Namespace, needs_taps
 from virtiopy.devices.net import Net
 from virtiopy.errors import ConfigError, HostError, VirtiopyError
 from virtiopy.eventloop import EventLoop
 from virtiopy.host.tap import (
-    NAMESPACES,
     Tap,
     TapConfig,
     check_interface_name,
@@ -31,68 +29,17 @@ from virtiopy.transport.driver import MmioDriver
 from virtiopy.transport.mmio import MmioTransport, Register
 from virtiopy.virtqueue.driver import Allocator, Piece
 
-pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0 or not Path("/dev/net/tun").exists(),
-    reason="taps and namespaces need root and /dev/net/tun",
-)
+pytestmark = needs_taps
 
 NOBODY = 65534
 HEADER = bytes(12)
 MAC = bytes.fromhex("020000000001")
 
 
-def ip(*arguments: str) -> str:
-    """Run ip(8)."""
-    done = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=True)
-    return done.stdout
-
-
-class Namespace:
-    """A network namespace, deleted at the end."""
-
-    def __init__(self) -> None:
-        self.name = f"virtiopy-{secrets.token_hex(4)}"
-        ip("netns", "add", self.name)
-
-    def ip(self, *arguments: str) -> str:
-        return ip("-n", self.name, *arguments)
-
-    def links(self) -> set[str]:
-        return {
-            line.split(":")[1].split("@")[0].strip() for line in self.ip("-o", "link").splitlines()
-        } - {"lo"}
-
-    def config(self, name: str = "t0", **settings: object) -> TapConfig:
-        return TapConfig(name, netns=self.name, **settings)  # type: ignore[arg-type]
-
-    def inside(self, function: Callable[[], None]) -> None:
-        """Call `function` in the namespace, on a thread of its own."""
-        from pyroute2.netns import setns
-
-        errors: list[BaseException] = []
-
-        def work() -> None:
-            try:
-                with (NAMESPACES / self.name).open() as stream:
-                    setns(stream.fileno())
-                function()
-            except BaseException as error:  # noqa: BLE001 - raised again below
-                errors.append(error)
-
-        thread = threading.Thread(target=work)
-        thread.start()
-        thread.join()
-        if errors:
-            raise errors[0]
-
-
 @pytest.fixture
 def namespace() -> Iterator[Namespace]:
-    made = Namespace()
-    try:
+    with Namespace() as made:
         yield made
-    finally:
-        ip("netns", "del", made.name)
 
 
 def refused(config: TapConfig) -> str:
@@ -120,6 +67,7 @@ def test_a_tap_is_made_with_its_settings_and_gone_when_closed(namespace: Namespa
 
 
 def test_an_ipv6_address_can_be_given(namespace: Namespace) -> None:
+    namespace.allow_ipv6()
     address = ipaddress.ip_interface("2001:db8::1/64")
     with Tap(namespace.config(create=True, address=address)):
         assert "2001:db8::1/64" in namespace.ip("addr", "show", "t0")

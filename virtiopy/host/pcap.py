@@ -1,5 +1,6 @@
 """A record of a link's frames that Wireshark and tcpdump read (pcapng)."""
 
+import contextlib
 import logging
 import time
 from pathlib import Path
@@ -26,13 +27,6 @@ class PcapFile:
         from dpkt import pcapng  # noqa: PLC0415 - only who records needs it
 
         self._path = path
-        try:
-            self._file = path.open("wb", buffering=0)
-        except OSError as error:
-            raise ConfigError(
-                f"The pcap file {path} cannot be written ({error.strerror}): "
-                "name a file in a folder that you can write to."
-            ) from error
         self._block = pcapng.EnhancedPacketBlockLE
         self._options = {
             direction: [
@@ -41,16 +35,26 @@ class PcapFile:
             ]
             for direction in (_INBOUND, _OUTBOUND)
         }
-        self._writer = pcapng.Writer(
-            self._file,
-            idb=pcapng.InterfaceDescriptionBlockLE(
-                snaplen=0,
-                opts=[
-                    pcapng.PcapngOptionLE(code=pcapng.PCAPNG_OPT_IF_NAME, data=interface.encode()),
-                    pcapng.PcapngOptionLE(),
-                ],
-            ),
+        interface_block = pcapng.InterfaceDescriptionBlockLE(
+            snaplen=0,
+            opts=[
+                pcapng.PcapngOptionLE(code=pcapng.PCAPNG_OPT_IF_NAME, data=interface.encode()),
+                pcapng.PcapngOptionLE(),
+            ],
         )
+        try:
+            self._file = path.open("wb")
+            try:
+                self._writer = pcapng.Writer(self._file, idb=interface_block)
+                self._file.flush()
+            except OSError:
+                self.close()
+                raise
+        except OSError as error:
+            raise ConfigError(
+                f"The pcap file {path} cannot be written ({error.strerror}): "
+                "name a file in a folder that you can write to, on a disk with room."
+            ) from error
 
     def record(self, frame: bytes, *, inbound: bool) -> None:
         """Add a frame; inbound ones go to the guest."""
@@ -64,10 +68,13 @@ class PcapFile:
         )
         try:
             self._writer.writepkt(block, time.time())
+            self._file.flush()
         except OSError as error:
             log.warning("the pcap file %s ends here: %s", self._path, error)
-            self._file.close()
+            self.close()
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        # What a full disk did not take is tried again, in vain.
+        with contextlib.suppress(OSError):
+            self._file.close()
