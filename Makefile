@@ -22,9 +22,10 @@ lint: $(VENV)/ready-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The property tests with 10,000 examples each.
+# The property tests with 10,000 examples each, and the tests of VMs that take minutes.
 nightly: $(VENV)/ready-dev
 	HYPOTHESIS_PROFILE=nightly $(BIN)/pytest --timeout 7200 tests/unit
+	$(BIN)/pytest -m nightly tests/guest
 
 setup: $(VENV)/ready-run
 

@@ -136,6 +136,45 @@ def open_target(text: str, *, wait: bool) -> "Stream":
     )
 
 
+def build_net(options: DeviceOptions) -> VirtioDevice:
+    """Make a network device of `tap=NAME[,create=on][,address=ADDRESS][,...]`."""
+    from virtiopy.devices.net import FrameLink, Net, RecordedLink
+    from virtiopy.host.pcap import PcapFile
+    from virtiopy.host.tap import (
+        MTU_MAX,
+        MTU_MIN,
+        QUEUES_MAX,
+        Tap,
+        TapConfig,
+        default_mac,
+        parse_address,
+        parse_mac,
+    )
+
+    name = options.text("tap", "")
+    if not name:
+        raise ConfigError("--net has no tap: write it as in --net tap=tap0,create=on.")
+    config = TapConfig(
+        name,
+        create=options.flag("create"),
+        address=parse_address(text) if (text := options.text("address", "")) else None,
+        bridge=options.text("bridge", "") or None,
+        mtu=options.number("mtu", MTU_MIN, MTU_MIN, MTU_MAX) if options.text("mtu", "") else None,
+        netns=options.text("netns", "") or None,
+        queues=options.number("queues", 1, 1, QUEUES_MAX),
+    )
+    mac = parse_mac(text) if (text := options.text("mac", "")) else default_mac(config)
+    record = options.text("pcap", "")
+    with contextlib.ExitStack() as opened:
+        link: FrameLink = opened.enter_context(contextlib.closing(Tap(config)))
+        if record:
+            file = opened.enter_context(contextlib.closing(PcapFile(Path(record), name)))
+            link = RecordedLink(link, file)
+        device = Net(link, mac=mac)
+        opened.pop_all()
+    return device
+
+
 ATTACHMENTS = [
     Attachment(
         "--disk",
@@ -174,5 +213,16 @@ ATTACHMENTS = [
         ("wait",),
         build_console,
         repeatable=("port",),
+    ),
+    Attachment(
+        "--net",
+        "net",
+        "tap=NAME[,create=on][,address=IP/PREFIX][,bridge=NAME][,netns=NAME][,mac=MAC][,mtu=N]"
+        "[,queues=N][,pcap=FILE][,mode=trapped|ioeventfd]",
+        "Attach a network device to a tap, which is there or with create=on is made and taken "
+        "away again. `pcap` records its frames.",
+        ("tap", "create", "address", "bridge", "netns", "mac", "mtu", "queues", "pcap"),
+        build_net,
+        has_main=False,
     ),
 ]

@@ -64,6 +64,18 @@ def show_kernel(console: Console, result: RunResult) -> None:
     console.print(table)
 
 
+def show_counters(console: Console, machine: Machine) -> None:
+    """Print what the devices counted, but for zeroes."""
+    table = Table("Counted by the devices", "what")
+    table.add_column("count", justify="right")
+    for slot in machine.slots:
+        for name, count in slot.device.counters().items():
+            if count:
+                table.add_row(slot.name, name, str(count))
+    if table.row_count:
+        console.print(table)
+
+
 def light_exits(result: RunResult) -> int | None:
     """Return how many exits never reached userspace; None where KVM's count cannot tell.
 
@@ -114,6 +126,7 @@ def write_json(
                 "device_id": int(slot.device.device_id),
                 "address": slot.address,
                 "gsi": slot.gsi,
+                "counters": dict(slot.device.counters()),
             }
             for slot in machine.slots
         ],

@@ -13,6 +13,7 @@ import click
 from virtiopy.cli.attachments import ATTACHMENTS
 from virtiopy.cli.main import EXIT_GUEST_FAILED
 from virtiopy.cli.options import accelerator_option, note, parse_size
+from virtiopy.errors import ConfigError
 
 _STYLES = (("not ok", "red"), ("Bail out!", "red"), ("ok", "green"), ("#", "bright_black"))
 
@@ -97,6 +98,12 @@ def _attachment_options(function: Callable[..., int]) -> Callable[..., int]:
     help="Take commands on a Unix socket here, while the guest runs: see `virtiopy ctl`.",
 )
 @click.option(
+    "--pcap",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Record the frames of the one --net in this file, as its pcap=FILE does.",
+)
+@click.option(
     "--json",
     "json_path",
     type=click.Path(path_type=Path),
@@ -115,6 +122,7 @@ def command(
     timeout: float,
     unassigned: str,
     control: Path | None,
+    pcap: Path | None,
     json_path: Path | None,
     **attached: tuple[str, ...],
 ) -> int:
@@ -150,6 +158,8 @@ def command(
                 ram, accelerator, console=output.write, ignore_unassigned=unassigned == "ignore"
             )
         )
+        if pcap is not None:
+            attached["net"] = with_pcap(attached["net"], pcap)
         for attachment in ATTACHMENTS:
             for number, text in enumerate(attached[attachment.prefix]):
                 options = attachment.parse(text)
@@ -173,6 +183,7 @@ def command(
         console = Console()
         report.show_tests(console, results)
         report.show_exits(console, result)
+        report.show_counters(console, machine)
         if json_path is not None:
             report.write_json(json_path, machine, result, results, guest=guest, passed=passed)
     if results.complaint:
@@ -181,6 +192,16 @@ def command(
         click.echo(f"virtiopy: the guest failed, with status {result.status}.", err=True)
         return EXIT_GUEST_FAILED
     return 0
+
+
+def with_pcap(nets: tuple[str, ...], path: Path) -> tuple[str, ...]:
+    """Give the one network device its record; raises ConfigError when there is not one."""
+    if len(nets) != 1:
+        raise ConfigError(
+            f"--pcap is for one --net, and there are {len(nets)}: give each a pcap=FILE of its own."
+        )
+    escaped = str(path).replace(",", ",,")
+    return (f"{nets[0]},pcap={escaped}",)
 
 
 class GuestOutput:

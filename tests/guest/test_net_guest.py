@@ -1,0 +1,334 @@
+import json
+import os
+import re
+import signal
+import socket
+import struct
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.guest.support import VIRTIOPY, assert_one_sentence, needs_kvm, run_guest, virtiopy
+from tests.namespace import Namespace, needs_taps
+
+pytestmark = [needs_kvm, needs_taps]
+
+HOST, GUEST = "192.0.2.1", "192.0.2.2"
+MAC = "02:00:00:00:00:02"
+PORT, STOP_PORT = 5001, 9
+
+#: asm-generic/socket.h; the socket module does not have it.
+SO_RCVBUFFORCE = 33
+
+#: A datagram's words after its number are the number times this, as in guest_drivers/net/stream.c.
+PATTERN_STEP = 0x9E3779B97F4A7C15
+WORDS = 8
+SIZE = 8 * WORDS
+SEQUENCE_END = (1 << 64) - 1
+
+
+def datagram(number: int) -> bytes:
+    """What the guest's drivers send and expect."""
+    word = number * PATTERN_STEP & SEQUENCE_END
+    return struct.pack("<QQ", number, word) + struct.pack("<Q", word) * (WORDS - 2)
+
+
+how_many = pytest.mark.parametrize(
+    "frames",
+    [5_000, pytest.param(100_000, marks=[pytest.mark.nightly, pytest.mark.timeout(900)])],
+)
+
+
+@pytest.fixture
+def namespace() -> Iterator[Namespace]:
+    with Namespace() as made:
+        yield made
+
+
+@dataclass
+class Run:
+    """A guest in the background."""
+
+    process: subprocess.Popen[str]
+    report_path: Path
+    lines: list[str] = field(default_factory=list)
+
+    def wait_for(self, line: str) -> None:
+        """Read the guest's output up to this line."""
+        assert self.process.stdout is not None
+        for read in self.process.stdout:
+            self.lines.append(read)
+            if read.startswith(line):
+                return
+        raise AssertionError(f"no {line!r} in {self.lines}")
+
+    def is_done(self, within: float) -> bool:
+        """Say whether the process ends within so many seconds."""
+        try:
+            self.process.wait(within)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def finish(self) -> dict[str, Any]:
+        """Wait for the guest's end; returns the report."""
+        assert self.process.stdout is not None
+        self.lines += self.process.stdout
+        assert self.process.wait() == 0, self.lines
+        report: dict[str, Any] = json.loads(self.report_path.read_text())
+        return report
+
+
+def counters(report: dict[str, Any]) -> dict[str, int]:
+    """The network device's counters."""
+    found: dict[str, int] = report["devices"][0]["counters"]
+    return found
+
+
+@contextmanager
+def running(tmp_path: Path, namespace: Namespace, append: str, options: str = "") -> Iterator[Run]:
+    """Run the net guest on a tap in the namespace, and stop it whatever happens."""
+    path = tmp_path / "report.json"
+    net = f"tap=t0,create=on,netns={namespace.name},address={HOST}/24,mac={MAC}{options}"
+    command = [*VIRTIOPY, "run", "--guest", "net", "--net", net, "--json", str(path)]
+    command += ["--append", append, "--timeout", "0"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        try:
+            yield Run(process, path)
+        finally:
+            if process.poll() is None:
+                process.terminate()
+
+
+def stop(namespace: Namespace) -> None:
+    """Tell a serving guest to end."""
+
+    def send() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.sendto(b"stop", (GUEST, STOP_PORT))
+
+    namespace.inside(send)
+
+
+@pytest.mark.parametrize("mode", ["trapped", "ioeventfd"])
+@pytest.mark.parametrize("options", ["", ",queues=4", ",mtu=9000"])
+def test_the_net_guest_passes(
+    tmp_path: Path, namespace: Namespace, mode: str, options: str
+) -> None:
+    net = f"tap=t0,create=on,netns={namespace.name},address={HOST}/24,mode={mode}{options}"
+
+    outcome = run_guest(tmp_path, "net", "--net", net)
+
+    assert outcome.failures() == []
+    assert outcome.status == 0, outcome.errors
+    assert len(outcome.report["tests"]) > 100
+    assert namespace.links() == set()
+
+
+@pytest.mark.parametrize("mode", ["trapped", "ioeventfd"])
+def test_the_guest_answers_a_thousand_pings(
+    tmp_path: Path, namespace: Namespace, mode: str
+) -> None:
+    with running(tmp_path, namespace, "net.mode=serve", f",mode={mode}") as run:
+        run.wait_for("# ready")
+        ping = namespace.run("ping", "-q", "-c", "1000", "-i", "0.002", "-W", "10", GUEST)
+        stop(namespace)
+        report = run.finish()
+
+    assert "1000 packets transmitted, 1000 received, 0% packet loss" in ping.stdout
+    assert "duplicates" not in ping.stdout
+    kicks = [r for r in report["exits"]["userspace"] if r["register"] == "QueueNotify"]
+    assert bool(kicks) == (mode == "trapped")
+
+
+def receive(namespace: Namespace, run: Run, frames: int) -> tuple[bytearray, int]:
+    """Take the guest's datagrams until it is done: how often each came, and how many were wrong."""
+
+    def work() -> tuple[bytearray, int]:
+        seen = bytearray(frames)
+        corrupted = 0
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
+            receiver.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 256 << 20)
+            receiver.bind((HOST, PORT))
+            run.wait_for("# sent")
+            receiver.setblocking(False)
+            while True:
+                try:
+                    data = receiver.recv(2048)
+                except BlockingIOError:
+                    return seen, corrupted
+                number = int.from_bytes(data[:8], "little")
+                if number >= frames or data != datagram(number):
+                    corrupted += 1
+                else:
+                    seen[number] += 1
+
+    run.wait_for("# ready")
+    return namespace.inside(work)
+
+
+@how_many
+def test_every_frame_that_the_guest_sends_is_accounted_for(
+    tmp_path: Path, namespace: Namespace, frames: int
+) -> None:
+    append = f"net.mode=send net.frames={frames} net.size={SIZE}"
+    with running(tmp_path, namespace, append) as run:
+        seen, corrupted = receive(namespace, run, frames)
+        lost_by_host = dropped_by_host(namespace)
+        report = run.finish()
+
+    counts = counters(report)
+    dropped = sum(count for name, count in counts.items() if name.startswith("tx_dropped"))
+    missing = seen.count(0)
+    print(  # noqa: T201 - figures for who asks with -s
+        f"{frames} sent: {missing} missing, {dropped} dropped by the device, {lost_by_host} "
+        f"by the host; {corrupted} corrupted"
+    )
+    assert corrupted == 0
+    assert max(seen) == 1
+    # And one ARP request.
+    assert counts["tx_frames"] + dropped == frames + 1
+    assert missing == dropped + lost_by_host
+
+
+def dropped_by_host(namespace: Namespace) -> int:
+    """Datagrams that the host dropped on their way from the tap to the socket."""
+
+    def read() -> int:
+        lines = Path("/proc/thread-self/net/snmp").read_text().splitlines()
+        names, values = (line.split()[1:] for line in lines if line.startswith("Udp:"))
+        return int(dict(zip(names, values, strict=True))["InErrors"])
+
+    return namespace.inside(read)
+
+
+@how_many
+@pytest.mark.parametrize("queue", ["short", "long"])
+def test_every_frame_that_the_host_sends_is_accounted_for(
+    tmp_path: Path, namespace: Namespace, frames: int, queue: str
+) -> None:
+    """As fast as the host can: what the tap's queue has no room for is lost there."""
+
+    def work() -> int:
+        ends = 0
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.connect((GUEST, PORT))
+            for number in range(frames):
+                sender.send(datagram(number))
+            # The end may be dropped as well; and the tap goes when the guest is done.
+            while not run.is_done(within=0.2):
+                with suppress(OSError):
+                    sender.send(SEQUENCE_END.to_bytes(8, "little"))
+                    ends += 1
+        return ends
+
+    with running(tmp_path, namespace, "net.mode=receive") as run:
+        run.wait_for("# ready")
+        if queue == "long":
+            namespace.ip("link", "set", "t0", "txqueuelen", str(2 * frames))
+        namespace.ip("neigh", "replace", GUEST, "lladdr", MAC, "dev", "t0")
+        ends = namespace.inside(work)
+        report = run.finish()
+
+    counts = counters(report)
+    match = re.search(
+        r"# received (\d+) missing \d+ repeated (\d+) corrupted (\d+)", "".join(run.lines)
+    )
+    assert match is not None, run.lines
+    received, repeated, corrupted = map(int, match.groups())
+    dropped = sum(count for name, count in counts.items() if name.startswith("rx_dropped"))
+    print(  # noqa: T201 - figures for who asks with -s
+        f"{frames} sent: {received} received, {dropped} dropped: {counts}"
+    )
+    assert (repeated, corrupted) == (0, 0)
+    assert frames <= received + dropped <= frames + ends
+    if queue == "long":
+        assert received == frames
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("net", "words"),
+    [
+        ("create=on", ["tap"]),
+        ("t0", ["tap=..."]),
+        ("tap=t0,create=yes", ["create=yes", "on, off"]),
+        ("tap=a-name-too-long-for-an-interface", ["interface name"]),
+        ("tap=virtiopy-none", ["create=on", "ip tuntap add"]),
+        ("tap=t0,create=on,netns=virtiopy-none", ["ip netns add"]),
+        ("tap=virtiopy-x,create=on,bridge=virtiopy-none", ["type bridge"]),
+        ("tap=t0,create=on,mac=01:00:5e:00:00:01", ["MAC"]),
+        ("tap=t0,create=on,mac=zebra", ["MAC"]),
+        ("tap=t0,create=on,mtu=20", ["mtu=20"]),
+        ("tap=t0,create=on,mtu=x", ["mtu=x"]),
+        ("tap=t0,create=on,address=192.0.2.1", ["prefix length"]),
+        ("tap=t0,create=on,queues=0", ["queues=0"]),
+        ("tap=virtiopy-x,create=on,pcap=/nowhere/x.pcapng", ["pcap", "/nowhere"]),
+        ("tap=lo", ["no tap"]),
+    ],
+)
+def test_a_net_that_cannot_be_had_is_refused_in_one_sentence(net: str, words: list[str]) -> None:
+    assert_one_sentence(virtiopy("run", "--net", net), *words)
+
+
+def test_two_devices_on_one_tap_are_refused(namespace: Namespace) -> None:
+    net = f"tap=t0,netns={namespace.name}"
+    created = virtiopy("run", "--net", f"{net},create=on", "--net", net)
+    assert_one_sentence(created, "in use", "a tap of its own")
+    assert namespace.links() == set()
+
+    namespace.ip("tuntap", "add", "t0", "mode", "tap", "multi_queue")
+    assert_one_sentence(virtiopy("run", "--net", net, "--net", net), "in use")
+
+
+def test_a_record_for_several_devices_is_refused(tmp_path: Path) -> None:
+    nets = ("--net", "tap=t0,create=on", "--net", "tap=t1,create=on")
+    assert_one_sentence(virtiopy("run", *nets, "--pcap", tmp_path / "x"), "--pcap", "pcap=FILE")
+    assert_one_sentence(virtiopy("run", "--pcap", tmp_path / "x"), "--pcap")
+
+
+@pytest.mark.parametrize("mode", ["trapped", "ioeventfd"])
+def test_a_tap_that_vanishes_is_a_link_that_goes_down(
+    tmp_path: Path, namespace: Namespace, mode: str
+) -> None:
+    with running(tmp_path, namespace, "net.mode=serve", f",mode={mode}") as run:
+        run.wait_for("# ready")
+        namespace.ip("link", "del", "t0")
+        run.wait_for("# link down")
+        # The guest goes on, and what runs it too.
+        assert not run.is_done(within=0.5)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_whatever_ends_a_run_no_tap_is_left(
+    tmp_path: Path, namespace: Namespace, number: int
+) -> None:
+    with running(tmp_path, namespace, "net.mode=serve") as run:
+        run.wait_for("# ready")
+        assert namespace.links() == {"t0"}
+        os.kill(run.process.pid, number)
+        run.process.wait()
+    assert namespace.links() == set()
+
+
+def test_a_link_that_goes_down_and_up_is_seen_by_the_guest(
+    tmp_path: Path, namespace: Namespace
+) -> None:
+    with running(tmp_path, namespace, "net.mode=serve") as run:
+        run.wait_for("# ready")
+        namespace.ip("link", "set", "t0", "down")
+        run.wait_for("# link down")
+        namespace.ip("link", "set", "t0", "up")
+        run.wait_for("# link up")
+        run.wait_for("# announced, ack 0")
+        stop(namespace)
+        run.finish()

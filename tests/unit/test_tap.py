@@ -1,0 +1,397 @@
+"""Taps, real ones, in a network namespace of the tests' own."""
+
+import errno
+import ipaddress
+import os
+import select
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from tests.namespace import Namespace, needs_taps
+from virtiopy.devices.net import Net
+from virtiopy.errors import ConfigError, HostError, VirtiopyError
+from virtiopy.eventloop import EventLoop
+from virtiopy.host.tap import (
+    Tap,
+    TapConfig,
+    check_interface_name,
+    default_mac,
+    parse_address,
+    parse_mac,
+)
+from virtiopy.memory import GuestMemory
+from virtiopy.transport.driver import MmioDriver
+from virtiopy.transport.mmio import MmioTransport, Register
+from virtiopy.virtqueue.driver import Allocator, Piece
+
+pytestmark = needs_taps
+
+NOBODY = 65534
+HEADER = bytes(12)
+MAC = bytes.fromhex("020000000001")
+
+
+@pytest.fixture
+def namespace() -> Iterator[Namespace]:
+    with Namespace() as made:
+        yield made
+
+
+def refused(config: TapConfig) -> str:
+    """The sentence that a tap is refused with."""
+    with pytest.raises(VirtiopyError) as caught:
+        Tap(config).close()
+    sentence = str(caught.value)
+    assert sentence.endswith(".")
+    assert ": " in sentence
+    return sentence
+
+
+# Making
+
+
+def test_a_tap_is_made_with_its_settings_and_gone_when_closed(namespace: Namespace) -> None:
+    address = ipaddress.ip_interface("192.0.2.1/24")
+    with Tap(namespace.config(create=True, address=address, mtu=1400)) as tap:
+        shown = namespace.ip("addr", "show", "t0")
+        assert "192.0.2.1/24" in shown
+        assert "mtu 1400" in shown
+        assert tap.mtu == 1400
+        assert tap.is_up()
+    assert namespace.links() == set()
+
+
+def test_an_ipv6_address_can_be_given(namespace: Namespace) -> None:
+    namespace.allow_ipv6()
+    address = ipaddress.ip_interface("2001:db8::1/64")
+    with Tap(namespace.config(create=True, address=address)):
+        assert "2001:db8::1/64" in namespace.ip("addr", "show", "t0")
+
+
+def test_a_tap_becomes_a_port_of_a_bridge(namespace: Namespace) -> None:
+    namespace.ip("link", "add", "br0", "type", "bridge")
+    with Tap(namespace.config(create=True, bridge="br0")):
+        assert "master br0" in namespace.ip("link", "show", "t0")
+    assert namespace.links() == {"br0"}
+
+
+def test_a_persistent_tap_stays_for_its_owner(namespace: Namespace) -> None:
+    Tap(namespace.config(create=True, persistent=True, owner=NOBODY)).close()
+    shown = namespace.ip("-d", "link", "show", "t0")
+    assert "persist on" in shown
+    assert "user nobody" in shown
+    with Tap(namespace.config()):
+        pass
+    assert namespace.links() == {"t0"}
+
+
+def test_a_tap_goes_when_its_process_is_killed(namespace: Namespace) -> None:
+    script = (
+        "import sys, time; from virtiopy.host.tap import Tap, TapConfig, parse_address; "
+        "t = Tap(TapConfig('t0', create=True, netns=sys.argv[1], "
+        "address=parse_address('192.0.2.1/24'))); print('up', flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", script, namespace.name]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        assert namespace.links() == {"t0"}
+        process.kill()
+        process.wait()
+    assert namespace.links() == set()
+
+
+def test_a_tap_that_could_not_be_configured_is_gone(namespace: Namespace) -> None:
+    assert "no bridge br9" in refused(namespace.config(create=True, bridge="br9"))
+    assert namespace.links() == set()
+
+
+def test_the_thread_that_opens_a_tap_stays_in_its_namespace(namespace: Namespace) -> None:
+    before = os.readlink("/proc/thread-self/ns/net")
+    files = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        Tap(namespace.config(create=True)).close()
+    assert os.readlink("/proc/thread-self/ns/net") == before
+    assert len(os.listdir("/proc/self/fd")) == files
+    assert threading.active_count() == 1
+
+
+# Using one that is there
+
+
+def test_a_tap_that_is_there_is_used_and_left_as_it_was(namespace: Namespace) -> None:
+    namespace.ip("tuntap", "add", "t0", "mode", "tap")
+    namespace.ip("link", "set", "t0", "mtu", "1300")
+    with Tap(namespace.config()) as tap:
+        assert tap.mtu == 1300
+        assert not tap.is_up()
+    assert namespace.links() == {"t0"}
+
+
+def test_a_multi_queue_tap_can_be_used_with_one_queue(namespace: Namespace) -> None:
+    namespace.ip("tuntap", "add", "t0", "mode", "tap", "multi_queue")
+    with Tap(namespace.config()) as tap:
+        assert tap.pairs == 1
+
+
+def test_a_tap_has_as_many_queues_as_asked(namespace: Namespace) -> None:
+    with Tap(namespace.config(create=True, queues=3)) as tap:
+        assert len({tap.fileno(pair) for pair in range(3)}) == 3
+        tap.set_pairs(1)
+        assert "numqueues 1" in namespace.ip("-d", "link", "show", "t0")
+        tap.set_pairs(3)
+        assert "numqueues 3" in namespace.ip("-d", "link", "show", "t0")
+
+
+# Bad input
+
+
+def test_a_namespace_that_does_not_exist_is_refused() -> None:
+    assert "ip netns add nope" in refused(TapConfig("t0", create=True, netns="nope"))
+
+
+@pytest.mark.parametrize("name", ["", "../x", "/run/netns/x", ".."])
+def test_a_name_that_no_namespace_can_have_is_refused(name: str) -> None:
+    assert "namespace" in refused(TapConfig("t0", create=True, netns=name))
+
+
+def test_a_tap_that_does_not_exist_is_not_made_unasked(namespace: Namespace) -> None:
+    assert "create=on" in refused(namespace.config())
+    assert namespace.links() == set()
+
+
+def test_a_tap_that_exists_is_not_made_again(namespace: Namespace) -> None:
+    namespace.ip("tuntap", "add", "t0", "mode", "tap")
+    assert f"ip -n {namespace.name} link del t0" in refused(namespace.config(create=True))
+
+
+@pytest.mark.parametrize("flags", [[], ["multi_queue"]])
+def test_a_tap_that_is_in_use_is_refused(namespace: Namespace, flags: list[str]) -> None:
+    namespace.ip("tuntap", "add", "t0", "mode", "tap", *flags)
+    with Tap(namespace.config()):
+        assert "in use" in refused(namespace.config())
+
+
+def test_a_second_device_on_a_tap_made_here_is_refused(namespace: Namespace) -> None:
+    with Tap(namespace.config(create=True)):
+        assert "exists already" in refused(namespace.config(create=True))
+        assert "in use" in refused(namespace.config())
+
+
+def test_more_queues_than_a_tap_was_made_for_are_refused(namespace: Namespace) -> None:
+    namespace.ip("tuntap", "add", "t0", "mode", "tap")
+    assert "multi_queue" in refused(namespace.config(queues=2))
+
+
+def test_a_tun_is_no_tap(namespace: Namespace) -> None:
+    namespace.ip("tuntap", "add", "t0", "mode", "tun")
+    assert "no tap" in refused(namespace.config())
+
+
+def test_another_interface_is_no_tap(namespace: Namespace) -> None:
+    assert "no tap" in refused(namespace.config("lo"))
+
+
+def test_an_interface_that_is_no_bridge_is_refused(namespace: Namespace) -> None:
+    assert "no bridge" in refused(namespace.config(create=True, bridge="lo"))
+
+
+def test_an_address_for_a_bridge_port_is_refused(namespace: Namespace) -> None:
+    address = ipaddress.ip_interface("192.0.2.1/24")
+    sentence = refused(namespace.config(create=True, bridge="br0", address=address))
+    assert "to the bridge" in sentence
+
+
+def test_settings_for_a_tap_of_others_are_refused(namespace: Namespace) -> None:
+    address = ipaddress.ip_interface("192.0.2.1/24")
+    assert "create=on" in refused(namespace.config(address=address))
+    assert "create=on" in refused(namespace.config(bridge="br0"))
+
+
+def test_an_mtu_above_the_taps_is_refused(namespace: Namespace) -> None:
+    namespace.ip("tuntap", "add", "t0", "mode", "tap")
+    assert "mtu 9000" in refused(namespace.config(mtu=9000))
+    with Tap(namespace.config(mtu=1280)) as tap:
+        assert tap.mtu == 1280
+
+
+@pytest.mark.parametrize("mtu", [0, 67, 65522])
+def test_an_mtu_that_no_tap_can_have_is_refused(mtu: int) -> None:
+    assert "MTU" in refused(TapConfig("t0", create=True, mtu=mtu))
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "a b", "a/b", "a:b", "t%d", "sixteen-bytes-xx", "ü" * 8]
+)
+def test_a_name_that_no_interface_can_have_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="interface name"):
+        check_interface_name(name)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "02:00:00:00:00", "02-00-00-00-00-01", "01:00:5e:00:00:01", "00:00:00:00:00:00"]
+)
+def test_a_bad_mac_address_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="unicast MAC"):
+        parse_mac(text)
+
+
+@pytest.mark.parametrize("text", ["", "192.0.2.1", "192.0.2.256/24", "192.0.2.1/33", "x/24"])
+def test_a_bad_address_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="prefix length"):
+        parse_address(text)
+
+
+def test_the_default_mac_address_is_local_and_the_taps_own() -> None:
+    one, two = default_mac(TapConfig("t0")), default_mac(TapConfig("t1"))
+    assert one == default_mac(TapConfig("t0")) != two
+    assert one[0] == 2
+
+
+def test_a_user_without_rights_is_told_what_to_do(namespace: Namespace) -> None:
+    script = (
+        "import os, pyroute2\n"
+        "from virtiopy.host.tap import Tap, TapConfig\n"
+        "from virtiopy.errors import HostError\n"
+        f"os.setgid({NOBODY}); os.setuid({NOBODY})\n"
+        "try: Tap(TapConfig('t0', create=True))\n"
+        "except HostError as error: print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "root" in done.stdout
+    assert done.stdout.count("\n") == 1
+
+
+def test_a_host_without_tun_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("virtiopy.host.tap._TUN", "/dev/net/none")
+    with pytest.raises(HostError, match="modprobe tun"):
+        Tap(TapConfig("virtiopy-t0", create=True))
+
+
+# State
+
+
+def wait_readable(fd: int) -> bool:
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(10_000))
+
+
+def test_the_link_follows_the_taps_state(namespace: Namespace) -> None:
+    with Tap(namespace.config(create=True)) as tap:
+        tap.is_up()
+        for state, is_up in (("down", False), ("up", True)):
+            namespace.ip("link", "set", "t0", state)
+            assert wait_readable(tap.state_fileno())
+            assert tap.is_up() == is_up
+
+
+def test_a_tap_that_is_renamed_is_still_followed(namespace: Namespace) -> None:
+    namespace.ip("tuntap", "add", "t0", "mode", "tap")
+    with Tap(namespace.config()) as tap:
+        namespace.ip("link", "set", "t0", "name", "t1")
+        namespace.ip("link", "set", "t1", "up")
+        assert tap.is_up()
+
+
+def test_a_tap_that_is_deleted_is_down_and_can_be_closed(namespace: Namespace) -> None:
+    with Tap(namespace.config(create=True)) as tap:
+        namespace.ip("link", "del", "t0")
+        assert wait_readable(tap.state_fileno())
+        assert not tap.is_up()
+        tap.set_pairs(1)
+        tap.set_offloads(checksum=False, tso4=False, tso6=False, ecn=False)
+        assert tap.dropped() == 0
+        with pytest.raises(OSError, match="bad state") as caught:
+            tap.write(0, [HEADER, bytes(60)])
+        assert caught.value.errno == errno.EBADFD
+
+
+def test_frames_that_nobody_reads_are_counted_as_dropped(namespace: Namespace) -> None:
+    address = ipaddress.ip_interface("192.0.2.1/24")
+    with Tap(namespace.config(create=True, address=address)) as tap:
+        namespace.ip("link", "set", "t0", "txqueuelen", "10")
+        namespace.ip("neigh", "add", "192.0.2.2", "lladdr", "02:00:00:00:00:01", "dev", "t0")
+
+        def send() -> None:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+                for _ in range(100):
+                    sender.sendto(b"x" * 100, ("192.0.2.2", 5000))
+
+        before = tap.dropped()
+        namespace.inside(send)
+        buffer = memoryview(bytearray(2048))
+        frames = 0
+        while True:
+            try:
+                tap.read(0, [buffer])
+            except BlockingIOError:
+                break
+            frames += buffer[12 + 14 + 9] == socket.IPPROTO_UDP
+        assert frames >= 1
+        assert frames + tap.dropped() - before >= 100
+
+
+# A device on a tap
+
+
+@pytest.fixture
+def loop() -> Iterator[EventLoop]:
+    with EventLoop() as made:
+        yield made
+        assert made.failure is None
+
+
+def test_a_frame_goes_through_device_and_tap_and_comes_back(
+    namespace: Namespace, loop: EventLoop
+) -> None:
+    """An ARP request of the driver's is answered by the host, with nothing but the real loop."""
+    address = ipaddress.ip_interface("192.0.2.1/24")
+    device = Net(Tap(namespace.config(create=True, address=address)), mac=MAC)
+    interrupted = threading.Event()
+    with GuestMemory.allocate(1 << 20) as memory:
+        transport = MmioTransport(device, memory, lambda level: interrupted.set())
+        device.attach(transport, loop, may_block=False)
+        loop.start()
+        driver = MmioDriver(transport, memory, Allocator(0x10000, 1 << 20))
+        driver.start([])
+        buffers = {}
+        for _ in range(32):
+            piece = Piece(driver.allocator.take(1600), 1600, writable=True)
+            buffers[driver.queues[0].add([piece])] = piece
+        driver.kick(0)
+        request = (
+            b"\xff" * 6 + MAC + b"\x08\x06\0\x01\x08\0\6\4\0\1"
+            + MAC + bytes([192, 0, 2, 2]) + bytes(6) + bytes([192, 0, 2, 1])
+        )  # fmt: skip
+        sent = driver.allocator.take(100)
+        memory.write(sent, HEADER + request)
+        driver.queues[1].add([Piece(sent, len(HEADER + request))])
+        driver.kick(1)
+        answers: list[bytes] = []
+        while not answers:
+            assert interrupted.wait(10)
+            interrupted.clear()
+            for used in driver.queues[0].take_all_used():
+                frame = memory.read(buffers[used.head].address, used.length)[12:]
+                if frame[12:14] == b"\x08\x06" and frame[20:22] == b"\0\2":
+                    answers.append(frame)
+        assert answers[0][28:32] == bytes([192, 0, 2, 1])
+
+        namespace.ip("link", "del", "t0")
+        while transport.read(Register.Config + 6, 1) != b"\0":
+            assert interrupted.wait(10)
+            interrupted.clear()
+        loop.stop()
+        device.reset()
+        device.close()

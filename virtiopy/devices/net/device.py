@@ -1,0 +1,362 @@
+"""The network device (5.1): features, configuration, virtqueues, and when each is worked."""
+
+import logging
+import select
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from enum import IntFlag
+from typing import ClassVar
+
+from virtiopy._native import ffi
+from virtiopy.devices.base import DeviceHost, VirtioDevice
+from virtiopy.devices.net.control import MAC_SIZE, Control, ReceiveFilter, is_multicast
+from virtiopy.devices.net.features import NetFeature, Terms, requirements_met
+from virtiopy.devices.net.path import FrameLink, NetCounters, Receiver, Transmitter
+from virtiopy.errors import DriverError
+from virtiopy.eventloop import READABLE, WRITABLE, BottomHalf, EventLoop, Watch
+from virtiopy.spec import DeviceId, feature_mask, has_feature
+from virtiopy.virtqueue.split import Chain, SplitQueue
+
+log = logging.getLogger(__name__)
+
+#: MTUs that a device may offer, bytes (5.1.4.1).
+MTU_MIN = 68
+MTU_MAX = 65535
+
+#: The most pairs of virtqueues (5.1.9.5.6).
+PAIRS_MAX = 0x8000
+
+#: What is offered, but for MQ, which takes a link with several queues.
+_FEATURES = feature_mask(set(NetFeature) - {NetFeature.VIRTIO_NET_F_MQ})
+
+#: The fields up to `mtu`: those after it belong to features that are not offered.
+_CONFIG_SIZE = ffi.offsetof("struct virtio_net_config", "speed")
+
+_LINK_FAILED = select.EPOLLERR | select.EPOLLHUP
+
+
+class Status(IntFlag):
+    """VIRTIO_NET_S_* (5.1.4)."""
+
+    LINK_UP = 1
+    ANNOUNCE = 2
+
+
+class _Pair:
+    """A receive and a transmit virtqueue, and the link's queue that they share."""
+
+    def __init__(self, index: int, link: FrameLink, counts: NetCounters) -> None:
+        self.index = index
+        self.receiver = Receiver(link, index, counts)
+        self.transmitter = Transmitter(link, index, counts)
+        self.watch: Watch | None = None
+        #: Goes on sending once others had their turn.
+        self.send_more: BottomHalf | None = None
+
+    def wanted_events(self) -> int:
+        """Return what there is to wait for: a frame to come, room for one to go."""
+        events = READABLE if self.receiver.wants_frames else 0
+        return events | (WRITABLE if self.transmitter.waits else 0)
+
+
+class Net(VirtioDevice):
+    """A network device on `link`, whose MAC address is `mac`, 6 bytes.
+
+    It has as many pairs of virtqueues as the link has queues, `queue_size` entries each, and the
+    link's MTU.
+    """
+
+    device_id: ClassVar[DeviceId] = DeviceId.NETWORK
+
+    def __init__(self, link: FrameLink, *, mac: bytes, queue_size: int = 256) -> None:
+        super().__init__()
+        if len(mac) != MAC_SIZE or is_multicast(mac):
+            raise ValueError(f"{mac.hex(':')} is no unicast MAC address")
+        if not MTU_MIN <= link.mtu <= MTU_MAX or not 1 <= link.pairs <= PAIRS_MAX:
+            raise ValueError(f"a link with an MTU of {link.mtu} and {link.pairs} queues")
+        self.link = link
+        #: Does not change (5.1.4.1), even if the link's does.
+        self.mtu = link.mtu
+        self.max_pairs = link.pairs
+        self.queue_sizes = [queue_size] * (2 * link.pairs + 1)
+        self.features = _FEATURES
+        if link.pairs > 1:
+            self.features |= feature_mask([NetFeature.VIRTIO_NET_F_MQ])
+        self.counts = NetCounters()
+        self.control = Control(self)
+        self.filter = ReceiveFilter(mac)
+        self._initial_mac = mac
+        self._pairs = [_Pair(index, link, self.counts) for index in range(link.pairs)]
+        self._terms = Terms.of(0, self.mtu)
+        self._status = Status.LINK_UP if link.is_up() else Status(0)
+        self._state_watch: Watch | None = None
+        self._link_failed = False
+
+    # Feature bits (5.1.3)
+
+    def accepts(self, driver_features: int) -> bool:
+        """Check what features require of each other (5.1.3.1)."""
+        return requirements_met(driver_features)
+
+    def negotiated(self, driver_features: int) -> None:
+        """Agree with driver and link on what may be in frames."""
+        super().negotiated(driver_features)
+        self._terms = Terms.of(driver_features, self.mtu)
+        self.filter.filters_addresses = self._has(NetFeature.VIRTIO_NET_F_CTRL_RX)
+        self.filter.filters_vlans = self._has(NetFeature.VIRTIO_NET_F_CTRL_VLAN)
+        self._set_offloads()
+
+    def _set_offloads(self) -> None:
+        self.link.set_offloads(
+            checksum=self._has(NetFeature.VIRTIO_NET_F_GUEST_CSUM),
+            tso4=self._has(NetFeature.VIRTIO_NET_F_GUEST_TSO4),
+            tso6=self._has(NetFeature.VIRTIO_NET_F_GUEST_TSO6),
+            ecn=self._has(NetFeature.VIRTIO_NET_F_GUEST_ECN),
+        )
+
+    def _has(self, feature: NetFeature) -> bool:
+        return has_feature(self.driver_features, feature)
+
+    # Configuration space (5.1.4)
+
+    def config_space(self) -> bytes:
+        """Return struct virtio_net_config, as far as the offered features go."""
+        config = ffi.new("struct virtio_net_config *")
+        config.mac = self.filter.mac
+        config.status = int(self._status)
+        config.max_virtqueue_pairs = self.max_pairs
+        config.mtu = self.mtu
+        return bytes(ffi.buffer(config)[:_CONFIG_SIZE])
+
+    def counters(self) -> Mapping[str, int]:
+        """Return NetCounters by name, what the link dropped, and the control commands."""
+        return {
+            **asdict(self.counts),
+            "rx_dropped_by_link": self.link.dropped(),
+            "ctrl_commands": self.control.commands,
+            "ctrl_refused": self.control.refused,
+        }
+
+    # Life
+
+    def attach(
+        self, host: DeviceHost, loop: EventLoop | None = None, *, may_block: bool = True
+    ) -> None:
+        """Follow the link's state from now on."""
+        super().attach(host, loop, may_block=may_block)
+        if loop is None:
+            return
+        self._state_watch = loop.watch(
+            self.link.state_fileno(),
+            READABLE,
+            lambda events: self.link_changed(),
+            f"{self.link.name} state",
+        )
+        for pair in self._pairs:
+            pair.send_more = loop.bottom_half(
+                self._callback(self._transmit, pair), f"{self.link.name} send"
+            )
+
+    def activate(self, queues: Mapping[int, SplitQueue]) -> None:
+        """Start; only the first pair is used until the driver asks for more (5.1.9.5.6.2)."""
+        super().activate(queues)
+        self.set_pairs(1)
+        for index, queue in queues.items():
+            self._enlist(index, queue)
+
+    def start_queue(self, index: int, queue: SplitQueue) -> None:
+        """Take a queue that the driver enables while the device runs."""
+        super().start_queue(index, queue)
+        self._enlist(index, queue)
+
+    def stop_queue(self, index: int) -> None:
+        """Forget a queue and its buffers; frames for it stay in the link."""
+        super().stop_queue(index)
+        pair = self._pair_of(index)
+        if pair is not None:
+            self._side_of(pair, index).stop()
+            self._update_watch(pair)
+
+    def reset(self) -> None:
+        """Forget the driver, its queues and filters; the MAC address is the first again."""
+        self._stop()
+        super().reset()
+        self._terms = Terms.of(0, self.mtu)
+        self.filter = ReceiveFilter(self._initial_mac)
+        self._status &= ~Status.ANNOUNCE
+        self._set_offloads()
+        self.set_pairs(1)
+
+    def close(self) -> None:
+        """Give up the link."""
+        if self._state_watch is not None and self.loop is not None:
+            self.loop.unwatch(self._state_watch)
+            self._state_watch = None
+        self.link.close()
+
+    # Virtqueues (5.1.2): receiveq1, transmitq1, ... and after them controlq
+
+    @property
+    def _control_index(self) -> int:
+        pairs = self.max_pairs if self._has(NetFeature.VIRTIO_NET_F_MQ) else 1
+        return 2 * pairs
+
+    def _pair_of(self, index: int) -> _Pair | None:
+        return self._pairs[index // 2] if index < self._control_index else None
+
+    @staticmethod
+    def _side_of(pair: _Pair, index: int) -> Receiver | Transmitter:
+        return pair.transmitter if index % 2 else pair.receiver
+
+    def _enlist(self, index: int, queue: SplitQueue) -> None:
+        pair = self._pair_of(index)
+        if pair is None:
+            return
+        if index % 2:
+            pair.transmitter.start(queue, self._terms)
+        else:
+            pair.receiver.start(queue, self._terms, self.filter)
+            # Buffers may be there already, from before DRIVER_OK, when no kick may come.
+            self._guarded(self._receive, pair)
+
+    def set_pairs(self, count: int) -> None:
+        """Use the first `count` pairs: frames come by no others, and none is sent from others."""
+        for pair in self._pairs:
+            pair.transmitter.enabled = pair.index < count
+        self.link.set_pairs(count)
+
+    # Operation (5.1.9)
+
+    def handle(self, queue: SplitQueue) -> None:
+        """Serve a kick. Raises QueueError."""
+        pair = self._pair_of(queue.index)
+        try:
+            if pair is None:
+                if queue.index == self._control_index and self._has(
+                    NetFeature.VIRTIO_NET_F_CTRL_VQ
+                ):
+                    super().handle(queue)
+            elif queue.index % 2:
+                self._transmit(pair)
+            else:
+                self._receive(pair, kicked=True)
+        except DriverError:
+            self._stop()
+            raise
+
+    def serve(self, queue: SplitQueue, chain: Chain) -> int:
+        """Serve a control command (5.1.9.5)."""
+        return self.control.serve(chain)
+
+    def _receive(self, pair: _Pair, *, kicked: bool = False) -> None:
+        if pair.receiver.queue is None or self._link_failed:
+            return
+        try:
+            pair.receiver.run(kicked=kicked)
+        except OSError as error:
+            self._link_is_gone(str(error))
+        self.notify(pair.receiver.queue)
+        self._update_watch(pair)
+
+    def _transmit(self, pair: _Pair) -> None:
+        queue = pair.transmitter.queue
+        if queue is None:
+            return
+        while pair.transmitter.run():
+            if pair.send_more is not None:
+                pair.send_more.schedule()
+                break
+        self.notify(queue)
+        self._update_watch(pair)
+
+    def _guarded(self, work: Callable[[_Pair], None], pair: _Pair) -> None:
+        """Do what no kick asked for, so that nobody else takes the driver's faults."""
+        try:
+            work(pair)
+        except DriverError as error:
+            self._stop()
+            self.host.needs_reset(str(error))
+
+    def _callback(self, work: Callable[[_Pair], None], pair: _Pair) -> Callable[[], None]:
+        """Make what the loop calls for a pair."""
+
+        def call() -> None:
+            with self.lock:
+                self._guarded(work, pair)
+
+        return call
+
+    # What is watched of the link
+
+    def _update_watch(self, pair: _Pair) -> None:
+        """Wait for what the pair can go on with, and for nothing else."""
+        events = 0 if self._link_failed else pair.wanted_events()
+        if pair.watch is not None:
+            pair.watch.events = events
+        elif events and self.loop is not None:
+            pair.watch = self.loop.watch(
+                self.link.fileno(pair.index),
+                events,
+                lambda happened: self._on_ready(pair, happened),
+                f"{self.link.name} queue {pair.index}",
+            )
+
+    def _on_ready(self, pair: _Pair, events: int) -> None:
+        """Take what the loop saw of the link's queue."""
+        with self.lock:
+            if events & _LINK_FAILED:
+                self._link_is_gone("it is no more")
+                return
+            if events & READABLE:
+                self._guarded(self._receive, pair)
+            if events & WRITABLE:
+                self._guarded(self._transmit, pair)
+
+    def _stop(self) -> None:
+        """Forget all buffers, and leave the link alone."""
+        for pair in self._pairs:
+            pair.receiver.stop()
+            pair.transmitter.stop()
+            if pair.watch is not None and self.loop is not None:
+                self.loop.unwatch(pair.watch)
+                pair.watch = None
+
+    def _link_is_gone(self, reason: str) -> None:
+        """Go on without a link: for the driver it is down, and stays so."""
+        log.warning("the link %s failed: %s", self.link.name, reason)
+        self._link_failed = True
+        for pair in self._pairs:
+            if pair.watch is not None and self.loop is not None:
+                self.loop.unwatch(pair.watch)
+                pair.watch = None
+        self._set_status(self._status & ~Status.LINK_UP)
+
+    # The link's state (5.1.4), and announcements (5.1.9.5.4)
+
+    def link_changed(self) -> None:
+        """Ask the link for its state, and tell the driver if it is another."""
+        with self.lock:
+            is_up = self.link.is_up() and not self._link_failed
+            if is_up == bool(self._status & Status.LINK_UP):
+                return
+            status = self._status ^ Status.LINK_UP
+            if is_up and self._has(NetFeature.VIRTIO_NET_F_GUEST_ANNOUNCE):
+                # What is behind the link may be another network than before.
+                status |= Status.ANNOUNCE
+            log.info("the link %s is %s", self.link.name, "up" if is_up else "down")
+            self._set_status(status)
+
+    def announce(self) -> None:
+        """Ask the driver to send gratuitous packets, where it knows how (5.1.9.5.4)."""
+        with self.lock:
+            if self._has(NetFeature.VIRTIO_NET_F_GUEST_ANNOUNCE):
+                self._set_status(self._status | Status.ANNOUNCE)
+
+    def announce_acknowledged(self) -> None:
+        """Clear VIRTIO_NET_S_ANNOUNCE: the driver has seen it."""
+        self._status &= ~Status.ANNOUNCE
+
+    def _set_status(self, status: Status) -> None:
+        if status != self._status:
+            self._status = status
+            self.host.config_changed()

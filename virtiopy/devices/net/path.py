@@ -1,0 +1,443 @@
+"""The way of frames between one pair of virtqueues and the host's link (5.1.9).
+
+Where a frame can be lost, and what counts it:
+
+- No frame is read from the link before the driver has a buffer for it. Until then frames wait in
+  the link's own queue; when that is full the link drops them, and counts them itself (a tap does:
+  `ip -s link`, TX dropped).
+- Without MRG_RXBUF a frame that is longer than the next buffer is dropped: `rx_dropped_too_long`.
+- With MRG_RXBUF a frame that needs more buffers than there are is kept until the driver's next
+  kick; if it finds too few even then it is dropped: `rx_dropped_no_buffer`.
+- Whatever else is dropped is bad, unwanted, or refused by the host: see `NetCounters`.
+- A frame to be sent for which the link has no room stays in its buffer until there is.
+"""
+
+import errno
+import logging
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from virtiopy._native import ffi
+from virtiopy.devices.net.control import ReceiveFilter
+from virtiopy.devices.net.features import Terms
+from virtiopy.devices.net.header import (
+    ETHERNET_HEADER,
+    GSO_NONE,
+    HEADER_SIZE,
+    MAX_GSO_FRAME,
+    NEEDS_CSUM,
+    VLAN_TAG,
+    HeaderError,
+    longest_frame,
+)
+from virtiopy.virtqueue.buffers import Buffers, gather, scatter, split_at, total
+from virtiopy.virtqueue.split import Chain, SplitQueue
+
+log = logging.getLogger(__name__)
+
+#: Frames in one direction before others have their turn.
+BUDGET = 256
+
+#: Chains that are popped at a time.
+BATCH = 64
+
+#: Pieces that are handed to the link at once (IOV_MAX).
+_PIECES = 1024
+
+#: What is looked at of a received frame: the header, and Ethernet's up to the VLAN tag, bytes.
+_START = HEADER_SIZE + ETHERNET_HEADER + VLAN_TAG
+
+_SHORTEST = HEADER_SIZE + ETHERNET_HEADER
+_NUM_BUFFERS = ffi.offsetof("struct virtio_net_hdr_v1", "num_buffers")
+
+
+class FrameLink(Protocol):
+    """The host's side: a link with one queue of frames for each pair of virtqueues.
+
+    Every frame has a struct virtio_net_hdr before it, 12 bytes, little-endian. `read` and `write`
+    do not wait: they raise BlockingIOError instead, and OSError for what else goes wrong.
+    """
+
+    name: str
+    #: Bytes of an Ethernet payload, and how many queues the link has.
+    mtu: int
+    pairs: int
+
+    def fileno(self, pair: int) -> int:
+        """Return the file that is readable, writable when a queue is."""
+
+    def read(self, pair: int, buffers: Buffers) -> int:
+        """Read the next frame over `buffers`; returns its bytes, with what found no room lost."""
+
+    def write(self, pair: int, buffers: Sequence[bytes | memoryview]) -> None:
+        """Send one frame."""
+
+    def set_offloads(self, *, checksum: bool, tso4: bool, tso6: bool, ecn: bool) -> None:
+        """Say what may be in the frames that are read: partial checksums, unsegmented TCP."""
+
+    def set_pairs(self, count: int) -> None:
+        """Let frames come by the first `count` queues only."""
+
+    def state_fileno(self) -> int:
+        """Return a file that is readable when `is_up` should be asked again."""
+
+    def is_up(self) -> bool:
+        """Say whether the link is up, and take what made `state_fileno` readable."""
+
+    def dropped(self) -> int:
+        """Count the frames that the link dropped itself, because nobody read them."""
+
+    def close(self) -> None:
+        """Give up the link."""
+
+
+@dataclass(slots=True)
+class NetCounters:
+    """Frames by what became of them, since the device was made."""
+
+    #: Given to the driver.
+    rx_frames: int = 0
+    #: Not wanted by the driver's receive filter (5.1.9.5.1, 5.1.9.5.2, 5.1.9.5.3).
+    rx_filtered: int = 0
+    #: Shorter than an Ethernet header.
+    rx_dropped_too_short: int = 0
+    #: Longer than the MTU or, without MRG_RXBUF, than the next buffer.
+    rx_dropped_too_long: int = 0
+    #: In need of more buffers than the driver had after two kicks (MRG_RXBUF).
+    rx_dropped_no_buffer: int = 0
+    #: With offloads that were not negotiated: queued by the link for a driver before this one.
+    rx_dropped_offload: int = 0
+    #: No frames, but receive buffers without room for the header, given back unused.
+    rx_buffers_too_small: int = 0
+    #: Taken by the link.
+    tx_frames: int = 0
+    #: With a struct virtio_net_hdr that lies or is not whole.
+    tx_dropped_header: int = 0
+    #: Shorter than an Ethernet header.
+    tx_dropped_too_short: int = 0
+    #: Longer than the MTU, or than what can be segmented.
+    tx_dropped_too_long: int = 0
+    #: On a transmit queue beyond virtqueue_pairs (5.1.9.5.6.1).
+    tx_dropped_disabled_queue: int = 0
+    #: Sent while the link was down.
+    tx_dropped_link_down: int = 0
+    #: Refused by the host for another reason.
+    tx_dropped_refused: int = 0
+    #: No frames, but how often one had to wait for room in the link.
+    tx_waits: int = 0
+
+
+class Receiver:
+    """A receive virtqueue, filled from queue number `pair` of the link."""
+
+    def __init__(self, link: FrameLink, pair: int, counts: NetCounters) -> None:
+        self._link = link
+        self._pair = pair
+        self._counts = counts
+        self.queue: SplitQueue | None = None
+        #: Whether there are buffers, so that frames of the link's can be read.
+        self.wants_frames = False
+        # Buffers that were popped and not used yet, with their bytes, and all their bytes.
+        self._ready: deque[tuple[Chain, int]] = deque()
+        self._room = 0
+        # A frame, with its header, that waits for more buffers (MRG_RXBUF).
+        self._held: bytes | None = None
+        self._used: list[tuple[Chain, int]] = []
+        # Where a frame goes on that is longer than its buffers.
+        self._overflow = memoryview(bytearray(HEADER_SIZE + MAX_GSO_FRAME))
+
+    def start(self, queue: SplitQueue, terms: Terms, filter_: ReceiveFilter) -> None:
+        """Take the queue, and what was negotiated."""
+        self.queue = queue
+        self._terms = terms
+        self._filter = filter_
+        self._enough = terms.rx_longest if terms.mergeable else HEADER_SIZE
+
+    def stop(self) -> None:
+        """Forget the queue and its buffers."""
+        self.queue = None
+        self.wants_frames = False
+        self._ready.clear()
+        self._room = 0
+        self._held = None
+
+    def run(self, *, kicked: bool) -> None:
+        """Receive until frames or buffers run out, or the budget; `kicked`: for a kick.
+
+        Raises QueueError, and OSError when the link is gone.
+        """
+        if self.queue is None:
+            return
+        try:
+            self._run(self.queue, kicked=kicked)
+        finally:
+            # All at once: the buffers of a frame are to be seen together (5.1.9.4.1).
+            if self._used:
+                self.queue.push_many(self._used)
+                self._used.clear()
+
+    def _run(self, queue: SplitQueue, *, kicked: bool) -> None:
+        queue.disable_notifications()
+        if kicked and self._held is not None:
+            self._deliver_held(queue)
+            if self._held is not None:
+                self._counts.rx_dropped_no_buffer += 1
+                self._held = None
+        self.wants_frames = True
+        for _ in range(BUDGET):
+            if self._held is not None:
+                has_buffers = self._deliver_held(queue)
+            else:
+                has_buffers = self._make_room(queue, self._enough) or bool(self._ready)
+            if has_buffers:
+                if not self._receive(queue):
+                    return
+            elif not queue.enable_notifications():
+                self.wants_frames = False
+                return
+
+    def _make_room(self, queue: SplitQueue, size: int) -> bool:
+        """Pop buffers until there is room for `size` bytes; False where they are too few."""
+        while self._room < size:
+            chains = queue.pop_many(BATCH)
+            if not chains:
+                return False
+            for chain in chains:
+                room = total(chain.writable)
+                if room < HEADER_SIZE:
+                    # A merged buffer has this much at least (5.1.9.3.1), any other needs it.
+                    self._counts.rx_buffers_too_small += 1
+                    self._used.append((chain, 0))
+                else:
+                    self._ready.append((chain, room))
+                    self._room += room
+        return True
+
+    def _receive(self, queue: SplitQueue) -> bool:
+        """Receive one frame straight into the next buffers; False when the link has none."""
+        views, room = self._next_views()
+        try:
+            length = self._link.read(self._pair, [*views, self._overflow])
+        except BlockingIOError:
+            return False
+        if length > room:
+            frame = gather(views) + bytes(self._overflow[: length - room])
+            if self._admits(frame[:_START], length):
+                self._place(queue, frame)
+            return True
+        start = _first_bytes(views, min(_START, length))
+        if self._admits(start, length):
+            self._complete(start, length)
+        return True
+
+    def _next_views(self) -> tuple[Buffers, int]:
+        """Return the buffers for a frame, and their bytes: one, or with MRG_RXBUF enough."""
+        chain, room = self._ready[0]
+        if room < self._enough:
+            views: list[memoryview] = []
+            room = 0
+            for chain, size in self._ready:
+                views += chain.writable
+                room += size
+                if room >= self._enough:
+                    break
+        else:
+            views = chain.writable
+        if len(views) < _PIECES:
+            return views, room
+        # More than can be read into at once: the frame is copied.
+        return [], 0
+
+    def _admits(self, start: bytes, length: int) -> bool:
+        """Say whether the driver is to see a frame of `length` bytes, header and all."""
+        counts, terms = self._counts, self._terms
+        if length < _SHORTEST:
+            counts.rx_dropped_too_short += 1
+            return False
+        flags, gso_type = start[0], start[1]
+        frame = start[HEADER_SIZE:]
+        if (gso_type != GSO_NONE and gso_type not in terms.rx_gso_types) or (
+            flags & NEEDS_CSUM and not terms.rx_checksum
+        ):
+            counts.rx_dropped_offload += 1
+        elif (
+            terms.rx_mtu is not None
+            and gso_type == GSO_NONE
+            and length - HEADER_SIZE > longest_frame(frame, terms.rx_mtu)
+        ):
+            # Not even to a driver that would take it (5.1.4.1).
+            counts.rx_dropped_too_long += 1
+        elif not self._filter.wants(frame):
+            counts.rx_filtered += 1
+        else:
+            return True
+        return False
+
+    def _place(self, queue: SplitQueue, frame: bytes) -> None:
+        """Copy a frame that is longer than its buffers into more; hold it where they are few."""
+        if not self._terms.mergeable:
+            # It is to be in a single buffer (5.1.9.3.2).
+            self._counts.rx_dropped_too_long += 1
+            return
+        self._held = frame
+        self._deliver_held(queue)
+
+    def _deliver_held(self, queue: SplitQueue) -> bool:
+        """Copy the frame that waits into buffers; False where there are too few."""
+        frame = self._held
+        if frame is None or not self._make_room(queue, len(frame)):
+            return False
+        self._held = None
+        position = 0
+        for chain, room in self._ready:
+            scatter(chain.writable, frame[position : position + room])
+            position += room
+            if position >= len(frame):
+                break
+        self._complete(frame[:HEADER_SIZE], len(frame))
+        return bool(self._ready)
+
+    def _complete(self, start: bytes, length: int) -> None:
+        """Use the buffers that hold a frame of `length` bytes, and say in its header how many."""
+        first = self._ready[0][0].writable
+        count = 0
+        left = length
+        while left > 0:
+            chain, room = self._ready.popleft()
+            written = min(left, room)
+            self._used.append((chain, written))
+            self._room -= room
+            left -= written
+            count += 1
+        # Without GUEST_CSUM flags is 0 (5.1.9.4.1), though a tap says DATA_VALID to anybody.
+        flags = start[0] if self._terms.rx_checksum else 0
+        header = bytes([flags]) + start[1:_NUM_BUFFERS] + count.to_bytes(2, "little")
+        if len(first[0]) >= HEADER_SIZE:
+            first[0][:HEADER_SIZE] = header
+        else:
+            scatter(first, header)
+        self._counts.rx_frames += 1
+
+
+class Transmitter:
+    """A transmit virtqueue, whose frames go to queue number `pair` of the link."""
+
+    def __init__(self, link: FrameLink, pair: int, counts: NetCounters) -> None:
+        self._link = link
+        self._pair = pair
+        self._counts = counts
+        self.queue: SplitQueue | None = None
+        #: Whether the link takes frames from this queue (5.1.9.5.6).
+        self.enabled = True
+        # Popped, and waiting for room in the link.
+        self._unsent: list[Chain] = []
+
+    def start(self, queue: SplitQueue, terms: Terms) -> None:
+        """Take the queue, and what was negotiated."""
+        self.queue = queue
+        self._rules = terms.tx
+
+    def stop(self) -> None:
+        """Forget the queue and its buffers."""
+        self.queue = None
+        self._unsent = []
+
+    @property
+    def waits(self) -> bool:
+        """Whether frames wait until the link has room."""
+        return bool(self._unsent)
+
+    def run(self) -> bool:
+        """Send what is available; True when the budget ended before the frames did.
+
+        Raises QueueError.
+        """
+        queue = self.queue
+        if queue is None:
+            return False
+        queue.disable_notifications()
+        left = BUDGET
+        while left > 0:
+            chains = self._unsent or queue.pop_many(min(BATCH, left))
+            if not chains:
+                if not queue.enable_notifications():
+                    return False
+                continue
+            sent = self._send_many(chains)
+            queue.push_many([(chain, 0) for chain in chains[:sent]])
+            self._unsent = chains[sent:]
+            if self._unsent:
+                return False
+            left -= sent
+        return True
+
+    def _send_many(self, chains: list[Chain]) -> int:
+        """Return how many of the buffers are done with: all, unless the link has no room."""
+        for index, chain in enumerate(chains):
+            try:
+                self._send(chain.readable)
+            except BlockingIOError:
+                self._counts.tx_waits += 1
+                return index
+        return len(chains)
+
+    def _send(self, readable: Buffers) -> None:
+        """Parse, check and send one frame, or count why not; raises BlockingIOError."""
+        counts = self._counts
+        pieces, frame = split_at(readable, HEADER_SIZE)
+        # A copy: what was checked is what is sent.
+        header = gather(pieces)
+        length = total(frame)
+        if not self.enabled:
+            counts.tx_dropped_disabled_queue += 1
+            return
+        if len(header) < HEADER_SIZE:
+            counts.tx_dropped_header += 1
+            return
+        if length < ETHERNET_HEADER:
+            counts.tx_dropped_too_short += 1
+            return
+        try:
+            header = self._rules.check(header, length)
+        except HeaderError as error:
+            counts.tx_dropped_header += 1
+            log.info("%s: frame not sent: %s", self._link.name, error)
+            return
+        if self._is_too_long(header, frame, length):
+            counts.tx_dropped_too_long += 1
+            return
+        if len(frame) >= _PIECES:
+            frame = [memoryview(gather(frame))]
+        try:
+            self._link.write(self._pair, [header, *frame])
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            self._count_refusal(error)
+        else:
+            counts.tx_frames += 1
+
+    def _is_too_long(self, header: bytes, frame: Buffers, length: int) -> bool:
+        if header[1] != GSO_NONE:
+            return length > MAX_GSO_FRAME
+        if length <= self._rules.mtu + ETHERNET_HEADER:
+            return False
+        start = gather(split_at(frame, ETHERNET_HEADER)[0])
+        return length > longest_frame(start, self._rules.mtu)
+
+    def _count_refusal(self, error: OSError) -> None:
+        if error.errno in (errno.EIO, errno.EBADFD):
+            # A tap's words for an interface that is down, and for one that is no more.
+            self._counts.tx_dropped_link_down += 1
+            return
+        self._counts.tx_dropped_refused += 1
+        log.info("%s: frame refused: %s", self._link.name, error)
+
+
+def _first_bytes(views: Buffers, count: int) -> bytes:
+    """Copy the first bytes of a buffer, `count` if it has them."""
+    if views and len(views[0]) >= count:
+        return bytes(views[0][:count])
+    return gather(split_at(views, count)[0])
