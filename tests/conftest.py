@@ -2,6 +2,7 @@
 
 import os
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 # `make test` takes the normal profile; HYPOTHESIS_PROFILE=nightly looks much longer.
@@ -9,3 +10,9 @@ _COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("normal", settings(max_examples=200, **_COMMON))  # type: ignore[arg-type]
 settings.register_profile("nightly", settings(max_examples=10_000, **_COMMON))  # type: ignore[arg-type]
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "normal"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # What Hypothesis imports to write a failure down warns of itself where it is old, and a
+    # warning there would end the whole run instead of failing the one test.
+    config.addinivalue_line("filterwarnings", "ignore:mypy_extensions.TypedDict is deprecated")

@@ -129,7 +129,9 @@ class EventLoop(Closing):
     # Life
 
     def start(self) -> None:
-        """Run the loop on a thread of its own."""
+        """Run the loop on a thread of its own; again, after it was stopped."""
+        self._stopping = False
+        self._ended.clear()
         self._is_ours = True
         self._thread = threading.Thread(target=self.run, name=self.name)
         self._thread.start()
@@ -139,10 +141,12 @@ class EventLoop(Closing):
         self._stopping = True
         if not self._closed:
             os.eventfd_write(self._wake, 1)
-        if self._thread is not None and not self.in_thread:
+        thread = self._thread
+        # A thread without an identity was interrupted in its start, and will find it has to stop.
+        if thread is not None and not self.in_thread and thread.ident:
             self._ended.wait()
             if self._is_ours:
-                self._thread.join()
+                thread.join()
 
     def close(self) -> None:
         """Stop, wait for the workers, and close the loop's files; watched ones are the owners'."""
@@ -151,6 +155,8 @@ class EventLoop(Closing):
             return
         if self._workers is not None:
             self._workers.shutdown()
+        # Completions that came too late: what they hold is let go.
+        self._soon.clear()
         self._closed = True
         self._epoll.close()
         os.close(self._wake)

@@ -359,6 +359,15 @@ def test_a_served_request_raises_a_used_buffer_interrupt(bench: Bench) -> None:
     assert bench.driver.interrupts() == Interrupt.USED_BUFFER
 
 
+def test_a_chain_that_the_queue_rejects_raises_an_interrupt_too(bench: Bench) -> None:
+    # Device-readable after device-writable (2.7.4.2)
+    pieces = [Piece(bench.place(bytes(1)), 1, writable=True), Piece(bench.place(header(IN)), 16)]
+    bench.driver.queues[0].add(pieces)
+    assert [used.length for used in bench.driver.collect(0)] == [0]
+    assert bench.driver.interrupts() == Interrupt.USED_BUFFER
+    assert bench.works()
+
+
 # Malformed requests: answered in the status byte wherever there is one (5.2.6.1, 5.2.6.2)
 
 
@@ -536,6 +545,14 @@ def test_a_write_to_a_read_only_disk_fails_whether_or_not_the_driver_knows(
     readonly.driver.start(accepted)
     assert readonly.request(OUT, 0, pattern(1, seed=2)) == Reply(1, b"", IOERR)
     assert image.read_bytes() == pattern(SECTORS)
+
+
+def test_a_write_does_not_get_as_far_as_a_read_only_disk() -> None:
+    disk = FakeDisk(readonly=True)
+    with bench_of(disk) as bench:
+        bench.driver.start()
+        assert bench.request(OUT, 0, pattern(1, seed=2)).status == IOERR
+    assert disk.calls == []
 
 
 def test_a_read_only_disk_can_be_read_and_flushed(readonly: Bench) -> None:
@@ -777,8 +794,9 @@ def test_writeback_reads_as_negotiated_between_features_ok_and_driver_ok(
     assert faked.config(WRITEBACK) == writeback
 
 
-def test_a_writethrough_device_reads_0_in_writeback(disk: FakeDisk) -> None:
+def test_a_writethrough_device_reads_0_in_writeback_from_the_first_on(disk: FakeDisk) -> None:
     with bench_of(disk, writeback=False) as bench:
+        assert bench.config(WRITEBACK) == 0
         bench.driver.negotiate([F_CONFIG_WCE, F_FLUSH])
         assert bench.config(WRITEBACK) == 0
 
@@ -836,10 +854,10 @@ def test_every_byte_of_the_configuration_but_writeback_is_read_only(faked: Bench
     before = faked.device.config_space()
     for offset in range(len(before)):
         for size in (1, 2, 4):
-            if (offset, size) != WRITEBACK:
-                faked.transport.write(0x100 + offset, b"\0" * size)
-                faked.transport.write(0x100 + offset, b"\xff" * size)
-    assert faked.device.config_space() == before
+            for data in (b"\0" * size, b"\xff" * size):
+                if (offset, size) != WRITEBACK:
+                    faked.transport.write(0x100 + offset, data)
+                    assert faked.device.config_space() == before
 
 
 @pytest.mark.parametrize(("kind", "name"), [(DISCARD, "discard"), (WRITE_ZEROES, "write_zeroes")])
@@ -986,6 +1004,11 @@ def test_what_one_queue_wrote_another_reads(disk: FakeDisk) -> None:
         bench.driver.start()
         bench.request(OUT, 5, pattern(1, seed=2), queue=3)
         assert bench.request(IN, 5, room=SECTOR, queue=1).data == pattern(1, seed=2)
+
+
+def test_two_queues_are_several(disk: FakeDisk) -> None:
+    with bench_of(disk, num_queues=2) as bench:
+        assert has_feature(bench.driver.offered_features(), BlkFeature.VIRTIO_BLK_F_MQ)
 
 
 def test_a_single_queue_does_not_offer_multiqueue(faked: Bench) -> None:

@@ -17,15 +17,13 @@ from virtiopy.devices.console import (
     Console,
     ConsoleFeature,
     ControlEvent,
-    Size,
-    Stream,
-    StreamUser,
     receiveq,
     transmitq,
 )
 from virtiopy.eventloop import EventLoop
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import DeviceStatus, Feature, has_feature
+from virtiopy.streams import Size, Stream, StreamUser
 from virtiopy.transport.driver import MmioDriver
 from virtiopy.transport.mmio import Interrupt, MmioTransport, Register
 from virtiopy.virtqueue.buffers import Buffers, gather

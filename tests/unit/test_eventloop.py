@@ -406,3 +406,13 @@ def test_a_timer_wakes_a_loop_that_waits(loop: EventLoop) -> None:
     started(loop)
     assert ran.wait(SECONDS)
     assert time.monotonic() - begin >= 0.01
+
+
+def test_a_loop_that_was_stopped_can_be_started_again(loop: EventLoop) -> None:
+    for _ in range(3):
+        started(loop)
+        seen: list[bool] = []
+        loop.call(lambda seen=seen: seen.append(loop.in_thread), "call")  # type: ignore[misc]
+        assert seen == [True]
+        loop.stop()
+        assert not loop.running

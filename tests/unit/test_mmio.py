@@ -1095,6 +1095,22 @@ def test_acknowledging_with_the_line_low_leaves_it_alone(running: Bench) -> None
     assert running.levels == []
 
 
+def test_a_buffer_that_comes_before_kicks_are_asked_for_again_needs_none(
+    running: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 2.7.10: notify() is called for the buffer, and once more before handle() asks for kicks.
+    calls: list[SplitQueue] = []
+
+    def notify(queue: SplitQueue) -> None:
+        calls.append(queue)
+        if len(calls) == 2:
+            running.offer()
+
+    monkeypatch.setattr(running.device, "notify", notify)
+    running.offer()
+    assert [used.length for used in running.driver.collect(0)] == [4, 4]
+
+
 # Shared memory (4.2.2)
 
 

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from virtiopy.devices.console import Size, Stream
 from virtiopy.errors import ConfigError
 from virtiopy.eventloop import EventLoop
 from virtiopy.host.stream import FileStream, PtyStream, SocketStream
 from virtiopy.host.terminal import TYPED_BYTES, StdioStream
+from virtiopy.streams import Size, Stream
 
 SECONDS = 20.0
 MIB = bytes(range(256)) * 4096

@@ -1,9 +1,12 @@
 """Guest images: ELF files, and the PVH note that says where to start them."""
 
+import mmap
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, cast
 
 from elftools.common.exceptions import ELFError
+from elftools.construct import ConstructError
 from elftools.elf.elffile import ELFFile
 from elftools.elf.segments import NoteSegment
 
@@ -43,8 +46,12 @@ class GuestImage:
     def open(cls, path: Path) -> "GuestImage":
         """Read an image; raises ConfigError for a file that is none."""
         try:
-            with path.open("rb") as stream:
-                return cls._parse(path, ELFFile(stream))
+            # Mapped, because reading a file sets aside whatever size a damaged header names.
+            with (
+                path.open("rb") as stream,
+                mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content,
+            ):
+                return cls._parse(path, ELFFile(cast("IO[bytes]", content)))
         except OSError as error:
             raise ConfigError(
                 f"The guest image {path} cannot be read ({error.strerror}): "
@@ -53,7 +60,9 @@ class GuestImage:
         # pyelftools lets a damaged file surface as any of these.
         except (
             ELFError,
+            ConstructError,
             ValueError,
+            OverflowError,
             LookupError,
             AttributeError,
             TypeError,
@@ -84,7 +93,7 @@ class GuestImage:
                 for note in segment.iter_notes():
                     kind: object = note["n_type"]
                     if note["n_name"] == "Xen" and kind == lib.XEN_ELFNOTE_PHYS32_ENTRY:
-                        pvh_entry = int.from_bytes(note["n_descdata"], "little")
+                        pvh_entry = _pvh_entry(path, note["n_descdata"])
         if not segments:
             raise ConfigError(
                 f"The guest image {path} has nothing to load: link it as an executable."
@@ -107,3 +116,13 @@ class GuestImage:
                 ) from error
             for view in zeroes:
                 view[:] = bytes(len(view))
+
+
+def _pvh_entry(path: Path, description: bytes) -> int:
+    entry = int.from_bytes(description, "little")
+    if len(description) not in (4, 8) or entry >> 32:
+        raise ConfigError(
+            f"The guest image {path} has a PVH note without a 32-bit address in it: "
+            "link one in, as guest_drivers/ shows."
+        )
+    return entry

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from virtiopy.cli.options import DeviceOptions
+from virtiopy.cli.options import DeviceOptions, parse_size
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.errors import ConfigError
 
 if TYPE_CHECKING:
-    from virtiopy.devices.console import Stream
+    from virtiopy.streams import Stream
 
 
 @dataclass(slots=True, frozen=True)
@@ -22,7 +22,8 @@ class Attachment:
     """An option: its name, the prefix of its devices' names, how it is written, its builder.
 
     `keys` may follow the first part of its value as key=value, `repeatable` ones several times;
-    every device knows `mode` too.
+    every device knows `mode` too. Without `has_main` there is no first part: the value is
+    key=value,... and may be left out.
     `build` is given the value, taken apart; it raises ConfigError with a remedy.
     """
 
@@ -32,10 +33,13 @@ class Attachment:
     help: str
     keys: tuple[str, ...]
     build: Callable[[DeviceOptions], VirtioDevice]
+    has_main: bool = True
     repeatable: tuple[str, ...] = ()
 
     def parse(self, text: str) -> DeviceOptions:
         """Take a value of the option apart; raises ConfigError."""
+        if not self.has_main and text:
+            text = f",{text}"
         return DeviceOptions(self.option, text, (*self.keys, "mode"), self.repeatable)
 
 
@@ -63,9 +67,28 @@ def build_disk(options: DeviceOptions) -> VirtioDevice:
     )
 
 
+def build_rng(options: DeviceOptions) -> VirtioDevice:
+    """Make an entropy device."""
+    from virtiopy.devices.rng import Rng
+
+    return Rng()
+
+
+def build_balloon(options: DeviceOptions) -> VirtioDevice:
+    """Make a balloon of `[target=SIZE][,stats=SECONDS][,...]`."""
+    from virtiopy.devices.balloon import Balloon
+
+    return Balloon(
+        target=parse_size(options.text("target", "0")),
+        statistics_interval=options.number("stats", 0, 0, 86400),
+        deflate_on_oom=options.flag("deflate-on-oom"),
+    )
+
+
 def build_console(options: DeviceOptions) -> VirtioDevice:
     """Make a console device of `TARGET[,port=NAME:TARGET]...[,wait=on]`."""
-    from virtiopy.devices.console import Console, Stream
+    from virtiopy.devices.console import Console
+    from virtiopy.streams import Stream
 
     wait = options.flag("wait")
     with contextlib.ExitStack() as opened:
@@ -122,6 +145,24 @@ ATTACHMENTS = [
         "Attach a raw image or block device.",
         ("readonly", "cache", "serial", "queues", "queue-size"),
         build_disk,
+    ),
+    Attachment(
+        "--rng",
+        "rng",
+        "[mode=trapped|ioeventfd]",
+        "Attach an entropy device.",
+        (),
+        build_rng,
+        has_main=False,
+    ),
+    Attachment(
+        "--balloon",
+        "balloon",
+        "[target=SIZE][,stats=SECONDS][,deflate-on-oom=on][,mode=trapped|ioeventfd]",
+        "Attach a memory balloon.",
+        ("target", "stats", "deflate-on-oom"),
+        build_balloon,
+        has_main=False,
     ),
     Attachment(
         "--console",

@@ -130,7 +130,7 @@ def write_json(
         "exits": {
             "userspace": exits,
             "userspace_total": result.exits.total,
-            "kernel": result.kernel,
+            "kernel": result.kernel or None,
             "light": light_exits(result) if result.kernel else None,
         },
     }

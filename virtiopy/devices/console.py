@@ -8,17 +8,17 @@ buffers, or has not opened the port, the host's side is not read.
 import contextlib
 import enum
 import logging
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 from virtiopy._native import ffi
 from virtiopy.devices.base import DeviceHost, VirtioDevice
 from virtiopy.errors import DriverError
 from virtiopy.eventloop import EventLoop
 from virtiopy.spec import DeviceId, feature_mask, has_feature
+from virtiopy.streams import Stream
 from virtiopy.virtqueue.buffers import Buffers, gather, scatter, split_at, total
 from virtiopy.virtqueue.split import Chain, SplitQueue
 
@@ -60,68 +60,6 @@ class ControlEvent(enum.IntEnum):
     RESIZE = 5
     PORT_OPEN = 6
     PORT_NAME = 7
-
-
-@dataclass(slots=True, frozen=True)
-class Size:
-    """The size of a terminal, in characters."""
-
-    cols: int
-    rows: int
-
-
-class StreamUser(Protocol):
-    """What a stream tells its port, always with `lock` held."""
-
-    lock: threading.RLock
-
-    def input_ready(self) -> None:
-        """Say that there is something to read."""
-
-    def room_ready(self) -> None:
-        """Say that more can be written."""
-
-    def connection_changed(self) -> None:
-        """Say that somebody came to the host's side, or went."""
-
-    def size_changed(self) -> None:
-        """Say that the terminal has another size."""
-
-
-class Stream(Protocol):
-    """The host's side of a port. Its calls never wait, and raise nothing that the host did.
-
-    The caller holds the port's lock.
-    """
-
-    @property
-    def connected(self) -> bool:
-        """Whether there is somebody at the host's side."""
-
-    @property
-    def size(self) -> Size | None:
-        """The size of the terminal, where it is one."""
-
-    def open(self, loop: EventLoop, user: StreamUser) -> None:
-        """Start, with nothing watched; called once, before the loop runs or while it does."""
-
-    def read(self, count: int) -> bytes:
-        """Return up to `count` bytes; none where there are none now."""
-
-    def write(self, buffers: Buffers) -> int:
-        """Take bytes, and return how many; fewer than there are where more would block.
-
-        With nobody at the host's side they are all taken, and dropped.
-        """
-
-    def watch_input(self, on: bool) -> None:
-        """Say `input_ready`, from now on, whenever `read` would return something; or do not."""
-
-    def watch_room(self, on: bool) -> None:
-        """Say `room_ready`, from now on, whenever `write` would take something; or do not."""
-
-    def close(self) -> None:
-        """Give up the host's side."""
 
 
 @dataclass(slots=True)

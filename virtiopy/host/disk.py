@@ -230,10 +230,12 @@ class DiskImage(Closing):
         """
         if length == 0:
             return  # Neither fallocate nor BLKZEROOUT takes it.
-        if unmap and self.can_punch_holes and not self._is_device:
-            self._deallocate(offset, length)
-        elif self._is_device or not self._fallocate(_ZERO_RANGE, offset, length):
-            self._zero_slowly(offset, length)
+        if not self._is_device:
+            if unmap and self._fallocate(_PUNCH_HOLE, offset, length):
+                return
+            if self._fallocate(_ZERO_RANGE, offset, length):
+                return
+        self._zero_slowly(offset, length)
 
     def _deallocate(self, offset: int, length: int) -> None:
         if self._is_device:

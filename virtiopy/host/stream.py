@@ -13,7 +13,6 @@ import os
 import select
 import socket
 import stat
-import struct
 import termios
 import threading
 import time
@@ -21,9 +20,9 @@ import tty
 from collections.abc import Callable
 from pathlib import Path
 
-from virtiopy.devices.console import Size, StreamUser
 from virtiopy.errors import ConfigError
 from virtiopy.eventloop import READABLE, WRITABLE, EventLoop, Watch
+from virtiopy.streams import Size, StreamUser
 from virtiopy.virtqueue.buffers import Buffers, total
 
 log = logging.getLogger(__name__)
@@ -516,8 +515,7 @@ class PtyStream(_Visited):
 
 def _unread(fd: int) -> int:
     """Return how many bytes can be read now."""
-    (count,) = struct.unpack("i", fcntl.ioctl(fd, termios.FIONREAD, bytes(4)))
-    return int(count)
+    return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), "little")
 
 
 def _replace_link(link: Path, target: str) -> None:

@@ -1,0 +1,153 @@
+import ast
+import graphlib
+from pathlib import Path
+
+import pytest
+
+import virtiopy
+
+PACKAGE = Path(virtiopy.__file__).parent
+
+Imports = dict[str, set[str]]
+
+
+def _module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _imported(path: Path) -> set[str]:
+    # Every import anywhere in the file, whatever condition or function it is in.
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path} imports relatively"
+            names.add(node.module or "")
+            # `from virtiopy.boot import pvh` imports a module, too.
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return names
+
+
+IMPORTS: Imports = {_module_name(path): _imported(path) for path in PACKAGE.rglob("*.py")}
+
+
+def _inside(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
+
+
+def _of_ours(package: str) -> list[tuple[str, str]]:
+    # (module in the package, module or name of virtiopy that it imports)
+    return [
+        (module, name)
+        for module, names in sorted(IMPORTS.items())
+        if _inside(module, f"virtiopy.{package}")
+        for name in sorted(names)
+        if name.startswith("virtiopy.")
+    ]
+
+
+# The arrows of the design: who may import what of virtiopy, besides its own package. A name that is
+# not here is not looked at.
+LOW = ["_native", "closing", "errors"]
+MAY_IMPORT = {
+    "_native": [],
+    "closing": [],
+    "errors": [],
+    "eventloop": ["closing"],
+    "spec": [],
+    "memory": LOW,
+    "streams": ["eventloop", "virtqueue"],
+    "bus": ["errors"],
+    "exitlog": ["errors"],
+    "x86": ["memory"],
+    "virtqueue": [*LOW, "memory", "spec"],
+    "devices": [*LOW, "eventloop", "memory", "spec", "streams", "virtqueue"],
+    "transport": [*LOW, "eventloop", "memory", "spec", "virtqueue", "devices.base"],
+    "host": [*LOW, "eventloop", "memory", "spec", "streams", "virtqueue"],
+    "kvm": [*LOW, "memory", "x86"],
+    "accel": [*LOW, "memory", "x86", "kvm", "eventloop"],
+    "boot": [*LOW, "memory", "x86", "accel.base"],
+}
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_a_package_imports_only_what_is_below_it(package: str) -> None:
+    allowed = [package, *MAY_IMPORT[package]]
+    astray = [
+        f"{module} imports {name}"
+        for module, name in _of_ours(package)
+        if not any(_inside(name, f"virtiopy.{below}") for below in allowed)
+        and name not in {f"virtiopy.{below.split('.')[0]}" for below in allowed}
+    ]
+    assert astray == []
+
+
+# What the design says in so many words, of packages that may grow other imports.
+MUST_NOT_IMPORT = {
+    "devices": ["transport", "kvm", "vhost", "accel", "host", "machine", "cli"],
+    "transport": ["devices.blk", "devices.net", "kvm", "accel", "host", "machine", "cli"],
+    "vhost": ["machine", "cli", "accel", "kvm"],
+    "host": ["devices", "transport", "kvm", "accel", "machine", "cli"],
+    "kvm": ["accel", "transport", "devices", "machine", "cli"],
+    "accel": ["transport", "devices", "machine", "cli"],
+    "eventloop": ["devices", "transport", "kvm", "accel", "machine", "cli"],
+    "machine": ["cli"],
+    "hello": ["cli"],
+    "conformance": ["cli", "kvm", "accel"],
+}
+
+
+@pytest.mark.parametrize(
+    ("package", "above"),
+    [(package, above) for package, names in MUST_NOT_IMPORT.items() for above in names],
+)
+def test_no_arrow_points_up(package: str, above: str) -> None:
+    astray = [
+        f"{module} imports {name}"
+        for module, name in _of_ours(package)
+        if _inside(name, f"virtiopy.{above}")
+    ]
+    assert astray == []
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    # Of `from package import name` only the module counts, unless the name is one.
+    graph = {
+        module: {name for name in names if name in IMPORTS and name not in {module, "virtiopy"}}
+        for module, names in IMPORTS.items()
+    }
+    order = list(graphlib.TopologicalSorter(graph).static_order())
+    assert order.index("virtiopy.memory") < order.index("virtiopy.virtqueue.split")
+
+
+def _importers(library: str) -> set[str]:
+    return {
+        module for module, names in IMPORTS.items() if any(_inside(name, library) for name in names)
+    }
+
+
+# GPL-2.0, and an extra: whoever does without it must not meet it.
+def test_only_one_file_knows_of_unicorn() -> None:
+    assert _importers("unicorn") == {"virtiopy.accel.tcg"}
+
+
+@pytest.mark.parametrize("library", ["click", "rich"])
+def test_only_the_command_line_knows_of(library: str) -> None:
+    assert {name for name in _importers(library) if not _inside(name, "virtiopy.cli")} == set()
+
+
+# Whoever tests belongs to the suite, and nothing else of the package may need a test tool.
+@pytest.mark.parametrize("library", ["pytest", "hypothesis", "tap"])
+def test_only_the_suite_and_the_command_line_know_of(library: str) -> None:
+    theirs = ("virtiopy.conformance", "virtiopy.cli")
+    others = {name for name in _importers(library) if not any(_inside(name, own) for own in theirs)}
+    assert others == set()
+
+
+def test_struct_layouts_are_declared_in_one_place() -> None:
+    # style.md: no struct format strings over the code; page tables in x86.py are arrays.
+    assert _importers("struct") <= {"virtiopy.x86"}
+    assert _importers("ctypes") == set()
+    assert _importers("cffi") <= {"virtiopy._native.build"}
