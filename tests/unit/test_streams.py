@@ -638,8 +638,8 @@ def report(text):
 def lead(pid):
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)
     os.setpgid(pid, pid)
-    os.tcsetpgrp(0, pid)
     report(str(pid))
+    os.tcsetpgrp(0, pid)
     while True:
         _, status = os.waitpid(pid, os.WUNTRACED)
         if not os.WIFSTOPPED(status):
