@@ -96,9 +96,11 @@ class BottomHalf:
             self._loop.call_soon(self._run, self.name)
 
     def _run(self) -> None:
-        # Cleared first: what is scheduled by the callback itself is another run.
-        self._scheduled = False
-        self._callback()
+        # Two threads at the same moment may both have asked the loop: the first run is for both.
+        if self._scheduled:
+            # Cleared first: what is scheduled by the callback itself is another run.
+            self._scheduled = False
+            self._callback()
 
 
 class EventLoop(Closing):
