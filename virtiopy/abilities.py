@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from virtiopy.accel import AcceleratorName, select
 from virtiopy.accel.kvm import KvmAccelerator
 from virtiopy.boot.elf import GuestImage, LoadSegment
 from virtiopy.boot.guests import guest_names
@@ -48,6 +49,7 @@ def examine() -> Iterator[Finding]:
     """Try the host's abilities, one after the other."""
     yield Finding("kernel", None, " ".join((os.uname().sysname, os.uname().release)))
     yield from _examine_kvm()
+    yield _examine_tcg()
     yield _examine_stop()
     yield _device("/dev/net/tun", "taps", "load the tun module, or pass the device in")
     yield _device("/dev/vhost-net", "vhost-net", "load the vhost_net module, or pass the device in")
@@ -77,9 +79,18 @@ def _examine_kvm() -> Iterator[Finding]:
     make_accelerator = partial(KvmAccelerator, interrupts=False)
     for mode in Mode:
         works = mode_works(mode, make_accelerator, MODE_TIMEOUT_SECONDS)
-        remedy = "" if works else "use a machine whose KVM has VT-x or SVM under it"
+        remedy = "" if works else "use --accel tcg, or a machine with VT-x or SVM"
         yield Finding(f"guest in {mode} mode", works, "virtiopy hello runs in it", remedy)
     yield _examine_ring0_speed()
+
+
+def _examine_tcg() -> Finding:
+    try:
+        with GuestMemory.allocate(1 << 20) as memory:
+            select(AcceleratorName.TCG, memory).close()
+    except HostError as error:
+        return Finding("software CPU (tcg)", False, "guests without KVM", str(error))
+    return Finding("software CPU (tcg)", True, "guests without KVM: --accel tcg")
 
 
 def _examine_ring0_speed() -> Finding:

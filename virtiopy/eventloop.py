@@ -126,7 +126,8 @@ class EventLoop(Closing):
     # Life
 
     def start(self) -> None:
-        """Run the loop on a thread of its own."""
+        """Run the loop on a thread of its own; again, after it was stopped."""
+        self._stopping = False
         self._thread = threading.Thread(target=self.run, name=self.name)
         self._thread.start()
 
@@ -134,14 +135,18 @@ class EventLoop(Closing):
         """End the loop, from any thread, and wait for it unless this is its own."""
         self._stopping = True
         os.eventfd_write(self._wake, 1)
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
+        thread = self._thread
+        # A thread without an identity was interrupted in its start, and will find it has to stop.
+        if thread is not None and thread is not threading.current_thread() and thread.ident:
+            thread.join()
 
     def close(self) -> None:
         """Stop, wait for the workers, and close the loop's files; watched ones are the owners'."""
         self.stop()
         if self._workers is not None:
             self._workers.shutdown()
+        # Completions that came too late: what they hold is let go.
+        self._soon.clear()
         self._epoll.close()
         os.close(self._wake)
 

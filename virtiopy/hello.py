@@ -14,7 +14,7 @@ from virtiopy.boot.elf import GuestImage, LoadSegment
 from virtiopy.boot.guests import GUESTS
 from virtiopy.errors import GuestError
 from virtiopy.exitlog import ExitKind, ExitLog
-from virtiopy.kvm.exits import Exit, ExitReason, IoExit
+from virtiopy.kvm.exits import Exit, ExitReason, IoExit, MmioExit
 from virtiopy.machine import CONSOLE_PORT
 from virtiopy.memory import GuestMemory
 from virtiopy.x86 import (
@@ -127,6 +127,14 @@ def _run(
 ) -> HelloResult:
     output = bytearray()
     exits = ExitLog()
+
+    def print_(exit_: IoExit | MmioExit) -> bool:
+        if not isinstance(exit_, IoExit) or not exit_.is_write or exit_.port != CONSOLE_PORT:
+            raise GuestError(f"The hello guest did something else than print: {exit_}.")
+        exits.count(ExitKind("IO", "console port", "data", "write"))
+        output.extend(exit_.data)
+        return True
+
     with GuestMemory.allocate(MEMORY_SIZE) as memory:
         image.load(memory)
         accelerator = make_accelerator(memory)
@@ -136,12 +144,7 @@ def _run(
             cpu.set_system_registers(_start_state(mode, memory))
             cpu.set_registers(Registers(rip=image.entry, rsp=STACK))
             watchdog.start()
-            while isinstance(exit_ := cpu.run(), IoExit):
-                if not exit_.is_write or exit_.port != CONSOLE_PORT:
-                    raise GuestError(f"The hello guest used port {exit_.port:#x}.")
-                exits.count(ExitKind("IO", "console port", "data", "write"))
-                output += exit_.data
-            if exit_ is not None:
+            if (exit_ := cpu.run(print_)) is not None:
                 exits.count(ExitKind(exit_.reason.name))
             _, mask = mode.accumulator
             return HelloResult(

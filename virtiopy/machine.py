@@ -220,18 +220,24 @@ class Machine(Closing):
         Raises GuestError when it fails in a way that no driver may, and whatever the CPU's
         thread raised.
         """
+        self._failure = None
         before = self.cpu.statistics()
         start = time.monotonic()
         self.loop.on_failure = self.cpu.stop
-        self.loop.start()
-        thread = threading.Thread(target=self._run_cpu, name="cpu0")
-        thread.start()
+        turn = _Turn()
+        thread = threading.Thread(target=self._run_cpu, args=(turn,), name="cpu0")
         try:
-            thread.join(timeout)
+            self.loop.start()
+            thread.start()
+            turn.done.wait(timeout)
         finally:
-            if thread.is_alive():
-                self.cpu.stop()
-            thread.join()
+            # Ctrl-C may come anywhere above, while the thread is started as well.
+            if turn.cancel():
+                if not turn.done.is_set():
+                    self.cpu.stop()
+                # A join() that Ctrl-C interrupts takes the thread for dead (Python 3.11).
+                turn.done.wait()
+                thread.join()
             self.loop.stop()
         seconds = time.monotonic() - start
         failure = self._failure or self.loop.failure
@@ -241,28 +247,32 @@ class Machine(Closing):
         kernel = {name: value - before.get(name, 0) for name, value in after.items()}
         return RunResult(self._exit_port.status, seconds, self.exits, kernel)
 
-    def _run_cpu(self) -> None:
-        """Run the CPU, on its own thread."""
+    def _run_cpu(self, turn: "_Turn") -> None:
+        """Run the CPU, on its own thread, unless the turn was cancelled before."""
+        if not turn.begin():
+            return
         try:
-            while self._exit_port.status is None:
-                exit_ = self.cpu.run()
-                if exit_ is None:
-                    return
+            while (exit_ := self.cpu.run(self._answer)) is not None:
                 self._handle(exit_)
         except BaseException as error:  # noqa: BLE001 - raised again by run(), on the caller's thread
             self._failure = error
+        finally:
+            turn.done.set()
 
     def _handle(self, exit_: Exit) -> None:
+        self.exits.count(ExitKind(exit_.reason.name))
+        if exit_.reason is not ExitReason.IRQ_WINDOW_OPEN:
+            raise self._explain(exit_)
+
+    def _answer(self, exit_: IoExit | MmioExit) -> bool:
+        """Let a device answer the guest's access; False when it was the one to the exit port."""
         if isinstance(exit_, MmioExit):
             self._access(self._mmio, exit_.address, exit_.is_write, exit_.data)
-        elif isinstance(exit_, IoExit):
+        else:
             for start in range(0, exit_.size * exit_.count, exit_.size):
                 item = exit_.data[start : start + exit_.size]
                 self._access(self._ports, exit_.port, exit_.is_write, item, log=start == 0)
-        else:
-            self.exits.count(ExitKind(exit_.reason.name))
-            if exit_.reason is not ExitReason.IRQ_WINDOW_OPEN:
-                raise self._explain(exit_)
+        return self._exit_port.status is None
 
     def _access(
         self, bus: Bus, address: int, is_write: bool, data: memoryview, *, log: bool = True
@@ -305,3 +315,24 @@ def _kick_reader(transport: MmioTransport, eventfd: int, index: int) -> Callable
         transport.kick(index)
 
     return kick
+
+
+class _Turn:
+    """One turn of a thread: begun or cancelled, whichever comes first."""
+
+    def __init__(self) -> None:
+        self.done = threading.Event()
+        self._lock = threading.Lock()
+        self._begun = self._cancelled = False
+
+    def begin(self) -> bool:
+        """Say, on the thread, whether the turn is to be taken."""
+        with self._lock:
+            self._begun = not self._cancelled
+            return self._begun
+
+    def cancel(self) -> bool:
+        """Say whether the turn was begun; if not, it never is."""
+        with self._lock:
+            self._cancelled = True
+            return self._begun

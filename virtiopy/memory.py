@@ -14,12 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from virtiopy._native import ffi
+from virtiopy._native import ffi, lib
 from virtiopy.closing import Closing
 from virtiopy.errors import ConfigError, DriverError, HostError
 
 PAGE_SIZE = 4096
 HUGE_PAGE_SIZE = 2 << 20
+
+_PUNCH_HOLE = lib.FALLOC_FL_PUNCH_HOLE | lib.FALLOC_FL_KEEP_SIZE
 
 #: Guest physical addresses [HOLE_START, HOLE_END) hold devices; memory continues above.
 HOLE_START = 0xC000_0000
@@ -69,7 +71,9 @@ class Region:
 class GuestMemory(Closing):
     """The regions of a guest's memory, in ascending order, none overlapping another."""
 
-    def __init__(self, regions: Iterable[Region]) -> None:
+    def __init__(self, regions: Iterable[Region], *, granule: int = PAGE_SIZE) -> None:
+        #: The least that can be given back to the host, bytes: see `discard`.
+        self.granule = granule
         self.regions: Sequence[Region] = sorted(regions, key=lambda region: region.guest_address)
         for below, above in zip(self.regions, self.regions[1:], strict=False):
             if below.end > above.guest_address:
@@ -119,7 +123,7 @@ class GuestMemory(Closing):
             raise HostError(
                 f"The host has no memory {what} to give ({reason}): {remedy}."
             ) from error
-        memory = cls(regions)
+        memory = cls(regions, granule=max(granule, _huge_block_size(fd)))
         memory._fds.append(fd)
         return memory
 
@@ -134,6 +138,16 @@ class GuestMemory(Closing):
     def size(self) -> int:
         """Bytes of memory in all regions."""
         return sum(region.size for region in self.regions)
+
+    @property
+    def ranges(self) -> list[tuple[int, int]]:
+        """The guest physical addresses that are memory: [start, end) of each region."""
+        return [(region.guest_address, region.end) for region in self.regions]
+
+    @property
+    def allocated(self) -> int:
+        """Bytes of the host's memory, or of its file system, that the guest's occupies."""
+        return sum(os.fstat(fd).st_blocks for fd in {r.fd for r in self.regions}) * 512
 
     def _region(self, address: int) -> Region | None:
         index = bisect_right(self._starts, address) - 1
@@ -183,6 +197,40 @@ class GuestMemory(Closing):
         for view in self.views(address, len(data)):
             view[:] = data[position : position + len(view)]
             position += len(view)
+
+    # Giving memory back to the host
+
+    def discard(self, address: int, length: int) -> None:
+        """Give memory back to the host: it reads as zeroes, and is new memory when next touched.
+
+        Of a block of `granule` bytes that is covered in part the bytes are zeroed, and the block
+        is kept. Raises AddressError, and discards nothing then; OSError where the file behind the
+        memory can have no holes.
+        """
+        self.views(address, length)
+        for region in self.regions:
+            start = max(address, region.guest_address)
+            end = min(address + length, region.end)
+            if start >= end:
+                continue
+            offset = region.offset + start - region.guest_address
+            result = lib.vp_fallocate(region.fd, _PUNCH_HOLE, offset, end - start)
+            if result < 0:
+                raise OSError(-result, os.strerror(-result))
+
+    def address_of(self, view: memoryview) -> int:
+        """Return the guest physical address of a view that `views` gave, of 1 byte or more."""
+        host_address = int(ffi.cast("uintptr_t", ffi.from_buffer("char[]", view)))
+        for region in self.regions:
+            if 0 <= host_address - region.host_address < region.size:
+                return region.guest_address + host_address - region.host_address
+        raise ValueError("the view is not of this memory")
+
+
+def _huge_block_size(fd: int) -> int:
+    """Return the size of the huge pages that a file on hugetlbfs is made of, 0 for other files."""
+    size = os.fstatvfs(fd).f_bsize
+    return size if size >= HUGE_PAGE_SIZE else 0
 
 
 def _open_backing(path: Path | None, huge_pages: bool) -> int:

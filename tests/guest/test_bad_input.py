@@ -93,7 +93,7 @@ def test_a_missing_kvm_is_told_with_its_remedy(tmp_path: Path) -> None:
         "import virtiopy.kvm.system as system, sys\n"
         f"system.Kvm.__init__.__defaults__ = ({str(tmp_path / 'kvm')!r},)\n"
         "from virtiopy.cli.main import main\n"
-        "sys.argv = ['virtiopy', 'hello', '--mode', 'long']\n"
+        "sys.argv = ['virtiopy', 'hello', '--mode', 'long', '--accel', 'kvm']\n"
         "main()\n"
     )
     done = subprocess.run(

@@ -15,9 +15,9 @@ ffibuilder.cdef((HERE / "cdef.h").read_text())
 ffibuilder.set_source(
     "virtiopy._native._lib",
     '#include "native.h"',
-    sources=["virtiopy/_native/native.c"],
+    sources=["virtiopy/_native/native.c", "virtiopy/_native/tcg.c"],
     include_dirs=["virtiopy/_native"],
-    depends=[f"virtiopy/_native/{name}" for name in ("cdef.h", "native.h", "native.c", "build.py")],
+    depends=[f"virtiopy/_native/{name}" for name in ("cdef.h", "native.h", "build.py")],
     # -Wno-...: cffi's generated wrappers trip over these two; native.c itself does not.
     extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror",
                         "-Wno-missing-field-initializers", "-Wno-unused-parameter",

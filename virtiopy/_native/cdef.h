@@ -490,6 +490,18 @@ struct ifreq {
 	...;
 };
 
+/* virtio: the balloon (5.5) */
+struct virtio_balloon_config {
+	uint32_t num_pages, actual, free_page_hint_cmd_id, poison_val;
+	...;
+};
+
+struct virtio_balloon_stat {
+	uint16_t tag;
+	uint64_t val;
+	...;
+};
+
 /* PVH boot */
 struct hvm_start_info {
 	uint32_t magic, version, flags, nr_modules;
@@ -516,3 +528,38 @@ int vp_ignore_signal(int signal_number);
 int vp_fallocate(int fd, int mode, int64_t offset, int64_t length);
 int vp_ofd_lock(int fd, int64_t offset);
 int vp_ofd_is_locked(int fd, int64_t offset);
+
+/* tcg.c */
+struct vp_block_hook {
+	int (*stop)(void *engine);
+	int (*read_register)(void *engine, int id, void *value);
+	int eflags;
+	uint32_t stop_wanted, window_wanted, shadow, stopped;
+	...;
+};
+
+int vp_hook_blocks(const char *library, uintptr_t engine, int type, struct vp_block_hook *hook);
+
+struct vp_tcg_segment {
+	uint32_t selector;
+	uint64_t base;
+	uint32_t limit, flags;
+};
+
+struct vp_tcg_cpu {
+	uint64_t regs[16], eip, eflags, cc_dst, cc_src, cc_src2;
+	uint32_t cc_op;
+	int32_t df;
+	uint32_t hflags, hflags2;
+	struct vp_tcg_segment segs[6], ldt, tr, gdt, idt;
+	uint64_t cr[9];
+	int32_t a20_mask;
+	uint64_t bounds[11], efer;
+};
+
+struct vp_tcg_exceptions {
+	int32_t error_code, exception_is_int;
+	uint64_t exception_next_eip, dr[8];
+	void *breakpoints[4];
+	int32_t old_exception;
+};

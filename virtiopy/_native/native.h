@@ -17,6 +17,7 @@
 #include <linux/kvm.h>
 #include <linux/rtnetlink.h>
 #include <linux/sockios.h>
+#include <linux/virtio_balloon.h>
 #include <linux/virtio_blk.h>
 #include <linux/virtio_config.h>
 #include <linux/virtio_ids.h>
@@ -79,5 +80,46 @@ int vp_ignore_signal(int signal_number);
 int vp_fallocate(int fd, int mode, int64_t offset, int64_t length);
 int vp_ofd_lock(int fd, int64_t offset);
 int vp_ofd_is_locked(int fd, int64_t offset);
+
+/* tcg.c */
+struct vp_block_hook {
+	int (*stop)(void *engine);				/* uc_emu_stop */
+	int (*read_register)(void *engine, int id, void *value);	/* uc_reg_read */
+	int eflags;			/* the register's id */
+	uint32_t stop_wanted;		/* stop at the next block; set by any thread */
+	uint32_t window_wanted;		/* stop where interrupts are enabled */
+	uint32_t shadow;		/* ... but not before one more block has run */
+	uint32_t stopped;		/* it did */
+};
+
+int vp_hook_blocks(const char *library, uintptr_t engine, int type, struct vp_block_hook *hook);
+
+/*
+ * The start of QEMU 5.0's CPUX86State, and the fields around its debug registers.  A segment's flags are
+ * its descriptor's second word: type, S, DPL, P, AVL, L, DB, G.  `bounds` is MPX's.
+ */
+struct vp_tcg_segment {
+	uint32_t selector;
+	uint64_t base;
+	uint32_t limit, flags;
+};
+
+struct vp_tcg_cpu {
+	uint64_t regs[16], eip, eflags, cc_dst, cc_src, cc_src2;
+	uint32_t cc_op;
+	int32_t df;
+	uint32_t hflags, hflags2;
+	struct vp_tcg_segment segs[6], ldt, tr, gdt, idt;
+	uint64_t cr[9];
+	int32_t a20_mask;
+	uint64_t bounds[11], efer;
+};
+
+struct vp_tcg_exceptions {
+	int32_t error_code, exception_is_int;
+	uint64_t exception_next_eip, dr[8];
+	void *breakpoints[4];
+	int32_t old_exception;
+};
 
 #endif

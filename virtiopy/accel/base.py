@@ -2,15 +2,19 @@
 
 from typing import Protocol
 
-from virtiopy.kvm.exits import Exit
+from virtiopy.kvm.exits import Answer, Exit
 from virtiopy.x86 import Registers, SystemRegisters
 
 
 class Cpu(Protocol):
     """A virtual CPU."""
 
-    def run(self) -> Exit | None:
-        """Execute the guest until it needs userspace; None when `stop` was called."""
+    def run(self, answer: Answer) -> Exit | None:
+        """Execute the guest until it needs more of userspace than an answered access.
+
+        Each port and MMIO access goes to `answer`, on this thread. None when `stop` was called,
+        or `answer` returned False.
+        """
 
     def stop(self) -> None:
         """Make `run` return None; from any thread."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from virtiopy.cli.options import DeviceOptions
+from virtiopy.cli.options import DeviceOptions, parse_size
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.errors import ConfigError
 
@@ -100,6 +100,24 @@ def build_net(options: DeviceOptions) -> VirtioDevice:
     return device
 
 
+def build_rng(options: DeviceOptions) -> VirtioDevice:
+    """Make an entropy device."""
+    from virtiopy.devices.rng import Rng
+
+    return Rng()
+
+
+def build_balloon(options: DeviceOptions) -> VirtioDevice:
+    """Make a balloon of `[target=SIZE][,stats=SECONDS][,...]`."""
+    from virtiopy.devices.balloon import Balloon
+
+    return Balloon(
+        target=parse_size(options.text("target", "0")),
+        statistics_interval=options.number("stats", 0, 0, 86400),
+        deflate_on_oom=options.flag("deflate-on-oom"),
+    )
+
+
 ATTACHMENTS = [
     Attachment(
         "--disk",
@@ -119,6 +137,24 @@ ATTACHMENTS = [
         "away again. `pcap` records its frames.",
         ("tap", "create", "address", "bridge", "netns", "mac", "mtu", "queues", "pcap"),
         build_net,
+        has_main=False,
+    ),
+    Attachment(
+        "--rng",
+        "rng",
+        "[mode=trapped|ioeventfd]",
+        "Attach an entropy device.",
+        (),
+        build_rng,
+        has_main=False,
+    ),
+    Attachment(
+        "--balloon",
+        "balloon",
+        "[target=SIZE][,stats=SECONDS][,deflate-on-oom=on][,mode=trapped|ioeventfd]",
+        "Attach a memory balloon.",
+        ("target", "stats", "deflate-on-oom"),
+        build_balloon,
         has_main=False,
     ),
 ]

@@ -3,6 +3,7 @@
 import click
 
 from virtiopy.cli.main import EXIT_ERROR, EXIT_GUEST_FAILED
+from virtiopy.cli.options import accelerator_option, note
 
 TIMEOUT_SECONDS = 10.0
 MODES = ("real", "protected", "paged", "long")
@@ -16,7 +17,8 @@ MODES = ("real", "protected", "paged", "long")
     multiple=True,
     help="The CPU mode; may be given several times. Default: each.",
 )
-def command(modes: tuple[str, ...]) -> int:
+@accelerator_option
+def command(modes: tuple[str, ...], accel: str) -> int:
     """Run the smallest guest of each CPU mode.
 
     Each guest prints a line through port 0xE9, stores 42 at address 0x400, and halts with 42 in
@@ -25,10 +27,10 @@ def command(modes: tuple[str, ...]) -> int:
     """
     from functools import partial
 
-    from virtiopy.accel.kvm import KvmAccelerator
+    from virtiopy.accel import select
     from virtiopy.hello import Mode, mode_works, run_hello
 
-    make_accelerator = partial(KvmAccelerator, interrupts=False)
+    make_accelerator = partial(select, accel, interrupts=False, note=note)
     status = 0
     for name in modes or MODES:
         mode = Mode(name)
@@ -42,7 +44,7 @@ def command(modes: tuple[str, ...]) -> int:
             end = result.last_exit.describe() if result.last_exit else "no exit"
             sentence = (
                 f"this host's KVM cannot execute {mode} mode: even a lone HLT ends with {end}; "
-                "use a machine whose KVM has VT-x or SVM under it."
+                "use --accel tcg, or a machine whose KVM has VT-x or SVM under it."
             )
             if modes:
                 click.echo(f"virtiopy: {sentence}", err=True)

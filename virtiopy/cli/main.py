@@ -18,6 +18,7 @@ EXIT_INTERRUPTED = 130
 #: Subcommand: its one line of help. The module of the same name has it as `command`.
 SUBCOMMANDS = {
     "run": "Run a guest driver in a VM with virtio devices, and count its exits.",
+    "ctl": "Give commands to a guest's devices while it runs.",
     "hello": "Run the smallest guest of each CPU mode.",
     "doctor": "Show what this host can do, and how to get what it lacks.",
 }
@@ -63,12 +64,10 @@ def main() -> None:
         status = cli.main(standalone_mode=False, prog_name="virtiopy")
     except click.exceptions.Exit as request:
         status = request.exit_code
-    except click.Abort:
-        status = EXIT_INTERRUPTED
     except click.ClickException as error:
         error.show()
         status = error.exit_code
-    except KeyboardInterrupt:
+    except (click.Abort, KeyboardInterrupt):
         click.echo("virtiopy: interrupted", err=True)
         status = EXIT_INTERRUPTED
     except VirtiopyError as error:

@@ -1,19 +1,16 @@
 """Values of options: sizes, and devices written as PATH,key=value,..."""
 
-import re
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
+
+import click
 
 from virtiopy.errors import ConfigError
+from virtiopy.sizes import parse_size
 
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+__all__ = ["DeviceOptions", "accelerator_option", "note", "parse_size"]
 
-
-def parse_size(text: str) -> int:
-    """Return the bytes of a size such as 65536, 64M or 1G; raises ConfigError."""
-    match = re.fullmatch(r"(\d+)([KMGT]?)(i?B)?", text.strip(), re.IGNORECASE)
-    if match is None:
-        raise ConfigError(f"{text!r} is no size: write it as in 65536, 64M or 1G.")
-    return int(match[1]) * _UNITS[match[2].upper()]
+ACCELERATORS = ("auto", "kvm", "tcg")
 
 
 class DeviceOptions:
@@ -62,3 +59,20 @@ class DeviceOptions:
                 f"{self.option} has {key}={value}: use a number from {least} to {most}."
             )
         return int(value)
+
+
+def accelerator_option(function: Callable[..., int]) -> Callable[..., int]:
+    """Give a subcommand the option --accel."""
+    return click.option(
+        "--accel",
+        type=click.Choice(ACCELERATORS),
+        default="auto",
+        show_default=True,
+        help="What executes the guest: KVM, a software CPU, or KVM where it opens.",
+    )(function)
+
+
+@functools.cache
+def note(line: str) -> None:
+    """Tell something on standard error, once."""
+    click.echo(f"virtiopy: {line}", err=True)

@@ -4,6 +4,7 @@ import contextlib
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -11,15 +12,19 @@ import click
 
 from virtiopy.cli.attachments import ATTACHMENTS
 from virtiopy.cli.main import EXIT_GUEST_FAILED
-from virtiopy.cli.options import parse_size
+from virtiopy.cli.options import accelerator_option, note, parse_size
 from virtiopy.errors import ConfigError
 
 _STYLES = (("not ok", "red"), ("Bail out!", "red"), ("ok", "green"), ("#", "bright_black"))
 
 
+#: An option whose value may be left out.
+_option_without_value = partial(click.option, is_flag=False, flag_value="")
+
+
 def _attachment_options(function: Callable[..., int]) -> Callable[..., int]:
     for attachment in reversed(ATTACHMENTS):
-        function = click.option(
+        function = (click.option if attachment.has_main else _option_without_value)(
             attachment.option,
             attachment.prefix,
             multiple=True,
@@ -46,6 +51,7 @@ def _attachment_options(function: Callable[..., int]) -> Callable[..., int]:
     help="What to run: a guest of virtiopy's or a PVH ELF file. `probe` looks at every device "
     "and writes to none; `blk` OVERWRITES the disks.",
 )
+@accelerator_option
 @click.option(
     "--mode",
     type=click.Choice(["trapped", "ioeventfd"]),
@@ -92,6 +98,12 @@ def _attachment_options(function: Callable[..., int]) -> Callable[..., int]:
     help="Record the frames of the one --net in this file, as its pcap=FILE does.",
 )
 @click.option(
+    "--control",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Take commands on a Unix socket here, while the guest runs: see `virtiopy ctl`.",
+)
+@click.option(
     "--json",
     "json_path",
     type=click.Path(path_type=Path),
@@ -101,6 +113,7 @@ def _attachment_options(function: Callable[..., int]) -> Callable[..., int]:
 def command(
     *,
     guest: str,
+    accel: str,
     mode: str,
     append: str,
     memory: int,
@@ -109,6 +122,7 @@ def command(
     timeout: float,
     unassigned: str,
     pcap: Path | None,
+    control: Path | None,
     json_path: Path | None,
     **attached: tuple[str, ...],
 ) -> int:
@@ -120,11 +134,12 @@ def command(
     """
     from rich.console import Console
 
-    from virtiopy.accel.kvm import KvmAccelerator
+    from virtiopy.accel import select
     from virtiopy.boot.elf import GuestImage
     from virtiopy.boot.guests import guest_path
     from virtiopy.cli import report
     from virtiopy.cli.tapresults import parse_tap
+    from virtiopy.control import ControlServer
     from virtiopy.errors import GuestError
     from virtiopy.machine import IoMode, Machine
     from virtiopy.memory import GuestMemory
@@ -136,7 +151,7 @@ def command(
         ram = stack.enter_context(
             GuestMemory.allocate(memory, path=memory_path, huge_pages=hugepages)
         )
-        accelerator = KvmAccelerator(ram)
+        accelerator = select(accel, ram, note=note)
         stack.callback(accelerator.close)
         machine = stack.enter_context(
             Machine(
@@ -151,6 +166,8 @@ def command(
                 device_mode = IoMode(options.choice("mode", list(IoMode), mode))
                 device = attachment.build(options)
                 machine.add_device(device, f"{attachment.prefix}{number}", device_mode)
+        if control is not None:
+            stack.enter_context(ControlServer(machine, control))
         machine.boot(image, append)
         try:
             result = machine.run(timeout or None)
@@ -166,7 +183,7 @@ def command(
         console = Console()
         report.show_tests(console, results)
         report.show_exits(console, result)
-        report.show_counters(console, machine)
+        report.show_facts(console, machine)
         if json_path is not None:
             report.write_json(json_path, machine, result, results, guest=guest, passed=passed)
     if results.complaint:

@@ -6,7 +6,6 @@ device answers through the `DeviceHost` that it was attached to.
 """
 
 import threading
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Protocol
 
@@ -14,9 +13,37 @@ from virtiopy.eventloop import EventLoop
 from virtiopy.spec import DeviceId
 from virtiopy.virtqueue.split import Chain, SplitQueue
 
+#: What a device tells of its state: a number, a word, or numbers by name.
+Fact = int | float | str | Mapping[str, int]
+
+
+class Memory(Protocol):
+    """What a device may ask of guest memory, besides the buffers that it is given."""
+
+    #: The least that can be given back to the host, bytes.
+    granule: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory."""
+
+    @property
+    def ranges(self) -> Sequence[tuple[int, int]]:
+        """The guest physical addresses that are memory, ascending: [start, end)."""
+
+    def address_of(self, view: memoryview) -> int:
+        """Return the guest physical address of a piece of a buffer."""
+
+    def discard(self, address: int, length: int) -> None:
+        """Give memory back to the host: it is zeroes when it is touched again. Raises OSError."""
+
 
 class DeviceHost(Protocol):
     """What a device asks of the transport that serves it."""
+
+    @property
+    def memory(self) -> Memory:
+        """The guest's memory."""
 
     def used_buffer_notification(self, queue: SplitQueue) -> None:
         """Tell the driver that buffers of `queue` were used (2.3)."""
@@ -28,7 +55,7 @@ class DeviceHost(Protocol):
         """Set DEVICE_NEEDS_RESET, for what only a reset can mend (2.1.2)."""
 
 
-class VirtioDevice(ABC):
+class VirtioDevice:
     """A virtio device, worked by one thread at a time: whoever calls it holds `lock`.
 
     That is the CPU's thread for register accesses, and for kicks in trapped mode; and the event
@@ -103,8 +130,8 @@ class VirtioDevice(ABC):
     def close(self) -> None:
         """Give back what the device holds of the host."""
 
-    def counters(self) -> Mapping[str, int]:
-        """Return what the device counts, by name; a run's report shows it."""
+    def facts(self) -> Mapping[str, Fact]:
+        """Tell a person how the device fares: settings and counters, by name."""
         return {}
 
     # Operation
@@ -124,9 +151,9 @@ class VirtioDevice(ABC):
             if not queue.enable_notifications():
                 return
 
-    @abstractmethod
     def serve(self, queue: SplitQueue, chain: Chain) -> int:
         """Do what the buffer asks; return how many bytes were written to it, from its start."""
+        raise NotImplementedError
 
     def notify(self, queue: SplitQueue) -> None:
         """Send a used buffer notification if the driver wants one (2.7.7)."""

@@ -1,6 +1,7 @@
 """Why KVM_RUN returned: `struct kvm_run` decoded (api.rst 5)."""
 
 import enum
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from virtiopy._native import CData, ffi, lib
@@ -102,6 +103,10 @@ class MmioExit(Exit):
     address: int
     is_write: bool
     data: memoryview
+
+
+#: Answers an access of the guest's, filling `data` if it is a read; returns whether to run on.
+Answer = Callable[[IoExit | MmioExit], bool]
 
 
 @dataclass(slots=True)

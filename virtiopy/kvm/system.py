@@ -43,6 +43,12 @@ class Kvm(Closing):
         except OSError as error:
             raise HostError(_why_not(device, error)) from error
         version = lib.vp_ioctl(self.fd, lib.KVM_GET_API_VERSION, 0)
+        if version < 0:
+            os.close(self.fd)
+            raise HostError(
+                f"{device} is not KVM ({os.strerror(-version)}): load the kvm module, or pass the "
+                "real device into this container."
+            )
         if version != lib.KVM_API_VERSION:
             os.close(self.fd)
             raise HostError(
@@ -60,7 +66,9 @@ class Kvm(Closing):
 
     def create_vm(self) -> Vm:
         """Make a VM without memory or CPUs; raises HostError."""
-        fd = lib.vp_ioctl(self.fd, lib.KVM_CREATE_VM, 0)
+        # It is interrupted by signals, and by io_uring's task work, and then not restarted.
+        while (fd := lib.vp_ioctl(self.fd, lib.KVM_CREATE_VM, 0)) == -errno.EINTR:
+            pass
         if fd < 0:
             raise HostError(
                 f"/dev/kvm makes no VM ({os.strerror(-fd)}): "

@@ -12,7 +12,7 @@ from dataclasses import fields
 from virtiopy._native import CData, ffi, lib
 from virtiopy.closing import Closing
 from virtiopy.errors import HostError
-from virtiopy.kvm.exits import Exit, decode
+from virtiopy.kvm.exits import Answer, Exit, IoExit, MmioExit, decode
 from virtiopy.kvm.statistics import read_statistics
 from virtiopy.x86 import DescriptorTable, Registers, Segment, SystemRegisters
 
@@ -29,11 +29,13 @@ class Vcpu(Closing):
 
     def __init__(self, fd: int, mmap_size: int) -> None:
         self.fd = fd
-        self._mapping = mmap.mmap(fd, mmap_size)
-        self._data = memoryview(self._mapping)
-        self._run = ffi.cast("struct kvm_run *", ffi.from_buffer("char[]", self._mapping))
+        # Unmapped with its last view; an exit that somebody still holds, a traceback say, has one.
+        self._data = memoryview(mmap.mmap(fd, mmap_size))
+        self._run = ffi.cast("struct kvm_run *", ffi.from_buffer("char[]", self._data))
         self._stop_event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._waker: _Waker | None = None
+        # Reentrant, because a signal handler may call stop() while run() acknowledges one.
+        self._stop_lock = threading.RLock()
 
     def close(self) -> None:
         """Close the vCPU's files and unmap what it shares with KVM."""
@@ -41,9 +43,6 @@ class Vcpu(Closing):
             self._waker.close()
         self._run = ffi.NULL
         self._data.release()
-        # A view that an exit's `data` or a traceback still holds keeps the mapping until it goes.
-        with contextlib.suppress(BufferError):
-            self._mapping.close()
         os.close(self._stop_event)
         os.close(self.fd)
 
@@ -55,12 +54,19 @@ class Vcpu(Closing):
 
     # Running
 
-    def run(self) -> Exit | None:
+    def run(self, answer: Answer | None = None) -> Exit | None:
         """Run the guest until it exits to userspace, or `stop` is called: then None.
 
-        What the exit's `data` is set to is given to the guest by the next call. The calling
-        thread holds no lock of the interpreter while the guest runs.
+        What the exit's `data` is set to is given to the guest by the next call. With `answer`,
+        port and MMIO exits go there as long as it returns True; when it returns False, this
+        returns None. The calling thread holds no lock of the interpreter while the guest runs.
         """
+        while isinstance(exit_ := self._run_once(), IoExit | MmioExit) and answer is not None:
+            if not answer(exit_):
+                return None
+        return exit_
+
+    def _run_once(self) -> Exit | None:
         if self._waker is None or self._waker.thread != threading.get_ident():
             if self._waker is not None:
                 self._waker.close()
@@ -84,19 +90,24 @@ class Vcpu(Closing):
         No signal is used where the kernel has io_uring: the running thread has a poll pending on
         an eventfd, and its completion takes it out of KVM_RUN (see native.c).
         """
-        # First the flag, for a thread on its way into KVM_RUN; then the kick, for one inside.
-        self._run.immediate_exit = 1
-        os.eventfd_write(self._stop_event, 1)
-        if (waker := self._waker) is not None:
-            waker.kick()
+        with self._stop_lock:
+            # One write for each time that run() returns None: the completion queue is small, and
+            # the poll ends when it is full.
+            if self._run.immediate_exit:
+                return
+            # First the flag, for a thread on its way into KVM_RUN; then the kick, for one inside.
+            self._run.immediate_exit = 1
+            os.eventfd_write(self._stop_event, 1)
+            if self._waker is not None:
+                self._waker.kick()
 
     def _acknowledge_stop(self) -> None:
-        self._run.immediate_exit = 0
-        # stop() may have set the flag and be yet to write: what it writes is read next time.
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self._stop_event)
-        if self._waker is not None:
-            self._waker.drain()
+        with self._stop_lock:
+            self._run.immediate_exit = 0
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self._stop_event)
+            if self._waker is not None:
+                self._waker.drain()
 
     @property
     def wakes_by(self) -> str:

@@ -1,0 +1,149 @@
+"""Every guest on each accelerator, and the same from both."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.guest.accelerators import TIMEOUT, each_accelerator, needs_unicorn
+from tests.guest.support import make_image, needs_kvm
+from virtiopy.accel import AcceleratorName, select
+from virtiopy.accel.base import Accelerator
+from virtiopy.boot.elf import GuestImage
+from virtiopy.boot.guests import guest_path
+from virtiopy.devices.blk import Blk
+from virtiopy.errors import GuestError
+from virtiopy.exitlog import ExitKind
+from virtiopy.hello import Mode, mode_works, run_hello
+from virtiopy.host.disk import DiskImage
+from virtiopy.machine import IoMode, Machine
+from virtiopy.memory import GuestMemory
+
+
+@dataclass
+class Run:
+    """What a guest did."""
+
+    output: str
+    status: int | None
+    exits: Counter[ExitKind]
+
+
+def run_guest(
+    name: str,
+    guest: str,
+    arguments: str = "",
+    *,
+    disks: tuple[Path, ...] = (),
+    mode: IoMode = IoMode.TRAPPED,
+    timeout: float = TIMEOUT,
+    ignore_unassigned: bool = False,
+) -> Run:
+    output = bytearray()
+    with GuestMemory.allocate(64 << 20) as memory:
+        accelerator = select(name, memory)
+        try:
+            with Machine(
+                memory, accelerator, console=output.extend, ignore_unassigned=ignore_unassigned
+            ) as machine:
+                for number, disk in enumerate(disks):
+                    machine.add_device(Blk(DiskImage(disk)), f"blk{number}", mode)
+                machine.boot(GuestImage.open(guest_path(guest)), arguments)
+                status = machine.run(timeout).status
+                return Run(output.decode("ascii"), status, machine.exits.counts)
+        finally:
+            accelerator.close()
+
+
+@each_accelerator
+@pytest.mark.parametrize("mode", Mode)
+def test_the_hello_guest_passes_in_each_mode(name: str, mode: Mode) -> None:
+    def make_accelerator(memory: GuestMemory) -> Accelerator:
+        return select(name, memory, interrupts=False)
+
+    if name == AcceleratorName.KVM and not mode_works(mode, make_accelerator, TIMEOUT):
+        pytest.skip(f"this host's KVM cannot execute a lone HLT in {mode} mode")
+
+    result = run_hello(mode, make_accelerator, TIMEOUT)
+
+    assert result.passed, result.explain()
+
+
+@each_accelerator
+@pytest.mark.parametrize("mode", IoMode)
+def test_the_blk_guest_passes(name: str, mode: IoMode, tmp_path: Path) -> None:
+    run = run_guest(name, "blk", disks=(make_image(tmp_path / "disk"),), mode=mode)
+
+    assert "not ok" not in run.output
+    assert run.status == 0
+
+
+@needs_kvm
+@needs_unicorn
+@pytest.mark.parametrize("guest", ["probe", "blk", "greet"])
+def test_both_give_the_same_tap_and_the_same_exits(guest: str, tmp_path: Path) -> None:
+    runs = []
+    for name in ("kvm", "tcg"):
+        disks = () if guest == "greet" else (make_image(tmp_path / f"{name}.img"),)
+        runs.append(run_guest(name, guest, disks=disks))
+
+    by_kvm, by_tcg = runs
+    assert by_tcg.output == by_kvm.output
+    assert by_tcg.exits == by_kvm.exits
+    assert by_tcg.status == by_kvm.status == 0
+
+
+@needs_kvm
+@needs_unicorn
+@pytest.mark.parametrize("way", ["fail", "bail", "silent", "exception", "bad-tap"])
+def test_both_give_the_same_of_a_guest_that_misbehaves(way: str) -> None:
+    arguments = f"misbehave={way}"
+
+    assert run_guest("tcg", "misbehave", arguments) == run_guest("kvm", "misbehave", arguments)
+
+
+@each_accelerator
+def test_an_exception_reaches_the_guests_handler(name: str) -> None:
+    run = run_guest(name, "misbehave", "misbehave=exception")
+
+    assert "Bail out! exception 6 at 0x" in run.output
+    assert run.status == 1
+
+
+@each_accelerator
+def test_a_triple_fault_ends_the_run(name: str) -> None:
+    with pytest.raises(GuestError, match="triple-faulted at rip 0x1"):
+        run_guest(name, "misbehave", "misbehave=triple-fault")
+
+
+@each_accelerator
+@pytest.mark.parametrize("way", ["spin", "halt", "flood"])
+def test_a_guest_without_end_is_stopped_at_its_time(name: str, way: str) -> None:
+    assert run_guest(name, "misbehave", f"misbehave={way}", timeout=0.2).status is None
+
+
+@each_accelerator
+@pytest.mark.parametrize(("way", "where"), [("stray-mmio", "0xc0000000"), ("stray-port", "0x5555")])
+def test_a_stray_access_ends_the_run_at_the_first(name: str, way: str, where: str) -> None:
+    with pytest.raises(GuestError, match=f"wrote . bytes? at .* {where}, where no device is"):
+        run_guest(name, "misbehave", f"misbehave={way}")
+
+
+@each_accelerator
+@pytest.mark.parametrize("way", ["stray-mmio", "stray-port"])
+def test_a_stray_access_can_be_let_pass(name: str, way: str) -> None:
+    run = run_guest(name, "misbehave", f"misbehave={way}", ignore_unassigned=True)
+
+    assert "read 0xff" in run.output
+    assert run.status == 0
+
+
+@needs_unicorn
+def test_counters_that_only_kvm_has_are_not_there() -> None:
+    with GuestMemory.allocate(1 << 20) as memory:
+        accelerator = select("tcg", memory)
+        cpu = accelerator.create_cpu()
+        assert accelerator.statistics() == cpu.statistics() == {}
+        cpu.close()
+        accelerator.close()

@@ -1,0 +1,572 @@
+"""The machine: who answers an exit, how it is counted, how a run ends. No guest code runs here."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from virtiopy.boot import pvh
+from virtiopy.boot.elf import GuestImage, LoadSegment
+from virtiopy.bus import UnassignedAccessError
+from virtiopy.devices.base import VirtioDevice
+from virtiopy.errors import ConfigError, GuestError, HostError
+from virtiopy.exitlog import ExitKind
+from virtiopy.kvm.exits import Answer, Exit, ExitReason, InternalErrorExit, IoExit, MmioExit
+from virtiopy.machine import IoMode, Machine
+from virtiopy.memory import GuestMemory
+from virtiopy.spec import DeviceId
+from virtiopy.transport.mmio import MAGIC_VALUE, Register
+from virtiopy.virtqueue.split import Chain, SplitQueue
+from virtiopy.x86 import CR0_PE, Registers, SystemRegisters
+
+FIRST, SECOND = 0xD000_0000, 0xD000_1000
+CONSOLE, EXIT = 0xE9, 0xF4
+NOBODYS_PORT, NOBODYS_ADDRESS = 0x5555, 0xC000_0000
+
+#: Far more than anything here takes, in seconds.
+PATIENCE = 20
+
+Step = Exit | Callable[[], Exit | None]
+
+
+class FakeCpu:
+    """Returns the exits that a test wrote down, and then runs on until it is stopped."""
+
+    def __init__(self) -> None:
+        self.script: list[Step] = []
+        self.registers = Registers(rip=0x1234)
+        self.system_registers = SystemRegisters()
+        self.counters = {"exits": 100, "halt_exits": 3}
+        self.stops = 0
+        self.closed = False
+        self._stopped = threading.Event()
+
+    def run(self, answer: Answer) -> Exit | None:
+        while self.script:
+            self.counters["exits"] += 1
+            step = self.script.pop(0)
+            exit_ = step if isinstance(step, Exit) else step()
+            if not isinstance(exit_, IoExit | MmioExit):
+                return exit_
+            if not answer(exit_):
+                return None
+        self.counters["exits"] += 1
+        self.spin()
+        return None
+
+    def spin(self) -> None:
+        assert self._stopped.wait(PATIENCE), "nobody stopped the CPU"
+        self._stopped.clear()
+
+    def stop(self) -> None:
+        self.stops += 1
+        self._stopped.set()
+
+    def get_registers(self) -> Registers:
+        return self.registers
+
+    def set_registers(self, registers: Registers) -> None:
+        self.registers = registers
+
+    def get_system_registers(self) -> SystemRegisters:
+        return self.system_registers
+
+    def set_system_registers(self, state: SystemRegisters) -> None:
+        self.system_registers = state
+
+    def statistics(self) -> dict[str, int]:
+        return dict(self.counters)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class FakeAccelerator:
+    """Makes the CPU of the test, and records the interrupt lines."""
+
+    name = "fake"
+
+    def __init__(self) -> None:
+        self.cpu = FakeCpu()
+        self.lines: list[tuple[int, bool]] = []
+        self.kicks: list[tuple[int, int]] = []
+        self.irqfds: list[int] = []
+
+    def create_cpu(self) -> FakeCpu:
+        return self.cpu
+
+    def set_irq_line(self, gsi: int, level: bool) -> None:
+        self.lines.append((gsi, level))
+
+    def add_ioeventfd(self, address: int, value: int, eventfd: int) -> None:
+        self.kicks.append((address, value))
+
+    def add_irqfd(self, gsi: int, eventfd: int) -> None:
+        self.irqfds.append(gsi)
+
+    def statistics(self) -> dict[str, int]:
+        return {}
+
+    def close(self) -> None:
+        """Free nothing."""
+
+
+class FakeDevice(VirtioDevice):
+    """A device with a queue and 8 bytes of configuration, which may fail when it is configured."""
+
+    device_id: ClassVar[DeviceId] = DeviceId.ENTROPY
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queue_sizes = [4]
+        self.config = b"\1\2\3\4\5\6\7\x08"
+        self.error: Exception | None = None
+        self.ends: list[str] = []
+
+    def config_space(self) -> bytes:
+        return self.config
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        if self.error is not None:
+            raise self.error
+        self.config = self.config[:offset] + data + self.config[offset + len(data) :]
+
+    def serve(self, queue: SplitQueue, chain: Chain) -> int:
+        return 0
+
+    def reset(self) -> None:
+        super().reset()
+        self.ends.append("reset")
+
+    def close(self) -> None:
+        self.ends.append("close")
+
+
+def mmio_write(address: int, data: bytes) -> MmioExit:
+    return MmioExit(ExitReason.MMIO, address, True, memoryview(bytearray(data)))
+
+
+def mmio_read(address: int, size: int) -> MmioExit:
+    return MmioExit(ExitReason.MMIO, address, False, memoryview(bytearray(size)))
+
+
+def io_write(port: int, data: bytes, size: int = 1) -> IoExit:
+    return IoExit(ExitReason.IO, port, size, len(data) // size, True, memoryview(bytearray(data)))
+
+
+def io_read(port: int, size: int, count: int = 1) -> IoExit:
+    return IoExit(ExitReason.IO, port, size, count, False, memoryview(bytearray(size * count)))
+
+
+def quit_with(status: int) -> IoExit:
+    return io_write(EXIT, bytes([status]))
+
+
+@dataclass
+class Bench:
+    """A machine whose CPU does what `run` is given."""
+
+    machine: Machine
+    accelerator: FakeAccelerator
+    output: bytearray = field(default_factory=bytearray)
+
+    @property
+    def cpu(self) -> FakeCpu:
+        return self.accelerator.cpu
+
+    def run(self, *steps: Step) -> int | None:
+        """Run the steps and the exit port's status 0; returns the run's status."""
+        self.cpu.script = [*steps, quit_with(0)]
+        return self.machine.run(PATIENCE).status
+
+    def counts(self, *steps: Step) -> dict[ExitKind, int]:
+        """Run the steps and return what was counted for them."""
+        self.run(*steps)
+        counts = dict(self.machine.exits.counts)
+        del counts[ExitKind("IO", "exit port", "status", "write")]
+        return counts
+
+
+@pytest.fixture
+def memory() -> Iterator[GuestMemory]:
+    with GuestMemory.allocate(2 << 20) as memory:
+        yield memory
+
+
+def bench_of(memory: GuestMemory, *, ignore_unassigned: bool = False) -> Bench:
+    accelerator, output = FakeAccelerator(), bytearray()
+    machine = Machine(
+        memory, accelerator, console=output.extend, ignore_unassigned=ignore_unassigned
+    )
+    return Bench(machine, accelerator, output)
+
+
+@pytest.fixture
+def bench(memory: GuestMemory) -> Bench:
+    return bench_of(memory)
+
+
+@pytest.fixture
+def lenient(memory: GuestMemory) -> Bench:
+    return bench_of(memory, ignore_unassigned=True)
+
+
+# The debug ports
+
+
+def test_bytes_written_to_the_console_port_are_output_in_order(bench: Bench) -> None:
+    bench.run(io_write(CONSOLE, b"a"), io_write(CONSOLE, b"b"), io_write(CONSOLE, b"c"))
+    assert bench.output == b"abc"
+
+
+def test_a_string_written_to_the_console_port_is_output_whole(bench: Bench) -> None:
+    bench.run(io_write(CONSOLE, b"Hello, World!\n"))
+    assert bench.output == b"Hello, World!\n"
+
+
+def test_the_console_port_reads_as_its_number(bench: Bench) -> None:
+    read = io_read(CONSOLE, 1, count=3)
+    bench.run(read)
+    assert bytes(read.data) == b"\xe9\xe9\xe9"
+
+
+@pytest.mark.parametrize("status", [0, 1, 255])
+def test_a_write_to_the_exit_port_ends_the_run_with_its_status(bench: Bench, status: int) -> None:
+    bench.cpu.script = [quit_with(status), io_write(CONSOLE, b"too late")]
+    assert bench.machine.run(PATIENCE).status == status
+    assert bench.output == b""
+
+
+def test_the_status_is_the_low_byte_of_a_wide_write(bench: Bench) -> None:
+    bench.cpu.script = [io_write(EXIT, b"\x07\xff\xff\xff", size=4)]
+    assert bench.machine.run(PATIENCE).status == 7
+
+
+def test_reading_the_exit_port_does_not_end_the_run(bench: Bench) -> None:
+    read = io_read(EXIT, 1)
+    assert bench.run(read, io_write(CONSOLE, b"still here")) == 0
+    assert (bytes(read.data), bytes(bench.output)) == (b"\0", b"still here")
+
+
+# Devices and their addresses
+
+
+def test_each_device_has_a_page_of_registers_and_an_interrupt_line(bench: Bench) -> None:
+    slots = [bench.machine.add_device(FakeDevice(), f"rng{n}", IoMode.TRAPPED) for n in range(3)]
+    assert [(slot.name, slot.address, slot.gsi) for slot in slots] == [
+        ("rng0", 0xD000_0000, 16),
+        ("rng1", 0xD000_1000, 17),
+        ("rng2", 0xD000_2000, 18),
+    ]
+
+
+def test_a_ninth_device_is_refused_and_the_eight_stay(bench: Bench) -> None:
+    for number in range(8):
+        bench.machine.add_device(FakeDevice(), f"rng{number}", IoMode.TRAPPED)
+    with pytest.raises(ConfigError, match=r"^There are more than 8 devices: leave some out\.$"):
+        bench.machine.add_device(FakeDevice(), "rng8", IoMode.TRAPPED)
+    assert [slot.gsi for slot in bench.machine.slots] == list(range(16, 24))
+
+
+def test_a_read_gets_the_register_of_the_device_at_its_address(bench: Bench) -> None:
+    for name in ("rng0", "rng1"):
+        bench.machine.add_device(FakeDevice(), name, IoMode.TRAPPED)
+    reads = [mmio_read(base + Register.MagicValue, 4) for base in (FIRST, SECOND)]
+    bench.run(*reads)
+    assert [int.from_bytes(read.data, "little") for read in reads] == [MAGIC_VALUE] * 2
+
+
+def test_a_write_reaches_the_device_at_its_address_and_no_other(bench: Bench) -> None:
+    first, second = FakeDevice(), FakeDevice()
+    bench.machine.add_device(first, "rng0", IoMode.TRAPPED)
+    bench.machine.add_device(second, "rng1", IoMode.TRAPPED)
+    bench.run(mmio_write(SECOND + Register.Config + 2, b"\xaa\xbb"))
+    assert (first.config[2:4], second.config[2:4]) == (b"\3\4", b"\xaa\xbb")
+
+
+def test_the_last_byte_of_a_page_is_the_devices(bench: Bench) -> None:
+    bench.machine.add_device(FakeDevice(), "rng0", IoMode.TRAPPED)
+    read = mmio_read(FIRST + 0xFFF, 1)
+    assert bench.run(read) == 0
+    assert bytes(read.data) == b"\0"
+
+
+def test_an_interrupt_of_a_device_is_the_level_of_its_line(bench: Bench) -> None:
+    bench.machine.add_device(FakeDevice(), "rng0", IoMode.TRAPPED)
+    slot = bench.machine.add_device(FakeDevice(), "rng1", IoMode.TRAPPED)
+    slot.transport.status = 15
+    slot.transport.config_changed()
+    bench.run(mmio_write(SECOND + Register.InterruptACK, b"\2\0\0\0"))
+    assert bench.accelerator.lines == [(17, True), (17, False)]
+
+
+# Accesses where nobody is
+
+
+UNASSIGNED = [
+    (mmio_write, NOBODYS_ADDRESS, b"1234", "wrote 4 bytes at guest physical address 0xc0000000"),
+    (mmio_read, NOBODYS_ADDRESS, 8, "read 8 bytes at guest physical address 0xc0000000"),
+    (mmio_read, SECOND, 1, "read 1 byte at guest physical address 0xd0001000"),
+    (io_write, NOBODYS_PORT, b"1", "wrote 1 byte at port 0x5555"),
+    (io_read, NOBODYS_PORT, 4, "read 4 bytes at port 0x5555"),
+    (io_read, EXIT + 4, 1, "read 1 byte at port 0xf8"),
+    (io_read, CONSOLE - 1, 2, "read 2 bytes at port 0xe8"),
+]
+
+
+@pytest.mark.parametrize(("make", "where", "what", "words"), UNASSIGNED)
+def test_an_access_where_nobody_is_ends_the_run_and_says_what_it_was(
+    memory: GuestMemory,
+    make: Callable[[int, bytes | int], Exit],
+    where: int,
+    what: bytes | int,
+    words: str,
+) -> None:
+    bench = bench_of(memory)
+    bench.machine.add_device(FakeDevice(), "rng0", IoMode.TRAPPED)
+    with pytest.raises(UnassignedAccessError, match=rf"^The guest {words}, where no device is: "):
+        bench.run(make(where, what))
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+def test_reads_where_nobody_is_give_all_ones_if_they_may_pass(lenient: Bench, size: int) -> None:
+    read = mmio_read(NOBODYS_ADDRESS, size)
+    assert lenient.run(read) == 0
+    assert read.data == b"\xff" * size
+
+
+def test_a_string_read_where_nobody_is_gives_all_ones_to_its_end(lenient: Bench) -> None:
+    read = io_read(NOBODYS_PORT, 2, count=5)
+    assert lenient.run(read) == 0
+    assert read.data == b"\xff" * 10
+
+
+@pytest.mark.parametrize("step", [io_write(NOBODYS_PORT, b"1"), mmio_write(NOBODYS_ADDRESS, b"1")])
+def test_writes_where_nobody_is_do_nothing_if_they_may_pass(lenient: Bench, step: Exit) -> None:
+    assert lenient.run(step, io_write(CONSOLE, b"on")) == 0
+    assert lenient.output == b"on"
+
+
+def test_accesses_where_nobody_is_are_counted_by_address_if_they_may_pass(lenient: Bench) -> None:
+    counts = lenient.counts(
+        io_read(NOBODYS_PORT, 1, count=7),
+        mmio_write(NOBODYS_ADDRESS, b"1"),
+        mmio_write(NOBODYS_ADDRESS, b"2"),
+    )
+    assert counts == {
+        ExitKind("IO", "unassigned", "0x5555", "read"): 1,
+        ExitKind("MMIO", "unassigned", "0xc0000000", "write"): 2,
+    }
+
+
+# Counting
+
+
+def test_exits_are_counted_by_device_register_and_direction(bench: Bench) -> None:
+    for name in ("rng0", "rng1"):
+        bench.machine.add_device(FakeDevice(), name, IoMode.TRAPPED)
+    counts = bench.counts(
+        mmio_read(FIRST + Register.Status, 4),
+        mmio_read(FIRST + Register.Status, 4),
+        mmio_write(FIRST + Register.Status, b"\1\0\0\0"),
+        mmio_read(SECOND + Register.Status, 4),
+        mmio_read(SECOND + Register.Config + 5, 1),
+        mmio_read(SECOND + 0x28, 4),
+        io_read(CONSOLE, 1),
+    )
+    assert counts == {
+        ExitKind("MMIO", "rng0", "Status", "read"): 2,
+        ExitKind("MMIO", "rng0", "Status", "write"): 1,
+        ExitKind("MMIO", "rng1", "Status", "read"): 1,
+        ExitKind("MMIO", "rng1", "Config", "read"): 1,
+        ExitKind("MMIO", "rng1", "undefined 0x028", "read"): 1,
+        ExitKind("IO", "console port", "data", "read"): 1,
+    }
+
+
+def test_a_string_of_outs_is_one_exit(bench: Bench) -> None:
+    counts = bench.counts(io_write(CONSOLE, b"Hello"))
+    assert counts == {ExitKind("IO", "console port", "data", "write"): 1}
+
+
+def test_the_log_adds_up_exits_of_a_register_and_of_all(bench: Bench) -> None:
+    bench.machine.add_device(FakeDevice(), "rng0", IoMode.TRAPPED)
+    bench.run(
+        mmio_read(FIRST + Register.Status, 4),
+        mmio_write(FIRST + Register.Status, bytes(4)),
+        Exit(ExitReason.IRQ_WINDOW_OPEN),
+    )
+    exits = bench.machine.exits
+    assert (exits.of("rng0", "Status"), exits.of("rng0", "QueueSel"), exits.total) == (2, 0, 4)
+
+
+def test_the_result_has_the_kernels_counters_as_they_grew(bench: Bench) -> None:
+    bench.cpu.script = [io_write(CONSOLE, b"a"), quit_with(0)]
+    assert bench.machine.run(PATIENCE).kernel == {"exits": 2, "halt_exits": 0}
+
+
+def test_a_counter_that_appears_during_the_run_grew_from_zero(bench: Bench) -> None:
+    def appear() -> Exit:
+        bench.cpu.counters["mmio_exits"] = 5
+        return quit_with(0)
+
+    bench.cpu.script = [appear]
+    assert bench.machine.run(PATIENCE).kernel["mmio_exits"] == 5
+
+
+def test_the_result_has_the_log_and_the_time(bench: Bench) -> None:
+    bench.cpu.script = [quit_with(0)]
+    result = bench.machine.run(PATIENCE)
+    assert result.exits is bench.machine.exits
+    assert 0 < result.seconds < PATIENCE
+
+
+# How a run ends
+
+
+def test_a_run_past_its_time_is_stopped_and_has_no_status(bench: Bench) -> None:
+    bench.cpu.script = [io_write(CONSOLE, b"working")]
+    result = bench.machine.run(timeout=0.01)
+    assert (result.status, bench.cpu.stops) == (None, 1)
+
+
+def test_a_run_that_ends_in_time_is_not_stopped(bench: Bench) -> None:
+    bench.run()
+    assert bench.cpu.stops == 0
+
+
+def test_a_run_that_was_stopped_can_go_on(bench: Bench) -> None:
+    assert bench.machine.run(timeout=0.01).status is None
+    assert bench.run(io_write(CONSOLE, b"again")) == 0
+    assert bench.output == b"again"
+
+
+def test_the_cpu_runs_on_a_thread_of_its_own_that_ends_with_the_run(bench: Bench) -> None:
+    threads: list[threading.Thread] = []
+
+    def note() -> Exit:
+        threads.append(threading.current_thread())
+        return quit_with(0)
+
+    bench.cpu.script = [note]
+    bench.machine.run(PATIENCE)
+    assert [(thread.name, thread.is_alive()) for thread in threads] == [("cpu0", False)]
+
+
+def test_an_interrupt_window_does_not_end_the_run(bench: Bench) -> None:
+    assert bench.counts(Exit(ExitReason.IRQ_WINDOW_OPEN)) == {ExitKind("IRQ_WINDOW_OPEN"): 1}
+
+
+def test_a_triple_fault_is_the_guests_error_with_its_address(bench: Bench) -> None:
+    with pytest.raises(GuestError, match=r"^The guest triple-faulted at rip 0x1234: look at what"):
+        bench.run(Exit(ExitReason.SHUTDOWN))
+
+
+@pytest.mark.parametrize(
+    ("exit_", "words"),
+    [
+        (Exit(ExitReason.HLT), "KVM_EXIT_HLT"),
+        (
+            InternalErrorExit(ExitReason.INTERNAL_ERROR, 1, (0x10,)),
+            r"KVM_EXIT_INTERNAL_ERROR, suberror EMULATION, data \[0x10\]",
+        ),
+    ],
+)
+def test_any_other_exit_ends_the_run_is_described_and_counted(
+    bench: Bench, exit_: Exit, words: str
+) -> None:
+    with pytest.raises(GuestError, match=rf"^The guest stopped at rip 0x1234 with {words}\.$"):
+        bench.run(exit_)
+    assert bench.machine.exits.counts == {ExitKind(exit_.reason.name): 1}
+
+
+def test_what_the_cpu_raises_reaches_the_caller_of_run(bench: Bench) -> None:
+    def fail() -> Exit:
+        raise HostError("KVM_RUN fails: for the test.")
+
+    with pytest.raises(HostError, match="for the test"):
+        bench.run(fail)
+
+
+def test_what_a_device_raises_reaches_the_caller_of_run(bench: Bench) -> None:
+    device = FakeDevice()
+    device.error = ZeroDivisionError("for the test")
+    bench.machine.add_device(device, "rng0", IoMode.TRAPPED)
+    with pytest.raises(ZeroDivisionError, match="for the test"):
+        bench.run(mmio_write(FIRST + Register.Config, b"1"))
+
+
+def test_what_the_console_raises_reaches_the_caller_of_run(memory: GuestMemory) -> None:
+    def console(data: bytes) -> None:
+        raise BrokenPipeError("for the test")
+
+    accelerator = FakeAccelerator()
+    accelerator.cpu.script = [io_write(CONSOLE, b"a")]
+    with pytest.raises(BrokenPipeError, match="for the test"):
+        Machine(memory, accelerator, console=console).run(PATIENCE)
+
+
+def test_an_error_of_one_run_is_not_that_of_the_next(bench: Bench) -> None:
+    with pytest.raises(UnassignedAccessError):
+        bench.run(io_read(NOBODYS_PORT, 1))
+    assert bench.run() == 0
+
+
+def test_an_interrupt_from_the_keyboard_stops_the_cpu_and_reaches_the_caller(bench: Bench) -> None:
+    def interrupt() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        bench.cpu.spin()
+
+    bench.cpu.script = [interrupt]
+    with pytest.raises(KeyboardInterrupt):
+        bench.machine.run()
+    assert bench.cpu.stops == 1
+
+
+# Boot and end
+
+
+IMAGE = GuestImage(
+    Path("guest.elf"), 0x10_0000, 0x10_0010, (LoadSegment(0x10_0000, b"\x90" * 32, 64),)
+)
+
+
+def _command_line(memory: GuestMemory) -> str:
+    return memory.read(pvh.COMMAND_LINE, 0x200).split(b"\0")[0].decode()
+
+
+def test_the_command_line_names_every_device_and_then_the_arguments(
+    bench: Bench, memory: GuestMemory
+) -> None:
+    for name in ("rng0", "rng1"):
+        bench.machine.add_device(FakeDevice(), name, IoMode.TRAPPED)
+    bench.machine.boot(IMAGE, "blk.requests=7")
+    assert _command_line(memory) == (
+        "virtio_mmio.device=4K@0xd0000000:16 virtio_mmio.device=4K@0xd0001000:17 blk.requests=7"
+    )
+
+
+@pytest.mark.parametrize("arguments", ["", "quiet"])
+def test_without_devices_the_command_line_is_the_arguments(
+    bench: Bench, memory: GuestMemory, arguments: str
+) -> None:
+    bench.machine.boot(IMAGE, arguments)
+    assert _command_line(memory) == arguments
+
+
+def test_the_cpu_starts_at_the_pvh_entry_in_protected_mode(bench: Bench) -> None:
+    bench.machine.boot(IMAGE)
+    assert (bench.cpu.registers.rip, bench.cpu.registers.rbx) == (0x10_0010, pvh.START_INFO)
+    assert bench.cpu.system_registers.cr0 & CR0_PE
+
+
+def test_closing_the_machine_resets_and_closes_devices_and_cpu(memory: GuestMemory) -> None:
+    bench, device = bench_of(memory), FakeDevice()
+    with bench.machine:
+        bench.machine.add_device(device, "rng0", IoMode.TRAPPED)
+    assert (device.ends, bench.cpu.closed) == (["reset", "close"], True)

@@ -1,0 +1,92 @@
+"""virtiopy ctl: commands to a guest's devices while it runs."""
+
+import json
+import time
+from pathlib import Path
+
+import click
+
+from virtiopy.sizes import format_size, parse_size
+
+#: How often a status is looked at that is waited for.
+POLL_SECONDS = 0.02
+
+
+@click.group(
+    epilog="""Example: take half of a guest's memory back, and see how far it is:
+
+\b
+  virtiopy run --guest balloon --append balloon.mode=follow --balloon --control vm.sock &
+  virtiopy ctl vm.sock balloon --target 8M
+  virtiopy ctl vm.sock status
+  virtiopy ctl vm.sock balloon --target 0
+"""
+)
+@click.argument("path", type=click.Path(path_type=Path))
+@click.pass_context
+def command(ctx: click.Context, path: Path) -> None:
+    """Give commands to the devices of a guest that was started with --control PATH."""
+    ctx.obj = path
+
+
+@command.command("status")
+@click.option("--json", "as_json", is_flag=True, help="Write it as the machine does.")
+@click.pass_obj
+def show_status(path: Path, *, as_json: bool) -> int:
+    """Show the memory and every device; sizes are in bytes."""
+    from virtiopy.control import Json, ask
+
+    def show(name: str, value: Json, indent: str = "") -> None:
+        if isinstance(value, dict):
+            click.echo(f"{indent}{name}:")
+            for key, item in value.items():
+                show(key, item, indent + "  ")
+        elif isinstance(value, list):
+            click.echo(f"{indent}{name}: {' '.join(map(str, value))}")
+        else:
+            click.echo(f"{indent}{name}: {value}")
+
+    answer = ask(path, {"command": "status"})
+    if as_json:
+        click.echo(json.dumps(answer, indent=2))
+    else:
+        for name, value in answer.items():
+            show(name, value)
+    return 0
+
+
+@command.command("balloon")
+@click.option("--target", type=parse_size, required=True, metavar="SIZE", help="As in 64M.")
+@click.option("--device", metavar="NAME", help="Which balloon, where there are several.")
+@click.option(
+    "--wait",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="Wait until the driver has done it, at most so long.",
+)
+@click.pass_obj
+def set_balloon(path: Path, *, target: int, device: str | None, wait: float | None) -> int:
+    """Ask the guest for SIZE of its memory in all; its driver gives it when it can."""
+    from virtiopy.control import ask
+
+    answer = ask(path, {"command": "balloon", "device": device, "target": target})
+    name = str(answer["device"])
+    if wait is not None:
+        _wait_for_balloon(path, name, target, wait)
+    click.echo(f"{name}: target {format_size(target)}")
+    return 0
+
+
+def _wait_for_balloon(path: Path, name: str, target: int, seconds: float) -> None:
+    """Look until the driver says that the balloon has its target. Raises GuestError."""
+    from virtiopy.control import ask, device_facts
+    from virtiopy.errors import GuestError
+
+    end = time.monotonic() + seconds
+    while (actual := device_facts(ask(path, {"command": "status"}), name)["actual"]) != target:
+        if time.monotonic() > end:
+            raise GuestError(
+                f"{name} holds {actual} bytes after {seconds:g} seconds, not {target}: "
+                "see whether the guest has a driver for it, and so much memory to spare."
+            )
+        time.sleep(POLL_SECONDS)
