@@ -4,6 +4,7 @@ import errno
 import ipaddress
 import os
 import select
+import shutil
 import socket
 import subprocess
 import sys
@@ -270,6 +271,29 @@ def test_a_user_without_rights_is_told_what_to_do(namespace: Namespace) -> None:
     )
     assert "root" in done.stdout
     assert done.stdout.count("\n") == 1
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="setpriv is missing")
+def test_without_cap_net_admin_ones_own_tap_can_be_used_and_none_made(
+    namespace: Namespace,
+) -> None:
+    namespace.ip("tuntap", "add", "mine", "mode", "tap", "user", "root")
+    namespace.ip("tuntap", "add", "others", "mode", "tap", "user", str(NOBODY))
+    script = (
+        "from virtiopy.host.tap import Tap, TapConfig\n"
+        "from virtiopy.errors import HostError\n"
+        "Tap(TapConfig('mine')).close()\n"
+        "for name, create in (('others', False), ('new', True)):\n"
+        "    try: Tap(TapConfig(name, create=create))\n"
+        "    except HostError as error: print(error)\n"
+    )
+    done = namespace.run("setpriv", "--bounding-set=-net_admin", sys.executable, "-c", script)
+    assert done.returncode == 0, done.stderr
+    others, new = done.stdout.splitlines()
+    assert "others may not be opened" in others
+    assert "new may not be made" in new
+    assert "run as root" in others
+    assert "ip tuntap add" in new
 
 
 def test_a_host_without_tun_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
