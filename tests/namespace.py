@@ -11,7 +11,8 @@ from typing import Any, Self, TypeVar
 
 import pytest
 
-from virtiopy.host.tap import NAMESPACES, TapConfig
+from virtiopy.host.tap import NAMESPACES
+from virtiopy.host.tapconfig import TapConfig
 
 needs_taps = pytest.mark.skipif(
     os.geteuid() != 0 or not Path("/dev/net/tun").exists(),
