@@ -11,7 +11,8 @@ from typing import Any, Self, TypeVar
 
 import pytest
 
-from virtiopy.host.tap import NAMESPACES, TapConfig
+from virtiopy.host.tap import NAMESPACES
+from virtiopy.host.tapconfig import TapConfig
 
 needs_taps = pytest.mark.skipif(
     os.geteuid() != 0 or not Path("/dev/net/tun").exists(),
@@ -63,7 +64,8 @@ class Namespace:
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Run a command in it."""
-        inside = ["ip", "netns", "exec", self.name, *command]
+        # Not `ip netns exec`: that mounts a /sys as well, which a chroot does not allow.
+        inside = ["nsenter", f"--net={NAMESPACES / self.name}", *command]
         return subprocess.run(inside, capture_output=True, text=True, check=False, timeout=100)
 
     def inside(self, function: Callable[[], T]) -> T:

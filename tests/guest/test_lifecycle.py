@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.guest.support import VIRTIOPY, make_image, needs_kvm
+from tests.guest.support import ISOLATED, VIRTIOPY, make_image, needs_isolation, needs_kvm
 from virtiopy.accel.kvm import KvmAccelerator
 from virtiopy.boot.elf import GuestImage
 from virtiopy.boot.guests import guest_path
@@ -29,7 +29,8 @@ from virtiopy.devices.net import Net
 from virtiopy.devices.rng import Rng
 from virtiopy.host.disk import DiskImage
 from virtiopy.host.stream import SocketStream
-from virtiopy.host.tap import Tap, TapConfig
+from virtiopy.host.tap import Tap
+from virtiopy.host.tapconfig import TapConfig
 from virtiopy.machine import IoMode, Machine
 from virtiopy.memory import GuestMemory
 from virtiopy.virtqueue.split import Chain, SplitQueue
@@ -38,13 +39,6 @@ pytestmark = needs_kvm
 
 CYCLES = 200
 
-#: Runs a command in a network and a mount namespace of its own.
-ISOLATED = ["unshare", "--net", "--mount", "--propagation", "private"]
-
-needs_isolation = pytest.mark.skipif(
-    subprocess.run([*ISOLATED, "true"], capture_output=True, check=False).returncode != 0,
-    reason="namespaces cannot be made here",
-)
 MODES = list(IoMode)
 MAC = bytes.fromhex("020000000001")
 

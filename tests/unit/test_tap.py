@@ -4,7 +4,9 @@ import errno
 import ipaddress
 import os
 import select
+import shutil
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -16,8 +18,8 @@ from tests.namespace import Namespace, needs_taps
 from virtiopy.devices.net import Net
 from virtiopy.errors import ConfigError, HostError, VirtiopyError
 from virtiopy.eventloop import EventLoop
-from virtiopy.host.tap import (
-    Tap,
+from virtiopy.host.tap import Tap
+from virtiopy.host.tapconfig import (
     TapConfig,
     check_interface_name,
     default_mac,
@@ -92,7 +94,8 @@ def test_a_persistent_tap_stays_for_its_owner(namespace: Namespace) -> None:
 
 def test_a_tap_goes_when_its_process_is_killed(namespace: Namespace) -> None:
     script = (
-        "import sys, time; from virtiopy.host.tap import Tap, TapConfig, parse_address; "
+        "import sys, time; from virtiopy.host.tap import Tap; "
+        "from virtiopy.host.tapconfig import TapConfig, parse_address; "
         "t = Tap(TapConfig('t0', create=True, netns=sys.argv[1], "
         "address=parse_address('192.0.2.1/24'))); print('up', flush=True); time.sleep(60)"
     )
@@ -256,7 +259,8 @@ def test_the_default_mac_address_is_local_and_the_taps_own() -> None:
 def test_a_user_without_rights_is_told_what_to_do(namespace: Namespace) -> None:
     script = (
         "import os, pyroute2\n"
-        "from virtiopy.host.tap import Tap, TapConfig\n"
+        "from virtiopy.host.tap import Tap\n"
+        "from virtiopy.host.tapconfig import TapConfig\n"
         "from virtiopy.errors import HostError\n"
         f"os.setgid({NOBODY}); os.setuid({NOBODY})\n"
         "try: Tap(TapConfig('t0', create=True))\n"
@@ -272,10 +276,69 @@ def test_a_user_without_rights_is_told_what_to_do(namespace: Namespace) -> None:
     assert done.stdout.count("\n") == 1
 
 
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="setpriv is missing")
+def test_without_cap_net_admin_ones_own_tap_can_be_used_and_none_made(
+    namespace: Namespace,
+) -> None:
+    namespace.ip("tuntap", "add", "mine", "mode", "tap", "user", "root")
+    namespace.ip("tuntap", "add", "others", "mode", "tap", "user", str(NOBODY))
+    script = (
+        "from virtiopy.host.tap import Tap\n"
+        "from virtiopy.host.tapconfig import TapConfig\n"
+        "from virtiopy.errors import HostError\n"
+        "Tap(TapConfig('mine')).close()\n"
+        "for name, create in (('others', False), ('new', True)):\n"
+        "    try: Tap(TapConfig(name, create=create))\n"
+        "    except HostError as error: print(error)\n"
+    )
+    done = namespace.run("setpriv", "--bounding-set=-net_admin", sys.executable, "-c", script)
+    assert done.returncode == 0, done.stderr
+    others, new = done.stdout.splitlines()
+    assert "others may not be opened" in others
+    assert "new may not be made" in new
+    assert "run as root" in others
+    assert "ip tuntap add" in new
+
+
 def test_a_host_without_tun_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("virtiopy.host.tap._TUN", "/dev/net/none")
     with pytest.raises(HostError, match="modprobe tun"):
         Tap(TapConfig("virtiopy-t0", create=True))
+
+
+# Offloads
+
+
+@pytest.mark.parametrize(
+    "offloads",
+    [
+        (False, False, False, False),
+        (True, False, False, False),
+        (True, True, False, False),
+        (True, True, True, True),
+    ],
+)
+def test_the_tap_takes_every_set_of_offloads(
+    namespace: Namespace, offloads: tuple[bool, bool, bool, bool]
+) -> None:
+    checksum, tso4, tso6, ecn = offloads
+    with Tap(namespace.config(create=True)) as tap:
+        tap.set_offloads(checksum=checksum, tso4=tso4, tso6=tso6, ecn=ecn)
+        tap.set_offloads(checksum=False, tso4=False, tso6=False, ecn=False)
+
+
+def test_the_host_takes_a_frame_to_be_segmented_and_refuses_a_lie(namespace: Namespace) -> None:
+    """The header is read little-endian and is 12 bytes long, or this would not work."""
+    ethernet = b"\xff" * 6 + MAC + b"\x08\0"
+    ip4 = struct.pack(
+        ">BBHHHBBH4s4s", 0x45, 0, 20 + 20 + 3000, 0, 0, 64, 6, 0, b"\xc0\0\2\2", b"\xc0\0\2\1"
+    )
+    tcp = struct.pack(">HHIIBBHHH", 1, 2, 0, 0, 0x50, 0x10, 1000, 0, 0)
+    frame = ethernet + ip4 + tcp + bytes(3000)
+    with Tap(namespace.config(create=True)) as tap:
+        tap.write(0, [struct.pack("<BBHHHHH", 1, 1, 54, 1448, 34, 16, 0), frame])
+        with pytest.raises(OSError, match="Invalid argument"):
+            tap.write(0, [struct.pack("<BBHHHHH", 1, 1, 54, 1448, 9000, 16, 0), frame])
 
 
 # State

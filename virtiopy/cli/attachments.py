@@ -140,11 +140,11 @@ def build_net(options: DeviceOptions) -> VirtioDevice:
     """Make a network device of `tap=NAME[,create=on][,address=ADDRESS][,...]`."""
     from virtiopy.devices.net import FrameLink, Net, RecordedLink
     from virtiopy.host.pcap import PcapFile
-    from virtiopy.host.tap import (
+    from virtiopy.host.tap import Tap
+    from virtiopy.host.tapconfig import (
         MTU_MAX,
         MTU_MIN,
         QUEUES_MAX,
-        Tap,
         TapConfig,
         default_mac,
         parse_address,

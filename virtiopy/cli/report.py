@@ -64,14 +64,14 @@ def show_kernel(console: Console, result: RunResult) -> None:
     console.print(table)
 
 
-def show_counters(console: Console, machine: Machine) -> None:
-    """Print what the devices counted, but for zeroes."""
-    table = Table("Counted by the devices", "what")
-    table.add_column("count", justify="right")
+def show_facts(console: Console, machine: Machine) -> None:
+    """Print what the devices have to tell, but for zeroes."""
+    table = Table("Told by the devices", "what")
+    table.add_column("value", justify="right")
     for slot in machine.slots:
-        for name, count in slot.device.counters().items():
-            if count:
-                table.add_row(slot.name, name, str(count))
+        for name, value in slot.device.facts().items():
+            if value:
+                table.add_row(slot.name, name, str(value))
     if table.row_count:
         console.print(table)
 
@@ -126,7 +126,7 @@ def write_json(
                 "device_id": int(slot.device.device_id),
                 "address": slot.address,
                 "gsi": slot.gsi,
-                "counters": dict(slot.device.counters()),
+                "facts": slot.device.facts(),
             }
             for slot in machine.slots
         ],

@@ -183,7 +183,7 @@ def command(
         console = Console()
         report.show_tests(console, results)
         report.show_exits(console, result)
-        report.show_counters(console, machine)
+        report.show_facts(console, machine)
         if json_path is not None:
             report.write_json(json_path, machine, result, results, guest=guest, passed=passed)
     if results.complaint:

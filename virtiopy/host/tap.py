@@ -6,14 +6,11 @@ before is used as it is, and left as it was.
 """
 
 import errno
-import hashlib
-import ipaddress
 import os
-import re
 import socket
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,19 +18,11 @@ from typing import TYPE_CHECKING, Self, TypeVar
 
 from virtiopy._native import CData, ffi, lib
 from virtiopy.errors import ConfigError, HostError
+from virtiopy.host.tapconfig import TapConfig
 from virtiopy.virtqueue.buffers import Buffers
 
 if TYPE_CHECKING:
     from pyroute2 import IPRoute
-
-Address = ipaddress.IPv4Interface | ipaddress.IPv6Interface
-
-#: MTUs that a tap can have, bytes (drivers/net/tun.c, for taps).
-MTU_MIN = 68
-MTU_MAX = 65521
-
-#: The most queues of a tap (MAX_TAP_QUEUES).
-QUEUES_MAX = 256
 
 #: Where ip-netns(8) keeps the names of network namespaces.
 NAMESPACES = Path("/run/netns")
@@ -43,60 +32,6 @@ _TUN = "/dev/net/tun"
 _HEADER_SIZE = ffi.sizeof("struct virtio_net_hdr_v1")
 
 _T = TypeVar("_T")
-
-
-@dataclass(slots=True, frozen=True)
-class TapConfig:
-    """Which tap to use, and how.
-
-    With `create` a new one is made, up, with these settings; `persistent` lets it outlive us, and
-    `owner` (a user ID) may use it then. Without, it has to be there: `address` and `bridge` are
-    not for changing it, and `mtu`, bytes, is at most its own.
-
-    `netns` is the name of the network namespace it is in (default: ours); `queues` are opened.
-    """
-
-    name: str
-    create: bool = False
-    persistent: bool = False
-    owner: int | None = None
-    address: Address | None = None
-    bridge: str | None = None
-    mtu: int | None = None
-    netns: str | None = None
-    queues: int = 1
-
-    def check(self) -> None:
-        """Raise ConfigError for what cannot be meant."""
-        check_interface_name(self.name)
-        if self.bridge is not None:
-            check_interface_name(self.bridge)
-        if not self.create and (self.address is not None or self.bridge is not None):
-            what = "address" if self.address is not None else "bridge"
-            raise ConfigError(
-                f"The tap {self.name} is not virtiopy's to change: leave out {what}=..., "
-                "or have virtiopy make a tap with create=on."
-            )
-        if self.address is not None and self.bridge is not None:
-            raise ConfigError(
-                f"The tap {self.name} cannot have an address as a port of {self.bridge}: "
-                "leave out address=... and give the address to the bridge."
-            )
-        if self.mtu is not None and not MTU_MIN <= self.mtu <= MTU_MAX:
-            raise ConfigError(
-                f"The tap {self.name} cannot have an MTU of {self.mtu}: "
-                f"use a number from {MTU_MIN} to {MTU_MAX}."
-            )
-
-    @property
-    def where(self) -> str:
-        """Name the namespace, for a sentence."""
-        return f" in the namespace {self.netns}" if self.netns else ""
-
-    @property
-    def ip(self) -> str:
-        """The start of a command of iproute2 where the tap is, for a remedy."""
-        return f"ip -n {self.netns}" if self.netns else "ip"
 
 
 @dataclass(slots=True, frozen=True)
@@ -149,8 +84,7 @@ class Tap:
     def close(self) -> None:
         """Close the tap, and so take it away if it was made here; else leave it as it was."""
         if self._fds and not self._made:
-            # It may have been deleted.
-            with suppress(OSError):
+            with _gone_is_fine():
                 self._set_offloads(0)
                 if self._header_size_before is not None:
                     self._set_int(lib.TUNSETVNETHDRSZ, self._header_size_before)
@@ -388,8 +322,7 @@ class Tap:
             flags |= lib.TUN_F_TSO6
         if ecn:
             flags |= lib.TUN_F_TSO_ECN
-        # A tap that was deleted has no offloads.
-        with suppress(OSError):
+        with _gone_is_fine():
             self._set_offloads(flags)
 
     def set_pairs(self, count: int) -> None:
@@ -399,7 +332,7 @@ class Tap:
             if attach == self._attached[pair]:
                 continue
             flags = lib.IFF_ATTACH_QUEUE if attach else lib.IFF_DETACH_QUEUE
-            with suppress(OSError):
+            with _gone_is_fine():
                 _ioctl(fd, lib.TUNSETQUEUE, _request("", flags))
             self._attached[pair] = attach
 
@@ -431,45 +364,6 @@ class Tap:
         return found.tx_dropped - self._dropped_before if found else 0
 
 
-def check_interface_name(name: str) -> None:
-    """Raise ConfigError for what cannot be an interface's name (dev_valid_name)."""
-    most = lib.IFNAMSIZ - 1
-    bad = not name or len(name.encode()) > most or name in {".", ".."}
-    if bad or any(character in "/:%" or character.isspace() for character in name):
-        raise ConfigError(
-            f"{name!r} is no interface name: use up to {most} characters, "
-            "none of them a space, a slash, a colon or a percent sign."
-        )
-
-
-def parse_address(text: str) -> Address:
-    """Read an address with its prefix length, as in 192.0.2.1/24; raises ConfigError."""
-    try:
-        if "/" in text:
-            return ipaddress.ip_interface(text)
-    except ValueError:
-        pass
-    raise ConfigError(f"{text!r} is no address with a prefix length: use one like 192.0.2.1/24.")
-
-
-def parse_mac(text: str) -> bytes:
-    """Read a unicast MAC address, as in 02:00:00:00:00:01; raises ConfigError."""
-    if re.fullmatch(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}", text):
-        mac = bytes.fromhex(text.replace(":", ""))
-        if any(mac) and not mac[0] & 1:
-            return mac
-    raise ConfigError(f"{text!r} is no unicast MAC address: use one like 02:00:00:00:00:01.")
-
-
-def default_mac(config: TapConfig) -> bytes:
-    """Return a locally administered MAC address for the guest's side of a tap.
-
-    The same for the same host, namespace and tap, so that neighbours and leases last.
-    """
-    key = f"{os.uname().nodename}/{config.netns or ''}/{config.name}".encode()
-    return b"\x02" + hashlib.blake2s(key, digest_size=5).digest()
-
-
 def _open_namespace(name: str | None) -> int | None:
     if name is None:
         return None
@@ -496,6 +390,16 @@ def _link_events() -> socket.socket:
     )
     events.bind((0, lib.RTMGRP_LINK))
     return events
+
+
+@contextmanager
+def _gone_is_fine() -> Iterator[None]:
+    """Do what has no effect on a tap that was deleted meanwhile."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EBADFD:
+            raise
 
 
 def _drain(events: socket.socket) -> None:

@@ -8,7 +8,7 @@ from enum import IntFlag
 from typing import ClassVar
 
 from virtiopy._native import ffi
-from virtiopy.devices.base import DeviceHost, VirtioDevice
+from virtiopy.devices.base import DeviceHost, Fact, VirtioDevice
 from virtiopy.devices.net.control import MAC_SIZE, Control, ReceiveFilter, is_multicast
 from virtiopy.devices.net.features import NetFeature, Terms, requirements_met
 from virtiopy.devices.net.path import FrameLink, NetCounters, Receiver, Transmitter
@@ -128,7 +128,15 @@ class Net(VirtioDevice):
         config.mtu = self.mtu
         return bytes(ffi.buffer(config)[:_CONFIG_SIZE])
 
-    def counters(self) -> Mapping[str, int]:
+    def facts(self) -> Mapping[str, Fact]:
+        """Tell the MAC address and the link's state, and the fates of frames and commands."""
+        return {
+            "mac": self.filter.mac.hex(":"),
+            "link": "up" if self._status & Status.LINK_UP else "down",
+            **self.counters(),
+        }
+
+    def counters(self) -> dict[str, int]:
         """Return NetCounters by name, what the link dropped, and the control commands."""
         return {
             **asdict(self.counts),
