@@ -671,8 +671,8 @@ exec(sys.argv[2])
 """
 
 
-# Waits for signals, and runs their handlers. A signal that comes just before pause(2) is one that it
-# does not wake up for; the interpreter's wake-up file is.
+# Waits for signals, and runs their handlers. A signal that comes just before pause(2) is one that
+# it does not wake up for; the interpreter's wake-up file is.
 UNTIL_A_SIGNAL = """
 import select
 wake, written = os.pipe2(os.O_NONBLOCK)
