@@ -348,7 +348,9 @@ def test_the_commands_of_the_docs_work(tmp_path: Path) -> None:
     tools.mkdir()
     (tools / "virtiopy").write_text(f'#!/bin/sh\nexec {shlex.join(VIRTIOPY)} "$@"\n')
     (tools / "virtiopy").chmod(0o755)
-    script = "\n".join(["set -e", f"export PYTHONPATH={ROOT}", f"cd {tmp_path}", *commands])
+    start = ["set -e", "mkdir -p /run/netns", "mount -t tmpfs none /run/netns"]
+    start += [f"export PYTHONPATH={ROOT}", f"cd {tmp_path}"]
+    script = "\n".join([*start, *commands])
     done = subprocess.run(
         ["unshare", "--net", "--mount", "sh", "-c", script],
         env={**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"},
