@@ -64,7 +64,7 @@ class Bench:
     def qemu(self, append: str) -> list[str]:
         """Return the command line of the same run in QEMU."""
         return [
-            *("ip", "netns", "exec", self.namespace.name, QEMU, *MICROVM),
+            *("nsenter", f"--net=/run/netns/{self.namespace.name}", QEMU, *MICROVM),
             *("-kernel", str(guest_path("net")), "-append", append),
             *("-netdev", "tap,id=n,ifname=t0,script=no,downscript=no"),
             *("-device", f"virtio-net-device,netdev=n,mac={MAC}"),

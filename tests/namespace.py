@@ -64,7 +64,8 @@ class Namespace:
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Run a command in it."""
-        inside = ["ip", "netns", "exec", self.name, *command]
+        # Not `ip netns exec`: that mounts a /sys as well, which a chroot does not allow.
+        inside = ["nsenter", f"--net={NAMESPACES / self.name}", *command]
         return subprocess.run(inside, capture_output=True, text=True, check=False, timeout=100)
 
     def inside(self, function: Callable[[], T]) -> T:

@@ -96,9 +96,11 @@ class BottomHalf:
             self._loop.call_soon(self._run, self.name)
 
     def _run(self) -> None:
-        # Cleared first: what is scheduled by the callback itself is another run.
-        self._scheduled = False
-        self._callback()
+        # Two threads at the same moment may both have asked the loop: the first run is for both.
+        if self._scheduled:
+            # Cleared first: what is scheduled by the callback itself is another run.
+            self._scheduled = False
+            self._callback()
 
 
 class EventLoop(Closing):
@@ -121,6 +123,9 @@ class EventLoop(Closing):
         self._soon: deque[tuple[Callable[[], None], str]] = deque()
         self._stopping = False
         self._thread: threading.Thread | None = None
+        self._is_ours = False
+        self._ended = threading.Event()
+        self._closed = False
         self._workers: ThreadPoolExecutor | None = None
 
     # Life
@@ -128,25 +133,33 @@ class EventLoop(Closing):
     def start(self) -> None:
         """Run the loop on a thread of its own; again, after it was stopped."""
         self._stopping = False
+        self._ended.clear()
+        self._is_ours = True
         self._thread = threading.Thread(target=self.run, name=self.name)
         self._thread.start()
 
     def stop(self) -> None:
         """End the loop, from any thread, and wait for it unless this is its own."""
         self._stopping = True
-        os.eventfd_write(self._wake, 1)
+        if not self._closed:
+            os.eventfd_write(self._wake, 1)
         thread = self._thread
         # A thread without an identity was interrupted in its start, and will find it has to stop.
-        if thread is not None and thread is not threading.current_thread() and thread.ident:
-            thread.join()
+        if thread is not None and not self.in_thread and thread.ident:
+            self._ended.wait()
+            if self._is_ours:
+                thread.join()
 
     def close(self) -> None:
         """Stop, wait for the workers, and close the loop's files; watched ones are the owners'."""
         self.stop()
+        if self._closed:
+            return
         if self._workers is not None:
             self._workers.shutdown()
         # Completions that came too late: what they hold is let go.
         self._soon.clear()
+        self._closed = True
         self._epoll.close()
         os.close(self._wake)
 
@@ -179,13 +192,15 @@ class EventLoop(Closing):
                 callback, _ = self._soon.popleft()
                 if isinstance(callback, _Call):
                     callback.abandon()
+            self._ended.set()
 
     def _turn(self) -> None:
-        for fd, events in self._epoll.poll(self._seconds_to_next_timer()):
+        ready = self._epoll.poll(self._seconds_to_next_timer())
+        for watch, fd, events in [(self._watches.get(fd), fd, events) for fd, events in ready]:
             if fd == self._wake:
                 os.eventfd_read(self._wake)
-            # A callback before may have removed it.
-            elif (watch := self._watches.get(fd)) is not None:
+            # A callback before may have removed it, and its number may be another file's by now.
+            elif watch is not None and self._watches.get(fd) is watch:
                 start = time.monotonic()
                 watch.callback(events)
                 self._complain_if_slow(start, watch.name)
@@ -208,13 +223,17 @@ class EventLoop(Closing):
     def watch(self, fd: int, events: int, callback: Callable[[int], None], name: str) -> Watch:
         """Call back, with the events, whenever `fd` is ready for any of `events`; any thread."""
         watch = Watch(self._epoll, fd, events, callback, name)
-        self._watches[fd] = watch
+        # First, for it may fail, as it does for a regular file. What is ready before the next
+        # line is so afterwards: it is level-triggered.
         self._epoll.register(fd, events)
+        self._watches[fd] = watch
         return watch
 
     def unwatch(self, watch: Watch) -> None:
         """Watch a file no more, before it is closed; from any thread."""
-        if self._watches.pop(watch.fd, None) is not None:
+        # Where the file was closed first, its number may be another's by now.
+        if self._watches.get(watch.fd) is watch:
+            del self._watches[watch.fd]
             # The file may be gone already, and its registration with it.
             with contextlib.suppress(OSError):
                 self._epoll.unregister(watch.fd)
@@ -225,6 +244,8 @@ class EventLoop(Closing):
         self, seconds: float, callback: Callable[[], None], name: str, *, every: bool = False
     ) -> Timer:
         """Call back in `seconds`, and with `every` again each so many; on the loop's thread."""
+        if every and seconds <= 0:
+            raise ValueError(f"a timer every {seconds} seconds")
         period = seconds if every else None
         timer = Timer(time.monotonic() + seconds, period, callback, name)
         self._push_timer(timer)
@@ -262,7 +283,7 @@ class EventLoop(Closing):
     def call_soon(self, callback: Callable[[], None], name: str) -> None:
         """Run `callback` on the loop's thread, soon; from any thread."""
         self._soon.append((callback, name))
-        if not self.in_thread:
+        if not self.in_thread and not self._closed:
             os.eventfd_write(self._wake, 1)
 
     def bottom_half(self, callback: Callable[[], None], name: str) -> BottomHalf:
@@ -281,7 +302,7 @@ class EventLoop(Closing):
         self.call_soon(call, name)
         if not self.running:
             # It may have ended before it saw the call.
-            self._thread.join()
+            self._ended.wait()
             call.abandon()
         call.wait()
 

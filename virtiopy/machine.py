@@ -1,5 +1,6 @@
 """The test VM: memory, one CPU, virtio-mmio devices, a debug console and an exit port."""
 
+import contextlib
 import enum
 import os
 import threading
@@ -14,7 +15,7 @@ from virtiopy.bus import Bus, Place
 from virtiopy.closing import Closing
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.errors import ConfigError, GuestError
-from virtiopy.eventloop import READABLE, EventLoop, Watch
+from virtiopy.eventloop import READABLE, EventLoop
 from virtiopy.exitlog import ExitKind, ExitLog
 from virtiopy.kvm.exits import Exit, ExitReason, IoExit, MmioExit
 from virtiopy.memory import GuestMemory
@@ -43,7 +44,7 @@ class IoMode(enum.StrEnum):
 
 @dataclass(slots=True, frozen=True)
 class Slot:
-    """A device in the VM: where its driver finds it, and the eventfds that it is reached by."""
+    """A device in the VM: where its driver finds it, and what to let go of at the end."""
 
     name: str
     device: VirtioDevice
@@ -51,8 +52,7 @@ class Slot:
     address: int
     gsi: int
     mode: IoMode
-    eventfds: tuple[int, ...] = ()
-    watches: tuple[Watch, ...] = ()
+    release: contextlib.ExitStack
 
 
 @dataclass(slots=True, frozen=True)
@@ -137,13 +137,7 @@ class Machine(Closing):
         """Free the CPU and the devices; the memory and the accelerator are the caller's."""
         self.loop.stop()
         for slot in self.slots:
-            with slot.device.lock:
-                slot.device.reset()
-                slot.device.close()
-            for watch in slot.watches:
-                self.loop.unwatch(watch)
-            for eventfd in slot.eventfds:
-                os.close(eventfd)
+            slot.release.close()
         self.loop.close()
         self.cpu.close()
 
@@ -152,29 +146,38 @@ class Machine(Closing):
 
         From here on the device is the machine's to close.
         """
-        index = len(self.slots)
-        if index == GSI_COUNT:
-            raise ConfigError(f"There are more than {GSI_COUNT} devices: leave some out.")
-        gsi = FIRST_GSI + index
-        address = MMIO_BASE + index * REGISTER_RANGE
-
-        if mode is IoMode.TRAPPED:
-            slot = self._trapped_slot(device, name, address, gsi)
-        else:
-            slot = self._ioeventfd_slot(device, name, address, gsi)
-        self._mmio.add(Place(address, REGISTER_RANGE, name, slot.transport))
+        with contextlib.ExitStack() as release:
+            release.callback(device.close)
+            index = len(self.slots)
+            if index == GSI_COUNT:
+                raise ConfigError(f"There are more than {GSI_COUNT} devices: leave some out.")
+            gsi = FIRST_GSI + index
+            address = MMIO_BASE + index * REGISTER_RANGE
+            if mode is IoMode.TRAPPED:
+                transport = self._trapped(device, gsi)
+            else:
+                transport = self._by_eventfds(device, name, address, gsi, release)
+            self._mmio.add(Place(address, REGISTER_RANGE, name, transport))
+            release.callback(_reset, device)
+            slot = Slot(name, device, transport, address, gsi, mode, release.pop_all())
         self.slots.append(slot)
         return slot
 
-    def _trapped_slot(self, device: VirtioDevice, name: str, address: int, gsi: int) -> Slot:
+    def _trapped(self, device: VirtioDevice, gsi: int) -> MmioTransport:
         def set_interrupt(level: bool) -> None:
             self.accelerator.set_irq_line(gsi, level)
 
-        transport = MmioTransport(device, self.memory, set_interrupt, loop=self.loop)
-        return Slot(name, device, transport, address, gsi, IoMode.TRAPPED)
+        return MmioTransport(device, self.memory, set_interrupt, loop=self.loop)
 
-    def _ioeventfd_slot(self, device: VirtioDevice, name: str, address: int, gsi: int) -> Slot:
-        interrupt = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    def _by_eventfds(
+        self,
+        device: VirtioDevice,
+        name: str,
+        address: int,
+        gsi: int,
+        release: contextlib.ExitStack,
+    ) -> MmioTransport:
+        interrupt = _eventfd(release)
         self.accelerator.add_irqfd(gsi, interrupt)
 
         def set_interrupt(level: bool) -> None:
@@ -185,26 +188,13 @@ class Machine(Closing):
         transport = MmioTransport(
             device, self.memory, set_interrupt, loop=self.loop, may_block=False
         )
-        eventfds, watches = [interrupt], []
         for index in range(len(device.queue_sizes)):
-            kick = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            kick = _eventfd(release)
             self.accelerator.add_ioeventfd(address + Register.QueueNotify, index, kick)
-            watches.append(
-                self.loop.watch(
-                    kick, READABLE, _kick_reader(transport, kick, index), f"{name} queue {index}"
-                )
-            )
-            eventfds.append(kick)
-        return Slot(
-            name,
-            device,
-            transport,
-            address,
-            gsi,
-            IoMode.IOEVENTFD,
-            tuple(eventfds),
-            tuple(watches),
-        )
+            reader = _kick_reader(transport, kick, index)
+            watch = self.loop.watch(kick, READABLE, reader, f"{name} queue {index}")
+            release.callback(self.loop.unwatch, watch)
+        return transport
 
     def boot(self, image: GuestImage, arguments: str = "") -> None:
         """Load a PVH image; its command line names the devices, then come `arguments`.
@@ -306,6 +296,17 @@ class Machine(Closing):
                 "for instance with objdump -d."
             )
         return GuestError(f"The guest stopped at rip {rip:#x} with {exit_.describe()}.")
+
+
+def _eventfd(release: contextlib.ExitStack) -> int:
+    eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    release.callback(os.close, eventfd)
+    return eventfd
+
+
+def _reset(device: VirtioDevice) -> None:
+    with device.lock:
+        device.reset()
 
 
 def _kick_reader(transport: MmioTransport, eventfd: int, index: int) -> Callable[[int], None]:

@@ -21,6 +21,14 @@ needs_kvm = pytest.mark.skipif(
 )
 needs_qemu = pytest.mark.skipif(shutil.which(QEMU) is None, reason=f"{QEMU} is missing")
 
+#: Runs a command in a network and a mount namespace of its own.
+ISOLATED = ["unshare", "--net", "--mount", "--propagation", "private"]
+
+needs_isolation = pytest.mark.skipif(
+    subprocess.run([*ISOLATED, "true"], capture_output=True, check=False).returncode != 0,
+    reason="unshare --net --mount does not work here: it takes root, outside of a chroot",
+)
+
 SECTOR = 512
 PATTERN_SECTORS = 64
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import logging
 import os
 import signal
 import socket
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.guest.support import VIRTIOPY, make_image, needs_kvm
+from tests.guest.support import ISOLATED, VIRTIOPY, make_image, needs_isolation, needs_kvm
 from virtiopy.accel.kvm import KvmAccelerator
 from virtiopy.boot.elf import GuestImage
 from virtiopy.boot.guests import guest_path
@@ -23,8 +24,13 @@ from virtiopy.control import ControlServer
 from virtiopy.devices.balloon import Balloon
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.devices.blk import Blk
+from virtiopy.devices.console import Console
+from virtiopy.devices.net import Net
 from virtiopy.devices.rng import Rng
 from virtiopy.host.disk import DiskImage
+from virtiopy.host.stream import SocketStream
+from virtiopy.host.tap import Tap
+from virtiopy.host.tapconfig import TapConfig
 from virtiopy.machine import IoMode, Machine
 from virtiopy.memory import GuestMemory
 from virtiopy.virtqueue.split import Chain, SplitQueue
@@ -33,20 +39,16 @@ pytestmark = needs_kvm
 
 CYCLES = 200
 
-#: Runs a command in a network and a mount namespace of its own.
-ISOLATED = ["unshare", "--net", "--mount", "--propagation", "private"]
-
-needs_isolation = pytest.mark.skipif(
-    subprocess.run([*ISOLATED, "true"], capture_output=True, check=False).returncode != 0,
-    reason="namespaces cannot be made here",
-)
 MODES = list(IoMode)
+MAC = bytes.fromhex("020000000001")
 
 #: One line a device: what makes it, in a folder of its own.
 DEVICES: dict[str, Callable[[Path], VirtioDevice]] = {
     "blk": lambda folder: Blk(DiskImage(folder / "disk.img")),
     "rng": lambda folder: Rng(),
     "balloon": lambda folder: Balloon(statistics_interval=0.01),
+    "console": lambda folder: Console(SocketStream(folder / "console.sock")),
+    "net": lambda folder: Net(Tap(TapConfig("lc0", create=True)), mac=MAC),
 }
 
 
@@ -281,4 +283,6 @@ def test_a_guest_that_ends_leaves_nothing(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    # A slow callback on a busy machine is a warning, and not what is looked for here.
+    logging.basicConfig(level=logging.ERROR)
     run_cycles(Path(sys.argv[1]))

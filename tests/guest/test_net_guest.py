@@ -15,7 +15,15 @@ from typing import Any
 
 import pytest
 
-from tests.guest.support import VIRTIOPY, assert_one_sentence, needs_kvm, run_guest, virtiopy
+from tests.guest.support import (
+    ISOLATED,
+    VIRTIOPY,
+    assert_one_sentence,
+    needs_isolation,
+    needs_kvm,
+    run_guest,
+    virtiopy,
+)
 from tests.namespace import Namespace, needs_taps
 
 pytestmark = [needs_kvm, needs_taps]
@@ -338,6 +346,7 @@ def test_a_link_that_goes_down_and_up_is_seen_by_the_guest(
         run.finish()
 
 
+@needs_isolation
 @pytest.mark.skipif(shutil.which("tcpdump") is None, reason="tcpdump is missing")
 def test_the_commands_of_the_docs_work(tmp_path: Path) -> None:
     """In namespaces for interfaces and mounts, so that nothing of them is left."""
@@ -348,11 +357,10 @@ def test_the_commands_of_the_docs_work(tmp_path: Path) -> None:
     tools.mkdir()
     (tools / "virtiopy").write_text(f'#!/bin/sh\nexec {shlex.join(VIRTIOPY)} "$@"\n')
     (tools / "virtiopy").chmod(0o755)
-    start = ["set -e", "mkdir -p /run/netns", "mount -t tmpfs none /run/netns"]
-    start += [f"export PYTHONPATH={ROOT}", f"cd {tmp_path}"]
-    script = "\n".join([*start, *commands])
+    hide = "mkdir -p /run/netns; mount -t tmpfs tmpfs /run/netns"
+    script = "\n".join(["set -e", hide, f"export PYTHONPATH={ROOT}", f"cd {tmp_path}", *commands])
     done = subprocess.run(
-        ["unshare", "--net", "--mount", "sh", "-c", script],
+        [*ISOLATED, "sh", "-c", script],
         env={**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"},
         capture_output=True,
         text=True,

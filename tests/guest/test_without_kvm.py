@@ -1,12 +1,19 @@
 import json
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.guest.support import VIRTIOPY, Outcome, holds_final_pattern, make_image, run_guest
+from tests.guest.support import (
+    ISOLATED,
+    VIRTIOPY,
+    Outcome,
+    holds_final_pattern,
+    make_image,
+    needs_isolation,
+    run_guest,
+)
 from virtiopy.hello import Mode
 
 pytest.importorskip("unicorn", reason="Unicorn is missing: pip install 'virtiopy[tcg]'")
@@ -16,14 +23,12 @@ ROOT = Path(__file__).parent.parent.parent
 
 def without_kvm(*command: str) -> Outcome:
     # In a mount namespace of its own, /dev/kvm is something that is not KVM.
-    if os.geteuid() != 0 or shutil.which("unshare") is None:
-        pytest.skip("hiding /dev/kvm needs root and unshare")
     if not os.path.exists("/dev/kvm"):
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     else:
         hide = 'mount --bind /dev/null /dev/kvm && exec "$@"'
         done = subprocess.run(
-            ["unshare", "--mount", "sh", "-c", hide, "sh", *command],
+            [*ISOLATED, "sh", "-c", hide, "sh", *command],
             capture_output=True,
             text=True,
             check=False,
@@ -32,6 +37,7 @@ def without_kvm(*command: str) -> Outcome:
     return Outcome(done.returncode, done.stdout, done.stderr, {})
 
 
+@needs_isolation
 def test_auto_runs_every_mode_on_the_software_cpu_and_says_so_once() -> None:
     outcome = without_kvm(*VIRTIOPY, "hello")
 
@@ -42,6 +48,7 @@ def test_auto_runs_every_mode_on_the_software_cpu_and_says_so_once() -> None:
     assert "Running on the software CPU (tcg)" in notes[0]
 
 
+@needs_isolation
 def test_asking_for_kvm_is_an_error_with_its_remedy() -> None:
     outcome = without_kvm(*VIRTIOPY, "hello", "--accel", "kvm")
 
@@ -50,6 +57,7 @@ def test_asking_for_kvm_is_an_error_with_its_remedy() -> None:
     assert outcome.errors.count("\n") == 1
 
 
+@needs_isolation
 def test_the_demo_passes_and_says_what_it_ran_on() -> None:
     if not (ROOT / ".venv/bin/virtiopy").exists():
         pytest.skip("the demo runs what make setup installs, and that is not there")

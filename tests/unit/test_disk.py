@@ -31,6 +31,12 @@ def pattern(size: int = SIZE) -> bytes:
     return b"".join(bytes([sector % 251 + 1]) * 512 for sector in range(size // 512))
 
 
+def zeroed(start: int, length: int) -> bytes:
+    content = bytearray(pattern())
+    content[start : start + length] = bytes(length)
+    return bytes(content)
+
+
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
     path = tmp_path / "disk.img"
@@ -562,6 +568,23 @@ def test_direct_writes_of_any_alignment_leave_their_neighbours_alone(
     assert direct_image.read_bytes() == expected
 
 
+@pytest.mark.parametrize(
+    ("offset", "length", "misaligned"),
+    [(512, 4096, False), (0, 512, False), (0, 4096, True)],
+    ids=["offset", "length", "address"],
+)
+def test_what_is_misaligned_in_one_way_alone_is_read_and_written(
+    image: Path, offset: int, length: int, misaligned: bool
+) -> None:
+    data = buffer(length, misaligned=misaligned)
+    with direct(image, 4096) as disk:
+        disk.read(offset, [data])
+        assert data == pattern()[offset : offset + length]
+        data[:] = bytes(length)
+        disk.write(offset, [data])
+    assert image.read_bytes() == zeroed(offset, length)
+
+
 def test_aligned_direct_i_o_is_not_copied(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     preadv = os.preadv
@@ -648,12 +671,6 @@ def allocated(path: Path) -> int:
         return os.fstat(fd).st_blocks * 512
     finally:
         os.close(fd)
-
-
-def zeroed(start: int, length: int) -> bytes:
-    content = bytearray(pattern())
-    content[start : start + length] = bytes(length)
-    return bytes(content)
 
 
 @pytest.fixture

@@ -528,6 +528,46 @@ def test_an_interrupt_from_the_keyboard_stops_the_cpu_and_reaches_the_caller(ben
     assert bench.cpu.stops == 1
 
 
+def test_an_interrupt_while_the_thread_starts_stops_the_cpu_too(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+
+    def start_and_interrupt(thread: threading.Thread) -> None:
+        start(thread)
+        if thread.name == "cpu0":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", start_and_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        bench.machine.run()
+    # Stopped, or interrupted before it had begun: either way it does not run any more.
+    assert not [thread for thread in threading.enumerate() if thread.name == "cpu0"]
+
+
+def test_an_interrupt_before_the_thread_begins_leaves_it_without_a_turn(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[threading.Thread] = []
+
+    def interrupt_instead(thread: threading.Thread) -> None:
+        if thread.name != "cpu0":
+            start(thread)
+            return
+        started.append(thread)
+        raise KeyboardInterrupt
+
+    start = threading.Thread.start
+    monkeypatch.setattr(threading.Thread, "start", interrupt_instead)
+    with pytest.raises(KeyboardInterrupt):
+        bench.machine.run()
+    exits = bench.cpu.counters["exits"]
+    # It begins after all, and finds that it is not wanted.
+    start(started[0])
+    started[0].join()
+    assert bench.cpu.counters["exits"] == exits
+
+
 # Boot and end
 
 

@@ -51,3 +51,15 @@ def test_numbers_out_of_range_are_refused(value: str) -> None:
     options = DeviceOptions("--disk", f"a,queues={value}", ["queues"])
     with pytest.raises(ConfigError, match="from 1 to 8"):
         options.number("queues", 1, 1, 8)
+
+
+def test_a_repeatable_key_gives_its_values_in_order() -> None:
+    options = DeviceOptions(
+        "--console", "stdio,port=a:pty,wait=on,port=b,,c:pty", ["wait"], ["port"]
+    )
+    assert options.texts("port") == ["a:pty", "b,c:pty"]
+    assert options.flag("wait")
+
+
+def test_a_repeatable_key_may_be_left_out() -> None:
+    assert DeviceOptions("--console", "stdio", ["wait"], ["port"]).texts("port") == []

@@ -417,7 +417,7 @@ struct kvm_run {
 	...;
 };
 
-/* virtio: the rings (2.7), the block device (5.2) and the network device (5.1) */
+/* virtio: the rings (2.7) and the devices (5) */
 struct vring_desc {
 	uint64_t addr;
 	uint32_t len;
@@ -470,6 +470,35 @@ struct virtio_blk_discard_write_zeroes {
 	uint32_t num_sectors, flags;
 };
 
+/* virtio: the balloon (5.5) */
+struct virtio_balloon_config {
+	uint32_t num_pages, actual, free_page_hint_cmd_id, poison_val;
+	...;
+};
+
+struct virtio_balloon_stat {
+	uint16_t tag;
+	uint64_t val;
+	...;
+};
+
+/* virtio: the console (5.3) */
+struct virtio_console_config {
+	uint16_t cols, rows;
+	uint32_t max_nr_ports, emerg_wr;
+	...;
+};
+
+struct virtio_console_control {
+	uint32_t id;
+	uint16_t event, value;
+};
+
+struct virtio_console_resize {
+	uint16_t cols, rows;
+};
+
+/* virtio: the network device (5.1) */
 struct virtio_net_config {
 	uint8_t mac[6];
 	uint16_t status, max_virtqueue_pairs, mtu;
@@ -487,18 +516,6 @@ struct virtio_net_hdr_v1 {
 struct ifreq {
 	char ifr_name[...];
 	short ifr_flags;
-	...;
-};
-
-/* virtio: the balloon (5.5) */
-struct virtio_balloon_config {
-	uint32_t num_pages, actual, free_page_hint_cmd_id, poison_val;
-	...;
-};
-
-struct virtio_balloon_stat {
-	uint16_t tag;
-	uint64_t val;
 	...;
 };
 

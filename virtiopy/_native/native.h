@@ -20,6 +20,7 @@
 #include <linux/virtio_balloon.h>
 #include <linux/virtio_blk.h>
 #include <linux/virtio_config.h>
+#include <linux/virtio_console.h>
 #include <linux/virtio_ids.h>
 #include <linux/virtio_mmio.h>
 #include <linux/virtio_net.h>
@@ -62,6 +63,11 @@ struct hvm_memmap_table_entry {
 	uint64_t size;
 	uint32_t type;
 	uint32_t reserved;
+};
+
+/* What follows the control message RESIZE (virtio 5.3.6.2); no header has it. */
+struct virtio_console_resize {
+	uint16_t cols, rows;
 };
 
 struct vp_wake;

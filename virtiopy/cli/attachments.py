@@ -7,18 +7,23 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from virtiopy.cli.options import DeviceOptions, parse_size
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.errors import ConfigError
+
+if TYPE_CHECKING:
+    from virtiopy.streams import Stream
 
 
 @dataclass(slots=True, frozen=True)
 class Attachment:
     """An option: its name, the prefix of its devices' names, how it is written, its builder.
 
-    `keys` may follow the first part of its value as key=value; every device knows `mode` too.
-    Without `has_main` there is no first part: the value is key=value,... and may be left out.
+    `keys` may follow the first part of its value as key=value, `repeatable` ones several times;
+    every device knows `mode` too. Without `has_main` there is no first part: the value is
+    key=value,... and may be left out.
     `build` is given the value, taken apart; it raises ConfigError with a remedy.
     """
 
@@ -29,12 +34,13 @@ class Attachment:
     keys: tuple[str, ...]
     build: Callable[[DeviceOptions], VirtioDevice]
     has_main: bool = True
+    repeatable: tuple[str, ...] = ()
 
     def parse(self, text: str) -> DeviceOptions:
         """Take a value of the option apart; raises ConfigError."""
         if not self.has_main and text:
             text = f",{text}"
-        return DeviceOptions(self.option, text, (*self.keys, "mode"))
+        return DeviceOptions(self.option, text, (*self.keys, "mode"), self.repeatable)
 
 
 def build_disk(options: DeviceOptions) -> VirtioDevice:
@@ -58,6 +64,75 @@ def build_disk(options: DeviceOptions) -> VirtioDevice:
         writeback=cache is not CacheMode.WRITETHROUGH,
         num_queues=num_queues,
         queue_size=queue_size,
+    )
+
+
+def build_rng(options: DeviceOptions) -> VirtioDevice:
+    """Make an entropy device."""
+    from virtiopy.devices.rng import Rng
+
+    return Rng()
+
+
+def build_balloon(options: DeviceOptions) -> VirtioDevice:
+    """Make a balloon of `[target=SIZE][,stats=SECONDS][,...]`."""
+    from virtiopy.devices.balloon import Balloon
+
+    return Balloon(
+        target=parse_size(options.text("target", "0")),
+        statistics_interval=options.number("stats", 0, 0, 86400),
+        deflate_on_oom=options.flag("deflate-on-oom"),
+    )
+
+
+def build_console(options: DeviceOptions) -> VirtioDevice:
+    """Make a console device of `TARGET[,port=NAME:TARGET]...[,wait=on]`."""
+    from virtiopy.devices.console import Console
+    from virtiopy.streams import Stream
+
+    wait = options.flag("wait")
+    with contextlib.ExitStack() as opened:
+
+        def open_stream(text: str) -> Stream:
+            stream = open_target(text, wait=wait)
+            opened.callback(stream.close)
+            return stream
+
+        stream = open_stream(options.main)
+        channels: dict[str, Stream] = {}
+        for text in options.texts("port"):
+            name, _, target = text.partition(":")
+            if not name or name in channels:
+                raise ConfigError(
+                    f"--console has port={text}: give each port a name of its own, as in "
+                    "port=org.example.agent:socket:agent.sock."
+                )
+            channels[name] = open_stream(target)
+        console = Console(stream, channels)
+        opened.pop_all()
+    return console
+
+
+def open_target(text: str, *, wait: bool) -> "Stream":
+    """Open the host's side of a port; a pseudoterminal's name is printed."""
+    import click
+
+    from virtiopy.host.stream import FileStream, PtyStream, SocketStream
+    from virtiopy.host.terminal import StdioStream
+
+    kind, colon, rest = text.partition(":")
+    if kind == "stdio" and not colon:
+        return StdioStream()
+    if kind == "pty":
+        stream = PtyStream(Path(rest) if rest else None, wait=wait)
+        click.echo(f"virtiopy: {stream.path} is a console's terminal", err=True)
+        return stream
+    if kind == "socket" and rest:
+        return SocketStream(Path(rest), wait=wait)
+    if kind == "file" and rest:
+        return FileStream(Path(rest))
+    raise ConfigError(
+        f"--console has {text!r}: use one of stdio, pty, pty:LINK, socket:PATH, file:PATH."
     )
 
 
@@ -100,24 +175,6 @@ def build_net(options: DeviceOptions) -> VirtioDevice:
     return device
 
 
-def build_rng(options: DeviceOptions) -> VirtioDevice:
-    """Make an entropy device."""
-    from virtiopy.devices.rng import Rng
-
-    return Rng()
-
-
-def build_balloon(options: DeviceOptions) -> VirtioDevice:
-    """Make a balloon of `[target=SIZE][,stats=SECONDS][,...]`."""
-    from virtiopy.devices.balloon import Balloon
-
-    return Balloon(
-        target=parse_size(options.text("target", "0")),
-        statistics_interval=options.number("stats", 0, 0, 86400),
-        deflate_on_oom=options.flag("deflate-on-oom"),
-    )
-
-
 ATTACHMENTS = [
     Attachment(
         "--disk",
@@ -127,17 +184,6 @@ ATTACHMENTS = [
         "Attach a raw image or block device.",
         ("readonly", "cache", "serial", "queues", "queue-size"),
         build_disk,
-    ),
-    Attachment(
-        "--net",
-        "net",
-        "tap=NAME[,create=on][,address=IP/PREFIX][,bridge=NAME][,netns=NAME][,mac=MAC][,mtu=N]"
-        "[,queues=N][,pcap=FILE][,mode=trapped|ioeventfd]",
-        "Attach a network device to a tap, which is there or with create=on is made and taken "
-        "away again. `pcap` records its frames.",
-        ("tap", "create", "address", "bridge", "netns", "mac", "mtu", "queues", "pcap"),
-        build_net,
-        has_main=False,
     ),
     Attachment(
         "--rng",
@@ -155,6 +201,28 @@ ATTACHMENTS = [
         "Attach a memory balloon.",
         ("target", "stats", "deflate-on-oom"),
         build_balloon,
+        has_main=False,
+    ),
+    Attachment(
+        "--console",
+        "console",
+        "TARGET[,port=NAME:TARGET]...[,wait=on][,mode=trapped|ioeventfd]",
+        "Attach a console whose host's side is TARGET: stdio (Ctrl-a x ends the run), pty[:LINK], "
+        "socket:PATH or file:PATH; `port` adds a named channel. Output that finds nobody at a "
+        "pty or socket is dropped, or with wait=on held for the first who comes.",
+        ("wait",),
+        build_console,
+        repeatable=("port",),
+    ),
+    Attachment(
+        "--net",
+        "net",
+        "tap=NAME[,create=on][,address=IP/PREFIX][,bridge=NAME][,netns=NAME][,mac=MAC][,mtu=N]"
+        "[,queues=N][,pcap=FILE][,mode=trapped|ioeventfd]",
+        "Attach a network device to a tap, which is there or with create=on is made and taken "
+        "away again. `pcap` records its frames.",
+        ("tap", "create", "address", "bridge", "netns", "mac", "mtu", "queues", "pcap"),
+        build_net,
         has_main=False,
     ),
 ]

@@ -16,11 +16,15 @@ ACCELERATORS = ("auto", "kvm", "tcg")
 class DeviceOptions:
     """`MAIN,key=value,...` taken apart; a comma that belongs to a value is written twice.
 
-    Raises ConfigError for an unknown key, one without a value, or one given twice.
+    Raises ConfigError for an unknown key, one without a value, or one given twice that is not
+    `repeatable`.
     """
 
-    def __init__(self, option: str, text: str, keys: Iterable[str]) -> None:
-        known = list(keys)
+    def __init__(
+        self, option: str, text: str, keys: Iterable[str], repeatable: Iterable[str] = ()
+    ) -> None:
+        self._lists: dict[str, list[str]] = {key: [] for key in repeatable}
+        known = [*keys, *self._lists]
         self.option = option
         first, *rest = [part.replace("\0", ",") for part in text.replace(",,", "\0").split(",")]
         self.main = first
@@ -31,6 +35,9 @@ class DeviceOptions:
                 raise ConfigError(
                     f"{option} does not know {part!r}: use {', '.join(f'{k}=...' for k in known)}."
                 )
+            if key in self._lists:
+                self._lists[key].append(value)
+                continue
             if key in self._values:
                 raise ConfigError(f"{option} has {key} twice: give it once.")
             self._values[key] = value
@@ -38,6 +45,10 @@ class DeviceOptions:
     def text(self, key: str, default: str) -> str:
         """Return a value as it was written."""
         return self._values.get(key, default)
+
+    def texts(self, key: str) -> list[str]:
+        """Return the values of a repeatable key, in their order."""
+        return self._lists[key]
 
     def flag(self, key: str, *, default: bool = False) -> bool:
         """Return an on/off value."""

@@ -92,16 +92,16 @@ def _attachment_options(function: Callable[..., int]) -> Callable[..., int]:
     help="What an access to an address is where no device is.",
 )
 @click.option(
-    "--pcap",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Record the frames of the one --net in this file, as its pcap=FILE does.",
-)
-@click.option(
     "--control",
     type=click.Path(path_type=Path),
     metavar="PATH",
     help="Take commands on a Unix socket here, while the guest runs: see `virtiopy ctl`.",
+)
+@click.option(
+    "--pcap",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Record the frames of the one --net in this file, as its pcap=FILE does.",
 )
 @click.option(
     "--json",
@@ -121,8 +121,8 @@ def command(
     hugepages: bool,
     timeout: float,
     unassigned: str,
-    pcap: Path | None,
     control: Path | None,
+    pcap: Path | None,
     json_path: Path | None,
     **attached: tuple[str, ...],
 ) -> int:
@@ -238,14 +238,21 @@ class GuestOutput:
 
 @contextlib.contextmanager
 def terminated_as_interrupted() -> Iterator[None]:
-    """Make SIGTERM end the run as Ctrl-C does: threads joined, files closed."""
+    """Make SIGTERM and SIGHUP end the run as Ctrl-C does: threads joined, files closed."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    # What is ignored stays so: SIGHUP under nohup(1).
+    numbers = [
+        number
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is not signal.SIG_IGN
+    ]
+    before = [signal.signal(number, interrupt) for number in numbers]
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
         sys.stdout.flush()

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from virtiopy._native import CData, ffi, lib
+from virtiopy.closing import Closing
 from virtiopy.errors import ConfigError, HostError
 from virtiopy.host.tapconfig import TapConfig
 from virtiopy.virtqueue.buffers import Buffers
@@ -47,7 +47,7 @@ class _Found:
     tx_dropped: int
 
 
-class Tap:
+class Tap(Closing):
     """An open tap, with a struct virtio_net_hdr before each frame: a FrameLink.
 
     Raises ConfigError or HostError, with a remedy, where that cannot be had.
@@ -69,17 +69,6 @@ class Tap:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exception_type: type[BaseException] | None,
-        exception: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the tap, and so take it away if it was made here; else leave it as it was."""
