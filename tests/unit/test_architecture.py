@@ -67,6 +67,7 @@ MAY_IMPORT = {
     "host": [*LOW, "eventloop", "memory", "spec", "virtqueue"],
     "kvm": [*LOW, "memory", "x86"],
     "accel": [*LOW, "memory", "x86", "kvm"],
+    "vhost": [*LOW, "memory", "spec", "virtqueue"],
     "boot": [*LOW, "memory", "x86", "accel.base"],
 }
 
