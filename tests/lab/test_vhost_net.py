@@ -37,8 +37,10 @@ def is_readable(fd: int, seconds: float = PATIENCE) -> bool:
 class Side:
     """One virtqueue: its driver, its eventfds, a buffer for each of its descriptors."""
 
-    def __init__(self, memory: GuestMemory, allocator: Allocator) -> None:
-        self.queue = DriverQueue(memory, QUEUE_SIZE, allocator)
+    def __init__(
+        self, memory: GuestMemory, allocator: Allocator, *, event_idx: bool = False
+    ) -> None:
+        self.queue = DriverQueue(memory, QUEUE_SIZE, allocator, event_idx=event_idx)
         self.buffers = [allocator.take(BUFFER) for _ in range(QUEUE_SIZE)]
         self.kick, self.call, self.error = (os.eventfd(0, os.EFD_NONBLOCK) for _ in range(3))
 
@@ -220,6 +222,16 @@ def test_a_receive_ring_goes_to_python_and_back_with_buffers_in_it(rig: Rig) -> 
     for number in range(15, 25):
         rig.link.wire.send(frame(number))
     assert rig.collect(10) == list(range(15, 25))
+
+
+def test_what_is_in_a_ring_before_it_starts_needs_no_kick(rig: Rig) -> None:
+    data = EMPTY_HEADER + frame(1)
+    rig.memory.write(rig.tx.buffers[0], data)
+    rig.tx.queue.add([Piece(rig.tx.buffers[0], len(data))])
+
+    rig.start(TX)
+
+    assert rig.seen_on_the_wire(1) == [1]
 
 
 def test_frames_that_come_while_no_one_works_the_ring_wait_in_the_tap(rig: Rig) -> None:

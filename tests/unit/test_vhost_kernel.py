@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import os
 from collections.abc import Iterator
@@ -9,8 +10,10 @@ from virtiopy._native import ffi, lib
 from virtiopy.errors import ConfigError, HostError
 from virtiopy.memory import HOLE_END, HOLE_START, AddressError, GuestMemory, Region
 from virtiopy.spec import Feature, feature_mask
+from virtiopy.vhost.handoff import Given, VhostPair
 from virtiopy.vhost.kernel import Ring, VhostNet, offered_with
-from virtiopy.virtqueue.split import QueueAddresses, QueueError
+from virtiopy.virtqueue.driver import Allocator, DriverQueue, Piece
+from virtiopy.virtqueue.split import QueueAddresses, QueueError, SplitQueue
 
 VERSION_1 = feature_mask([Feature.VIRTIO_F_VERSION_1])
 EVENT_IDX = feature_mask([Feature.VIRTIO_F_EVENT_IDX])
@@ -110,8 +113,9 @@ def test_a_ring_starts_with_its_backend_as_the_last_step(
 ) -> None:
     vhost.set_memory(memory)
     kernel.calls.clear()
+    kick = os.eventfd(0)
 
-    vhost.start_ring(1, Ring(128, ADDRESSES, 77, kick=10, call=11, error=12), tap=13)
+    vhost.start_ring(1, Ring(128, ADDRESSES, 77, kick=kick, call=11, error=12), tap=13)
 
     parts = tuple(host(memory, address) for address in (0x1000, 0x2000, 0x3000))
     assert set(kernel.calls[:-1]) == {
@@ -120,9 +124,12 @@ def test_a_ring_starts_with_its_backend_as_the_last_step(
         ("SET_VRING_ADDR", 1, 0, parts),
         ("SET_VRING_ERR", 1, 12),
         ("SET_VRING_CALL", 1, 11),
-        ("SET_VRING_KICK", 1, 10),
+        ("SET_VRING_KICK", 1, kick),
     }
     assert kernel.calls[-1] == ("NET_SET_BACKEND", 1, 13)
+    # And it looks at what is in the ring already.
+    assert os.eventfd_read(kick) == 1
+    os.close(kick)
 
 
 def test_a_ring_is_stopped_before_its_index_is_read(vhost: VhostNet, kernel: FakeKernel) -> None:
@@ -263,3 +270,70 @@ def test_a_missing_device_is_told_with_its_remedies() -> None:
 def test_a_busy_poll_timeout_is_checked(vhost: VhostNet) -> None:
     with pytest.raises(ConfigError, match="0 to 4294967295"):
         vhost.set_busy_poll(0, -1)
+
+
+def make_given(memory: GuestMemory, ring: int, kick: int) -> Given:
+    driver = DriverQueue(memory, 16, Allocator(0x1000 + ring * 0x1000, memory.size))
+    for _ in range(5):
+        driver.add([Piece(0x8000, 64, writable=True)])
+    queue = SplitQueue(memory, 16, driver.addresses)
+    queue.push_many([(chain, 0) for chain in queue.pop_many(2)])
+    assert len(queue.pop_many(2)) == 2
+    return Given(ring, queue, kick, call=11, unserved=2)
+
+
+def test_a_pair_is_given_with_what_was_popped_ahead_available_again(
+    memory: GuestMemory, kernel: FakeKernel
+) -> None:
+    kick = os.eventfd(0)
+    vhost = VhostNet("/dev/null", ioctl=kernel.ioctl)
+    with VhostPair(memory, VERSION_1, 13, vhost=vhost) as pair:
+        given = [make_given(memory, ring, kick) for ring in range(2)]
+        pair.give(given)
+        assert pair.active
+        assert [call for call in kernel.calls if call[0] == "SET_VRING_BASE"] == [
+            ("SET_VRING_BASE", 0, 2),
+            ("SET_VRING_BASE", 1, 2),
+        ]
+        os.eventfd_read(kick)
+
+        kernel.bases = {0: 4, 1: 3}
+        pair.take_back()
+        assert not pair.active
+        assert [g.queue.last_available for g in given] == [4, 3]
+        # They are looked at once more.
+        assert os.eventfd_read(kick) == 2
+        assert [len(g.queue.pop_many()) for g in given] == [1, 2]
+    os.close(kick)
+
+
+def test_a_pair_of_which_one_is_refused_stays_where_it_was(
+    memory: GuestMemory, kernel: FakeKernel
+) -> None:
+    kick = os.eventfd(0)
+    kernel.bases = {0: 2}
+    vhost = VhostNet("/dev/null", ioctl=kernel.ioctl)
+    with (
+        GuestMemory.allocate(2 << 20) as more,
+        VhostPair(memory, VERSION_1, 13, vhost=vhost) as pair,
+    ):
+        good = make_given(memory, 0, kick)
+        driver = DriverQueue(more, 16, Allocator(memory.size, more.size))
+        outside = Given(1, SplitQueue(more, 16, driver.addresses), kick, call=11)
+
+        with pytest.raises(AddressError):
+            pair.give([good, outside])
+
+        assert not pair.active
+        assert ("NET_SET_BACKEND", 0, -1) in kernel.calls
+        assert len(good.queue.pop_many()) == 3
+    os.close(kick)
+
+
+def test_a_pair_with_chains_in_flight_is_not_given(memory: GuestMemory, kernel: FakeKernel) -> None:
+    vhost = VhostNet("/dev/null", ioctl=kernel.ioctl)
+    with VhostPair(memory, VERSION_1, 13, vhost=vhost) as pair:
+        given = dataclasses.replace(make_given(memory, 0, 10), unserved=1)
+        with pytest.raises(ValueError, match="in flight"):
+            pair.give([given])
+        assert not pair.active

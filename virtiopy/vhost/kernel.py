@@ -307,6 +307,8 @@ class VhostNet(Closing):
         self.set_call(index, ring.call)
         self.set_kick(index, ring.kick)
         self.set_backend(index, tap)
+        # Whoever had the ring before may have read the kick for what is in it.
+        os.eventfd_write(ring.kick, 1)
 
     def stop_ring(self, index: int) -> int:
         """Take a ring back; returns the available index to go on from.
