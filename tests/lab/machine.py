@@ -77,7 +77,6 @@ class Lab(Closing):
                 stdin=terminal,
                 stdout=terminal,
                 stderr=terminal,
-                start_new_session=True,
             )
         finally:
             os.close(terminal)
@@ -138,7 +137,8 @@ def _path() -> str:
 def _boot_command(kernel: LabKernel, share: Path) -> list[str]:
     script = Path(__file__).with_name("inside.sh")
     return [
-        *(sys.executable, str(vng()), "--verbose", "--run", str(kernel.image)),
+        # With the terminal as its own, so that all of it goes when we do, however that is.
+        *("setsid", "--ctty", sys.executable, str(vng()), "--verbose", "--run", str(kernel.image)),
         *("--disable-kvm", "--force-9p", "--user", "root"),
         *("--cpus", str(CPUS), "--memory", MEMORY),
         *(word for parameter in _PARAMETERS for word in ("--append", parameter)),

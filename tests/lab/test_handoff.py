@@ -144,9 +144,11 @@ def flow(request: pytest.FixtureRequest) -> Iterator[Flow]:
 
 def test_switches_in_a_flow_lose_repeat_and_reorder_nothing(flow: Flow) -> None:
     luck = random.Random(1)
-    sent = put = switches = 0
+    sent = put = switches = rounds = 0
     every = FRAMES // SWITCHES
     while sent < FRAMES or put < FRAMES:
+        rounds += 1
+        assert rounds < FRAMES, f"stuck after {sent} frames sent, {len(flow.received)} received"
         for _ in range(luck.randrange(every)):
             if sent < FRAMES and flow.send(sent):
                 sent += 1

@@ -113,9 +113,8 @@ def test_a_ring_starts_with_its_backend_as_the_last_step(
 ) -> None:
     vhost.set_memory(memory)
     kernel.calls.clear()
-    kick = os.eventfd(0)
 
-    vhost.start_ring(1, Ring(128, ADDRESSES, 77, kick=kick, call=11, error=12), tap=13)
+    vhost.start_ring(1, Ring(128, ADDRESSES, 77, kick=10, call=11, error=12), tap=13)
 
     parts = tuple(host(memory, address) for address in (0x1000, 0x2000, 0x3000))
     assert set(kernel.calls[:-1]) == {
@@ -124,12 +123,9 @@ def test_a_ring_starts_with_its_backend_as_the_last_step(
         ("SET_VRING_ADDR", 1, 0, parts),
         ("SET_VRING_ERR", 1, 12),
         ("SET_VRING_CALL", 1, 11),
-        ("SET_VRING_KICK", 1, kick),
+        ("SET_VRING_KICK", 1, 10),
     }
     assert kernel.calls[-1] == ("NET_SET_BACKEND", 1, 13)
-    # And it looks at what is in the ring already.
-    assert os.eventfd_read(kick) == 1
-    os.close(kick)
 
 
 def test_a_ring_is_stopped_before_its_index_is_read(vhost: VhostNet, kernel: FakeKernel) -> None:
@@ -295,7 +291,6 @@ def test_a_pair_is_given_with_what_was_popped_ahead_available_again(
             ("SET_VRING_BASE", 0, 2),
             ("SET_VRING_BASE", 1, 2),
         ]
-        os.eventfd_read(kick)
 
         kernel.bases = {0: 4, 1: 3}
         pair.take_back()

@@ -298,7 +298,8 @@ class VhostNet(Closing):
     def start_ring(self, index: int, ring: Ring, tap: int) -> None:
         """Hand a ring over: from here on vhost works it, what is available already included.
 
-        After set_features and set_memory. If it fails, the ring is not running.
+        (It starts to poll the tap, which wakes it, so that it does not matter who read the last
+        kick.) After set_features and set_memory. If it fails, the ring is not running.
         """
         self.set_size(index, ring.size)
         self.set_base(index, ring.last_available)
@@ -307,8 +308,6 @@ class VhostNet(Closing):
         self.set_call(index, ring.call)
         self.set_kick(index, ring.kick)
         self.set_backend(index, tap)
-        # Whoever had the ring before may have read the kick for what is in it.
-        os.eventfd_write(ring.kick, 1)
 
     def stop_ring(self, index: int) -> int:
         """Take a ring back; returns the available index to go on from.
