@@ -68,6 +68,7 @@ class Lab(Closing):
         share.mkdir(parents=True, exist_ok=True)
         _write_command(share / "command.sh", command, {INSIDE: str(share), **environment})
         # virtme-ng wants a terminal; QEMU wants its standard streams to be files it can reopen.
+        self._terminal: int | None
         self._terminal, terminal = pty.openpty()
         try:
             self.process = subprocess.Popen(
@@ -80,14 +81,16 @@ class Lab(Closing):
             )
         finally:
             os.close(terminal)
-        self._reader = threading.Thread(target=self._read_console, name="lab-console")
+        self._reader = threading.Thread(
+            target=self._read_console, args=[self._terminal], name="lab-console"
+        )
         self._reader.start()
 
-    def _read_console(self) -> None:
+    def _read_console(self, terminal: int) -> None:
         with (self.share / "console.log").open("wb") as log:
             while True:
                 try:
-                    data = os.read(self._terminal, 1 << 16)
+                    data = os.read(terminal, 1 << 16)
                 except OSError:
                     # EIO: nobody has the terminal open any more.
                     return
@@ -126,7 +129,9 @@ class Lab(Closing):
                 os.killpg(self.process.pid, signal.SIGKILL)
                 self.process.wait()
         self._reader.join()
-        os.close(self._terminal)
+        if self._terminal is not None:
+            os.close(self._terminal)
+            self._terminal = None
 
 
 def _path() -> str:

@@ -151,6 +151,8 @@ class _Outside:
         environment = {"PYTHONPYCACHEPREFIX": str(CACHE / "pycache")}
         _compile(command, environment)
         environment["PYTHONDONTWRITEBYTECODE"] = "1"
+        # A test that hangs says where, in output.txt, before the lab is given up.
+        command += ["-o", "faulthandler_timeout=100"]
         # Slow to import, and of no use there.
         command += ["-p", "no:hypothesispytest"]
         self._started = self._heard = time.monotonic()

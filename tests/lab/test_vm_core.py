@@ -85,3 +85,13 @@ def test_the_kernel_counts_the_exits_too(blk_run: BlkRun) -> None:
 
     assert kernel["mmio_exits"] >= mmio > 0
     assert kernel["exits"] >= exits.total
+
+
+@pytest.mark.parametrize("way", ["spin", "halt"])
+def test_a_guest_that_never_ends_is_stopped_at_its_time(way: str) -> None:
+    with GuestMemory.allocate(32 << 20) as memory:
+        accelerator = KvmAccelerator(memory)
+        with Machine(memory, accelerator, console=lambda data: None) as machine:
+            machine.boot(GuestImage.open(guest_path("misbehave")), f"misbehave={way}")
+            assert machine.run(0.5).status is None
+        accelerator.close()

@@ -28,7 +28,7 @@ def test_without_the_lab_its_tests_are_skipped_loudly_with_the_remedy(tmp_path: 
     assert done.returncode == 0, done.stdout
     assert "THE LAB DID NOT RUN" in done.stdout
     assert "apt-get install qemu-system-x86" in done.stdout
-    assert "SKIPPED [10]" in done.stdout
+    assert "SKIPPED [12]" in done.stdout
 
 
 def test_a_lab_that_does_not_come_up_fails_its_tests_with_what_it_said(tmp_path: Path) -> None:
