@@ -18,14 +18,14 @@ mount -t 9p -o ro,trans=virtio,version=9p2000.L,cache=loose,msize=512000 "${moun
 for folder in /dev /proc /sys; do
 	mount --rbind "$folder" "$root$folder"
 done
-for folder in /run /tmp; do
-	mount -t tmpfs tmpfs "$root$folder"
-done
+# Not over /tmp, where the repository may be.
+mount -t tmpfs tmpfs "$root/run"
+mkdir "$root/run/tmp"
 mount --bind "$share" "$root$share"
 ls -l /dev/kvm /dev/vhost-net /dev/net/tun
 
 echo "lab: the command starts"
-chroot "$root" env -i HOME=/tmp LANG=C.UTF-8 TERM=dumb \
+chroot "$root" env -i HOME=/run/tmp TMPDIR=/run/tmp LANG=C.UTF-8 TERM=dumb \
 	PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
 	sh "$share/command.sh" >"$share/output.txt" 2>&1
 echo $? >"$share/status.new"
