@@ -1,6 +1,7 @@
 """Settings that all tests share."""
 
 import os
+import signal
 
 import pytest
 
@@ -17,6 +18,10 @@ if INSIDE not in os.environ:
     settings.register_profile("normal", settings(max_examples=200, **_COMMON))  # type: ignore[arg-type]
     settings.register_profile("nightly", settings(max_examples=10_000, **_COMMON))  # type: ignore[arg-type]
     settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "normal"))
+
+# A shell has its background jobs ignore SIGINT, and their children too; ours are interrupted.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_configure(config: pytest.Config) -> None:
