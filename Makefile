@@ -1,5 +1,6 @@
 # make demo    set up what is missing and run the main job
 # make test    set up what is missing and pass the whole suite
+# make lab     and pass only what runs in the lab, a booted kernel (tests/lab)
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,13 +10,16 @@ SOURCES := pyproject.toml setup.py scripts/setup \
 	$(shell find virtiopy/_native guest_drivers -name '*.[chS]' -o -name '*.ld' \
 		-o -name Makefile -o -name build.py)
 
-.PHONY: demo test lint setup nightly clean
+.PHONY: demo test lab lint setup nightly clean
 
 demo: $(VENV)/ready-run
 	scripts/demo
 
 test: $(VENV)/ready-dev lint
 	$(BIN)/pytest
+
+lab: $(VENV)/ready-dev
+	$(BIN)/pytest -m lab
 
 lint: $(VENV)/ready-dev
 	$(BIN)/ruff check .

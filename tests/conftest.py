@@ -1,15 +1,27 @@
 """Settings that all tests share."""
 
 import os
+import signal
 
 import pytest
-from hypothesis import HealthCheck, settings
 
-# `make test` takes the normal profile; HYPOTHESIS_PROFILE=nightly looks much longer.
-_COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
-settings.register_profile("normal", settings(max_examples=200, **_COMMON))  # type: ignore[arg-type]
-settings.register_profile("nightly", settings(max_examples=10_000, **_COMMON))  # type: ignore[arg-type]
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "normal"))
+from tests.lab.machine import INSIDE
+
+pytest_plugins = ["tests.lab.plugin"]
+
+# The lab's CPU takes many seconds to import Hypothesis, and no property test runs there.
+if INSIDE not in os.environ:
+    from hypothesis import HealthCheck, settings
+
+    # `make test` takes the normal profile; HYPOTHESIS_PROFILE=nightly looks much longer.
+    _COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+    settings.register_profile("normal", settings(max_examples=200, **_COMMON))  # type: ignore[arg-type]
+    settings.register_profile("nightly", settings(max_examples=10_000, **_COMMON))  # type: ignore[arg-type]
+    settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "normal"))
+
+# A shell has its background jobs ignore SIGINT, and their children too; ours are interrupted.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_configure(config: pytest.Config) -> None:

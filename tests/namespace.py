@@ -50,7 +50,7 @@ class Namespace:
 
     def ip(self, *arguments: str) -> str:
         """Run ip(8) in it; returns what it prints."""
-        command = ["ip", "-n", self.name, *arguments]
+        command = ["nsenter", f"--net={NAMESPACES / self.name}", "ip", *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
     def links(self) -> set[str]:

@@ -28,6 +28,9 @@ MMIO_BASE = 0xD000_0000
 FIRST_GSI = 16
 GSI_COUNT = 8
 
+#: How long a signal may wait for its handler, seconds.
+SIGNAL_LATENCY = 0.2
+
 #: QEMU's isa-debugcon and isa-debug-exit.
 CONSOLE_PORT = 0xE9
 EXIT_PORT = 0xF4
@@ -219,7 +222,7 @@ class Machine(Closing):
         try:
             self.loop.start()
             thread.start()
-            turn.done.wait(timeout)
+            turn.wait(timeout)
         finally:
             # Ctrl-C may come anywhere above, while the thread is started as well.
             if turn.cancel():
@@ -331,6 +334,17 @@ class _Turn:
         with self._lock:
             self._begun = not self._cancelled
             return self._begun
+
+    def wait(self, timeout: float | None) -> None:
+        """Wait for its end, at most `timeout` seconds, and run signal handlers meanwhile.
+
+        A signal that comes just before a wait does not end that wait, so no wait is long.
+        """
+        end = None if timeout is None else time.monotonic() + timeout
+        while end is None or time.monotonic() < end:
+            left = SIGNAL_LATENCY if end is None else min(SIGNAL_LATENCY, end - time.monotonic())
+            if self.done.wait(max(0.0, left)):
+                return
 
     def cancel(self) -> bool:
         """Say whether the turn was begun; if not, it never is."""

@@ -48,7 +48,7 @@ DEVICES: dict[str, Callable[[Path], VirtioDevice]] = {
     "rng": lambda folder: Rng(),
     "balloon": lambda folder: Balloon(statistics_interval=0.01),
     "console": lambda folder: Console(SocketStream(folder / "console.sock")),
-    "net": lambda folder: Net(Tap(TapConfig("lc0", create=True)), mac=MAC),
+    "net": lambda folder: Net(Tap(TapConfig(f"lc{os.getpid()}", create=True)), mac=MAC),
 }
 
 

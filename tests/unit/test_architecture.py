@@ -68,6 +68,7 @@ MAY_IMPORT = {
     "host": [*LOW, "eventloop", "memory", "spec", "streams", "virtqueue"],
     "kvm": [*LOW, "memory", "x86"],
     "accel": [*LOW, "memory", "x86", "kvm", "eventloop"],
+    "vhost": [*LOW, "memory", "spec", "virtqueue"],
     "boot": [*LOW, "memory", "x86", "accel.base"],
 }
 

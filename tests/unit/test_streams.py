@@ -671,6 +671,18 @@ exec(sys.argv[2])
 """
 
 
+# Waits for signals, and runs their handlers. A signal that comes just before pause(2) is one that
+# it does not wake up for; the interpreter's wake-up file is.
+UNTIL_A_SIGNAL = """
+import select
+wake, written = os.pipe2(os.O_NONBLOCK)
+signal.set_wakeup_fd(written)
+while True:
+    select.select([wake], [], [])
+    os.read(wake, 4096)
+"""
+
+
 @contextmanager
 def program(terminal: Terminal, body: str) -> Iterator[tuple[int, Callable[[], str]]]:
     """Run a program whose controlling terminal this is; gives its process, and its reports."""
@@ -717,7 +729,7 @@ def test_the_terminal_is_restored_however_the_program_ends(
 def test_the_terminal_is_restored_when_a_signal_ends_the_program(
     terminal: Terminal, number: signal.Signals
 ) -> None:
-    with program(terminal, "while True: signal.pause()") as (pid, next_report):
+    with program(terminal, UNTIL_A_SIGNAL) as (pid, next_report):
         assert terminal.is_raw
         os.kill(pid, number)
         assert next_report() == f"ended {-number}"
@@ -725,14 +737,14 @@ def test_the_terminal_is_restored_when_a_signal_ends_the_program(
 
 
 def test_the_terminal_is_restored_after_an_interrupt(terminal: Terminal) -> None:
-    with program(terminal, "while True: signal.pause()") as (pid, next_report):
+    with program(terminal, UNTIL_A_SIGNAL) as (pid, next_report):
         os.kill(pid, signal.SIGINT)
         assert next_report() == f"ended {-signal.SIGINT}"
         assert terminal.is_restored
 
 
 def test_a_program_that_is_stopped_gives_the_terminal_back_meanwhile(terminal: Terminal) -> None:
-    with program(terminal, "while True: signal.pause()") as (pid, next_report):
+    with program(terminal, UNTIL_A_SIGNAL) as (pid, next_report):
         for _ in range(2):
             os.kill(pid, signal.SIGTSTP)
             assert next_report() == "stopped"

@@ -36,6 +36,9 @@ PTY_POLL_SECONDS = 0.1
 #: How long a pseudoterminal's reader may take to read the rest, once the device is gone.
 PTY_LINGER_SECONDS = 1.0
 
+#: How often, 2 ms apart, a pty has to be seen empty: a kernel worker brings it the last bytes.
+PTY_LINGER_LOOKS = 25
+
 #: How long a socket waits after a connection could not be accepted.
 ACCEPT_RETRY_SECONDS = 1.0
 
@@ -504,9 +507,9 @@ class PtyStream(_Visited):
             return
         try:
             end = time.monotonic() + PTY_LINGER_SECONDS
-            # Twice, for the kernel may just be about to move more to where it counts.
+            # Several times, for the kernel may just be about to move more to where it counts.
             empty = 0
-            while empty < 2 and time.monotonic() < end:
+            while empty < PTY_LINGER_LOOKS and time.monotonic() < end:
                 empty = 0 if _unread(terminal) else empty + 1
                 time.sleep(0.002)
         finally:

@@ -33,11 +33,11 @@ _FATAL = (signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM)
 _IFLAG, _OFLAG, _CFLAG, _LFLAG, _CC = 0, 1, 2, 3, 6
 
 
-def interrupt_main_thread() -> None:
-    """Do to the program what Ctrl-C does."""
+def end_program() -> None:
+    """Ask the program to end, by SIGTERM: a shell has its background jobs ignore SIGINT."""
     main = threading.main_thread().ident
     if main is not None:
-        signal.pthread_kill(main, signal.SIGINT)
+        signal.pthread_kill(main, signal.SIGTERM)
 
 
 class RawMode:
@@ -148,7 +148,7 @@ class StdioStream:
         input_fd: int = 0,
         output_fd: int = 1,
         *,
-        on_leave: Callable[[], None] = interrupt_main_thread,
+        on_leave: Callable[[], None] = end_program,
     ) -> None:
         if StdioStream._taken:
             raise ConfigError(

@@ -272,6 +272,28 @@ class SplitQueue:
         self.used_index = used_index
         lib.vp_store_release(self._used_idx, used_index)
 
+    # Handing the rings to another, and taking them back
+
+    def unpop(self, count: int) -> None:
+        """Make the last `count` chains that were popped available again, unserved.
+
+        They are the last: no chain that was popped after them has been pushed. The caller drops
+        them. Raises ValueError for more than are in flight.
+        """
+        if not 0 <= count <= self.in_flight:
+            raise ValueError(f"{count} chains of {self.in_flight} in flight")
+        self.in_flight -= count
+        self.last_available = (self.last_available - count) % INDEX_MODULUS
+
+    def resume(self, last_available: int) -> None:
+        """Go on after another worked the rings, which came to `last_available`.
+
+        Nothing was in flight when it began, and nothing is now; it has sent the notifications for
+        what it used.
+        """
+        self.last_available = self._seen_available = last_available
+        self.used_index = self._signalled_used = lib.vp_load_acquire(self._used_idx)
+
     # Notifications (2.7.7, 2.7.10)
 
     def should_interrupt(self) -> bool:

@@ -1,0 +1,116 @@
+"""A pair of virtqueues that goes to vhost-net and comes back, with traffic in it.
+
+The ring state that moves is the last available index; the rest is in the rings. Who gives a ring
+away has no chain of it in flight: what was popped ahead is made available again. Both sides look
+at the ring when they get it, as the kick for what is in it may have gone to the other.
+"""
+
+import contextlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from virtiopy.closing import Closing
+from virtiopy.errors import VirtiopyError
+from virtiopy.memory import GuestMemory
+from virtiopy.vhost.kernel import Ring, VhostNet
+from virtiopy.virtqueue.split import SplitQueue
+
+
+@dataclass(slots=True, frozen=True)
+class Given:
+    """A virtqueue to hand over, with the eventfds that it is reached by.
+
+    `ring` is its place in the pair, 0 to receive and 1 to transmit. `call` is an irqfd. The last
+    `unserved` chains that the device popped go back to the available ring: the device forgets
+    them.
+    """
+
+    ring: int
+    queue: SplitQueue
+    kick: int
+    call: int
+    unserved: int = 0
+
+
+class VhostPair(Closing):
+    """One pair of virtqueues, in vhost's hands between `give` and `take_back`.
+
+    `tap` is the queue of a tap that it works on, `busy_poll` in microseconds. `vhost` is from here
+    on the pair's to close. Raises HostError.
+
+    `errors` are two eventfds, receive and transmit: one is written when vhost finds its ring
+    broken, and goes on being broken until the driver resets the device.
+    """
+
+    def __init__(
+        self,
+        memory: GuestMemory,
+        driver_features: int,
+        tap: int,
+        *,
+        busy_poll: int = 0,
+        vhost: VhostNet | None = None,
+    ) -> None:
+        self._tap = tap
+        self._given: list[Given] = []
+        self.vhost = vhost or VhostNet()
+        self.errors = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(2)]
+        try:
+            self.vhost.set_features(driver_features)
+            self.vhost.set_memory(memory)
+            for ring in range(2) if busy_poll else ():
+                self.vhost.set_busy_poll(ring, busy_poll)
+        except VirtiopyError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let go of the rings, for good: what they hold is the driver's to reset."""
+        self.vhost.close()
+        for eventfd in self.errors:
+            os.close(eventfd)
+
+    @property
+    def active(self) -> bool:
+        """Whether vhost has the rings."""
+        return bool(self._given)
+
+    def give(self, queues: Sequence[Given]) -> None:
+        """Hand the virtqueues over; nobody else works them, or watches their kicks, any more.
+
+        If vhost refuses one, none is handed over and all can be worked on: HostError, or
+        QueueError for the driver's fault.
+        """
+        for given in queues:
+            given.queue.unpop(given.unserved)
+            if given.queue.in_flight:
+                raise ValueError(f"{given.queue.in_flight} chains are in flight")
+        try:
+            for given in queues:
+                queue = given.queue
+                ring = Ring(
+                    queue.size,
+                    queue.addresses,
+                    queue.last_available,
+                    given.kick,
+                    given.call,
+                    self.errors[given.ring],
+                )
+                self.vhost.start_ring(given.ring, ring, self._tap)
+                self._given.append(given)
+        except VirtiopyError:
+            self.take_back()
+            raise
+
+    def take_back(self) -> None:
+        """Take the virtqueues back, as `give` got them; their kicks are pending.
+
+        Also when vhost found one broken: it stands before the chain that is.
+        """
+        while self._given:
+            given = self._given.pop()
+            given.queue.resume(self.vhost.stop_ring(given.ring))
+            # Full is as good as written.
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_write(given.kick, 1)

@@ -1,0 +1,33 @@
+"""vhost's kernel threads, as /proc shows them: who they are and what CPU time they took."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+PROC = Path("/proc")
+
+
+def worker_threads(owner: int) -> list[Path]:
+    """Return the /proc folder of each vhost thread that thread `owner` caused to be.
+
+    The kernel names it vhost-OWNER: a kernel thread until 6.3, since then a thread of the owner's
+    process.
+    """
+    return [thread for thread in _threads() if _name(thread) == f"vhost-{owner}"]
+
+
+def cpu_seconds(thread: Path) -> float:
+    """Return the CPU time of a thread by its /proc folder; its first field, ns (schedstat)."""
+    return int((thread / "schedstat").read_text().split()[0]) / 1e9
+
+
+def _threads() -> Iterator[Path]:
+    yield from (path for path in PROC.iterdir() if path.name.isdigit())
+    yield from (PROC / "self" / "task").iterdir()
+
+
+def _name(thread: Path) -> str:
+    try:
+        return (thread / "comm").read_text().strip()
+    except OSError:
+        # It ended meanwhile.
+        return ""
