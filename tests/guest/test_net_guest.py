@@ -160,30 +160,33 @@ def test_the_guest_answers_a_thousand_pings(
     assert bool(kicks) == (mode == "trapped")
 
 
-def receive(namespace: Namespace, run: Run, frames: int) -> tuple[bytearray, int]:
-    """Take the guest's datagrams until it is done: how often each came, and how many were wrong."""
+def open_receiver(namespace: Namespace) -> socket.socket:
+    """Open the socket that the guest sends to: a socket stays in its namespace."""
 
-    def work() -> tuple[bytearray, int]:
-        seen = bytearray(frames)
-        corrupted = 0
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
-            receiver.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 256 << 20)
-            receiver.bind((HOST, PORT))
-            run.wait_for("# sent")
-            receiver.setblocking(False)
-            while True:
-                try:
-                    data = receiver.recv(2048)
-                except BlockingIOError:
-                    return seen, corrupted
-                number = int.from_bytes(data[:8], "little")
-                if number >= frames or data != datagram(number):
-                    corrupted += 1
-                else:
-                    seen[number] += 1
+    def work() -> socket.socket:
+        receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        receiver.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 256 << 20)
+        receiver.bind(("", PORT))
+        receiver.setblocking(False)
+        return receiver
 
-    run.wait_for("# ready")
     return namespace.inside(work)
+
+
+def take_datagrams(receiver: socket.socket, frames: int) -> tuple[bytearray, int]:
+    """Take what has come: how often each datagram did, and how many were wrong."""
+    seen = bytearray(frames)
+    corrupted = 0
+    while True:
+        try:
+            data = receiver.recv(2048)
+        except BlockingIOError:
+            return seen, corrupted
+        number = int.from_bytes(data[:8], "little")
+        if number >= frames or data != datagram(number):
+            corrupted += 1
+        else:
+            seen[number] += 1
 
 
 @how_many
@@ -191,8 +194,10 @@ def test_every_frame_that_the_guest_sends_is_accounted_for(
     tmp_path: Path, namespace: Namespace, frames: int
 ) -> None:
     append = f"net.mode=send net.frames={frames} net.size={SIZE}"
-    with running(tmp_path, namespace, append) as run:
-        seen, corrupted = receive(namespace, run, frames)
+    # The guest sends as soon as it is ready, so the socket is there before.
+    with open_receiver(namespace) as receiver, running(tmp_path, namespace, append) as run:
+        run.wait_for("# sent")
+        seen, corrupted = take_datagrams(receiver, frames)
         lost_by_host = dropped_by_host(namespace)
         report = run.finish()
 
