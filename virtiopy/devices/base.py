@@ -130,13 +130,9 @@ class VirtioDevice:
     def close(self) -> None:
         """Give back what the device holds of the host."""
 
-    def counters(self) -> Mapping[str, int]:
-        """Return what the device counts, by name; a run's report shows it."""
-        return {}
-
     def facts(self) -> Mapping[str, Fact]:
         """Tell a person how the device fares: settings and counters, by name."""
-        return dict(self.counters())
+        return {}
 
     # Operation
 
