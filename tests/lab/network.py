@@ -7,7 +7,8 @@ import socket
 import struct
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+
+from virtiopy.closing import Closing
 
 NAME = "lab0"
 
@@ -48,7 +49,7 @@ class _Namespace:
         os.close(self._before)
 
 
-class TapLink:
+class TapLink(Closing):
     """`tap` is for the device; `wire` sends to it, and receives what it sends.
 
     The namespace has no name, and goes when both are closed.
@@ -69,15 +70,8 @@ class TapLink:
             self.wire.bind((NAME, ETHERTYPE))
             self.wire.settimeout(20)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exception_type: type[BaseException] | None,
-        exception: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Close both ends, and so take the tap away."""
         self.wire.close()
         os.close(self.tap)
 

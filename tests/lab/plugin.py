@@ -155,6 +155,8 @@ class _Outside:
         command += ["-o", "faulthandler_timeout=100"]
         # Slow to import, and of no use there.
         command += ["-p", "no:hypothesispytest"]
+        # They are left out by default (pyproject.toml), and here they are what is asked for.
+        command += ["-m", "lab"]
         self._started = self._heard = time.monotonic()
         self._lab = Lab(command, share, environment)
 
