@@ -19,7 +19,8 @@ from tests.lab.kernel import LabKernel, LabMissingError, get_kernel
 from virtiopy.closing import Closing
 
 REPOSITORY = Path(__file__).parents[2]
-CACHE = REPOSITORY / "build" / "lab"
+#: Resolved, for a link there to a folder that several checkouts share.
+CACHE = (REPOSITORY / "build" / "lab").resolve()
 
 #: Set inside the lab, for those who have to know: the folder that both sides write to.
 INSIDE = "VIRTIOPY_LAB"
@@ -141,7 +142,9 @@ def _path() -> str:
 
 
 def _boot_command(kernel: LabKernel, share: Path) -> list[str]:
-    script = Path(__file__).with_name("inside.sh")
+    # Not by its own path: virtme-ng hides some of the host's folders, as /var/tmp.
+    shutil.copy(Path(__file__).with_name("inside.sh"), share)
+    inside = ["sh", "/run/lab/inside.sh", "/run/lab", str(share), str(kernel.folder)]
     return [
         # With the terminal as its own, so that all of it goes when we do, however that is.
         *("setsid", "--ctty", sys.executable, str(vng()), "--verbose", "--run", str(kernel.image)),
@@ -149,8 +152,8 @@ def _boot_command(kernel: LabKernel, share: Path) -> list[str]:
         *("--cpus", str(CPUS), "--memory", MEMORY),
         *(word for parameter in _PARAMETERS for word in ("--append", parameter)),
         # The order says which tag each has: see inside.sh.
-        *(f"--rwdir={share}", "--rodir=/mnt=/"),
-        *("--", f"sh {shlex.quote(str(script))} {shlex.quote(str(share))}"),
+        *(f"--rwdir=/run/lab={share}", "--rodir=/mnt=/"),
+        *("--", shlex.join(inside)),
     ]
 
 
@@ -165,5 +168,7 @@ def new_share() -> Path:
     runs = CACHE / "runs"
     runs.mkdir(parents=True, exist_ok=True)
     for old in sorted(runs.iterdir())[:-2]:
-        shutil.rmtree(old, ignore_errors=True)
+        # Another checkout may share the cache, and be at it.
+        if not Path("/proc", old.name.rpartition("-")[2]).exists():
+            shutil.rmtree(old, ignore_errors=True)
     return runs / time.strftime(f"%Y%m%d-%H%M%S-{os.getpid()}")
