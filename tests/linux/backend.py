@@ -2,6 +2,7 @@
 
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -9,6 +10,12 @@ from virtiopy.closing import Closing
 
 #: How long a backend may take until it listens, or until it has ended, seconds.
 PATIENCE = 30.0
+
+
+def serve(device: str, path: Path, *options: str) -> list[str]:
+    """Return the command that serves a device of virtiopy's."""
+    command = [str(Path(sys.executable).with_name("virtiopy")), "serve", device]
+    return [*command, "--socket", str(path), *options]
 
 
 class Backend(Closing):

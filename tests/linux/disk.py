@@ -16,7 +16,7 @@ from tests.linux.backend import Backend
 from tests.linux.guest import boot, chardev
 
 QUEUES = 4
-IMAGE_SIZE = 256 << 20
+IMAGE_SIZE = 1 << 30
 _KNOWN_SIZE = 4 << 20
 
 _PATH = {"PATH": os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])}
