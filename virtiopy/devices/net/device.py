@@ -2,7 +2,7 @@
 
 import logging
 import select
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from enum import IntFlag
 from typing import ClassVar
@@ -232,6 +232,10 @@ class Net(VirtioDevice):
         for pair in self._pairs:
             pair.transmitter.enabled = pair.index < count
         self.link.set_pairs(count)
+
+    def enable_queues(self, indexes: Iterable[int]) -> None:
+        """Use the pairs whose queues these are: a frontend may keep controlq to itself."""
+        self.set_pairs(len({index // 2 for index in indexes if index < self._control_index}))
 
     # Operation (5.1.9)
 
