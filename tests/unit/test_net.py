@@ -134,6 +134,9 @@ class FakeLink:
     def set_pairs(self, count: int) -> None:
         self.enabled = count
 
+    def lend(self, pair: int, mtu: int) -> int:
+        return self.fileno(pair)
+
     def is_up(self) -> bool:
         return self.up
 

@@ -1,6 +1,8 @@
 """The network device (5.1): features, configuration, virtqueues, and when each is worked."""
 
+import contextlib
 import logging
+import os
 import select
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -8,12 +10,18 @@ from enum import IntFlag
 from typing import ClassVar
 
 from virtiopy._native import ffi
-from virtiopy.devices.base import DeviceHost, Fact, VirtioDevice
+from virtiopy.devices.base import (
+    DeviceHost,
+    Fact,
+    OpenWorker,
+    VirtioDevice,
+)
 from virtiopy.devices.net.control import MAC_SIZE, Control, ReceiveFilter, is_multicast
 from virtiopy.devices.net.features import NetFeature, Terms, requirements_met
-from virtiopy.devices.net.path import FrameLink, NetCounters, Receiver, Transmitter
-from virtiopy.errors import DriverError
-from virtiopy.eventloop import READABLE, WRITABLE, BottomHalf, EventLoop, Watch
+from virtiopy.devices.net.pair import Pair
+from virtiopy.devices.net.path import FrameLink, NetCounters
+from virtiopy.errors import ConfigError, DriverError, VirtiopyError
+from virtiopy.eventloop import READABLE, WRITABLE, EventLoop, Watch
 from virtiopy.spec import DeviceId, feature_mask, has_feature
 from virtiopy.virtqueue.split import Chain, SplitQueue
 
@@ -40,23 +48,6 @@ class Status(IntFlag):
 
     LINK_UP = 1
     ANNOUNCE = 2
-
-
-class _Pair:
-    """A receive and a transmit virtqueue, and the link's queue that they share."""
-
-    def __init__(self, index: int, link: FrameLink, counts: NetCounters) -> None:
-        self.index = index
-        self.receiver = Receiver(link, index, counts)
-        self.transmitter = Transmitter(link, index, counts)
-        self.watch: Watch | None = None
-        #: Goes on sending once others had their turn.
-        self.send_more: BottomHalf | None = None
-
-    def wanted_events(self) -> int:
-        """Return what there is to wait for: a frame to come, room for one to go."""
-        events = READABLE if self.receiver.wants_frames else 0
-        return events | (WRITABLE if self.transmitter.waits else 0)
 
 
 class Net(VirtioDevice):
@@ -86,13 +77,24 @@ class Net(VirtioDevice):
         self.control = Control(self)
         self.filter = ReceiveFilter(mac)
         self._initial_mac = mac
-        self._pairs = [_Pair(index, link, self.counts) for index in range(link.pairs)]
+        self._pairs = [Pair(index, link, self.counts) for index in range(link.pairs)]
         self._terms = Terms.of(0, self.mtu)
         self._status = Status.LINK_UP if link.is_up() else Status(0)
         self._state_watch: Watch | None = None
         self._link_failed = False
+        self._halted = False
+        # What holds the workers that queues are handed to; nothing where that is not wanted.
+        self._workers = contextlib.ExitStack()
+        self._handoffs = 0
 
     # Feature bits (5.1.3)
+
+    def offered(self, features: int) -> int:
+        """Leave out what whoever works the queues has not."""
+        for pair in self._pairs:
+            if pair.worker is not None:
+                features = pair.worker.offered(features)
+        return features
 
     def accepts(self, driver_features: int) -> bool:
         """Check what features require of each other (5.1.3.1)."""
@@ -133,6 +135,9 @@ class Net(VirtioDevice):
         return {
             "mac": self.filter.mac.hex(":"),
             "link": "up" if self._status & Status.LINK_UP else "down",
+            "pairs_handed_over": sum(pair.lent for pair in self._pairs),
+            "handoffs": self._handoffs,
+            **({"handoff_refused": self.refusal} if self.refusal else {}),
             **self.counters(),
         }
 
@@ -168,27 +173,48 @@ class Net(VirtioDevice):
     def activate(self, queues: Mapping[int, SplitQueue]) -> None:
         """Start; only the first pair is used until the driver asks for more (5.1.9.5.6.2)."""
         super().activate(queues)
-        self.set_pairs(1)
+        self.refusal = None
         for index, queue in queues.items():
-            self._enlist(index, queue)
+            if pair := self._pair_of(index):
+                pair.queues[index % 2] = queue
+                pair.start(index % 2, self._terms, self.filter)
+        self.set_pairs(1)
+        for pair in self._pairs:
+            # Buffers may be there already, from before DRIVER_OK, when no kick may come.
+            self._guarded(self._receive, pair)
 
     def start_queue(self, index: int, queue: SplitQueue) -> None:
         """Take a queue that the driver enables while the device runs."""
         super().start_queue(index, queue)
-        self._enlist(index, queue)
+        if pair := self._pair_of(index):
+            self._take_back(pair)
+            pair.queues[index % 2] = queue
+            pair.start(index % 2, self._terms, self.filter)
+            self._give_if_due(pair)
+            self._guarded(self._receive, pair)
 
     def stop_queue(self, index: int) -> None:
         """Forget a queue and its buffers; frames for it stay in the link."""
         super().stop_queue(index)
-        pair = self._pair_of(index)
-        if pair is not None:
-            self._side_of(pair, index).stop()
+        if pair := self._pair_of(index):
+            self._take_back(pair)
+            pair.stop(index % 2)
+            pair.queues.pop(index % 2, None)
             self._update_watch(pair)
+            self._give_if_due(pair)
+
+    def halt(self) -> None:
+        """Have nobody work the queues any more."""
+        self._halted = True
+        self._stop()
 
     def reset(self) -> None:
         """Forget the driver, its queues and filters; the MAC address is the first again."""
         self._stop()
         super().reset()
+        for pair in self._pairs:
+            pair.queues.clear()
+        self._halted = False
         self._terms = Terms.of(0, self.mtu)
         self.filter = ReceiveFilter(self._initial_mac)
         self._status &= ~Status.ANNOUNCE
@@ -200,6 +226,7 @@ class Net(VirtioDevice):
         if self._state_watch is not None and self.loop is not None:
             self.loop.unwatch(self._state_watch)
             self._state_watch = None
+        self._workers.close()
         self.link.close()
 
     # Virtqueues (5.1.2): receiveq1, transmitq1, ... and after them controlq
@@ -209,29 +236,129 @@ class Net(VirtioDevice):
         pairs = self.max_pairs if self._has(NetFeature.VIRTIO_NET_F_MQ) else 1
         return 2 * pairs
 
-    def _pair_of(self, index: int) -> _Pair | None:
+    def _pair_of(self, index: int) -> Pair | None:
         return self._pairs[index // 2] if index < self._control_index else None
-
-    @staticmethod
-    def _side_of(pair: _Pair, index: int) -> Receiver | Transmitter:
-        return pair.transmitter if index % 2 else pair.receiver
-
-    def _enlist(self, index: int, queue: SplitQueue) -> None:
-        pair = self._pair_of(index)
-        if pair is None:
-            return
-        if index % 2:
-            pair.transmitter.start(queue, self._terms)
-        else:
-            pair.receiver.start(queue, self._terms, self.filter)
-            # Buffers may be there already, from before DRIVER_OK, when no kick may come.
-            self._guarded(self._receive, pair)
 
     def set_pairs(self, count: int) -> None:
         """Use the first `count` pairs: frames come by no others, and none is sent from others."""
         for pair in self._pairs:
             pair.transmitter.enabled = pair.index < count
+            if not pair.transmitter.enabled:
+                self._take_back(pair)
         self.link.set_pairs(count)
+        for pair in self._pairs:
+            self._give_if_due(pair)
+
+    # Others who work the queues in the device's place
+
+    def hand_over(self, open_worker: OpenWorker | None) -> None:
+        """Have others work the pairs of virtqueues, each with its queue of the link; or nobody.
+
+        A pair is handed over when the driver has enabled queues of it, and when no frame that was
+        taken from the link waits for buffers. The control virtqueue is always the device's.
+        """
+        with self.lock:
+            if open_worker is None:
+                self._dismiss()
+                return
+            if self._pairs[0].worker is None:
+                self._engage(open_worker)
+            self.refusal = None
+            try:
+                for pair in self._pairs:
+                    self._guarded(self._give, pair)
+            except VirtiopyError:
+                self._dismiss()
+                raise
+
+    def _engage(self, open_worker: OpenWorker) -> None:
+        """Find a worker for each pair."""
+        if self.host.notifiers(0) is None or self.loop is None:
+            raise ConfigError(
+                "In trapped mode nobody else can take the kicks: start the device in another mode."
+            )
+        with contextlib.ExitStack() as opened:
+            workers = []
+            for pair in self._pairs:
+                worker = open_worker(self.link.lend(pair.index, self.mtu))
+                opened.callback(worker.close)
+                workers.append(worker)
+                for ring, eventfd in enumerate(worker.errors):
+                    watch = self.loop.watch(
+                        eventfd,
+                        READABLE,
+                        self._error_reader(pair, ring, eventfd),
+                        f"{worker.name} of {self.link.name}",
+                    )
+                    opened.callback(self.loop.unwatch, watch)
+            self._workers = opened.pop_all()
+        for pair, worker in zip(self._pairs, workers, strict=True):
+            pair.worker = worker
+
+    def _dismiss(self) -> None:
+        """Have the device work all queues itself."""
+        for pair in self._pairs:
+            self._take_back(pair)
+            pair.worker = None
+        self._workers.close()
+        self.refusal = None
+
+    def _give(self, pair: Pair) -> None:
+        """Hand a pair over, where that is wanted and can be. Raises what the worker does."""
+        if (
+            pair.worker is None
+            or pair.lent
+            or not pair.queues
+            or not pair.transmitter.enabled
+            or self._halted
+            or self._link_failed
+            or self.refusal is not None
+        ):
+            return
+        # There are some: `_engage` has seen to it.
+        notifiers = {
+            ring: found
+            for ring in pair.queues
+            if (found := self.host.notifiers(2 * pair.index + ring)) is not None
+        }
+        if pair.give(notifiers, self.driver_features):
+            self._handoffs += 1
+            self._update_watch(pair)
+
+    def _give_if_due(self, pair: Pair) -> None:
+        """Hand a pair over; where it is refused, the device works it and says why."""
+        try:
+            self._guarded(self._give, pair)
+        except VirtiopyError as error:
+            self.refusal = str(error)
+            log.warning("%s is worked by the device itself: %s", self.link.name, error)
+
+    def _take_back(self, pair: Pair) -> None:
+        """Take a pair back, and go on with it; it has been kicked."""
+        if pair.lent:
+            pair.take_back()
+            for ring in pair.queues:
+                pair.start(ring, self._terms, self.filter)
+
+    def _error_reader(self, pair: Pair, ring: int, eventfd: int) -> Callable[[int], None]:
+        def on_error(events: int) -> None:
+            with self.lock:
+                try:
+                    os.eventfd_read(eventfd)
+                except BlockingIOError:
+                    # The ring that was broken is no more.
+                    return
+                if not pair.lent or pair.worker is None:
+                    return
+                self._take_back(pair)
+                fault = pair.queues[ring].next_fault() if ring in pair.queues else None
+                side = "transmit" if ring else "receive"
+                self.host.needs_reset(
+                    f"{pair.worker.name} finds {side}q{pair.index + 1} broken: "
+                    + (fault or "a chain that is sound, but not of the kind that is to be there")
+                )
+
+        return on_error
 
     # Operation (5.1.9)
 
@@ -256,7 +383,7 @@ class Net(VirtioDevice):
         """Serve a control command (5.1.9.5)."""
         return self.control.serve(chain)
 
-    def _receive(self, pair: _Pair, *, kicked: bool = False) -> None:
+    def _receive(self, pair: Pair, *, kicked: bool = False) -> None:
         if pair.receiver.queue is None or self._link_failed:
             return
         try:
@@ -265,8 +392,9 @@ class Net(VirtioDevice):
             self._link_is_gone(str(error))
         self.notify(pair.receiver.queue)
         self._update_watch(pair)
+        self._give_if_due(pair)
 
-    def _transmit(self, pair: _Pair) -> None:
+    def _transmit(self, pair: Pair) -> None:
         queue = pair.transmitter.queue
         if queue is None:
             return
@@ -276,8 +404,9 @@ class Net(VirtioDevice):
                 break
         self.notify(queue)
         self._update_watch(pair)
+        self._give_if_due(pair)
 
-    def _guarded(self, work: Callable[[_Pair], None], pair: _Pair) -> None:
+    def _guarded(self, work: Callable[[Pair], None], pair: Pair) -> None:
         """Do what no kick asked for, so that nobody else takes the driver's faults."""
         try:
             work(pair)
@@ -285,7 +414,7 @@ class Net(VirtioDevice):
             self._stop()
             self.host.needs_reset(str(error))
 
-    def _callback(self, work: Callable[[_Pair], None], pair: _Pair) -> Callable[[], None]:
+    def _callback(self, work: Callable[[Pair], None], pair: Pair) -> Callable[[], None]:
         """Make what the loop calls for a pair."""
 
         def call() -> None:
@@ -296,7 +425,7 @@ class Net(VirtioDevice):
 
     # What is watched of the link
 
-    def _update_watch(self, pair: _Pair) -> None:
+    def _update_watch(self, pair: Pair) -> None:
         """Wait for what the pair can go on with, and for nothing else."""
         events = 0 if self._link_failed else pair.wanted_events()
         if pair.watch is not None:
@@ -309,7 +438,7 @@ class Net(VirtioDevice):
                 f"{self.link.name} queue {pair.index}",
             )
 
-    def _on_ready(self, pair: _Pair, events: int) -> None:
+    def _on_ready(self, pair: Pair, events: int) -> None:
         """Take what the loop saw of the link's queue."""
         with self.lock:
             if events & _LINK_FAILED:
@@ -323,8 +452,9 @@ class Net(VirtioDevice):
     def _stop(self) -> None:
         """Forget all buffers, and leave the link alone."""
         for pair in self._pairs:
-            pair.receiver.stop()
-            pair.transmitter.stop()
+            pair.take_back()
+            for ring in range(2):
+                pair.stop(ring)
             if pair.watch is not None and self.loop is not None:
                 self.loop.unwatch(pair.watch)
                 pair.watch = None
@@ -334,6 +464,7 @@ class Net(VirtioDevice):
         log.warning("the link %s failed: %s", self.link.name, reason)
         self._link_failed = True
         for pair in self._pairs:
+            self._take_back(pair)
             if pair.watch is not None and self.loop is not None:
                 self.loop.unwatch(pair.watch)
                 pair.watch = None

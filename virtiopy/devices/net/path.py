@@ -80,6 +80,12 @@ class FrameLink(Protocol):
     def set_pairs(self, count: int) -> None:
         """Let frames come by the first `count` queues only."""
 
+    def lend(self, pair: int, mtu: int) -> int:
+        """Return the file of a queue, for another to move the frames by.
+
+        Raises ConfigError where that cannot be, or frames may come that are longer than `mtu`.
+        """
+
     def state_fileno(self) -> int:
         """Return a file that is readable when `is_up` should be asked again."""
 
@@ -163,6 +169,20 @@ class Receiver:
         self._ready.clear()
         self._room = 0
         self._held = None
+
+    @property
+    def can_let_go(self) -> bool:
+        """Whether the queue can be handed over now: no frame waits, no buffer was overtaken."""
+        return self._held is None and (
+            self.queue is None or len(self._ready) <= self.queue.since_rejected
+        )
+
+    def let_go(self) -> None:
+        """Make all buffers available again, for another to go on with, or for `run`."""
+        if self.queue is not None:
+            self.queue.unpop(len(self._ready))
+        self._ready.clear()
+        self._room = 0
 
     def run(self, *, kicked: bool) -> None:
         """Receive until frames or buffers run out, or the budget; `kicked`: for a kick.
@@ -354,6 +374,17 @@ class Transmitter:
     def waits(self) -> bool:
         """Whether frames wait until the link has room."""
         return bool(self._unsent)
+
+    @property
+    def can_let_go(self) -> bool:
+        """Whether the queue can be handed over now: no frame that waits was overtaken."""
+        return self.queue is None or len(self._unsent) <= self.queue.since_rejected
+
+    def let_go(self) -> None:
+        """Make all frames available again, for another to go on with, or for `run`."""
+        if self.queue is not None:
+            self.queue.unpop(len(self._unsent))
+        self._unsent = []
 
     def run(self) -> bool:
         """Send what is available; True when the budget ended before the frames did.
