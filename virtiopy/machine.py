@@ -84,7 +84,7 @@ class Slot:
                 f"There is no mode {mode!r}: use one of {', '.join(IoMode)}."
             ) from error
         with self.device.lock:
-            if mode is self.mode:
+            if mode is self._mode and self.device.refusal is None:
                 return
             if IoMode.TRAPPED in (mode, self._mode):
                 raise ConfigError(
@@ -190,11 +190,21 @@ class Machine(Closing):
         """The network devices, in the order of their slots."""
         return [slot for slot in self.slots if slot.device.device_id is DeviceId.NETWORK]
 
-    def add_device(self, device: VirtioDevice, name: str, mode: IoMode = IoMode.IOEVENTFD) -> Slot:
+    def add_device(
+        self,
+        device: VirtioDevice,
+        name: str,
+        mode: IoMode = IoMode.IOEVENTFD,
+        *,
+        refused: Callable[[str], None] | None = None,
+    ) -> Slot:
         """Put a device into the next slot.
 
-        Raises ConfigError when all are taken, and as `Slot.handoff` does for a mode that cannot
-        be had. From here on the device is the machine's to close.
+        With `refused`, a device whose queues nobody else can work is in ioeventfd mode, and
+        `refused` is told why.
+
+        Raises ConfigError when all slots are taken; ConfigError or HostError for a mode that
+        cannot be had. From here on the device is the machine's to close.
         """
         with contextlib.ExitStack() as release:
             release.callback(device.close)
@@ -208,7 +218,13 @@ class Machine(Closing):
             else:
                 transport = self._by_eventfds(device, name, address, gsi, release)
             if mode in self._workers:
-                device.hand_over(self._workers[mode])
+                try:
+                    device.hand_over(self._workers[mode])
+                except (ConfigError, HostError) as error:
+                    if refused is None:
+                        raise
+                    mode = IoMode.IOEVENTFD
+                    refused(f"{name} is in {mode} mode: {error}")
                 transport.offered_features = device.offered(transport.offered_features)
             self._mmio.add(Place(address, REGISTER_RANGE, name, transport))
             release.callback(_reset, device)

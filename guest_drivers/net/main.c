@@ -8,6 +8,7 @@
  *	net.port=	UDP port to send to and from, or to receive on; 5001
  *	net.frames=	how many: to send (1000), or to answer and stop (serve; 0 is no limit)
  *	net.size=	bytes of UDP payload to send; 64
+ *	net.vhost=	1: skip what Linux's vhost-net is known to do differently; 0
  *	net.features=	feature bits to negotiate, if offered, when not testing; EVENT_IDX
  */
 #include "net/test.h"
@@ -62,6 +63,7 @@ static void run(struct virtio_test *base)
 		.device = base->device,
 		.name = base->name,
 		.qemu = base->qemu,
+		.vhost = cmdline_number("net.vhost", 0),
 		.link.ip = parse_ip(option("net.ip", "192.0.2.2")),
 		.link.peer_ip = parse_ip(option("net.peer", "192.0.2.1")),
 	};

@@ -1,8 +1,6 @@
 """The network device (5.1): features, configuration, virtqueues, and when each is worked."""
 
-import contextlib
 import logging
-import os
 import select
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -18,9 +16,10 @@ from virtiopy.devices.base import (
 )
 from virtiopy.devices.net.control import MAC_SIZE, Control, ReceiveFilter, is_multicast
 from virtiopy.devices.net.features import NetFeature, Terms, requirements_met
+from virtiopy.devices.net.handover import Handover
 from virtiopy.devices.net.pair import Pair
 from virtiopy.devices.net.path import FrameLink, NetCounters
-from virtiopy.errors import ConfigError, DriverError, VirtiopyError
+from virtiopy.errors import DriverError, VirtiopyError
 from virtiopy.eventloop import READABLE, WRITABLE, EventLoop, Watch
 from virtiopy.spec import DeviceId, feature_mask, has_feature
 from virtiopy.virtqueue.split import Chain, SplitQueue
@@ -77,24 +76,19 @@ class Net(VirtioDevice):
         self.control = Control(self)
         self.filter = ReceiveFilter(mac)
         self._initial_mac = mac
-        self._pairs = [Pair(index, link, self.counts) for index in range(link.pairs)]
+        self.pairs = [Pair(index, link, self.counts) for index in range(link.pairs)]
         self._terms = Terms.of(0, self.mtu)
         self._status = Status.LINK_UP if link.is_up() else Status(0)
         self._state_watch: Watch | None = None
         self._link_failed = False
         self._halted = False
-        # What holds the workers that queues are handed to; nothing where that is not wanted.
-        self._workers = contextlib.ExitStack()
-        self._handoffs = 0
+        self._handover = Handover(self)
 
     # Feature bits (5.1.3)
 
     def offered(self, features: int) -> int:
         """Leave out what whoever works the queues has not."""
-        for pair in self._pairs:
-            if pair.worker is not None:
-                features = pair.worker.offered(features)
-        return features
+        return self._handover.offered(features)
 
     def accepts(self, driver_features: int) -> bool:
         """Check what features require of each other (5.1.3.1)."""
@@ -135,8 +129,8 @@ class Net(VirtioDevice):
         return {
             "mac": self.filter.mac.hex(":"),
             "link": "up" if self._status & Status.LINK_UP else "down",
-            "pairs_handed_over": sum(pair.lent for pair in self._pairs),
-            "handoffs": self._handoffs,
+            "pairs_handed_over": sum(pair.lent for pair in self.pairs),
+            "handoffs": self._handover.count,
             **({"handoff_refused": self.refusal} if self.refusal else {}),
             **self.counters(),
         }
@@ -165,7 +159,7 @@ class Net(VirtioDevice):
             lambda events: self.link_changed(),
             f"{self.link.name} state",
         )
-        for pair in self._pairs:
+        for pair in self.pairs:
             pair.send_more = loop.bottom_half(
                 self._callback(self._transmit, pair), f"{self.link.name} send"
             )
@@ -179,7 +173,7 @@ class Net(VirtioDevice):
                 pair.queues[index % 2] = queue
                 pair.start(index % 2, self._terms, self.filter)
         self.set_pairs(1)
-        for pair in self._pairs:
+        for pair in self.pairs:
             # Buffers may be there already, from before DRIVER_OK, when no kick may come.
             self._guarded(self._receive, pair)
 
@@ -187,7 +181,7 @@ class Net(VirtioDevice):
         """Take a queue that the driver enables while the device runs."""
         super().start_queue(index, queue)
         if pair := self._pair_of(index):
-            self._take_back(pair)
+            self._handover.take_back(pair)
             pair.queues[index % 2] = queue
             pair.start(index % 2, self._terms, self.filter)
             self._give_if_due(pair)
@@ -197,7 +191,7 @@ class Net(VirtioDevice):
         """Forget a queue and its buffers; frames for it stay in the link."""
         super().stop_queue(index)
         if pair := self._pair_of(index):
-            self._take_back(pair)
+            self._handover.take_back(pair)
             pair.stop(index % 2)
             pair.queues.pop(index % 2, None)
             self._update_watch(pair)
@@ -212,7 +206,7 @@ class Net(VirtioDevice):
         """Forget the driver, its queues and filters; the MAC address is the first again."""
         self._stop()
         super().reset()
-        for pair in self._pairs:
+        for pair in self.pairs:
             pair.queues.clear()
         self._halted = False
         self._terms = Terms.of(0, self.mtu)
@@ -226,7 +220,7 @@ class Net(VirtioDevice):
         if self._state_watch is not None and self.loop is not None:
             self.loop.unwatch(self._state_watch)
             self._state_watch = None
-        self._workers.close()
+        self._handover.dismiss()
         self.link.close()
 
     # Virtqueues (5.1.2): receiveq1, transmitq1, ... and after them controlq
@@ -237,128 +231,61 @@ class Net(VirtioDevice):
         return 2 * pairs
 
     def _pair_of(self, index: int) -> Pair | None:
-        return self._pairs[index // 2] if index < self._control_index else None
+        return self.pairs[index // 2] if index < self._control_index else None
 
     def set_pairs(self, count: int) -> None:
         """Use the first `count` pairs: frames come by no others, and none is sent from others."""
-        for pair in self._pairs:
+        for pair in self.pairs:
             pair.transmitter.enabled = pair.index < count
             if not pair.transmitter.enabled:
-                self._take_back(pair)
+                self._handover.take_back(pair)
         self.link.set_pairs(count)
-        for pair in self._pairs:
+        for pair in self.pairs:
             self._give_if_due(pair)
 
     # Others who work the queues in the device's place
 
     def hand_over(self, open_worker: OpenWorker | None) -> None:
-        """Have others work the pairs of virtqueues, each with its queue of the link; or nobody.
-
-        A pair is handed over when the driver has enabled queues of it, and when no frame that was
-        taken from the link waits for buffers. The control virtqueue is always the device's.
-        """
+        """Have others work the pairs of virtqueues, each with its queue of the link; or nobody."""
         with self.lock:
-            if open_worker is None:
-                self._dismiss()
-                return
-            if self._pairs[0].worker is None:
-                self._engage(open_worker)
             self.refusal = None
+            if open_worker is None:
+                self._handover.dismiss()
+                return
+            if not self._handover.engaged:
+                self._handover.engage(open_worker)
             try:
-                for pair in self._pairs:
+                for pair in self.pairs:
                     self._guarded(self._give, pair)
             except VirtiopyError:
-                self._dismiss()
+                self._handover.dismiss()
                 raise
 
-    def _engage(self, open_worker: OpenWorker) -> None:
-        """Find a worker for each pair."""
-        if self.host.notifiers(0) is None or self.loop is None:
-            raise ConfigError(
-                "In trapped mode nobody else can take the kicks: start the device in another mode."
-            )
-        with contextlib.ExitStack() as opened:
-            workers = []
-            for pair in self._pairs:
-                worker = open_worker(self.link.lend(pair.index, self.mtu))
-                opened.callback(worker.close)
-                workers.append(worker)
-                for ring, eventfd in enumerate(worker.errors):
-                    watch = self.loop.watch(
-                        eventfd,
-                        READABLE,
-                        self._error_reader(pair, ring, eventfd),
-                        f"{worker.name} of {self.link.name}",
-                    )
-                    opened.callback(self.loop.unwatch, watch)
-            self._workers = opened.pop_all()
-        for pair, worker in zip(self._pairs, workers, strict=True):
-            pair.worker = worker
-
-    def _dismiss(self) -> None:
-        """Have the device work all queues itself."""
-        for pair in self._pairs:
-            self._take_back(pair)
-            pair.worker = None
-        self._workers.close()
-        self.refusal = None
-
     def _give(self, pair: Pair) -> None:
-        """Hand a pair over, where that is wanted and can be. Raises what the worker does."""
-        if (
-            pair.worker is None
-            or pair.lent
-            or not pair.queues
-            or not pair.transmitter.enabled
-            or self._halted
-            or self._link_failed
-            or self.refusal is not None
-        ):
-            return
-        # There are some: `_engage` has seen to it.
-        notifiers = {
-            ring: found
-            for ring in pair.queues
-            if (found := self.host.notifiers(2 * pair.index + ring)) is not None
-        }
-        if pair.give(notifiers, self.driver_features):
-            self._handoffs += 1
-            self._update_watch(pair)
+        self._handover.give(pair)
+        self._update_watch(pair)
 
     def _give_if_due(self, pair: Pair) -> None:
-        """Hand a pair over; where it is refused, the device works it and says why."""
+        """Hand a pair over; where it is refused, the device works all of them and says why."""
+        if self.refusal is not None:
+            return
         try:
             self._guarded(self._give, pair)
         except VirtiopyError as error:
             self.refusal = str(error)
             log.warning("%s is worked by the device itself: %s", self.link.name, error)
+            for other in self.pairs:
+                self._handover.take_back(other)
 
-    def _take_back(self, pair: Pair) -> None:
-        """Take a pair back, and go on with it; it has been kicked."""
-        if pair.lent:
-            pair.take_back()
-            for ring in pair.queues:
-                pair.start(ring, self._terms, self.filter)
+    @property
+    def may_be_worked(self) -> bool:
+        """Whether there is anything to be done with queues and link."""
+        return not self._halted and not self._link_failed
 
-    def _error_reader(self, pair: Pair, ring: int, eventfd: int) -> Callable[[int], None]:
-        def on_error(events: int) -> None:
-            with self.lock:
-                try:
-                    os.eventfd_read(eventfd)
-                except BlockingIOError:
-                    # The ring that was broken is no more.
-                    return
-                if not pair.lent or pair.worker is None:
-                    return
-                self._take_back(pair)
-                fault = pair.queues[ring].next_fault() if ring in pair.queues else None
-                side = "transmit" if ring else "receive"
-                self.host.needs_reset(
-                    f"{pair.worker.name} finds {side}q{pair.index + 1} broken: "
-                    + (fault or "a chain that is sound, but not of the kind that is to be there")
-                )
-
-        return on_error
+    def go_on(self, pair: Pair) -> None:
+        """Work a pair that has come back; its queues have been kicked."""
+        for ring in pair.queues:
+            pair.start(ring, self._terms, self.filter)
 
     # Operation (5.1.9)
 
@@ -451,7 +378,7 @@ class Net(VirtioDevice):
 
     def _stop(self) -> None:
         """Forget all buffers, and leave the link alone."""
-        for pair in self._pairs:
+        for pair in self.pairs:
             pair.take_back()
             for ring in range(2):
                 pair.stop(ring)
@@ -463,8 +390,8 @@ class Net(VirtioDevice):
         """Go on without a link: for the driver it is down, and stays so."""
         log.warning("the link %s failed: %s", self.link.name, reason)
         self._link_failed = True
-        for pair in self._pairs:
-            self._take_back(pair)
+        for pair in self.pairs:
+            self._handover.take_back(pair)
             if pair.watch is not None and self.loop is not None:
                 self.loop.unwatch(pair.watch)
                 pair.watch = None
