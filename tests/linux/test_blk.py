@@ -22,7 +22,8 @@ def disk(
     folder = tmp_path_factory.mktemp("disk")
     image, socket = make_image(folder / "disk.img"), folder / "disk.sock"
     export = f"vhost-user-blk,id=export,node-name=disk,writable=on,num-queues={QUEUES}"
-    command = ["qemu-storage-daemon", "--blockdev", f"file,node-name=disk,filename={image},discard=unmap"]
+    node = f"file,node-name=disk,filename={image},discard=unmap"
+    command = ["qemu-storage-daemon", "--blockdev", node]
     command += ["--export", f"{export},addr.type=unix,addr.path={socket}"]
     with Backend(command, socket, share / "backend.log") as backend:
         disk = LinuxDisk(image, share, backend)
