@@ -1,5 +1,5 @@
 #!/bin/sh
-# What virtme-ng runs in the lab:   inside.sh MOUNTED SHARE KERNEL
+# What virtme-ng runs in the lab:   inside.sh MOUNTED SHARE KERNEL MODULE...
 #
 # SHARE is the host's folder that is mounted, read-write, at MOUNTED; KERNEL the unpacked package.
 #
@@ -10,10 +10,11 @@ set -u
 mounted=$1
 share=$2
 kernel=$3
+shift 3
 root=/mnt
 
 echo "lab: $(uname -r), up for $(cut -d ' ' -f 1 /proc/uptime) s"
-modprobe -d "$root$kernel" -a kvm_amd vhost_net tun
+modprobe -d "$root$kernel" -a "$@"
 
 source=$(grep -F " $root 9p " /proc/mounts)
 umount "$root"
@@ -26,8 +27,6 @@ done
 mount -t tmpfs tmpfs "$root/run"
 mkdir "$root/run/tmp"
 mount --bind "$mounted" "$root$share"
-ls -l /dev/kvm /dev/vhost-net /dev/net/tun
-
 echo "lab: the command starts"
 chroot "$root" env -i HOME=/run/tmp TMPDIR=/run/tmp LANG=C.UTF-8 TERM=dumb \
 	PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \

@@ -37,6 +37,9 @@ PATIENCE = 900.0
 #: How often the reports are looked for, seconds.
 _POLL = 0.25
 
+#: What a test says first that is skipped because neither host nor lab has what it needs.
+NOT_TO_BE_HAD = "the lab is not to be had"
+
 _REPORTS = "reports.jsonl"
 
 Report = pytest.TestReport | pytest.CollectReport
@@ -164,7 +167,7 @@ class _Outside:
             except LabMissingError as error:
                 self._missing = str(error)
         if self._missing is not None:
-            yield _skipped(item, f"the lab is not to be had: {self._missing}")
+            yield _skipped(item, f"{NOT_TO_BE_HAD}: {self._missing}")
             return
         while not self._is_done(item.nodeid):
             if self._broken is None:
@@ -255,16 +258,19 @@ class _Outside:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
         # Below all that others have to say, where it is not overlooked.
         yield
-        if not self._nodes:
-            return
-        if self._missing is not None:
+        skipped = terminalreporter.getreports("skipped")
+        reasons = [text for text in map(_reason, skipped) if text.startswith(NOT_TO_BE_HAD)]
+        if reasons:
             terminalreporter.section("THE LAB DID NOT RUN", red=True, bold=True)
             terminalreporter.line(
-                f"{len(self._nodes)} tests marked `lab` were skipped. This host lacks "
-                f"{', '.join(lacking()) or 'nothing'}, and the lab that has it is not to be had: "
-                f"{self._missing}."
+                f"{len(reasons)} tests were skipped. This host lacks "
+                f"{', '.join(lacking()) or 'nothing'}."
             )
-        elif self._lab is not None:
+            for reason in sorted(set(reasons)):
+                terminalreporter.line(f"{reason}.")
+        if not self._nodes or self._missing is not None:
+            return
+        if self._lab is not None:
             terminalreporter.section("lab")
             terminalreporter.line(
                 f"{len(self._nodes)} tests ran in {self._seconds:.0f} s, boot included, under "
@@ -296,6 +302,13 @@ def _last_words(lab: Lab) -> str:
     output = lab.share / "output.txt"
     text = output.read_text(errors="replace") if output.exists() else ""
     return "\n".join([*lab.console.splitlines()[-40:], *text.splitlines()[-60:]])
+
+
+def _reason(report: pytest.TestReport) -> str:
+    """Return why a test was skipped."""
+    if isinstance(report.longrepr, tuple):
+        return report.longrepr[2].removeprefix("Skipped: ")
+    return ""
 
 
 def _report(
