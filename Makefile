@@ -1,6 +1,6 @@
 # make demo    set up what is missing and run the main job
-# make test    set up what is missing and pass the whole suite
-# make lab     and pass only what runs in the lab, a booted kernel (tests/lab)
+# make test    set up what is missing and pass the whole suite, the lab (tests/lab) included
+# make lab     and pass only what runs in the lab, a booted kernel
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -19,7 +19,7 @@ test: $(VENV)/ready-dev lint
 	$(BIN)/pytest
 
 lab: $(VENV)/ready-dev
-	$(BIN)/pytest -m lab
+	$(BIN)/pytest -m 'lab and not nightly'
 
 lint: $(VENV)/ready-dev
 	$(BIN)/ruff check .

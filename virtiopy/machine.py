@@ -15,12 +15,13 @@ from virtiopy.bus import Bus, Place
 from virtiopy.closing import Closing
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.errors import ConfigError, GuestError
-from virtiopy.eventloop import READABLE, EventLoop
+from virtiopy.eventloop import EventLoop
 from virtiopy.exitlog import ExitKind, ExitLog
 from virtiopy.kvm.exits import Exit, ExitReason, IoExit, MmioExit
 from virtiopy.measurement import MEASUREMENT_PORT, PORT_NAME, Measurement, MeasurementPort
 from virtiopy.memory import GuestMemory
 from virtiopy.transport.mmio import REGISTER_RANGE, MmioTransport, Register
+from virtiopy.transport.notifiers import EventfdNotifiers
 
 #: Guest physical address of the first device's registers; the next ones follow it.
 MMIO_BASE = 0xD000_0000
@@ -197,12 +198,20 @@ class Machine(Closing):
         transport = MmioTransport(
             device, self.memory, set_interrupt, loop=self.loop, may_block=False
         )
+        transport.queue_notifiers = notifiers = {}
         for index in range(len(device.queue_sizes)):
             kick = _eventfd(release)
             self.accelerator.add_ioeventfd(address + Register.QueueNotify, index, kick)
-            reader = _kick_reader(transport, kick, index)
-            watch = self.loop.watch(kick, READABLE, reader, f"{name} queue {index}")
-            release.callback(self.loop.unwatch, watch)
+            notifiers[index] = release.enter_context(
+                EventfdNotifiers(
+                    transport,
+                    self.loop,
+                    index,
+                    kick=kick,
+                    call=interrupt,
+                    name=f"{name} queue {index}",
+                )
+            )
         return transport
 
     def boot(self, image: GuestImage, arguments: str = "") -> None:
@@ -322,15 +331,6 @@ def _eventfd(release: contextlib.ExitStack) -> int:
 def _reset(device: VirtioDevice) -> None:
     with device.lock:
         device.reset()
-
-
-def _kick_reader(transport: MmioTransport, eventfd: int, index: int) -> Callable[[int], None]:
-    def kick(events: int) -> None:
-        # Kicks that came together are one: the ring says how much there is to do.
-        os.eventfd_read(eventfd)
-        transport.kick(index)
-
-    return kick
 
 
 class _Turn:

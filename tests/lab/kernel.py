@@ -1,5 +1,6 @@
 """Debian's kernel for the lab: its package downloaded and unpacked, never installed."""
 
+import fcntl
 import os
 import re
 import shutil
@@ -40,23 +41,37 @@ def get_kernel(cache: Path) -> LabKernel:
 
     Raises LabMissingError.
     """
-    unpacked = sorted(cache.glob("linux-image-*"), key=lambda path: path.stat().st_mtime)
-    if unpacked:
-        return LabKernel.of(unpacked[-1])
+    if kernel := _newest(cache):
+        return kernel
     for tool in ("apt-get", "apt-cache", "dpkg-deb"):
         if shutil.which(tool) is None:
             raise LabMissingError(
                 f"there is no {tool} to fetch Debian's kernel with: on another distribution, "
                 f"unpack its package {METAPACKAGE} depends on into {cache}/linux-image-VERSION"
             )
-    package = _resolve()
     cache.mkdir(parents=True, exist_ok=True)
+    with (cache / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        # Somebody else may have fetched it while we waited.
+        return _newest(cache) or _fetch(cache)
+
+
+def _newest(cache: Path) -> LabKernel | None:
+    unpacked = sorted(cache.glob("linux-image-*"), key=lambda path: path.stat().st_mtime)
+    return LabKernel.of(unpacked[-1]) if unpacked else None
+
+
+def _fetch(cache: Path) -> LabKernel:
+    package = _resolve()
     with tempfile.TemporaryDirectory(prefix="fetch-", dir=cache) as name:
         fetched = Path(name)
         # Root's download would warn that the user _apt cannot write here.
         _run("apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", package, cwd=fetched)
         (archive,) = fetched.glob("*.deb")
         _run("dpkg-deb", "-x", str(archive), "root", cwd=fetched)
+        # Installing the package would do this. virtme-ng would, at each first boot.
+        version = package.removeprefix("linux-image-")
+        _run("depmod", "-b", "root", version, cwd=fetched)
         # In one step, so that a folder of this name is always whole.
         (fetched / "root").rename(cache / package)
     return LabKernel.of(cache / package)

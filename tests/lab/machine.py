@@ -1,9 +1,10 @@
 """The lab: a stock kernel, booted by virtme-ng under software emulation, to run a command in.
 
-Inside there are nested KVM, /dev/vhost-net and /dev/net/tun, all real, and the host's files,
-read-only. What runs there takes some 60 times as long as outside.
+Inside there are the host's files, read-only, and what the options ask for: by default nested KVM,
+/dev/vhost-net and /dev/net/tun, all real. What runs there takes some 60 times as long as outside.
 """
 
+import itertools
 import os
 import pty
 import shlex
@@ -13,13 +14,15 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.lab.kernel import LabKernel, LabMissingError, get_kernel
 from virtiopy.closing import Closing
 
 REPOSITORY = Path(__file__).parents[2]
-CACHE = REPOSITORY / "build" / "lab"
+#: Resolved, for a link there to a folder that several checkouts share.
+CACHE = (REPOSITORY / "build" / "lab").resolve()
 
 #: Set inside the lab, for those who have to know: the folder that both sides write to.
 INSIDE = "VIRTIOPY_LAB"
@@ -35,9 +38,21 @@ _TOOLS = {
 #: Kernel parameters that cost emulated instructions, and protect from nobody here.
 _PARAMETERS = ["mitigations=off", "no5lvl", "init_on_alloc=0", "apparmor=0", "audit=0"]
 
-#: With two, both lock up within some 50 runs of nested VMs (QEMU 7.2's emulation of SVM).
-CPUS = 1
-MEMORY = "3G"
+
+@dataclass(slots=True, frozen=True)
+class LabOptions:
+    """What a lab is made of: CPUs, MiB of memory, kernel modules, QEMU's own options."""
+
+    #: With two, both lock up within some 50 runs of nested VMs (QEMU 7.2's emulation of SVM).
+    cpus: int = 1
+    memory: int = 3072
+    modules: tuple[str, ...] = ("kvm_amd", "vhost_net", "tun")
+    qemu: tuple[str, ...] = ()
+
+
+DEFAULTS = LabOptions()
+
+_NUMBERS = itertools.count(1)
 
 
 def vng() -> Path:
@@ -61,7 +76,13 @@ class Lab(Closing):
     `share` is the one folder that both sides write to. Raises LabMissingError.
     """
 
-    def __init__(self, command: list[str], share: Path, environment: dict[str, str]) -> None:
+    def __init__(
+        self,
+        command: list[str],
+        share: Path,
+        environment: dict[str, str],
+        options: LabOptions = DEFAULTS,
+    ) -> None:
         check_tools()
         kernel = get_kernel(CACHE)
         self.share = share
@@ -73,7 +94,7 @@ class Lab(Closing):
         self._terminal, terminal = pty.openpty()
         try:
             self.process = subprocess.Popen(
-                _boot_command(kernel, share),
+                _boot_command(kernel, share, options),
                 cwd=REPOSITORY,
                 env=os.environ | {"PATH": _path()},
                 stdin=terminal,
@@ -140,17 +161,22 @@ def _path() -> str:
     return os.pathsep.join([str(vng().parent), os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 
 
-def _boot_command(kernel: LabKernel, share: Path) -> list[str]:
-    script = Path(__file__).with_name("inside.sh")
+def _boot_command(kernel: LabKernel, share: Path, options: LabOptions) -> list[str]:
+    # Not by its own path: virtme-ng hides some of the host's folders, as /var/tmp.
+    shutil.copy(Path(__file__).with_name("inside.sh"), share)
+    inside = ["sh", "/run/lab/inside.sh", "/run/lab", str(share), str(kernel.folder)]
+    inside += options.modules
     return [
         # With the terminal as its own, so that all of it goes when we do, however that is.
         *("setsid", "--ctty", sys.executable, str(vng()), "--verbose", "--run", str(kernel.image)),
         *("--disable-kvm", "--force-9p", "--user", "root"),
-        *("--cpus", str(CPUS), "--memory", MEMORY),
+        *("--cpus", str(options.cpus), "--memory", f"{options.memory}M"),
         *(word for parameter in _PARAMETERS for word in ("--append", parameter)),
         # The order says which tag each has: see inside.sh.
-        *(f"--rwdir={share}", "--rodir=/mnt=/"),
-        *("--", f"sh {shlex.quote(str(script))} {shlex.quote(str(share))}"),
+        *(f"--rwdir=/run/lab={share}", "--rodir=/mnt=/"),
+        # A word of its own each: virtme-ng's shell takes this one apart.
+        *([f"--qemu-opts={shlex.join(options.qemu)}"] if options.qemu else []),
+        *("--", shlex.join(inside)),
     ]
 
 
@@ -164,6 +190,8 @@ def new_share() -> Path:
     """Name a folder for one boot; those of the last few stay, to look at."""
     runs = CACHE / "runs"
     runs.mkdir(parents=True, exist_ok=True)
-    for old in sorted(runs.iterdir())[:-2]:
-        shutil.rmtree(old, ignore_errors=True)
-    return runs / time.strftime(f"%Y%m%d-%H%M%S-{os.getpid()}")
+    for old in sorted(runs.iterdir())[:-8]:
+        # Another checkout may share the cache, and be at it.
+        if not Path("/proc", old.name.rpartition("-")[2]).exists():
+            shutil.rmtree(old, ignore_errors=True)
+    return runs / time.strftime(f"%Y%m%d-%H%M%S-{next(_NUMBERS)}-{os.getpid()}")

@@ -1,7 +1,8 @@
 """A pytest plugin: tests marked `lab` run in the lab, where this host lacks what they need.
 
-The same files are collected on both sides. Outside, the first test marked `lab` boots the lab,
-which runs pytest on all of them; each report that comes back stands for the test of that name.
+The same files are collected on both sides. Outside, tests marked `lab` come last, and the first
+boots the lab, which runs pytest on all of them; each report that comes back stands for the test
+of that name.
 """
 
 import json
@@ -22,12 +23,22 @@ from tests.lab.machine import CACHE, INSIDE, REPOSITORY, Lab, new_share
 #: What lab tests use of a host.
 DEVICES = ("/dev/kvm", "/dev/vhost-net", "/dev/net/tun")
 
-#: The lab has failed when it is silent, or not done, for so many seconds.
-SILENCE = 240.0
-PATIENCE = 1200.0
+#: One of these is under a KVM that runs guests as processors do, in every CPU mode.
+HARDWARE_KVM = ("/sys/module/kvm_intel", "/sys/module/kvm_amd")
+
+#: A test may take so many times its timeout in the lab.
+SLOWNESS = 2.0
+
+#: The lab has failed when it is silent for so many seconds longer than a test may take, or not
+#: done after so many in all.
+SILENCE = 60.0
+PATIENCE = 900.0
 
 #: How often the reports are looked for, seconds.
 _POLL = 0.25
+
+#: What a test says first that is skipped because neither host nor lab has what it needs.
+NOT_TO_BE_HAD = "the lab is not to be had"
 
 _REPORTS = "reports.jsonl"
 
@@ -47,20 +58,38 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if inside := os.environ.get(INSIDE):
         config.pluginmanager.register(_Inside(config, Path(inside)), "virtiopy-lab-inside")
-    elif _where(config) != "direct":
+    else:
         config.pluginmanager.register(_Outside(config), "virtiopy-lab-outside")
 
 
 def _where(config: pytest.Config) -> str:
     where: str = config.getoption("--lab")
     if where == "auto":
-        return "boot" if lacking_devices() else "direct"
+        return "boot" if lacking() else "direct"
     return where
 
 
-def lacking_devices() -> list[str]:
-    """Name the devices of DEVICES that this host has not, or not for us."""
-    return [path for path in DEVICES if not os.access(path, os.R_OK | os.W_OK)]
+def lacking() -> list[str]:
+    """Name what this host lacks, or keeps from us, for lab tests to run on it directly."""
+    things = [path for path in DEVICES if not os.access(path, os.R_OK | os.W_OK)]
+    if not any(Path(module).exists() for module in HARDWARE_KVM):
+        things.append("VT-x or SVM under KVM")
+    if os.geteuid() != 0:
+        things.append("root's rights")
+    return things
+
+
+def seconds_of(item: pytest.Item) -> float:
+    """Return how long a test may take on a machine of the usual speed."""
+    marker = item.get_closest_marker("timeout")
+    if marker is None:
+        return float(item.config.getini("timeout"))
+    return float(marker.kwargs["timeout"] if "timeout" in marker.kwargs else marker.args[0])
+
+
+def limit(item: pytest.Item, seconds: float) -> None:
+    """Let a test take so long, whatever it says itself."""
+    item.add_marker(pytest.mark.timeout(seconds), append=False)
 
 
 class _Inside:
@@ -69,6 +98,10 @@ class _Inside:
     def __init__(self, config: pytest.Config, share: Path) -> None:
         self._config = config
         self._stream = (share / _REPORTS).open("w")
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        for item in items:
+            limit(item, SLOWNESS * seconds_of(item))
 
     def _write(self, report: Report) -> None:
         data = self._config.hook.pytest_report_to_serializable(config=self._config, report=report)
@@ -92,28 +125,34 @@ class _Outside:
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
+        self._where = _where(config)
         self._lab: Lab | None = None
         self._missing: str | None = None
         self._broken: str | None = None
         self._nodes: list[str] = []
+        self._silence = SILENCE
         self._reports: dict[str, list[pytest.TestReport]] = defaultdict(list)
         self._read = 0
         self._seconds = 0.0
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        for item in items:
-            if item.get_closest_marker("lab"):
-                # The first of them waits for the boot; the lab has limits of its own.
-                item.add_marker(pytest.mark.timeout(PATIENCE + 60))
+        items.sort(key=_is_for_the_lab)
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         # After -m, -k and all else that deselects.
-        self._nodes = [item.nodeid for item in session.items if item.get_closest_marker("lab")]
+        chosen = [item for item in session.items if _is_for_the_lab(item)]
+        self._nodes = [item.nodeid for item in chosen]
+        if self._where == "direct":
+            return
+        for item in chosen:
+            self._silence = max(self._silence, SLOWNESS * seconds_of(item) + SILENCE)
+            # The first of them waits for the boot; the lab has limits of its own.
+            limit(item, PATIENCE + SILENCE)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
-        if not item.get_closest_marker("lab"):
+        if self._where == "direct" or not _is_for_the_lab(item):
             return None
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
         for report in self._reports_of(item):
@@ -128,9 +167,9 @@ class _Outside:
             except LabMissingError as error:
                 self._missing = str(error)
         if self._missing is not None:
-            yield _skipped(item, f"the lab is not to be had: {self._missing}")
+            yield _skipped(item, f"{NOT_TO_BE_HAD}: {self._missing}")
             return
-        while not any(report.when == "teardown" for report in self._reports[item.nodeid]):
+        while not self._is_done(item.nodeid):
             if self._broken is None:
                 self._wait()
             if self._broken is not None:
@@ -138,10 +177,13 @@ class _Outside:
                 return
         yield from self._reports[item.nodeid]
 
+    def _is_done(self, node: str) -> bool:
+        return any(report.when == "teardown" for report in self._reports[node])
+
     # The lab's life
 
     def _boot(self) -> None:
-        if _where(self._config) == "off":
+        if self._where == "off":
             raise LabMissingError("it is switched off by --lab=off")
         share = new_share()
         share.mkdir()
@@ -170,7 +212,7 @@ class _Outside:
         silent, running = (time.monotonic() - since for since in (self._heard, self._started))
         if ended:
             self._broken = f"The lab ended early, with status {self._lab.status}."
-        elif silent > SILENCE or running > PATIENCE:
+        elif silent > self._silence or running > PATIENCE:
             self._broken = f"The lab said nothing for {silent:.0f} s, after {running:.0f} s in all."
             self._lab.close()
         if self._broken is not None:
@@ -194,6 +236,9 @@ class _Outside:
             )
             if isinstance(report, pytest.TestReport):
                 report.sections.append(("Where", "in the lab"))
+                if isinstance(report.longrepr, list):
+                    # A skip's, which JSON has turned into a list.
+                    report.longrepr = tuple(report.longrepr)
                 self._reports[report.nodeid].append(report)
             else:
                 self._broken = f"The lab cannot collect {report.nodeid}:\n{report.longreprtext}"
@@ -202,27 +247,42 @@ class _Outside:
     def pytest_sessionfinish(self) -> None:
         if self._lab is None:
             return
-        # All reports are in: what is left is switching off.
-        self._lab.wait(0 if self._broken else 60)
+        # When all reports are in, what is left is switching off. Or somebody has had enough.
+        self._lab.wait(60 if all(map(self._is_done, self._nodes)) else 0)
         self._lab.close()
         self._seconds = time.monotonic() - self._started
 
     # What the user is told
 
-    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        if self._missing is not None:
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
+        # Below all that others have to say, where it is not overlooked.
+        yield
+        skipped = terminalreporter.getreports("skipped")
+        reasons = [text for text in map(_reason, skipped) if text.startswith(NOT_TO_BE_HAD)]
+        if reasons:
             terminalreporter.section("THE LAB DID NOT RUN", red=True, bold=True)
-            lacking = ", ".join(lacking_devices()) or "nothing"
             terminalreporter.line(
-                f"{len(self._nodes)} tests marked `lab` were skipped. This host lacks {lacking}, "
-                f"and the lab that has it is not to be had: {self._missing}."
+                f"{len(reasons)} tests were skipped. This host lacks "
+                f"{', '.join(lacking()) or 'nothing'}."
             )
-        elif self._lab is not None:
+            for reason in sorted(set(reasons)):
+                terminalreporter.line(f"{reason}.")
+        if not self._nodes or self._missing is not None:
+            return
+        if self._lab is not None:
             terminalreporter.section("lab")
             terminalreporter.line(
                 f"{len(self._nodes)} tests ran in {self._seconds:.0f} s, boot included, under "
                 f"software emulation; logs in {self._lab.share}"
             )
+        elif self._where == "direct":
+            terminalreporter.section("lab")
+            terminalreporter.line(f"{len(self._nodes)} tests ran directly on this host.")
+
+
+def _is_for_the_lab(item: pytest.Item) -> bool:
+    return item.get_closest_marker("lab") is not None
 
 
 def _compile(command: list[str], environment: dict[str, str]) -> None:
@@ -242,6 +302,13 @@ def _last_words(lab: Lab) -> str:
     output = lab.share / "output.txt"
     text = output.read_text(errors="replace") if output.exists() else ""
     return "\n".join([*lab.console.splitlines()[-40:], *text.splitlines()[-60:]])
+
+
+def _reason(report: pytest.TestReport) -> str:
+    """Return why a test was skipped."""
+    if isinstance(report.longrepr, tuple):
+        return report.longrepr[2].removeprefix("Skipped: ")
+    return ""
 
 
 def _report(

@@ -1,10 +1,12 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.lab import plugin
 from tests.lab.kernel import LabMissingError, get_kernel
 from tests.lab.machine import CACHE, REPOSITORY, vng
 
@@ -61,3 +63,151 @@ def test_a_kernel_that_is_there_is_not_fetched_again(
     image.touch()
     monkeypatch.setenv("PATH", str(tmp_path))
     assert get_kernel(tmp_path).image == image
+
+
+# What goes on between the two sides, with a lab that boots at once
+
+OUTCOMES = """
+import os, pytest
+
+@pytest.mark.lab
+class TestInside:
+    def test_passes(self):
+        assert "VIRTIOPY_LAB" in os.environ
+
+    def test_fails(self):
+        assert 1 == 2, "the reason"
+
+    def test_is_skipped(self):
+        pytest.skip("a thing is missing")
+
+    @pytest.mark.xfail(reason="a known bug", strict=True)
+    def test_fails_as_expected(self):
+        assert 1 == 2
+
+    @pytest.fixture
+    def broken(self):
+        raise RuntimeError("no such luck")
+
+    def test_has_a_broken_fixture(self, broken):
+        pass
+
+def test_outside():
+    assert "VIRTIOPY_LAB" not in os.environ
+"""
+
+HANG = """
+import pytest, time
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(0.5)]
+
+def test_hangs():
+    time.sleep(1000)
+
+def test_after_it():
+    pass
+"""
+
+DEATH = """
+import os, pytest
+
+pytestmark = pytest.mark.lab
+
+def test_lives():
+    pass
+
+def test_dies():
+    os.abort()
+
+def test_never_runs():
+    pass
+"""
+
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def run_pretended(tmp_path: Path) -> Run:
+    """Run pytest on a text, with a pretended lab; returns what it prints."""
+
+    def run(tests: str, *arguments: str) -> str:
+        (tmp_path / "test_text.py").write_text(tests)
+        (tmp_path / "conftest.py").write_text(
+            'pytest_plugins = ["tests.lab.plugin", "tests.unit.pretend_lab"]\n'
+        )
+        settings = "[pytest]\naddopts = -ra\nmarkers = lab\ntimeout = 60\n"
+        (tmp_path / "pytest.ini").write_text(settings)
+        command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", *arguments]
+        done = subprocess.run(
+            command,
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=100,
+        )
+        return done.stdout
+
+    return run
+
+
+def test_what_happens_in_the_lab_is_reported_as_if_it_were_here(run_pretended: Run) -> None:
+    output = run_pretended(OUTCOMES, "--lab=boot")
+
+    assert "1 failed, 2 passed, 1 skipped, 1 xfailed, 1 error" in output, output
+    assert "AssertionError: the reason" in output
+    assert "a thing is missing" in output
+    assert "5 tests ran in" in output
+
+
+def test_tests_for_the_lab_come_last(run_pretended: Run) -> None:
+    output = run_pretended(OUTCOMES, "--lab=boot")
+
+    assert output.index("::test_outside PASSED") < output.index("::test_passes PASSED")
+
+
+def test_only_chosen_tests_run_in_the_lab(run_pretended: Run) -> None:
+    output = run_pretended(OUTCOMES, "--lab=boot", "-k", "test_passes or test_is_skipped")
+
+    assert "1 passed, 1 skipped, 4 deselected" in output, output
+    assert "2 tests ran in" in output
+
+
+def test_where_the_host_has_it_all_they_run_directly(run_pretended: Run) -> None:
+    output = run_pretended(OUTCOMES, "--lab=direct", "-k", "test_is_skipped or test_outside")
+
+    assert "1 passed, 1 skipped" in output
+    assert "1 tests ran directly on this host" in output
+
+
+def test_a_test_that_hangs_in_the_lab_ends_at_its_time_and_the_next_runs(
+    run_pretended: Run,
+) -> None:
+    output = run_pretended(HANG, "--lab=boot")
+
+    # Twice what it says itself: the lab is slow.
+    assert "Timeout (>1.0s)" in output
+    assert "1 failed, 1 passed" in output, output
+
+
+def test_a_lab_that_dies_fails_the_rest_with_its_last_words(run_pretended: Run) -> None:
+    output = run_pretended(DEATH, "--lab=boot")
+
+    assert "2 failed, 1 passed" in output, output
+    assert "The lab ended early, with status -6" in output
+    assert "the pretended console" in output
+    assert "Fatal Python error: Aborted" in output
+
+
+def test_the_host_is_asked_for_hardware_virtualization(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plugin, "DEVICES", ("/dev/null", str(tmp_path / "vhost-net")))
+    monkeypatch.setattr(plugin, "HARDWARE_KVM", (str(tmp_path / "kvm_amd"),))
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert plugin.lacking() == [str(tmp_path / "vhost-net"), "VT-x or SVM under KVM"]
+
+    (tmp_path / "vhost-net").touch()
+    (tmp_path / "kvm_amd").touch()
+    assert plugin.lacking() == []

@@ -38,6 +38,23 @@ class Memory(Protocol):
         """Give memory back to the host: it is zeroes when it is touched again. Raises OSError."""
 
 
+class Notifiers(Protocol):
+    """The eventfds that a virtqueue is reached by, for somebody else who is to work it.
+
+    The driver's kicks write `kick`; a write to `call` is a used buffer notification. Each method
+    is called with the device's lock held.
+    """
+
+    kick: int
+    call: int
+
+    def lend(self) -> None:
+        """Leave both to somebody else: the device gets no more kicks of this queue."""
+
+    def take_back(self) -> None:
+        """Have both again; the device is kicked once, whether or not there is anything to do."""
+
+
 class DeviceHost(Protocol):
     """What a device asks of the transport that serves it."""
 
@@ -52,7 +69,10 @@ class DeviceHost(Protocol):
         """Tell the driver that the configuration space changed (3.2.1)."""
 
     def needs_reset(self, reason: str) -> None:
-        """Set DEVICE_NEEDS_RESET, for what only a reset can mend (2.1.2)."""
+        """Set DEVICE_NEEDS_RESET, for what only a reset can mend (2.1.2), and halt the device."""
+
+    def notifiers(self, index: int) -> Notifiers | None:
+        """Return the eventfds of queue `index`; None where its kicks are exits (trapped mode)."""
 
 
 class VirtioDevice:
@@ -121,6 +141,12 @@ class VirtioDevice:
     def stop_queue(self, index: int) -> None:
         """Forget a queue and its buffers: the driver has reset or disabled it."""
         self.queues.pop(index, None)
+
+    def halt(self) -> None:
+        """Have nobody work the queues any more, until a reset: DEVICE_NEEDS_RESET is set (2.1.2).
+
+        No kick comes from here on; this is for who has lent a queue's notifiers.
+        """
 
     def reset(self) -> None:
         """Forget the driver: what it negotiated, its queues, its buffers (2.4.1)."""

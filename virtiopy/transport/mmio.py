@@ -3,10 +3,10 @@
 import enum
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from virtiopy.devices.base import VirtioDevice
+from virtiopy.devices.base import Notifiers, VirtioDevice
 from virtiopy.errors import DriverError
 from virtiopy.eventloop import EventLoop
 from virtiopy.memory import GuestMemory
@@ -123,6 +123,10 @@ class MmioTransport:
         self.offered_features = device.features | TRANSPORT_FEATURES
         self.config_generation = 0
         self.interrupt_status = 0
+        #: The eventfds of the queues, where kicks are not exits.
+        self.queue_notifiers: Mapping[int, Notifiers] = {}
+        # The queues whose used buffer notifications somebody else sends.
+        self._lent: set[int] = set()
         self._clear()
         device.attach(self, loop, may_block=may_block)
 
@@ -198,9 +202,15 @@ class MmioTransport:
         if self.status & DeviceStatus.DRIVER_OK:
             self._interrupt(Interrupt.CONFIG_CHANGE)
 
+    def notifiers(self, index: int) -> Notifiers | None:
+        """Return the eventfds of a queue, if it has any."""
+        return self.queue_notifiers.get(index)
+
     def needs_reset(self, reason: str) -> None:
         """Set DEVICE_NEEDS_RESET and say so to a driver that is up (2.1.2)."""
         log.warning("%s needs a reset: %s", self.device.device_id.name, reason)
+        # First, as what it takes back may have notifications that the driver has not seen.
+        self.device.halt()
         self._running = False
         self.status |= int(DeviceStatus.DEVICE_NEEDS_RESET)
         if self.status & DeviceStatus.DRIVER_OK:
@@ -219,6 +229,25 @@ class MmioTransport:
             self.interrupt_status = was & ~events
             if was and not self.interrupt_status:
                 self._set_interrupt(False)
+
+    def read_interrupt_status(self) -> int:
+        """Return InterruptStatus.
+
+        Who sends used buffer notifications in our place does not say so here. While there is
+        anyone, each interrupt may be one.
+        """
+        return self.interrupt_status | (Interrupt.USED_BUFFER if self._lent else 0)
+
+    def lend_interrupt(self, index: int) -> None:
+        """Take note that somebody else sends the used buffer notifications of a queue."""
+        self._lent.add(index)
+
+    def take_interrupt_back(self, index: int) -> None:
+        """Take note that nobody else does any more."""
+        self._lent.discard(index)
+        # The driver may not have read InterruptStatus since the other's last notification.
+        if self._running:
+            self._interrupt(Interrupt.USED_BUFFER)
 
     # Feature bits, section 2.2
 
@@ -270,10 +299,11 @@ class MmioTransport:
         for index, registers in enumerate(self._queues):
             if registers.ready:
                 self._build(index)
-        self.device.activate(self._live)
+        self.device.activate(self._live if self._running else {})
 
     def reset(self) -> None:
         """Do what Status = 0 asks for: forget the driver (2.4.1, 4.2.2.1)."""
+        self._running = False
         self.device.reset()
         self._clear()
 
@@ -305,7 +335,8 @@ class MmioTransport:
             self._stop(self._queue_sel)
         elif self.status & DeviceStatus.DRIVER_OK:
             self._build(self._queue_sel)
-            if queue := self._live.get(self._queue_sel):
+            queue = self._live.get(self._queue_sel)
+            if queue is not None and self._running:
                 self.device.start_queue(self._queue_sel, queue)
 
     def _write_queue_reset(self, value: int) -> None:
@@ -402,7 +433,7 @@ _READERS: dict[int, Reader] = {
     Register.DeviceFeatures: MmioTransport._read_device_features,
     Register.QueueSizeMax: MmioTransport._read_queue_size_max,
     Register.QueueReady: MmioTransport._read_queue_ready,
-    Register.InterruptStatus: lambda transport: transport.interrupt_status,
+    Register.InterruptStatus: MmioTransport.read_interrupt_status,
     Register.Status: lambda transport: transport.status,
     Register.SHMLenLow: lambda transport: NO_SHARED_MEMORY,
     Register.SHMLenHigh: lambda transport: NO_SHARED_MEMORY,

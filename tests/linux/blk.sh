@@ -1,0 +1,29 @@
+# In the guest:   sh -eux blk.sh SHARE FIO_OPTION...
+#
+# Makes a file system on the one virtio disk, lets fio write, read and verify on it, copies a file
+# onto it, and looks whether all is sound. What it finds is in SHARE.
+share=$1
+shift
+disk=/dev/vda
+folder=/run/tmp/disk
+mkdir "$folder"
+# fio writes where it is.
+cd /run/tmp
+
+mkfs.ext4 -q -F "$disk"
+mount -t ext4 "$disk" "$folder"
+
+touch "$share/fio.started"
+# Each job is bound to a CPU, which has a queue of its own. Blocks are verified soon after they
+# were written, between other reads and writes, and all of them once more at the end.
+fio --output="$share/fio.json" --output-format=json --name=verified --directory="$folder" \
+	--numjobs=4 --group_reporting --cpus_allowed=0-3 --cpus_allowed_policy=split \
+	--rw=randrw --bsrange=4k-64k --ioengine=libaio --iodepth=32 --direct=1 \
+	--verify=crc32c --verify_backlog=64 --verify_fatal=1 --verify_state_save=0 "$@"
+touch "$share/fio.ended"
+grep virtio /proc/interrupts >"$share/interrupts.txt"
+
+cp "$share/known" "$folder/known"
+(cd "$folder" && sha256sum known verified.*) >"$share/sums.txt"
+umount "$folder"
+e2fsck -f -n "$disk" >"$share/fsck.txt"

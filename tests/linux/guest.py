@@ -1,0 +1,63 @@
+"""Debian's Linux in QEMU, with vhost-user devices that somebody serves."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.lab.kernel import LabMissingError
+from tests.lab.machine import Lab, LabOptions
+from tests.lab.plugin import NOT_TO_BE_HAD
+
+MEMORY = 1024
+
+#: What the tests run in the guest and on the host, by its Debian package.
+_TOOLS = {"fio": "fio", "mkfs.ext4": "e2fsprogs", "e2fsck": "e2fsprogs", "debugfs": "e2fsprogs"}
+
+_SCRIPTS = Path(__file__).parent
+
+
+def chardev(name: str, path: Path) -> list[str]:
+    """Return QEMU's options for a socket that is connected to again, a second after it closes."""
+    return ["-chardev", f"socket,id={name},path={path},reconnect=1"]
+
+
+def boot(
+    config: pytest.Config,
+    share: Path,
+    script: str,
+    *arguments: str,
+    qemu: list[str],
+    modules: tuple[str, ...],
+    cpus: int = 4,
+) -> Lab:
+    """Boot Linux with `qemu`'s devices; it runs a script of this folder, with `arguments`.
+
+    The script's output, and what it leaves, is in `share`. Skips the test where there is none.
+    """
+    missing = {package for tool, package in _TOOLS.items() if not _is_there(tool)}
+    if missing:
+        pytest.skip(f"{NOT_TO_BE_HAD}: missing here: apt-get install {' '.join(sorted(missing))}")
+    if config.getoption("--lab") == "off":
+        pytest.skip(f"{NOT_TO_BE_HAD}: it is switched off by --lab=off")
+    # The backends map the guest's memory.
+    memory = ["-object", f"memory-backend-memfd,id=shared,size={MEMORY}M,share=on"]
+    memory += ["-machine", "memory-backend=shared"]
+    command = ["sh", "-eux", str(_SCRIPTS / script), str(share), *arguments]
+    options = LabOptions(cpus, MEMORY, modules, (*memory, *qemu))
+    try:
+        return Lab(command, share, {}, options)
+    except LabMissingError as error:
+        pytest.skip(f"{NOT_TO_BE_HAD}: {error}")
+
+
+def finish(lab: Lab, seconds: float) -> None:
+    """Wait until the script is done; it is the failure of a test when it fails, or takes longer."""
+    assert lab.wait(seconds), f"Linux is not done after {seconds:.0f} s"
+    assert lab.status == 0, f"the script in the guest ends with status {lab.status}"
+
+
+def _is_there(tool: str) -> bool:
+    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+    return shutil.which(tool, path=path) is not None

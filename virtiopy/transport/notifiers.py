@@ -1,0 +1,74 @@
+"""The eventfds of a virtqueue: who takes its kicks, and who raises its interrupts."""
+
+import contextlib
+import os
+
+from virtiopy.closing import Closing
+from virtiopy.eventloop import READABLE, EventLoop, Watch
+from virtiopy.transport.mmio import MmioTransport
+
+
+class EventfdNotifiers(Closing):
+    """The notifiers of queue `index` (devices.base.Notifiers): an ioeventfd and an irqfd.
+
+    While they are not lent, `loop` takes the kicks to the transport. The eventfds stay the
+    caller's; `kick` does not block.
+    """
+
+    def __init__(
+        self,
+        transport: MmioTransport,
+        loop: EventLoop,
+        index: int,
+        *,
+        kick: int,
+        call: int,
+        name: str,
+    ) -> None:
+        self.kick = kick
+        self.call = call
+        self._transport = transport
+        self._loop = loop
+        self._index = index
+        self._name = name
+        self._watch: Watch | None = None
+        self._take_kicks()
+
+    def close(self) -> None:
+        """Take no more kicks."""
+        if self._watch is not None:
+            self._loop.unwatch(self._watch)
+            self._watch = None
+
+    @property
+    def lent(self) -> bool:
+        """Whether somebody else has them."""
+        return self._watch is None
+
+    def lend(self) -> None:
+        """Leave both to somebody else; the caller holds the device's lock."""
+        self.close()
+        self._transport.lend_interrupt(self._index)
+
+    def take_back(self) -> None:
+        """Have both again; the caller holds the device's lock.
+
+        The queue is kicked, for the other may have taken a kick and not served it.
+        """
+        self._transport.take_interrupt_back(self._index)
+        self._take_kicks()
+        # Full is as good as written.
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_write(self.kick, 1)
+
+    def _take_kicks(self) -> None:
+        self._watch = self._loop.watch(self.kick, READABLE, self._on_kick, self._name)
+
+    def _on_kick(self, events: int) -> None:
+        with self._transport.device.lock:
+            # They may have been lent since the loop looked: the kick is the other's then.
+            if self.lent:
+                return
+            # Kicks that came together are one: the ring says how much there is to do.
+            os.eventfd_read(self.kick)
+            self._transport.kick(self._index)

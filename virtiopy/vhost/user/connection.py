@@ -1,0 +1,122 @@
+"""A vhost-user connection: whole messages, with their file descriptors, over a Unix socket."""
+
+import array
+import contextlib
+import os
+import socket
+from collections.abc import Iterable
+
+from virtiopy.closing import Closing
+from virtiopy.errors import PeerError
+from virtiopy.vhost.user.messages import HEADER_SIZE, Header, Message, decode_header
+
+#: The most file descriptors that the kernel passes beside one message (SCM_MAX_FD).
+_FDS_MAX = 253
+
+
+class DisconnectedError(PeerError):
+    """The peer has closed its end."""
+
+
+class Connection(Closing):
+    """Messages to and from one peer; `stream` is a connected SOCK_STREAM, and is closed with it.
+
+    Whether `send` and `receive` wait, and how long, is the socket's timeout: None for ever, 0 not
+    at all.
+    """
+
+    def __init__(self, stream: socket.socket) -> None:
+        self.socket = stream
+        self._data = bytearray()
+        self._fds: list[int] = []
+        self._header: Header | None = None
+
+    def close(self) -> None:
+        """Close the socket, and what came with a message that is not whole."""
+        self.socket.close()
+        close_all(self._fds)
+
+    def send(self, message: Message) -> None:
+        """Send a message; its file descriptors stay the caller's.
+
+        Raises PeerError when it cannot be sent whole: the connection is of no use any more.
+        """
+        data = message.encode()
+        try:
+            sent = socket.send_fds(self.socket, [data], message.fds, socket.MSG_NOSIGNAL)
+            if sent < len(data):
+                self.socket.sendall(data[sent:], socket.MSG_NOSIGNAL)
+        except TimeoutError as error:
+            raise PeerError(f"it takes no {message.name}") from error
+        except BlockingIOError as error:
+            raise PeerError(f"it takes no {message.name}: its socket is full") from error
+        except OSError as error:
+            raise DisconnectedError(f"{message.name} cannot be sent: {error.strerror}") from error
+
+    def receive(self) -> Message | None:
+        """Return the next message, whose file descriptors are the caller's then.
+
+        None when it is not there yet, or not whole, and the socket does not wait. Raises PeerError
+        for what is no message, or did not come in time, and DisconnectedError at the end.
+        """
+        if self._header is None:
+            if not self._fill(HEADER_SIZE):
+                return None
+            self._header = decode_header(bytes(self._data))
+            self._data.clear()
+        header = self._header
+        if not self._fill(header.size):
+            return None
+        message = Message(header.request, bytes(self._data), header.flags, self._fds)
+        self._data.clear()
+        self._header, self._fds = None, []
+        return message
+
+    @property
+    def in_a_message(self) -> bool:
+        """Whether a message has begun to come and is not whole."""
+        return bool(self._data) or self._header is not None
+
+    def _fill(self, size: int) -> bool:
+        """Read until there are `size` bytes of this message, and not one of the next.
+
+        File descriptors come with the first byte of their message, or with one of its others.
+        """
+        while (missing := size - len(self._data)) > 0:
+            try:
+                data, ancillary, flags, _ = self.socket.recvmsg(
+                    missing, socket.CMSG_SPACE(_FDS_MAX * 4), socket.MSG_CMSG_CLOEXEC
+                )
+            except BlockingIOError:
+                return False
+            except TimeoutError as error:
+                raise PeerError("it says nothing") from error
+            except OSError as error:
+                raise DisconnectedError(f"the connection failed: {error.strerror}") from error
+            self._fds += _descriptors(ancillary)
+            if flags & socket.MSG_CTRUNC:
+                raise PeerError("more file descriptors than can be taken")
+            if not data:
+                raise DisconnectedError(
+                    "it went away in the middle of a message" if self.in_a_message else "it left"
+                )
+            self._data += data
+        return True
+
+
+def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    fds = array.array("i")
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+    return list(fds)
+
+
+def close_all(fds: Iterable[int]) -> None:
+    """Close file descriptors, and forget them where they are in a list."""
+    if isinstance(fds, list):
+        fds, taken = list(fds), fds
+        taken.clear()
+    for fd in fds:
+        with contextlib.suppress(OSError):
+            os.close(fd)
