@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 
-from tests.guest.support import assert_one_sentence, make_image, needs_kvm, virtiopy
+from tests.guest.support import (
+    assert_one_sentence,
+    make_image,
+    needs_kvm,
+    needs_qemu,
+    run_in_qemu,
+    virtiopy,
+)
 from tests.namespace import Namespace, needs_taps
 
 PACKETS = 300
@@ -139,6 +146,27 @@ def test_each_mode_is_told_as_it_is_done(tmp_path: Path) -> None:
     lines = [line.split(":")[1].strip() for line in done.errors.splitlines()]
     assert lines == ["trapped", "ioeventfd"]
     assert max(map(len, done.output.splitlines())) <= 80
+
+
+@needs_kvm
+@needs_qemu
+def test_a_host_that_does_not_measure_ignores_the_marks(tmp_path: Path) -> None:
+    drive = f"if=none,id=d,file={make_image(tmp_path / 'disk.img')},format=raw"
+    run_in_qemu(
+        "blk",
+        "-drive",
+        drive,
+        "-device",
+        "virtio-blk-device,drive=d",
+        append="blk.requests=20 blk.depth=4",
+    )
+
+
+@needs_kvm
+@needs_qemu
+def test_the_measured_driver_sends_with_qemus_device_too(tmp_path: Path) -> None:
+    network = ("-netdev", "user,id=n", "-device", "virtio-net-device,netdev=n")
+    run_in_qemu("net", *network, append="net.mode=measure net.frames=20 net.depth=4")
 
 
 def test_without_kvm_the_kernels_counts_are_left_out(tmp_path: Path) -> None:
