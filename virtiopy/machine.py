@@ -19,6 +19,7 @@ from virtiopy.errors import ConfigError, GuestError, HostError
 from virtiopy.eventloop import EventLoop
 from virtiopy.exitlog import ExitKind, ExitLog
 from virtiopy.kvm.exits import Exit, ExitReason, IoExit, MmioExit
+from virtiopy.measurement import MEASUREMENT_PORT, PORT_NAME, Measurement, MeasurementPort
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import DeviceId
 from virtiopy.transport.mmio import REGISTER_RANGE, MmioTransport, Register
@@ -104,13 +105,14 @@ class RunResult:
 
     `status` is what the guest wrote to the exit port, or None when it was stopped at its time;
     `seconds` is how long it ran. `kernel` holds the accelerator's own counters of the CPU, as
-    they grew during the run.
+    they grew during the run. `measurements` are the parts that the guest marked.
     """
 
     status: int | None
     seconds: float
     exits: ExitLog
     kernel: dict[str, int]
+    measurements: list[Measurement]
 
 
 class _ConsolePort:
@@ -173,6 +175,10 @@ class Machine(Closing):
         self._mmio = Bus("guest physical address")
         self._ports = Bus("port")
         self._ports.add(Place(CONSOLE_PORT, 1, "console port", _ConsolePort(console)))
+        self._measurement_port = MeasurementPort(
+            self.exits, self.cpu.statistics, loop=self.loop.name
+        )
+        self._ports.add(Place(MEASUREMENT_PORT, 1, PORT_NAME, self._measurement_port))
         self._ports.add(Place(EXIT_PORT, 4, "exit port", self._exit_port))
         self._failure: BaseException | None = None
         self._workers: Mapping[IoMode, OpenWorker] = {IoMode.VHOST: partial(VhostPair, memory)}
@@ -314,7 +320,13 @@ class Machine(Closing):
             raise failure
         after = self.cpu.statistics()
         kernel = {name: value - before.get(name, 0) for name, value in after.items()}
-        return RunResult(self._exit_port.status, seconds, self.exits, kernel)
+        return RunResult(
+            self._exit_port.status,
+            seconds,
+            self.exits,
+            kernel,
+            self._measurement_port.measurements,
+        )
 
     def _run_cpu(self, turn: "_Turn") -> None:
         """Run the CPU, on its own thread, unless the turn was cancelled before."""

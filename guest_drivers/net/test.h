@@ -76,6 +76,7 @@ void test_malformed(struct net_test *t);
 void serve(struct net_test *t);
 void send(struct net_test *t);
 void receive(struct net_test *t);
+void measure(struct net_test *t);
 
 /* Bring up one pair of large queues with what `net.features` asks for; see main.c. */
 void stream_open(struct net_test *t, unsigned int buffers);
