@@ -3,12 +3,11 @@
  * Exercises every block device found, and overwrites what is on it.  Options:
  *
  *	blk.hold=1	write the final pattern, flush, say so, and spin for ever
- *	blk.requests=N	no tests, but N random 4 KiB reads, one at a time, by interrupt
+ *	blk.requests=N	no tests, but N random 4 KiB reads, by interrupt
+ *	blk.depth=D	so many of them at a time; 1
  */
 #include "cpu.h"
 #include "test.h"
-
-#define RANDOM_READ_SECTORS	8
 
 static const struct {
 	uint64_t features;
@@ -121,39 +120,6 @@ static _Noreturn void spin(void)
 {
 	for (;;)
 		cpu_relax();
-}
-
-/* ----- blk.requests ----- */
-
-/* Marsaglia's xorshift: three shifts, and no state but the number. */
-static uint64_t next_random(uint64_t x)
-{
-	x ^= x << 13;
-	x ^= x >> 7;
-	x ^= x << 17;
-	return x;
-}
-
-static void random_reads(struct blk_test *t, uint64_t count)
-{
-	uint64_t random = 1, done, spots;
-	struct blk_request request;
-
-	test_open(t, t->device->offered & (BIT(VIRTIO_F_INDIRECT_DESC) | BIT(VIRTIO_F_EVENT_IDX)
-					   | BIT(VIRTIO_BLK_F_RO)));
-	spots = t->blk.capacity / RANDOM_READ_SECTORS;
-	if (!spots)
-		tap_bail_out("%s is smaller than one read", t->disk);
-	blk_alloc_request(&request, RANDOM_READ_SECTORS * SECTOR_SIZE);
-	for (done = 0; done < count; done++) {
-		random = next_random(random);
-		blk_prepare(&request, VIRTIO_BLK_T_IN, random % spots * RANDOM_READ_SECTORS,
-			    RANDOM_READ_SECTORS * SECTOR_SIZE);
-		if (blk_do(&t->blk, &request) != VIRTIO_BLK_S_OK)
-			break;
-	}
-	tap_is(done, count, "%s: %llu random reads of 4 KiB, one at a time", t->disk,
-	       (unsigned long long)count);
 }
 
 /* ----- every disk ----- */

@@ -52,6 +52,9 @@ uint8_t do_request(struct blk_test *t, uint32_t type, uint64_t sector, uint32_t 
 /* Sleep until all are done; false when the device broke. */
 bool wait_all(struct virtq *vq, struct blk_request *requests, unsigned int count);
 
+/* blk.requests: random reads, counted and timed (workload.h). */
+void random_reads(struct blk_test *t, uint64_t count);
+
 bool write_final_pattern(struct blk_test *t);
 bool read_final_pattern(struct blk_test *t);
 

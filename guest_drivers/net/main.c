@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: MIT
 /*
- * Exercises every network device found, or serves, sends or receives on the first.  Options:
+ * Exercises every network device found, or serves, sends, receives or measures on the first.  Options:
  *
- *	net.mode=	tests (the default), serve, send or receive
+ *	net.mode=	tests (the default), serve, send, receive or measure
  *	net.ip=		our address; 192.0.2.2
  *	net.peer=	the host's address, which answers ARP and echo requests; 192.0.2.1
  *	net.port=	UDP port to send to and from, or to receive on; 5001
- *	net.frames=	how many: to send (1000), or to answer and stop (serve; 0 is no limit)
+ *	net.frames=	how many: to send or measure (1000), or to answer and stop (serve; 0 is no limit)
+ *	net.depth=	frames in flight, when measuring; 1
+ *	net.receive=1	measure frames that come, not frames that go
  *	net.size=	bytes of UDP payload to send; 64
+ *	net.vhost=	1: skip what Linux's vhost-net is known to do differently; 0
  *	net.features=	feature bits to negotiate, if offered, when not testing; EVENT_IDX
  */
 #include "net/test.h"
@@ -19,6 +22,7 @@ static const struct {
 	{ "serve", serve },
 	{ "send", send },
 	{ "receive", receive },
+	{ "measure", measure },
 };
 
 static void run_tests(struct net_test *t)
@@ -47,7 +51,7 @@ static void (*chosen_mode(void))(struct net_test *t)
 		if (string_equal(mode, modes[i].name))
 			return modes[i].run;
 	if (!string_equal(mode, "tests"))
-		tap_bail_out("net.mode=%s is none of tests, serve, send and receive", mode);
+		tap_bail_out("net.mode=%s is none of tests, serve, send, receive and measure", mode);
 	return run_tests;
 }
 
@@ -62,6 +66,7 @@ static void run(struct virtio_test *base)
 		.device = base->device,
 		.name = base->name,
 		.qemu = base->qemu,
+		.vhost = cmdline_number("net.vhost", 0),
 		.link.ip = parse_ip(option("net.ip", "192.0.2.2")),
 		.link.peer_ip = parse_ip(option("net.peer", "192.0.2.1")),
 	};

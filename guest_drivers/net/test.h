@@ -27,6 +27,7 @@ struct net_test {
 	struct virtio_device *device;
 	const char *name;	/* of base: the label, and the features under test */
 	bool qemu;
+	bool vhost;		/* the queues are worked by Linux's vhost-net, it is said */
 	struct virtio_net net;
 	struct net_link link;
 	struct net_received received;	/* the last packet */
@@ -75,6 +76,7 @@ void test_malformed(struct net_test *t);
 void serve(struct net_test *t);
 void send(struct net_test *t);
 void receive(struct net_test *t);
+void measure(struct net_test *t);
 
 /* Bring up one pair of large queues with what `net.features` asks for; see main.c. */
 void stream_open(struct net_test *t, unsigned int buffers);

@@ -15,12 +15,17 @@
 /* Every guest's own part; its return value is the exit status. */
 int main(void);
 
-/* ----- the host's two ports ----- */
+/* ----- the host's ports ----- */
 
 #define DEBUG_CONSOLE_PORT	0xe9
+#define MEASUREMENT_PORT	0xea
 #define EXIT_PORT		0xf4
 
 _Noreturn void exit(int status);
+
+/* What happens between the two is counted and timed by the host, if it knows how. */
+void measure_begin(void);
+void measure_end(void);
 
 /* ----- console: printed a line at a time ----- */
 

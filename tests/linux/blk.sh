@@ -10,6 +10,10 @@ mkdir "$folder"
 # fio writes where it is.
 cd /run/tmp
 
+for file in serial size cache_type queue/logical_block_size queue/discard_max_bytes; do
+	echo "$file $(cat "/sys/block/vda/$file")"
+done >"$share/facts.txt"
+
 mkfs.ext4 -q -F "$disk"
 mount -t ext4 "$disk" "$folder"
 
@@ -25,5 +29,16 @@ grep virtio /proc/interrupts >"$share/interrupts.txt"
 
 cp "$share/known" "$folder/known"
 (cd "$folder" && sha256sum known verified.*) >"$share/sums.txt"
+
+# What is deleted is given back to the host.
+dd if=/dev/zero of="$folder/gone" bs=1M count=64 conv=fsync
+rm "$folder/gone"
+sync
+fstrim "$folder"
 umount "$folder"
+
+# The driver gives the disk up, and finds it again.
+device=$(basename "$(readlink /sys/block/vda/device)")
+echo "$device" >/sys/bus/virtio/drivers/virtio_blk/unbind
+echo "$device" >/sys/bus/virtio/drivers/virtio_blk/bind
 e2fsck -f -n "$disk" >"$share/fsck.txt"

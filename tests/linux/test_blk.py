@@ -22,7 +22,8 @@ def disk(
     folder = tmp_path_factory.mktemp("disk")
     image, socket = make_image(folder / "disk.img"), folder / "disk.sock"
     export = f"vhost-user-blk,id=export,node-name=disk,writable=on,num-queues={QUEUES}"
-    command = ["qemu-storage-daemon", "--blockdev", f"file,node-name=disk,filename={image}"]
+    node = f"file,node-name=disk,filename={image},discard=unmap"
+    command = ["qemu-storage-daemon", "--blockdev", node]
     command += ["--export", f"{export},addr.type=unix,addr.path={socket}"]
     with Backend(command, socket, share / "backend.log") as backend:
         disk = LinuxDisk(image, share, backend)
@@ -59,3 +60,8 @@ def test_the_image_holds_the_files_that_the_guest_wrote(disk: LinuxDisk) -> None
     assert set(sums) == {"known", *(f"verified.{job}.0" for job in range(QUEUES))}
     assert sums["known"] == hashlib.sha256(disk.known).hexdigest()
     assert {name: disk.sum_on_host(name) for name in sums} == sums
+
+
+def test_what_linux_deletes_is_given_back_to_the_host(disk: LinuxDisk) -> None:
+    # fio's files and the known one, and less than what was deleted for the file system's own.
+    assert disk.image.stat().st_blocks * 512 < QUEUES * SIZE + len(disk.known) + (48 << 20)

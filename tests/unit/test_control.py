@@ -27,6 +27,9 @@ MIB = 1 << 20
 class NoCpu:
     """A CPU that is never run."""
 
+    def statistics(self) -> dict[str, int]:
+        return {}
+
     def close(self) -> None:
         pass
 

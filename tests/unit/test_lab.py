@@ -8,7 +8,7 @@ import pytest
 
 from tests.lab import plugin
 from tests.lab.kernel import LabMissingError, get_kernel
-from tests.lab.machine import CACHE, REPOSITORY, vng
+from tests.lab.machine import CACHE, REPOSITORY, check_tools
 
 
 def run_lab_tests(path: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -34,8 +34,11 @@ def test_without_the_lab_its_tests_are_skipped_loudly_with_the_remedy(tmp_path: 
 
 
 def test_a_lab_that_does_not_come_up_fails_its_tests_with_what_it_said(tmp_path: Path) -> None:
-    if not vng().exists() or not list(CACHE.glob("linux-image-*")):
-        pytest.skip("virtme-ng or its kernel is missing, as no lab test has run")
+    try:
+        check_tools()
+        get_kernel(CACHE)
+    except LabMissingError as error:
+        pytest.skip(f"{plugin.NOT_TO_BE_HAD}: {error}")
     for tool in ("qemu-system-x86_64", "modprobe", "busybox", "file"):
         (tmp_path / tool).write_text("#!/bin/sh\necho broken on purpose >&2\nexit 1\n")
         (tmp_path / tool).chmod(0o755)

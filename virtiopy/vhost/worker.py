@@ -6,13 +6,14 @@ from pathlib import Path
 PROC = Path("/proc")
 
 
-def worker_threads(owner: int) -> list[Path]:
-    """Return the /proc folder of each vhost thread that thread `owner` caused to be.
+def worker_threads(*owners: int) -> list[Path]:
+    """Return the /proc folder of each vhost thread that one of these threads caused to be.
 
     The kernel names it vhost-OWNER: a kernel thread until 6.3, since then a thread of the owner's
     process.
     """
-    return [thread for thread in _threads() if _name(thread) == f"vhost-{owner}"]
+    names = {f"vhost-{owner}" for owner in owners}
+    return [thread for thread in _threads() if _name(thread) in names]
 
 
 def cpu_seconds(thread: Path) -> float:

@@ -1,0 +1,246 @@
+"""virtiopy exits, as a user has it, on this machine's KVM."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.guest.support import (
+    assert_one_sentence,
+    make_image,
+    needs_kvm,
+    needs_qemu,
+    run_in_qemu,
+    virtiopy,
+)
+from tests.namespace import Namespace, needs_taps
+
+PACKETS = 300
+REQUESTS = 40
+
+
+@pytest.fixture(scope="module")
+def namespace() -> Iterator[Namespace]:
+    with Namespace() as namespace:
+        yield namespace
+
+
+def compare(tmp_path: Path, *arguments: str | Path) -> dict[str, Any]:
+    """Run `virtiopy exits` and return what it found, by mode."""
+    path = tmp_path / "exits.json"
+    done = virtiopy("exits", "--json", path, *arguments)
+    assert done.status == 0, done.errors
+    document: dict[str, Any] = json.loads(path.read_text())
+    document["by_mode"] = {mode["mode"]: mode["measured"] for mode in document["modes"]}
+    return document
+
+
+def tap(namespace: Namespace) -> str:
+    return f"tap=t0,create=on,netns={namespace.name}"
+
+
+def register(measured: dict[str, Any], name: str) -> int:
+    return sum(row["count"] for row in measured["registers"] if row["register"] == name)
+
+
+@needs_kvm
+@needs_taps
+@pytest.mark.parametrize("direction", ["send", "receive"])
+def test_a_packet_costs_one_queue_notify_exit_when_trapped_and_none_by_ioeventfd(
+    tmp_path: Path, namespace: Namespace, direction: str
+) -> None:
+    arguments = ("--packets", str(PACKETS), "--direction", direction)
+    document = compare(tmp_path, "--net", tap(namespace), *arguments)
+    trapped, ioeventfd = document["by_mode"]["trapped"], document["by_mode"]["ioeventfd"]
+
+    assert trapped["requests"] == ioeventfd["requests"] == PACKETS
+    assert trapped["kicks"] + trapped["kicks_suppressed"] == PACKETS
+    assert register(trapped, "QueueNotify") == trapped["kicks"] == PACKETS
+    assert trapped["per_request"]["queue_notify_exits"] == 1
+    assert register(ioeventfd, "QueueNotify") == 0
+    assert ioeventfd["kicks"] + ioeventfd["kicks_suppressed"] == PACKETS
+
+
+@needs_kvm
+@needs_taps
+def test_set_up_is_not_counted(tmp_path: Path, namespace: Namespace) -> None:
+    document = compare(tmp_path, "--net", tap(namespace), "--packets", "10")
+
+    for measured in document["by_mode"].values():
+        assert {row["register"] for row in measured["registers"]} <= {
+            *("QueueNotify", "InterruptStatus", "InterruptACK"),
+        }
+
+
+@needs_kvm
+@needs_taps
+def test_a_batch_costs_one_kick(tmp_path: Path, namespace: Namespace) -> None:
+    arguments = ("--packets", "62", "--depth", "4", "--modes", "trapped")
+    trapped = compare(tmp_path, "--net", tap(namespace), *arguments)["by_mode"]["trapped"]
+
+    # The last batch is half of one.
+    assert register(trapped, "QueueNotify") == 16
+    assert trapped["requests"] == 62
+
+
+@needs_kvm
+def test_the_kernels_counts_agree_with_ours(tmp_path: Path) -> None:
+    image = make_image(tmp_path / "disk.img")
+    document = compare(tmp_path, "--disk", image, "--requests", str(REQUESTS))
+
+    for measured in document["by_mode"].values():
+        kernel, ours = measured["kernel"], measured["userspace_exits"]
+        assert kernel["mmio_exits"] == ours
+        assert kernel["exits"] >= ours
+        exits = [found for found in measured["differences"] if found["what"] == "exits"]
+        assert [sum(part["count"] for part in found["parts"]) for found in exits] == [
+            kernel["exits"] - ours
+        ]
+
+
+@needs_kvm
+def test_the_time_of_each_thread_is_part_of_the_whole(tmp_path: Path) -> None:
+    image = make_image(tmp_path / "disk.img")
+    measured = compare(tmp_path, "--disk", image, "--requests", "100")["by_mode"]
+
+    for mode, each in measured.items():
+        spent = each["cpu_seconds"]
+        assert 0 < spent["vcpu"] <= each["seconds"] * 1.01
+        assert (spent["loop"] > 0) == (mode == "ioeventfd")
+        assert spent["vhost"] == 0
+
+
+@needs_kvm
+def test_a_disk_is_read_and_not_written(tmp_path: Path) -> None:
+    image = make_image(tmp_path / "disk.img")
+    before = (image.read_bytes(), image.stat().st_mtime_ns)
+    document = compare(tmp_path, "--disk", image, "--requests", str(REQUESTS))
+
+    assert (image.read_bytes(), image.stat().st_mtime_ns) == before
+    assert document["workload"] == {
+        "device": "blk",
+        "unit": "read",
+        "what": "of 4 KiB",
+        "requests": REQUESTS,
+        "depth": 1,
+    }
+    trapped = document["by_mode"]["trapped"]
+    assert register(trapped, "QueueNotify") == trapped["requests"] == REQUESTS
+
+
+@needs_kvm
+def test_a_read_only_image_will_do(tmp_path: Path) -> None:
+    image = make_image(tmp_path / "disk.img")
+    image.chmod(0o444)
+
+    assert compare(tmp_path, "--disk", image, "--requests", "5")["modes"]
+
+
+@needs_kvm
+def test_each_mode_is_told_as_it_is_done(tmp_path: Path) -> None:
+    image = make_image(tmp_path / "disk.img")
+    done = virtiopy("exits", "--disk", image, "--requests", "5")
+
+    lines = [line.split(":")[1].strip() for line in done.errors.splitlines()]
+    assert lines == ["trapped", "ioeventfd"]
+    assert max(map(len, done.output.splitlines())) <= 80
+
+
+@needs_kvm
+@needs_qemu
+def test_a_host_that_does_not_measure_ignores_the_marks(tmp_path: Path) -> None:
+    drive = f"if=none,id=d,file={make_image(tmp_path / 'disk.img')},format=raw"
+    run_in_qemu(
+        "blk",
+        "-drive",
+        drive,
+        "-device",
+        "virtio-blk-device,drive=d",
+        append="blk.requests=20 blk.depth=4",
+    )
+
+
+@needs_kvm
+@needs_qemu
+def test_the_measured_driver_sends_with_qemus_device_too(tmp_path: Path) -> None:
+    network = ("-netdev", "user,id=n", "-device", "virtio-net-device,netdev=n")
+    run_in_qemu("net", *network, append="net.mode=measure net.frames=20 net.depth=4")
+
+
+def test_without_kvm_the_kernels_counts_are_left_out(tmp_path: Path) -> None:
+    pytest.importorskip("unicorn", reason="the extra `tcg` is not installed")
+    image = make_image(tmp_path / "disk.img")
+    document = compare(tmp_path, "--disk", image, "--requests", "10", "--accel", "tcg")
+
+    assert document["accelerator"] == "tcg"
+    for measured in document["by_mode"].values():
+        assert measured["kernel"] is None
+    assert register(document["by_mode"]["trapped"], "QueueNotify") == 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["--net", "--disk"]),
+        (["--net", "tap=t0", "--disk", "IMAGE"], ["either --net or --disk"]),
+        (["--disk", "IMAGE", "--packets", "5"], ["--packets", "--requests"]),
+        (["--disk", "IMAGE", "--direction", "send"], ["--direction", "--requests"]),
+        (["--net", "tap=t0", "--requests", "5"], ["--requests", "--packets"]),
+        (["--disk", "IMAGE", "--modes", "trapped,polling"], ["polling", "ioeventfd"]),
+        (["--disk", "IMAGE", "--modes", "trapped,trapped"], ["twice"]),
+        (["--disk", "IMAGE", "--modes", ""], ["--modes", "trapped"]),
+        (["--disk", "IMAGE,mode=trapped"], ["--modes"]),
+        (["--disk", "absent.img"], ["absent.img"]),
+        (["--disk", "IMAGE", "--json", "absent/exits.json"], ["absent/exits.json"]),
+        (["--disk", "IMAGE", "--html", "absent/exits.html"], ["absent/exits.html"]),
+        (["--net", ""], ["tap"]),
+        (["--disk", "IMAGE", "--requests", "100000", "--timeout", "0.2"], ["--timeout"]),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
+)
+def test_a_bad_option_ends_in_one_sentence(
+    tmp_path: Path, arguments: list[str], words: list[str]
+) -> None:
+    image = make_image(tmp_path / "disk.img")
+    outcome = virtiopy("exits", *(a.replace("IMAGE", str(image)) for a in arguments))
+
+    assert_one_sentence(outcome, *words)
+
+
+def test_a_number_that_is_none_is_refused(tmp_path: Path) -> None:
+    for option, value in (("--depth", "0"), ("--depth", "129"), ("--requests", "0")):
+        outcome = virtiopy("exits", "--disk", make_image(tmp_path / "disk.img"), option, value)
+        assert outcome.status == 2
+        assert option in outcome.errors
+
+
+def test_a_report_that_cannot_be_written_costs_no_run(tmp_path: Path) -> None:
+    image = make_image(tmp_path / "disk.img")
+    outcome = virtiopy("exits", "--disk", image, "--json", tmp_path / "absent" / "exits.json")
+
+    assert outcome.output == ""
+
+
+def test_an_old_report_is_kept_when_nothing_can_be_measured(tmp_path: Path) -> None:
+    path = tmp_path / "exits.json"
+    path.write_text("old")
+
+    assert virtiopy("exits", "--disk", "absent.img", "--json", path).status == 2
+    assert path.read_text() == "old"
+
+
+def test_a_page_without_the_plotting_library_names_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    (hidden / "matplotlib.py").write_text("raise ImportError('No module named matplotlib')\n")
+    monkeypatch.setenv("PYTHONPATH", str(hidden))
+    image = make_image(tmp_path / "disk.img")
+
+    assert_one_sentence(
+        virtiopy("exits", "--disk", image, "--html", tmp_path / "exits.html"),
+        *("matplotlib", "virtiopy[plots]"),
+    )

@@ -1,0 +1,52 @@
+"""The comparison on a terminal of 80 columns."""
+
+from rich.console import Console
+from rich.table import Table
+
+from virtiopy.exits.columns import Columns, tables
+from virtiopy.exits.differences import handled_in_kernel
+from virtiopy.exits.model import Comparison, format_number
+
+_MISSING = "missing"
+
+
+def show(console: Console, comparison: Comparison) -> None:
+    """Print what each request cost, mode by mode."""
+    console.print(
+        f"{comparison.workload.sentence}, on {comparison.accelerator}. Set-up is excluded: counts "
+        "and times are of the requests alone, between two marks of the guest's.",
+        highlight=False,
+    )
+    for columns in tables(comparison.workload):
+        console.print(_table(comparison, columns))
+    _show_handled_in_kernel(console, comparison)
+    for row in comparison.rows:
+        if row.missing is not None:
+            console.print(f"{row.name} is {_MISSING}: {row.missing}", highlight=False)
+
+
+def _table(comparison: Comparison, what: Columns) -> Table:
+    table = Table(title=what.title, title_justify="left")
+    table.add_column("mode")
+    for column in what.columns:
+        table.add_column(column.heading, justify="right")
+    for row in comparison.rows:
+        if row.costs is None:
+            table.add_row(row.name, _MISSING, *("-" for _ in what.columns[1:]))
+        else:
+            table.add_row(row.name, *(column.cell(row.costs) for column in what.columns))
+    return table
+
+
+def _show_handled_in_kernel(console: Console, comparison: Comparison) -> None:
+    """Print what makes up the difference of the kernel's count and ours."""
+    unit = comparison.workload.unit
+    table = Table(title="Exits that never reached userspace", title_justify="left")
+    table.add_column("mode")
+    table.add_column("counter of the kernel")
+    table.add_column(f"a {unit}", justify="right")
+    for row, costs in comparison.measured:
+        for counter, count in handled_in_kernel(costs).items():
+            table.add_row(row.name, counter or "none", format_number(costs.each(count)))
+    if table.row_count:
+        console.print(table)

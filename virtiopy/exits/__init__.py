@@ -1,0 +1,1 @@
+"""What each way of doing I/O costs: one guest workload, run in every mode, and compared."""

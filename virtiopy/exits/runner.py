@@ -1,0 +1,111 @@
+"""Run one workload in every mode, each in a fresh VM of the same configuration."""
+
+import contextlib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from virtiopy.accel import select
+from virtiopy.boot.elf import GuestImage
+from virtiopy.boot.guests import guest_path
+from virtiopy.devices.base import VirtioDevice
+from virtiopy.errors import GuestError, HostError
+from virtiopy.exits.model import Costs, Row, Workload
+from virtiopy.machine import IoMode, Machine, RunResult
+from virtiopy.memory import GuestMemory
+
+#: Guest memory, bytes.
+MEMORY_SIZE = 64 << 20
+
+_MEASURED = re.compile(
+    r"^# measured requests=(\d+) kicks=(\d+) suppressed=(\d+) interrupts=(\d+)$", re.MULTILINE
+)
+
+#: What else has to go on during a run: given the device, a context for the run.
+Surroundings = Callable[[VirtioDevice], contextlib.AbstractContextManager[object]]
+
+
+def nothing_else(device: VirtioDevice) -> contextlib.AbstractContextManager[object]:
+    """Return a context in which nothing goes on."""
+    return contextlib.nullcontext()
+
+
+@dataclass(slots=True, frozen=True)
+class Setup:
+    """The VM and its guest: the same in each mode.
+
+    `build` makes the device, `name`d in the counts; it raises ConfigError. `arguments` are the
+    guest's. A run takes `timeout` seconds at most.
+    """
+
+    workload: Workload
+    guest: str
+    arguments: str
+    name: str
+    build: Callable[[], VirtioDevice]
+    accelerator: str = "auto"
+    timeout: float = 300.0
+    note: Callable[[str], None] = lambda line: None
+    surroundings: Surroundings = field(default=nothing_else)
+
+
+def compare(
+    setup: Setup, modes: Sequence[IoMode], *, progress: Callable[[str], None]
+) -> tuple[list[Row], str]:
+    """Run the workload in each mode; returns a row for each, and the accelerator's name.
+
+    `progress` is given a line for each. Raises HostError where nothing can be measured at all,
+    and as `measure` does.
+    """
+    rows: list[Row] = []
+    names: list[str] = []
+    for mode in modes:
+        row, name = measure(setup, mode, exit_free=False)
+        rows.append(row)
+        if row.costs is None:
+            progress(f"{row.name} cannot be measured: {row.missing}")
+        else:
+            names.append(name)
+            progress(f"{row.name}: {row.costs.measured.seconds:.2f} seconds")
+    if not names:
+        raise HostError(f"No mode can be measured. {rows[0].missing}")
+    return rows, names[0]
+
+
+def measure(setup: Setup, mode: IoMode, *, exit_free: bool) -> tuple[Row, str]:
+    """Run the workload once; returns what it cost, and the accelerator's name.
+
+    What the host lacks makes a row that says why. Raises ConfigError, and GuestError for a guest
+    that fails.
+    """
+    try:
+        with contextlib.ExitStack() as stack:
+            memory = stack.enter_context(GuestMemory.allocate(MEMORY_SIZE))
+            accelerator = select(setup.accelerator, memory, note=setup.note)
+            stack.callback(accelerator.close)
+            output = bytearray()
+            machine = stack.enter_context(Machine(memory, accelerator, console=output.extend))
+            device = setup.build()
+            machine.add_device(device, setup.name, mode)
+            machine.boot(GuestImage.open(guest_path(setup.guest)), setup.arguments)
+            with setup.surroundings(device):
+                result = machine.run(setup.timeout)
+            costs = _costs(setup, mode, result, output.decode(errors="replace"))
+            return Row(mode, exit_free, costs), accelerator.name
+    except HostError as error:
+        return Row(mode, exit_free, missing=str(error)), ""
+
+
+def _costs(setup: Setup, mode: IoMode, result: RunResult, output: str) -> Costs:
+    if result.status is None:
+        raise GuestError(
+            f"The guest was not done after {setup.timeout:g} seconds in {mode} mode: ask for fewer "
+            f"{setup.workload.unit}s, or give it more time with --timeout."
+        )
+    counts = _MEASURED.search(output)
+    if result.status != 0 or counts is None:
+        last = output.strip().splitlines()[-1:] or ["nothing"]
+        raise GuestError(f"The guest failed in {mode} mode; the last that it said is {last[0]!r}.")
+    marks, measured = result.measurements
+    requests, kicks, suppressed, interrupts = map(int, counts.groups())
+    return Costs(requests, kicks, suppressed, interrupts, measured.without(marks))
