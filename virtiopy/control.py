@@ -97,30 +97,43 @@ def _describe(slot: Slot) -> Answer:
 def balloon(machine: Machine, arguments: Arguments) -> Answer:
     """Set the target of a balloon, which need not be named where there is one."""
     target = arguments.size("target")
-    slot, device = _find_balloon(machine, arguments.text("device"))
-    device.set_target(target)
+    balloons = {slot.name: slot for slot in machine.slots if isinstance(slot.device, Balloon)}
+    slot = _choose(balloons, arguments.text("device"), "balloon", "balloon")
+    assert isinstance(slot.device, Balloon)
+    slot.device.set_target(target)
     return {"device": slot.name, "target": target}
 
 
-def _find_balloon(machine: Machine, name: str | None) -> tuple[Slot, Balloon]:
-    balloons = {
-        slot.name: (slot, slot.device) for slot in machine.slots if isinstance(slot.device, Balloon)
-    }
-    if not balloons:
-        raise ConfigError("The machine has no balloon: start it with --balloon.")
-    if name is None and len(balloons) == 1:
-        (name,) = balloons
-    if name not in balloons:
-        there = f"give the device as one of {', '.join(balloons)}."
-        if name is None:
-            raise ConfigError(f"The machine has several balloons: {there}")
-        raise ConfigError(f"The machine has no balloon {name!r}: {there}")
-    return balloons[name]
+def handoff(machine: Machine, arguments: Arguments) -> Answer:
+    """Have a network device worked in another mode: see `Slot.handoff`."""
+    mode = arguments.text("mode")
+    if mode is None:
+        raise ConfigError('The request has no mode: write "mode": "vhost" or "mode": "ioeventfd".')
+    slot = _choose(
+        {slot.name: slot for slot in machine.net}, arguments.text("device"), "network device", "net"
+    )
+    slot.handoff(mode)
+    return {"device": slot.name, "mode": slot.mode.value}
+
+
+def _choose(found: Mapping[str, Slot], name: str | None, kind: str, option: str) -> Slot:
+    """Return the slot of this name, which need not be given where there is one."""
+    if not found:
+        raise ConfigError(f"The machine has no {kind}: start it with --{option}.")
+    if name is None and len(found) == 1:
+        (name,) = found
+    there = f"give the device as one of {', '.join(found)}."
+    if name is None:
+        raise ConfigError(f"The machine has several {kind}s: {there}")
+    if name not in found:
+        raise ConfigError(f"The machine has no {kind} {name!r}: {there}")
+    return found[name]
 
 
 COMMANDS: Mapping[str, Command] = {
     "status": Command(status),
     "balloon": Command(balloon, ("device", "target")),
+    "handoff": Command(handoff, ("device", "mode")),
 }
 
 

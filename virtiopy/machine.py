@@ -5,23 +5,26 @@ import enum
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from virtiopy.accel.base import Accelerator
 from virtiopy.boot import pvh
 from virtiopy.boot.elf import GuestImage
 from virtiopy.bus import Bus, Place
 from virtiopy.closing import Closing
-from virtiopy.devices.base import VirtioDevice
-from virtiopy.errors import ConfigError, GuestError
+from virtiopy.devices.base import OpenWorker, VirtioDevice
+from virtiopy.errors import ConfigError, GuestError, HostError
 from virtiopy.eventloop import EventLoop
 from virtiopy.exitlog import ExitKind, ExitLog
 from virtiopy.kvm.exits import Exit, ExitReason, IoExit, MmioExit
 from virtiopy.measurement import MEASUREMENT_PORT, PORT_NAME, Measurement, MeasurementPort
 from virtiopy.memory import GuestMemory
+from virtiopy.spec import DeviceId
 from virtiopy.transport.mmio import REGISTER_RANGE, MmioTransport, Register
 from virtiopy.transport.notifiers import EventfdNotifiers
+from virtiopy.vhost.handoff import VhostPair
 
 #: Guest physical address of the first device's registers; the next ones follow it.
 MMIO_BASE = 0xD000_0000
@@ -45,9 +48,11 @@ class IoMode(enum.StrEnum):
     TRAPPED = "trapped"
     #: A kick is an eventfd, and the event loop works the ring; interrupts by an irqfd.
     IOEVENTFD = "ioeventfd"
+    #: The same eventfd and irqfd, given to the kernel's vhost with the rings.
+    VHOST = "vhost"
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)
 class Slot:
     """A device in the VM: where its driver finds it, and what to let go of at the end."""
 
@@ -56,8 +61,42 @@ class Slot:
     transport: MmioTransport
     address: int
     gsi: int
-    mode: IoMode
     release: contextlib.ExitStack
+    _mode: IoMode
+    _workers: Mapping[IoMode, OpenWorker]
+
+    @property
+    def mode(self) -> IoMode:
+        """Who works the device's rings, or will when its driver has set them up."""
+        with self.device.lock:
+            return self._mode if self.device.refusal is None else IoMode.IOEVENTFD
+
+    def handoff(self, mode: IoMode | str) -> None:
+        """Have the device's rings worked in another mode from now on, while frames flow or not.
+
+        Where the driver has not set them up the mode is remembered until it does. From any
+        thread. Raises ConfigError or HostError, with the reason, where it cannot be done: the
+        mode stays what it was.
+        """
+        try:
+            mode = IoMode(mode)
+        except ValueError as error:
+            raise ConfigError(
+                f"There is no mode {mode!r}: use one of {', '.join(IoMode)}."
+            ) from error
+        with self.device.lock:
+            if mode is self._mode and self.device.refusal is None:
+                return
+            if IoMode.TRAPPED in (mode, self._mode):
+                raise ConfigError(
+                    f"{self.name} is in {self._mode} mode, and {mode} is for its whole life: "
+                    f"start it with mode={mode}."
+                )
+            try:
+                self.device.hand_over(self._workers.get(mode))
+            except (ConfigError, HostError) as error:
+                raise type(error)(f"{self.name} stays in {self.mode} mode: {error}") from error
+            self._mode = mode
 
 
 @dataclass(slots=True, frozen=True)
@@ -142,6 +181,7 @@ class Machine(Closing):
         self._ports.add(Place(MEASUREMENT_PORT, 1, PORT_NAME, self._measurement_port))
         self._ports.add(Place(EXIT_PORT, 4, "exit port", self._exit_port))
         self._failure: BaseException | None = None
+        self._workers: Mapping[IoMode, OpenWorker] = {IoMode.VHOST: partial(VhostPair, memory)}
 
     def close(self) -> None:
         """Free the CPU and the devices; the memory and the accelerator are the caller's."""
@@ -151,10 +191,26 @@ class Machine(Closing):
         self.loop.close()
         self.cpu.close()
 
-    def add_device(self, device: VirtioDevice, name: str, mode: IoMode = IoMode.IOEVENTFD) -> Slot:
-        """Put a device into the next slot; raises ConfigError when all are taken.
+    @property
+    def net(self) -> Sequence[Slot]:
+        """The network devices, in the order of their slots."""
+        return [slot for slot in self.slots if slot.device.device_id is DeviceId.NETWORK]
 
-        From here on the device is the machine's to close.
+    def add_device(
+        self,
+        device: VirtioDevice,
+        name: str,
+        mode: IoMode = IoMode.IOEVENTFD,
+        *,
+        refused: Callable[[str], None] | None = None,
+    ) -> Slot:
+        """Put a device into the next slot.
+
+        With `refused`, a device whose queues nobody else can work is in ioeventfd mode, and
+        `refused` is told why.
+
+        Raises ConfigError when all slots are taken; ConfigError or HostError for a mode that
+        cannot be had. From here on the device is the machine's to close.
         """
         with contextlib.ExitStack() as release:
             release.callback(device.close)
@@ -167,9 +223,20 @@ class Machine(Closing):
                 transport = self._trapped(device, gsi)
             else:
                 transport = self._by_eventfds(device, name, address, gsi, release)
+            if mode in self._workers:
+                try:
+                    device.hand_over(self._workers[mode])
+                except (ConfigError, HostError) as error:
+                    if refused is None:
+                        raise
+                    mode = IoMode.IOEVENTFD
+                    refused(f"{name} is in {mode} mode: {error}")
+                transport.offered_features = device.offered(transport.offered_features)
             self._mmio.add(Place(address, REGISTER_RANGE, name, transport))
             release.callback(_reset, device)
-            slot = Slot(name, device, transport, address, gsi, mode, release.pop_all())
+            slot = Slot(
+                name, device, transport, address, gsi, release.pop_all(), mode, self._workers
+            )
         self.slots.append(slot)
         return slot
 

@@ -276,17 +276,18 @@ void test_malformed(struct net_test *t)
 		struct virtio_net_hdr header;
 		uint32_t len;	/* with the header */
 		bool fatal;	/* to QEMU 7.2: an assertion in iov_copy() */
+		bool endless;	/* to Linux 6.1's vhost: -EFAULT, and the same again */
 	} packets[] = {
-		{ "less than a header", { 0 }, 5, true },
-		{ "a header and no frame", { 0 }, sizeof(struct virtio_net_hdr), true },
-		{ "a frame of one byte", { 0 }, sizeof(struct virtio_net_hdr) + 1, false },
+		{ "less than a header", { 0 }, 5, true, true },
+		{ "a header and no frame", { 0 }, sizeof(struct virtio_net_hdr), true, false },
+		{ "a frame of one byte", { 0 }, sizeof(struct virtio_net_hdr) + 1, false, false },
 		{ "a frame shorter than an Ethernet header", { 0 },
-		  sizeof(struct virtio_net_hdr) + sizeof(struct ethernet) - 1, false },
+		  sizeof(struct virtio_net_hdr) + sizeof(struct ethernet) - 1, false, false },
 		{ "a checksum behind the frame",
 		  { .flags = VIRTIO_NET_HDR_F_NEEDS_CSUM, .csum_start = 60, .csum_offset = 65535 },
-		  sizeof(struct virtio_net_hdr) + FRAME_MIN, false },
+		  sizeof(struct virtio_net_hdr) + FRAME_MIN, false, false },
 		{ "an unknown gso_type", { .gso_type = 0x7f, .gso_size = 1, .hdr_len = 65535 },
-		  sizeof(struct virtio_net_hdr) + FRAME_MIN, false },
+		  sizeof(struct virtio_net_hdr) + FRAME_MIN, false, false },
 	};
 	const uint64_t features = BIT(VIRTIO_NET_F_CSUM) & t->device->offered;
 	static struct net_packet packet;
@@ -299,6 +300,11 @@ void test_malformed(struct net_test *t)
 		if (packets[i].fatal && t->qemu) {
 			tap_skip("QEMU aborts", "%s: %s does no harm (5.1.9.2)", t->name,
 				 packets[i].name);
+			continue;
+		}
+		if (packets[i].endless && t->vhost) {
+			tap_skip("vhost tries it again for ever", "%s: %s does no harm (5.1.9.2)",
+				 t->name, packets[i].name);
 			continue;
 		}
 		memset(packet.frame, UINT8_MAX, FRAME_MIN);

@@ -200,7 +200,10 @@ static void test_headers(struct net_test *t, uint64_t features)
 	if (!CHECK(t, !t->fault, "headers of received packets are as negotiated (5.1.9.4.1)"))
 		tap_note("%s", t->fault);
 	t->fault = NULL;
-	if (!(features & BIT(VIRTIO_NET_F_MRG_RXBUF)))
+	if (t->vhost && t->num_buffers_wrong)
+		SKIP(t, "vhost leaves it alone before Linux 6.14",
+		     "num_buffers is 1 without MRG_RXBUF (5.1.9.4.1)");
+	else if (!(features & BIT(VIRTIO_NET_F_MRG_RXBUF)))
 		CHECK_EXCEPT_QEMU(t, !t->num_buffers_wrong, "7.2 leaves it alone",
 				  "num_buffers is 1 without MRG_RXBUF (5.1.9.4.1)");
 	t->num_buffers_wrong = false;

@@ -27,6 +27,7 @@ struct net_test {
 	struct virtio_device *device;
 	const char *name;	/* of base: the label, and the features under test */
 	bool qemu;
+	bool vhost;		/* the queues are worked by Linux's vhost-net, it is said */
 	struct virtio_net net;
 	struct net_link link;
 	struct net_received received;	/* the last packet */

@@ -10,9 +10,10 @@ import pytest
 
 from tests.lab.network import HEADER_SIZE, TapLink, frame, number_of
 from tests.lab.test_vhost_net import BUFFER, MEMORY, PATIENCE, QUEUE_SIZE, RX, TX, Side
+from virtiopy.devices.base import Given
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import Feature, feature_mask
-from virtiopy.vhost.handoff import Given, VhostPair
+from virtiopy.vhost.handoff import VhostPair
 from virtiopy.virtqueue.buffers import gather, scatter
 from virtiopy.virtqueue.driver import Allocator, Piece
 from virtiopy.virtqueue.split import Chain, SplitQueue
@@ -41,7 +42,8 @@ class Flow:
         features = [Feature.VIRTIO_F_VERSION_1]
         if event_idx:
             features.append(Feature.VIRTIO_F_EVENT_IDX)
-        self.pair = VhostPair(self.memory, feature_mask(features), link.tap)
+        self.features = feature_mask(features)
+        self.pair = VhostPair(self.memory, link.tap)
         #: Popped by Python's device side, and not served: by ring.
         self.ahead: list[list[Chain]] = [[], []]
         self.free = list(self.sides[TX].buffers)
@@ -125,13 +127,16 @@ class Flow:
         if self.pair.active:
             self.pair.take_back()
             return
+        for queue, ahead in zip(self.queues, self.ahead, strict=True):
+            queue.unpop(len(ahead))
+        self.ahead = [[], []]
         self.pair.give(
             [
-                Given(ring, self.queues[ring], side.kick, side.call, len(self.ahead[ring]))
+                Given(ring, self.queues[ring], side.kick, side.call)
                 for ring, side in enumerate(self.sides)
-            ]
+            ],
+            self.features,
         )
-        self.ahead = [[], []]
 
 
 @pytest.fixture(params=[False, True], ids=["flags", "event_idx"])

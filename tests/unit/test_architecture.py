@@ -68,7 +68,7 @@ MAY_IMPORT = {
     "host": [*LOW, "eventloop", "memory", "spec", "streams", "virtqueue"],
     "kvm": [*LOW, "memory", "x86"],
     "accel": [*LOW, "memory", "x86", "kvm", "eventloop"],
-    "vhost": [*LOW, "memory", "spec", "virtqueue"],
+    "vhost": [*LOW, "eventloop", "memory", "spec", "virtqueue", "devices.base"],
     "boot": [*LOW, "memory", "x86", "accel.base"],
     "measurement": ["exitlog", "vhost"],
 }

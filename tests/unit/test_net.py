@@ -134,6 +134,9 @@ class FakeLink:
     def set_pairs(self, count: int) -> None:
         self.enabled = count
 
+    def lend(self, pair: int, mtu: int) -> int:
+        return self.fileno(pair)
+
     def is_up(self) -> bool:
         return self.up
 
@@ -774,6 +777,32 @@ def test_a_buffer_that_the_device_may_only_read_is_given_back() -> None:
     rig.driver.queues[RX].add([Piece(0x1000, 2048)])
     assert [used.length for used in rig.driver.collect(RX)] == [0]
     assert rig.dropped == {"rx_buffers_too_small": 1}
+
+
+def test_a_buffer_that_is_too_small_waits_for_those_before_it() -> None:
+    """Buffers are used in the order of the ring: what is left of it can be handed over."""
+    rig = Rig()
+    for size in (2048, 11, 2048):
+        rig.supply(size)
+    rig.driver.kick(RX)
+    assert rig.received() == []
+    rig.arrive(frame(seed=1))
+    assert rig.received() == [header(num_buffers=1) + frame(seed=1), b""]
+    rig.arrive(frame(seed=2))
+    assert rig.received() == [header(num_buffers=1) + frame(seed=2)]
+    assert rig.dropped == {"rx_buffers_too_small": 1}
+
+
+def test_a_small_buffer_behind_the_first_holds_its_part_of_a_merged_frame() -> None:
+    rig = Rig([MRG])
+    for size in (200, 5, 2048):
+        rig.supply(size)
+    rig.driver.kick(RX)
+    rig.arrive(frame(1000))
+    parts = rig.received()
+    assert [len(part) for part in parts] == [200, 5, 12 + 1000 - 205]
+    assert b"".join(parts) == header(num_buffers=3) + frame(1000)
+    assert rig.dropped == {}
 
 
 def test_a_frame_that_needs_more_merged_buffers_waits_for_them() -> None:

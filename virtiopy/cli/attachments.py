@@ -18,6 +18,33 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True, frozen=True)
+class ModeChoice:
+    """The mode of a device; where it is not required, another will do that can be had."""
+
+    mode: str
+    required: bool = True
+
+
+def choose_mode(options: DeviceOptions, default: str) -> ModeChoice:
+    """Return the device's own mode, or else the VM's."""
+    return ModeChoice(options.choice("mode", ("trapped", "ioeventfd"), default))
+
+
+def choose_net_mode(options: DeviceOptions, default: str) -> ModeChoice:
+    """Return the mode of a network device: `vhost=on` is another word for `mode=vhost`."""
+    modes = ("trapped", "ioeventfd", "vhost")
+    vhost, mode = options.text("vhost", ""), options.text("mode", "")
+    if not vhost:
+        return ModeChoice(options.choice("mode", modes, default))
+    options.choice("vhost", ("on", "off", "auto"), vhost)
+    if mode and (vhost == "on") != (options.choice("mode", modes, mode) == "vhost"):
+        raise ConfigError(f"--net has vhost={vhost} and mode={mode}: leave one of them out.")
+    if vhost == "off":
+        return ModeChoice(mode or default)
+    return ModeChoice("vhost", required=vhost == "on")
+
+
+@dataclass(slots=True, frozen=True)
 class Attachment:
     """An option: its name, the prefix of its devices' names, how it is written, its builder.
 
@@ -35,6 +62,8 @@ class Attachment:
     build: Callable[[DeviceOptions], VirtioDevice]
     has_main: bool = True
     repeatable: tuple[str, ...] = ()
+    #: Finds the mode out from the value, given the VM's; raises ConfigError.
+    choose_mode: Callable[[DeviceOptions, str], ModeChoice] = choose_mode
 
     def parse(self, text: str) -> DeviceOptions:
         """Take a value of the option apart; raises ConfigError."""
@@ -218,11 +247,13 @@ ATTACHMENTS = [
         "--net",
         "net",
         "tap=NAME[,create=on][,address=IP/PREFIX][,bridge=NAME][,netns=NAME][,mac=MAC][,mtu=N]"
-        "[,queues=N][,pcap=FILE][,mode=trapped|ioeventfd]",
+        "[,queues=N][,pcap=FILE][,vhost=on|off|auto][,mode=trapped|ioeventfd|vhost]",
         "Attach a network device to a tap, which is there or with create=on is made and taken "
-        "away again. `pcap` records its frames.",
-        ("tap", "create", "address", "bridge", "netns", "mac", "mtu", "queues", "pcap"),
+        "away again. `pcap` records its frames. vhost=on has the kernel's vhost-net work the "
+        "rings, vhost=auto where that can be had.",
+        ("tap", "create", "address", "bridge", "netns", "mac", "mtu", "queues", "pcap", "vhost"),
         build_net,
         has_main=False,
+        choose_mode=choose_net_mode,
     ),
 ]

@@ -77,6 +77,23 @@ def set_balloon(path: Path, *, target: int, device: str | None, wait: float | No
     return 0
 
 
+@command.command("handoff", epilog="Example: virtiopy ctl vm.sock handoff vhost")
+@click.argument("mode", type=click.Choice(["ioeventfd", "vhost"]))
+@click.option("--device", metavar="NAME", help="Which network device, where there are several.")
+@click.pass_obj
+def hand_off(path: Path, *, mode: str, device: str | None) -> int:
+    """Have a network device's rings worked by the event loop, or by the kernel's vhost.
+
+    No frame is lost by it. Where the driver has not started the device yet, it will be in this
+    mode when it does.
+    """
+    from virtiopy.control import ask
+
+    answer = ask(path, {"command": "handoff", "device": device, "mode": mode})
+    click.echo(f"{answer['device']}: {answer['mode']}")
+    return 0
+
+
 def _wait_for_balloon(path: Path, name: str, target: int, seconds: float) -> None:
     """Look until the driver says that the balloon has its target. Raises GuestError."""
     from virtiopy.control import ask, device_facts

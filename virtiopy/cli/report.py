@@ -65,10 +65,11 @@ def show_kernel(console: Console, result: RunResult) -> None:
 
 
 def show_facts(console: Console, machine: Machine) -> None:
-    """Print what the devices have to tell, but for zeroes."""
+    """Print the devices' modes, and what they have to tell, but for zeroes."""
     table = Table("Told by the devices", "what")
     table.add_column("value", justify="right")
     for slot in machine.slots:
+        table.add_row(slot.name, "mode", slot.mode)
         for name, value in slot.device.facts().items():
             if value:
                 table.add_row(slot.name, name, str(value))
@@ -126,6 +127,7 @@ def write_json(
                 "device_id": int(slot.device.device_id),
                 "address": slot.address,
                 "gsi": slot.gsi,
+                "mode": slot.mode.value,
                 "facts": slot.device.facts(),
             }
             for slot in machine.slots

@@ -163,9 +163,13 @@ def command(
         for attachment in ATTACHMENTS:
             for number, text in enumerate(attached[attachment.prefix]):
                 options = attachment.parse(text)
-                device_mode = IoMode(options.choice("mode", list(IoMode), mode))
-                device = attachment.build(options)
-                machine.add_device(device, f"{attachment.prefix}{number}", device_mode)
+                choice = attachment.choose_mode(options, mode)
+                machine.add_device(
+                    attachment.build(options),
+                    f"{attachment.prefix}{number}",
+                    IoMode(choice.mode),
+                    refused=None if choice.required else note,
+                )
         if control is not None:
             stack.enter_context(ControlServer(machine, control))
         machine.boot(image, append)

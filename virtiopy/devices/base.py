@@ -6,9 +6,11 @@ device answers through the `DeviceHost` that it was attached to.
 """
 
 import threading
-from collections.abc import Mapping, Sequence
-from typing import ClassVar, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, TypeAlias
 
+from virtiopy.errors import ConfigError
 from virtiopy.eventloop import EventLoop
 from virtiopy.spec import DeviceId
 from virtiopy.virtqueue.split import Chain, SplitQueue
@@ -53,6 +55,53 @@ class Notifiers(Protocol):
 
     def take_back(self) -> None:
         """Have both again; the device is kicked once, whether or not there is anything to do."""
+
+
+@dataclass(slots=True, frozen=True)
+class Given:
+    """A virtqueue to hand over, and the eventfds of its notifiers; nothing of it is in flight.
+
+    `ring` is its place among those that one worker has: of a network device's pair, 0 to receive
+    and 1 to transmit.
+    """
+
+    ring: int
+    queue: SplitQueue
+    kick: int
+    call: int
+
+
+class QueueWorker(Protocol):
+    """Somebody else who works some of a device's virtqueues: the kernel's vhost.
+
+    It has them between `give` and `take_back`. The queues' notifiers are lent to it all the while.
+    """
+
+    name: str
+
+    #: Eventfds, one for each ring: written when the worker finds that ring broken, which it does
+    #: not touch from then on.
+    errors: Sequence[int]
+
+    def offered(self, features: int) -> int:
+        """Return what can be offered of these features where this one works the queues."""
+
+    def give(self, queues: Sequence[Given], driver_features: int) -> None:
+        """Hand virtqueues over: nobody else works them, or takes their kicks, any more.
+
+        If one is refused none is handed over, and all can be worked on: HostError or ConfigError,
+        with the reason, or DriverError.
+        """
+
+    def take_back(self) -> None:
+        """Take them back: the worker touches them no more, and each goes on where it left it."""
+
+    def close(self) -> None:
+        """Let go of all."""
+
+
+#: Makes a worker for the file that the buffers' content goes to and comes from, as a tap's.
+OpenWorker: TypeAlias = Callable[[int], QueueWorker]
 
 
 class DeviceHost(Protocol):
@@ -100,6 +149,8 @@ class VirtioDevice:
         self.may_block = True
         self.driver_features = 0
         self.queues: dict[int, SplitQueue] = {}
+        #: Why its virtqueues are worked here, where another was to work them: see `hand_over`.
+        self.refusal: str | None = None
 
     def attach(
         self, host: DeviceHost, loop: EventLoop | None = None, *, may_block: bool = True
@@ -109,7 +160,26 @@ class VirtioDevice:
         self.loop = loop
         self.may_block = may_block
 
+    def hand_over(self, open_worker: OpenWorker | None) -> None:
+        """Have others work the virtqueues that carry data, as soon as there are any.
+
+        None has the device work them again, as it does from the start. A worker that refuses
+        queues later on, when the driver has set them up, leaves them to the device, and `refusal`
+        says why.
+
+        From any thread. Raises HostError or ConfigError where it cannot be done: everything is
+        as it was then.
+        """
+        raise ConfigError(
+            f"Nobody else can work the queues of a {self.device_id.name.lower()} device: "
+            "leave it in the mode that it is in."
+        )
+
     # Feature bits (2.2)
+
+    def offered(self, features: int) -> int:
+        """Return what is offered of the device's and the transport's features."""
+        return features
 
     def accepts(self, driver_features: int) -> bool:
         """Say whether this subset of the offered features is one that makes sense (2.2.2)."""

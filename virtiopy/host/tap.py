@@ -325,6 +325,22 @@ class Tap(Closing):
                 _ioctl(fd, lib.TUNSETQUEUE, _request("", flags))
             self._attached[pair] = attach
 
+    def lend(self, pair: int, mtu: int) -> int:
+        """Return the file of one queue, for vhost to move the frames by.
+
+        Raises ConfigError where frames longer than `mtu` could come: nobody would drop them.
+        """
+        longest = self._ask_interface(lib.SIOCGIFMTU)
+        if longest is None:
+            raise ConfigError(f"The tap {self.name} is no more{self.config.where}: make it again.")
+        if longest.ifr_mtu > mtu:
+            raise ConfigError(
+                f"The tap {self.name} has an MTU of {longest.ifr_mtu}, more than the device's "
+                f"{mtu}, and nobody would drop what is longer: set it with "
+                f"`{self.config.ip} link set {self.name} mtu {mtu}`."
+            )
+        return self._fds[pair]
+
     # State
 
     def state_fileno(self) -> int:
@@ -337,15 +353,21 @@ class Tap(Closing):
         assert self._netlink is not None
         # Whatever the news are: what counts is how things are now.
         _drain(self._netlink)
-        request = _request("", 0)
+        answer = self._ask_interface(lib.SIOCGIFFLAGS)
+        wanted = lib.IFF_UP | lib.IFF_RUNNING
+        return answer is not None and bool(answer.ifr_flags & wanted == wanted)
+
+    def _ask_interface(self, request: int) -> CData | None:
+        """Do an ioctl of netdevice(7) about the interface; None for one that was deleted."""
+        assert self._netlink is not None
+        answer = _request("", 0)
         try:
             # It may have another name by now.
-            _ioctl(self._fds[0], lib.TUNGETIFF, request)
-            _ioctl(self._netlink.fileno(), lib.SIOCGIFFLAGS, request)
+            _ioctl(self._fds[0], lib.TUNGETIFF, answer)
+            _ioctl(self._netlink.fileno(), request, answer)
         except OSError:
-            return False
-        wanted = lib.IFF_UP | lib.IFF_RUNNING
-        return bool(request.ifr_flags & wanted == wanted)
+            return None
+        return answer
 
     def dropped(self) -> int:
         """Count the frames that the tap dropped because nobody read them, since it was opened."""

@@ -8,58 +8,44 @@ at the ring when they get it, as the kick for what is in it may have gone to the
 import contextlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from virtiopy.closing import Closing
+from virtiopy.devices.base import Given
 from virtiopy.errors import VirtiopyError
 from virtiopy.memory import GuestMemory
-from virtiopy.vhost.kernel import Ring, VhostNet
-from virtiopy.virtqueue.split import SplitQueue
-
-
-@dataclass(slots=True, frozen=True)
-class Given:
-    """A virtqueue to hand over, with the eventfds that it is reached by.
-
-    `ring` is its place in the pair, 0 to receive and 1 to transmit. `call` is an irqfd. The last
-    `unserved` chains that the device popped go back to the available ring: the device forgets
-    them.
-    """
-
-    ring: int
-    queue: SplitQueue
-    kick: int
-    call: int
-    unserved: int = 0
+from virtiopy.vhost.kernel import RINGS, Ring, VhostNet, offered_with
 
 
 class VhostPair(Closing):
-    """One pair of virtqueues, in vhost's hands between `give` and `take_back`.
+    """One pair of virtqueues, in vhost's hands between `give` and `take_back`: a QueueWorker.
 
     `tap` is the queue of a tap that it works on, `busy_poll` in microseconds. `vhost` is from here
-    on the pair's to close. Raises HostError.
+    on the pair's to close. Raises HostError, and ConfigError for what is no tap of use.
 
     `errors` are two eventfds, receive and transmit: one is written when vhost finds its ring
     broken, and goes on being broken until the driver resets the device.
     """
 
+    name = "vhost"
+
     def __init__(
         self,
         memory: GuestMemory,
-        driver_features: int,
         tap: int,
         *,
         busy_poll: int = 0,
         vhost: VhostNet | None = None,
     ) -> None:
+        self._memory = memory
         self._tap = tap
         self._given: list[Given] = []
         self.vhost = vhost or VhostNet()
-        self.errors = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(2)]
+        self.errors: Sequence[int] = [
+            os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(RINGS)
+        ]
         try:
-            self.vhost.set_features(driver_features)
-            self.vhost.set_memory(memory)
-            for ring in range(2) if busy_poll else ():
+            self.vhost.check_tap(tap)
+            for ring in range(RINGS) if busy_poll else ():
                 self.vhost.set_busy_poll(ring, busy_poll)
         except VirtiopyError:
             self.close()
@@ -76,16 +62,26 @@ class VhostPair(Closing):
         """Whether vhost has the rings."""
         return bool(self._given)
 
-    def give(self, queues: Sequence[Given]) -> None:
-        """Hand the virtqueues over; nobody else works them, or watches their kicks, any more.
+    def offered(self, features: int) -> int:
+        """Return what can be offered where vhost works the rings."""
+        return offered_with(features, self.vhost.features)
 
-        If vhost refuses one, none is handed over and all can be worked on: HostError, or
-        QueueError for the driver's fault.
+    def give(self, queues: Sequence[Given], driver_features: int) -> None:
+        """Hand the virtqueues over; nobody else works them, or takes their kicks, any more.
+
+        If vhost refuses one, none is handed over and all can be worked on: HostError,
+        ConfigError for a tap that was changed meanwhile, or DriverError for the driver's fault.
         """
         for given in queues:
-            given.queue.unpop(given.unserved)
             if given.queue.in_flight:
                 raise ValueError(f"{given.queue.in_flight} chains are in flight")
+        self.vhost.check_tap(self._tap)
+        for error in self.errors:
+            # Of rings that are no more.
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(error)
+        self.vhost.set_features(driver_features)
+        self.vhost.set_memory(self._memory)
         try:
             for given in queues:
                 queue = given.queue
@@ -104,13 +100,10 @@ class VhostPair(Closing):
             raise
 
     def take_back(self) -> None:
-        """Take the virtqueues back, as `give` got them; their kicks are pending.
+        """Take the virtqueues back, each to go on with where vhost left it.
 
         Also when vhost found one broken: it stands before the chain that is.
         """
         while self._given:
             given = self._given.pop()
             given.queue.resume(self.vhost.stop_ring(given.ring))
-            # Full is as good as written.
-            with contextlib.suppress(BlockingIOError):
-                os.eventfd_write(given.kick, 1)

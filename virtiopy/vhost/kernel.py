@@ -32,6 +32,9 @@ DEVICE = "/dev/vhost-net"
 #: Virtqueues of one vhost-net file: receive and transmit.
 RINGS = 2
 
+#: What vhost takes for the header of each frame: virtio 1's, with num_buffers (5.1.9), bytes.
+HEADER_SIZE = ffi.sizeof("struct virtio_net_hdr_v1")
+
 _MRG_RXBUF = 15
 
 #: The feature bits that are the business of whoever works the rings of a network device: what
@@ -292,6 +295,34 @@ class VhostNet(Closing):
             )
         why = {errno.EFAULT: "the ring is not in the memory that set_memory told of"}
         self._check("VHOST_NET_SET_BACKEND", result, why)
+
+    def check_tap(self, tap: int) -> None:
+        """Raise ConfigError unless this queue of a tap has the headers that `set_backend` needs.
+
+        vhost would move frames without them, and take their first bytes for one.
+        """
+        request = ffi.new("struct ifreq *")
+        if self._ioctl(tap, lib.TUNGETIFF, int(ffi.cast("uintptr_t", request))) < 0:
+            raise ConfigError(
+                f"File {tap} is no tap that vhost can serve: open /dev/net/tun with IFF_TAP, and "
+                "see whether the tap is still there."
+            )
+        name = bytes(ffi.buffer(request.ifr_name)).partition(b"\0")[0].decode()
+        if not request.ifr_flags & lib.IFF_TAP or not request.ifr_flags & lib.IFF_VNET_HDR:
+            raise ConfigError(
+                f"The interface {name} is no tap whose frames have a struct virtio_net_hdr: "
+                "open it with IFF_TAP and IFF_VNET_HDR."
+            )
+        size = ffi.new("int *")
+        self._check(
+            "TUNGETVNETHDRSZ",
+            self._ioctl(tap, lib.TUNGETVNETHDRSZ, int(ffi.cast("uintptr_t", size))),
+        )
+        if size[0] != HEADER_SIZE:
+            raise ConfigError(
+                f"The tap {name} has headers of {size[0]} bytes, not {HEADER_SIZE}: "
+                "set TUNSETVNETHDRSZ, and let nobody else use the tap."
+            )
 
     # All of the above
 

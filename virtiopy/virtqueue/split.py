@@ -126,6 +126,8 @@ class SplitQueue:
         self.in_flight = 0
         #: Malformed chains that were given back unserved, by section of the specification.
         self.rejected: Counter[str] = Counter()
+        #: Chains popped since the last one that was given back unserved: see `unpop`.
+        self.since_rejected = 0
 
     def _part(self, address: int, length: int, alignment: int) -> int:
         if address % alignment:
@@ -154,7 +156,9 @@ class SplitQueue:
                 self.rejected[section] += 1
                 log.warning("queue %d: chain %d rejected: %s", self.index, head, error)
                 self._return([(head, 0)])
+                self.since_rejected = 0
                 continue
+            self.since_rejected += 1
             return chain
         return None
 
@@ -278,11 +282,16 @@ class SplitQueue:
         """Make the last `count` chains that were popped available again, unserved.
 
         They are the last: no chain that was popped after them has been pushed. The caller drops
-        them. Raises ValueError for more than are in flight.
+        them. Raises ValueError for more than are in flight, or than `since_rejected`: a rejected
+        chain behind them was used already.
         """
-        if not 0 <= count <= self.in_flight:
-            raise ValueError(f"{count} chains of {self.in_flight} in flight")
+        if not 0 <= count <= min(self.in_flight, self.since_rejected):
+            raise ValueError(
+                f"{count} chains of {self.in_flight} in flight, {self.since_rejected} of them "
+                "popped since one was rejected"
+            )
         self.in_flight -= count
+        self.since_rejected -= count
         self.last_available = (self.last_available - count) % INDEX_MODULUS
 
     def resume(self, last_available: int) -> None:
@@ -292,7 +301,21 @@ class SplitQueue:
         what it used.
         """
         self.last_available = self._seen_available = last_available
+        self.since_rejected = 0
         self.used_index = self._signalled_used = lib.vp_load_acquire(self._used_idx)
+
+    def next_fault(self) -> str | None:
+        """Say why the next available chain cannot be served, and leave it there; None if it can."""
+        try:
+            head = self._next_head()
+            if head is None:
+                return None
+            self.in_flight -= 1
+            self.last_available = (self.last_available - 1) % INDEX_MODULUS
+            self._walk(head)
+        except DriverError as error:
+            return str(error)
+        return None
 
     # Notifications (2.7.7, 2.7.10)
 

@@ -8,12 +8,19 @@ from enum import IntFlag
 from typing import ClassVar
 
 from virtiopy._native import ffi
-from virtiopy.devices.base import DeviceHost, Fact, VirtioDevice
+from virtiopy.devices.base import (
+    DeviceHost,
+    Fact,
+    OpenWorker,
+    VirtioDevice,
+)
 from virtiopy.devices.net.control import MAC_SIZE, Control, ReceiveFilter, is_multicast
 from virtiopy.devices.net.features import NetFeature, Terms, requirements_met
-from virtiopy.devices.net.path import FrameLink, NetCounters, Receiver, Transmitter
-from virtiopy.errors import DriverError
-from virtiopy.eventloop import READABLE, WRITABLE, BottomHalf, EventLoop, Watch
+from virtiopy.devices.net.handover import Handover
+from virtiopy.devices.net.pair import Pair
+from virtiopy.devices.net.path import FrameLink, NetCounters
+from virtiopy.errors import DriverError, VirtiopyError
+from virtiopy.eventloop import READABLE, WRITABLE, EventLoop, Watch
 from virtiopy.spec import DeviceId, feature_mask, has_feature
 from virtiopy.virtqueue.split import Chain, SplitQueue
 
@@ -40,23 +47,6 @@ class Status(IntFlag):
 
     LINK_UP = 1
     ANNOUNCE = 2
-
-
-class _Pair:
-    """A receive and a transmit virtqueue, and the link's queue that they share."""
-
-    def __init__(self, index: int, link: FrameLink, counts: NetCounters) -> None:
-        self.index = index
-        self.receiver = Receiver(link, index, counts)
-        self.transmitter = Transmitter(link, index, counts)
-        self.watch: Watch | None = None
-        #: Goes on sending once others had their turn.
-        self.send_more: BottomHalf | None = None
-
-    def wanted_events(self) -> int:
-        """Return what there is to wait for: a frame to come, room for one to go."""
-        events = READABLE if self.receiver.wants_frames else 0
-        return events | (WRITABLE if self.transmitter.waits else 0)
 
 
 class Net(VirtioDevice):
@@ -86,13 +76,19 @@ class Net(VirtioDevice):
         self.control = Control(self)
         self.filter = ReceiveFilter(mac)
         self._initial_mac = mac
-        self._pairs = [_Pair(index, link, self.counts) for index in range(link.pairs)]
+        self.pairs = [Pair(index, link, self.counts) for index in range(link.pairs)]
         self._terms = Terms.of(0, self.mtu)
         self._status = Status.LINK_UP if link.is_up() else Status(0)
         self._state_watch: Watch | None = None
         self._link_failed = False
+        self._halted = False
+        self._handover = Handover(self)
 
     # Feature bits (5.1.3)
+
+    def offered(self, features: int) -> int:
+        """Leave out what whoever works the queues has not."""
+        return self._handover.offered(features)
 
     def accepts(self, driver_features: int) -> bool:
         """Check what features require of each other (5.1.3.1)."""
@@ -133,6 +129,9 @@ class Net(VirtioDevice):
         return {
             "mac": self.filter.mac.hex(":"),
             "link": "up" if self._status & Status.LINK_UP else "down",
+            "pairs_handed_over": sum(pair.lent for pair in self.pairs),
+            "handoffs": self._handover.count,
+            **({"handoff_refused": self.refusal} if self.refusal else {}),
             **self.counters(),
         }
 
@@ -160,7 +159,7 @@ class Net(VirtioDevice):
             lambda events: self.link_changed(),
             f"{self.link.name} state",
         )
-        for pair in self._pairs:
+        for pair in self.pairs:
             pair.send_more = loop.bottom_half(
                 self._callback(self._transmit, pair), f"{self.link.name} send"
             )
@@ -168,27 +167,48 @@ class Net(VirtioDevice):
     def activate(self, queues: Mapping[int, SplitQueue]) -> None:
         """Start; only the first pair is used until the driver asks for more (5.1.9.5.6.2)."""
         super().activate(queues)
-        self.set_pairs(1)
+        self.refusal = None
         for index, queue in queues.items():
-            self._enlist(index, queue)
+            if pair := self._pair_of(index):
+                pair.queues[index % 2] = queue
+                pair.start(index % 2, self._terms, self.filter)
+        self.set_pairs(1)
+        for pair in self.pairs:
+            # Buffers may be there already, from before DRIVER_OK, when no kick may come.
+            self._guarded(self._receive, pair)
 
     def start_queue(self, index: int, queue: SplitQueue) -> None:
         """Take a queue that the driver enables while the device runs."""
         super().start_queue(index, queue)
-        self._enlist(index, queue)
+        if pair := self._pair_of(index):
+            self._handover.take_back(pair)
+            pair.queues[index % 2] = queue
+            pair.start(index % 2, self._terms, self.filter)
+            self._give_if_due(pair)
+            self._guarded(self._receive, pair)
 
     def stop_queue(self, index: int) -> None:
         """Forget a queue and its buffers; frames for it stay in the link."""
         super().stop_queue(index)
-        pair = self._pair_of(index)
-        if pair is not None:
-            self._side_of(pair, index).stop()
+        if pair := self._pair_of(index):
+            self._handover.take_back(pair)
+            pair.stop(index % 2)
+            pair.queues.pop(index % 2, None)
             self._update_watch(pair)
+            self._give_if_due(pair)
+
+    def halt(self) -> None:
+        """Have nobody work the queues any more."""
+        self._halted = True
+        self._stop()
 
     def reset(self) -> None:
         """Forget the driver, its queues and filters; the MAC address is the first again."""
         self._stop()
         super().reset()
+        for pair in self.pairs:
+            pair.queues.clear()
+        self._halted = False
         self._terms = Terms.of(0, self.mtu)
         self.filter = ReceiveFilter(self._initial_mac)
         self._status &= ~Status.ANNOUNCE
@@ -200,6 +220,7 @@ class Net(VirtioDevice):
         if self._state_watch is not None and self.loop is not None:
             self.loop.unwatch(self._state_watch)
             self._state_watch = None
+        self._handover.dismiss()
         self.link.close()
 
     # Virtqueues (5.1.2): receiveq1, transmitq1, ... and after them controlq
@@ -209,29 +230,62 @@ class Net(VirtioDevice):
         pairs = self.max_pairs if self._has(NetFeature.VIRTIO_NET_F_MQ) else 1
         return 2 * pairs
 
-    def _pair_of(self, index: int) -> _Pair | None:
-        return self._pairs[index // 2] if index < self._control_index else None
-
-    @staticmethod
-    def _side_of(pair: _Pair, index: int) -> Receiver | Transmitter:
-        return pair.transmitter if index % 2 else pair.receiver
-
-    def _enlist(self, index: int, queue: SplitQueue) -> None:
-        pair = self._pair_of(index)
-        if pair is None:
-            return
-        if index % 2:
-            pair.transmitter.start(queue, self._terms)
-        else:
-            pair.receiver.start(queue, self._terms, self.filter)
-            # Buffers may be there already, from before DRIVER_OK, when no kick may come.
-            self._guarded(self._receive, pair)
+    def _pair_of(self, index: int) -> Pair | None:
+        return self.pairs[index // 2] if index < self._control_index else None
 
     def set_pairs(self, count: int) -> None:
         """Use the first `count` pairs: frames come by no others, and none is sent from others."""
-        for pair in self._pairs:
+        for pair in self.pairs:
             pair.transmitter.enabled = pair.index < count
+            if not pair.transmitter.enabled:
+                self._handover.take_back(pair)
         self.link.set_pairs(count)
+        for pair in self.pairs:
+            self._give_if_due(pair)
+
+    # Others who work the queues in the device's place
+
+    def hand_over(self, open_worker: OpenWorker | None) -> None:
+        """Have others work the pairs of virtqueues, each with its queue of the link; or nobody."""
+        with self.lock:
+            self.refusal = None
+            if open_worker is None:
+                self._handover.dismiss()
+                return
+            if not self._handover.engaged:
+                self._handover.engage(open_worker)
+            try:
+                for pair in self.pairs:
+                    self._guarded(self._give, pair)
+            except VirtiopyError:
+                self._handover.dismiss()
+                raise
+
+    def _give(self, pair: Pair) -> None:
+        self._handover.give(pair)
+        self._update_watch(pair)
+
+    def _give_if_due(self, pair: Pair) -> None:
+        """Hand a pair over; where it is refused, the device works all of them and says why."""
+        if self.refusal is not None:
+            return
+        try:
+            self._guarded(self._give, pair)
+        except VirtiopyError as error:
+            self.refusal = str(error)
+            log.warning("%s is worked by the device itself: %s", self.link.name, error)
+            for other in self.pairs:
+                self._handover.take_back(other)
+
+    @property
+    def may_be_worked(self) -> bool:
+        """Whether there is anything to be done with queues and link."""
+        return not self._halted and not self._link_failed
+
+    def go_on(self, pair: Pair) -> None:
+        """Work a pair that has come back; its queues have been kicked."""
+        for ring in pair.queues:
+            pair.start(ring, self._terms, self.filter)
 
     # Operation (5.1.9)
 
@@ -256,7 +310,7 @@ class Net(VirtioDevice):
         """Serve a control command (5.1.9.5)."""
         return self.control.serve(chain)
 
-    def _receive(self, pair: _Pair, *, kicked: bool = False) -> None:
+    def _receive(self, pair: Pair, *, kicked: bool = False) -> None:
         if pair.receiver.queue is None or self._link_failed:
             return
         try:
@@ -265,8 +319,9 @@ class Net(VirtioDevice):
             self._link_is_gone(str(error))
         self.notify(pair.receiver.queue)
         self._update_watch(pair)
+        self._give_if_due(pair)
 
-    def _transmit(self, pair: _Pair) -> None:
+    def _transmit(self, pair: Pair) -> None:
         queue = pair.transmitter.queue
         if queue is None:
             return
@@ -276,8 +331,9 @@ class Net(VirtioDevice):
                 break
         self.notify(queue)
         self._update_watch(pair)
+        self._give_if_due(pair)
 
-    def _guarded(self, work: Callable[[_Pair], None], pair: _Pair) -> None:
+    def _guarded(self, work: Callable[[Pair], None], pair: Pair) -> None:
         """Do what no kick asked for, so that nobody else takes the driver's faults."""
         try:
             work(pair)
@@ -285,7 +341,7 @@ class Net(VirtioDevice):
             self._stop()
             self.host.needs_reset(str(error))
 
-    def _callback(self, work: Callable[[_Pair], None], pair: _Pair) -> Callable[[], None]:
+    def _callback(self, work: Callable[[Pair], None], pair: Pair) -> Callable[[], None]:
         """Make what the loop calls for a pair."""
 
         def call() -> None:
@@ -296,7 +352,7 @@ class Net(VirtioDevice):
 
     # What is watched of the link
 
-    def _update_watch(self, pair: _Pair) -> None:
+    def _update_watch(self, pair: Pair) -> None:
         """Wait for what the pair can go on with, and for nothing else."""
         events = 0 if self._link_failed else pair.wanted_events()
         if pair.watch is not None:
@@ -309,7 +365,7 @@ class Net(VirtioDevice):
                 f"{self.link.name} queue {pair.index}",
             )
 
-    def _on_ready(self, pair: _Pair, events: int) -> None:
+    def _on_ready(self, pair: Pair, events: int) -> None:
         """Take what the loop saw of the link's queue."""
         with self.lock:
             if events & _LINK_FAILED:
@@ -322,9 +378,10 @@ class Net(VirtioDevice):
 
     def _stop(self) -> None:
         """Forget all buffers, and leave the link alone."""
-        for pair in self._pairs:
-            pair.receiver.stop()
-            pair.transmitter.stop()
+        for pair in self.pairs:
+            pair.take_back()
+            for ring in range(2):
+                pair.stop(ring)
             if pair.watch is not None and self.loop is not None:
                 self.loop.unwatch(pair.watch)
                 pair.watch = None
@@ -333,7 +390,8 @@ class Net(VirtioDevice):
         """Go on without a link: for the driver it is down, and stays so."""
         log.warning("the link %s failed: %s", self.link.name, reason)
         self._link_failed = True
-        for pair in self._pairs:
+        for pair in self.pairs:
+            self._handover.take_back(pair)
             if pair.watch is not None and self.loop is not None:
                 self.loop.unwatch(pair.watch)
                 pair.watch = None

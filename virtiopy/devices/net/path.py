@@ -80,6 +80,12 @@ class FrameLink(Protocol):
     def set_pairs(self, count: int) -> None:
         """Let frames come by the first `count` queues only."""
 
+    def lend(self, pair: int, mtu: int) -> int:
+        """Return the file of a queue, for another to move the frames by.
+
+        Raises ConfigError where that cannot be, or frames may come that are longer than `mtu`.
+        """
+
     def state_fileno(self) -> int:
         """Return a file that is readable when `is_up` should be asked again."""
 
@@ -139,7 +145,8 @@ class Receiver:
         self.queue: SplitQueue | None = None
         #: Whether there are buffers, so that frames of the link's can be read.
         self.wants_frames = False
-        # Buffers that were popped and not used yet, with their bytes, and all their bytes.
+        # Buffers that were popped and not used yet, with their bytes, and all their bytes. They
+        # are used in this order; the first one has room for a header.
         self._ready: deque[tuple[Chain, int]] = deque()
         self._room = 0
         # A frame, with its header, that waits for more buffers (MRG_RXBUF).
@@ -162,6 +169,20 @@ class Receiver:
         self._ready.clear()
         self._room = 0
         self._held = None
+
+    @property
+    def can_let_go(self) -> bool:
+        """Whether the queue can be handed over now: no frame waits, no buffer was overtaken."""
+        return self._held is None and (
+            self.queue is None or len(self._ready) <= self.queue.since_rejected
+        )
+
+    def let_go(self) -> None:
+        """Make all buffers available again, for another to go on with, or for `run`."""
+        if self.queue is not None:
+            self.queue.unpop(len(self._ready))
+        self._ready.clear()
+        self._room = 0
 
     def run(self, *, kicked: bool) -> None:
         """Receive until frames or buffers run out, or the budget; `kicked`: for a kick.
@@ -206,14 +227,18 @@ class Receiver:
                 return False
             for chain in chains:
                 room = total(chain.writable)
-                if room < HEADER_SIZE:
-                    # A merged buffer has this much at least (5.1.9.3.1), any other needs it.
-                    self._counts.rx_buffers_too_small += 1
-                    self._used.append((chain, 0))
-                else:
-                    self._ready.append((chain, room))
-                    self._room += room
+                self._ready.append((chain, room))
+                self._room += room
+            self._skip_small()
         return True
+
+    def _skip_small(self) -> None:
+        """Give back the buffers that come next and have no room for a header (5.1.9.3.1)."""
+        while self._ready and self._ready[0][1] < HEADER_SIZE:
+            chain, room = self._ready.popleft()
+            self._room -= room
+            self._used.append((chain, 0))
+            self._counts.rx_buffers_too_small += 1
 
     def _receive(self, queue: SplitQueue) -> bool:
         """Receive one frame straight into the next buffers; False when the link has none."""
@@ -311,6 +336,7 @@ class Receiver:
             self._room -= room
             left -= written
             count += 1
+        self._skip_small()
         # Without GUEST_CSUM flags is 0 (5.1.9.4.1), though a tap says DATA_VALID to anybody.
         flags = start[0] if self._terms.rx_checksum else 0
         header = bytes([flags]) + start[1:_NUM_BUFFERS] + count.to_bytes(2, "little")
@@ -348,6 +374,17 @@ class Transmitter:
     def waits(self) -> bool:
         """Whether frames wait until the link has room."""
         return bool(self._unsent)
+
+    @property
+    def can_let_go(self) -> bool:
+        """Whether the queue can be handed over now: no frame that waits was overtaken."""
+        return self.queue is None or len(self._unsent) <= self.queue.since_rejected
+
+    def let_go(self) -> None:
+        """Make all frames available again, for another to go on with, or for `run`."""
+        if self.queue is not None:
+            self.queue.unpop(len(self._unsent))
+        self._unsent = []
 
     def run(self) -> bool:
         """Send what is available; True when the budget ended before the frames did.

@@ -5,6 +5,7 @@ from typing import Protocol
 
 from virtiopy.devices.net.header import HEADER_SIZE
 from virtiopy.devices.net.path import FrameLink
+from virtiopy.errors import ConfigError
 from virtiopy.virtqueue.buffers import Buffers, gather, split_at
 
 
@@ -51,6 +52,13 @@ class RecordedLink:
         data = b"".join(buffers)
         self._link.write(pair, [data])
         self._recorder.record(data[HEADER_SIZE:], inbound=False)
+
+    def lend(self, pair: int, mtu: int) -> int:
+        """Raise ConfigError: no frame is to pass unseen."""
+        raise ConfigError(
+            f"Frames that others move cannot be recorded here: leave out pcap=..., and run "
+            f"`tcpdump -i {self.name}` instead."
+        )
 
     def close(self) -> None:
         """Close the link and the recorder."""

@@ -1,0 +1,147 @@
+"""The network device's pairs of virtqueues between the device and others who work them: vhost."""
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from virtiopy.devices.base import DeviceHost, OpenWorker
+from virtiopy.devices.net.pair import Pair
+from virtiopy.devices.net.path import FrameLink
+from virtiopy.errors import ConfigError
+from virtiopy.eventloop import READABLE, EventLoop
+
+
+class Lender(Protocol):
+    """What hands its pairs over: the network device."""
+
+    host: DeviceHost
+    loop: EventLoop | None
+    lock: threading.RLock
+    link: FrameLink
+    mtu: int
+    driver_features: int
+
+    @property
+    def pairs(self) -> Sequence[Pair]:
+        """All pairs, in their order."""
+
+    @property
+    def may_be_worked(self) -> bool:
+        """Whether there is anything to be done with queues and link."""
+
+    def go_on(self, pair: Pair) -> None:
+        """Work a pair that has come back; its queues have been kicked."""
+
+
+class Handover:
+    """Gives each pair to a worker of its own, and takes it back; nobody is engaged at first.
+
+    A pair is given when the driver has enabled queues of it, and when no frame that was taken from
+    the link waits for buffers. The control virtqueue is always the device's.
+    """
+
+    def __init__(self, device: Lender) -> None:
+        self._device = device
+        #: How often a pair was given.
+        self.count = 0
+        # What closes the workers.
+        self._opened = contextlib.ExitStack()
+
+    @property
+    def engaged(self) -> bool:
+        """Whether there are workers."""
+        return self._device.pairs[0].worker is not None
+
+    def engage(self, open_worker: OpenWorker) -> None:
+        """Find a worker for each pair. Raises ConfigError, and what `open_worker` does."""
+        device = self._device
+        if device.host.notifiers(0) is None or device.loop is None:
+            raise ConfigError(
+                "In trapped mode nobody else can take the kicks: start the device in another mode."
+            )
+        with contextlib.ExitStack() as opened:
+            workers = []
+            for pair in device.pairs:
+                worker = open_worker(device.link.lend(pair.index, device.mtu))
+                opened.callback(worker.close)
+                workers.append(worker)
+                for ring, eventfd in enumerate(worker.errors):
+                    watch = device.loop.watch(
+                        eventfd,
+                        READABLE,
+                        self._error_reader(pair, ring, eventfd),
+                        f"{worker.name} of {device.link.name}",
+                    )
+                    opened.callback(device.loop.unwatch, watch)
+            self._opened = opened.pop_all()
+        for pair, worker in zip(device.pairs, workers, strict=True):
+            pair.worker = worker
+
+    def dismiss(self) -> None:
+        """Take all pairs back, and close the workers."""
+        for pair in self._device.pairs:
+            self.take_back(pair)
+            pair.worker = None
+        self._opened.close()
+
+    def offered(self, features: int) -> int:
+        """Leave out what the workers have not."""
+        for pair in self._device.pairs:
+            if pair.worker is not None:
+                features = pair.worker.offered(features)
+        return features
+
+    def give(self, pair: Pair) -> None:
+        """Give a pair to its worker, where it has one and can be given now.
+
+        Raises what the worker does: the device has the pair then.
+        """
+        device = self._device
+        if (
+            pair.worker is None
+            or pair.lent
+            or not pair.queues
+            or not pair.transmitter.enabled
+            or not device.may_be_worked
+        ):
+            return
+        # There are some: `engage` has seen to it.
+        notifiers = {
+            ring: found
+            for ring in pair.queues
+            if (found := device.host.notifiers(2 * pair.index + ring)) is not None
+        }
+        if pair.give(notifiers, device.driver_features):
+            self.count += 1
+
+    def take_back(self, pair: Pair) -> None:
+        """Take a pair back, if it was given, and have the device go on with it."""
+        if pair.lent:
+            pair.take_back()
+            self._device.go_on(pair)
+
+    def _error_reader(self, pair: Pair, ring: int, eventfd: int) -> Callable[[int], None]:
+        def on_error(events: int) -> None:
+            with self._device.lock:
+                try:
+                    os.eventfd_read(eventfd)
+                except BlockingIOError:
+                    # The ring that was broken is no more.
+                    return
+                if pair.lent:
+                    self._complain(pair, ring)
+
+        return on_error
+
+    def _complain(self, pair: Pair, ring: int) -> None:
+        """Set DEVICE_NEEDS_RESET for a ring that the worker has found broken."""
+        assert pair.worker is not None
+        self.take_back(pair)
+        # It stands before the chain that the worker did not take.
+        fault = pair.queues[ring].next_fault() if ring in pair.queues else None
+        queue = f"{'transmit' if ring else 'receive'}q{pair.index + 1}"
+        if fault is None:
+            fault = "its next chain is sound, but not of the kind that belongs there"
+        self._device.host.needs_reset(f"{pair.worker.name} finds {queue} broken: {fault}")

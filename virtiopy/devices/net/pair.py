@@ -1,0 +1,94 @@
+"""A pair of virtqueues of the network device, and whoever works it: the device, or another."""
+
+from collections.abc import Mapping, Sequence
+
+from virtiopy.devices.base import Given, Notifiers, QueueWorker
+from virtiopy.devices.net.control import ReceiveFilter
+from virtiopy.devices.net.features import Terms
+from virtiopy.devices.net.path import FrameLink, NetCounters, Receiver, Transmitter
+from virtiopy.errors import VirtiopyError
+from virtiopy.eventloop import READABLE, WRITABLE, BottomHalf, Watch
+from virtiopy.virtqueue.split import SplitQueue
+
+
+class Pair:
+    """A receive and a transmit virtqueue, and the link's queue that they share.
+
+    The driver enables the two one by one, ring 0 and ring 1.
+    """
+
+    def __init__(self, index: int, link: FrameLink, counts: NetCounters) -> None:
+        self.index = index
+        self.receiver = Receiver(link, index, counts)
+        self.transmitter = Transmitter(link, index, counts)
+        self.queues: dict[int, SplitQueue] = {}
+        self.watch: Watch | None = None
+        #: Goes on sending once others had their turn.
+        self.send_more: BottomHalf | None = None
+        #: Who is to work the pair in the device's place.
+        self.worker: QueueWorker | None = None
+        self._lent: Sequence[Notifiers] = ()
+
+    @property
+    def lent(self) -> bool:
+        """Whether the worker has the queues."""
+        return bool(self._lent)
+
+    def wanted_events(self) -> int:
+        """Return what there is to wait for: a frame to come, room for one to go."""
+        events = READABLE if self.receiver.wants_frames else 0
+        return events | (WRITABLE if self.transmitter.waits else 0)
+
+    def start(self, ring: int, terms: Terms, filter_: ReceiveFilter) -> None:
+        """Let the device work a queue."""
+        if ring:
+            self.transmitter.start(self.queues[ring], terms)
+        else:
+            self.receiver.start(self.queues[ring], terms, filter_)
+
+    def stop(self, ring: int) -> None:
+        """Forget the buffers of a queue; the device does not work it any more."""
+        if ring:
+            self.transmitter.stop()
+        else:
+            self.receiver.stop()
+
+    # Handing over
+
+    def give(self, notifiers: Mapping[int, Notifiers], driver_features: int) -> bool:
+        """Hand the queues to the worker; False where what the device has begun is to end first.
+
+        `notifiers` are by ring. Raises what the worker does: the device has the queues then.
+        """
+        worker = self.worker
+        assert worker is not None
+        if not (self.receiver.can_let_go and self.transmitter.can_let_go):
+            return False
+        self.receiver.let_go()
+        self.transmitter.let_go()
+        given = [
+            Given(ring, queue, notifiers[ring].kick, notifiers[ring].call)
+            for ring, queue in self.queues.items()
+        ]
+        self._lent = [notifiers[ring] for ring in self.queues]
+        for lent in self._lent:
+            lent.lend()
+        try:
+            worker.give(given, driver_features)
+        except VirtiopyError:
+            self._return_notifiers()
+            raise
+        for ring in self.queues:
+            self.stop(ring)
+        return True
+
+    def take_back(self) -> None:
+        """Take the queues back; `start` lets the device work them again."""
+        if self.worker is not None and self.lent:
+            self.worker.take_back()
+            self._return_notifiers()
+
+    def _return_notifiers(self) -> None:
+        for lent in self._lent:
+            lent.take_back()
+        self._lent = ()
