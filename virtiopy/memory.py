@@ -6,6 +6,7 @@ location) asks `GuestMemory` for it, and gets host memory that lies inside the g
 """
 
 import contextlib
+import itertools
 import mmap
 import os
 from bisect import bisect_right
@@ -74,12 +75,21 @@ class GuestMemory(Closing):
     def __init__(self, regions: Iterable[Region], *, granule: int = PAGE_SIZE) -> None:
         #: The least that can be given back to the host, bytes: see `discard`.
         self.granule = granule
-        self.regions: Sequence[Region] = sorted(regions, key=lambda region: region.guest_address)
-        for below, above in zip(self.regions, self.regions[1:], strict=False):
+        self.regions: Sequence[Region] = ()
+        self._fds: list[int] = []
+        self.set_regions(regions)
+
+    def set_regions(self, regions: Iterable[Region]) -> None:
+        """Have these regions from now on; raises ValueError where they overlap.
+
+        Whoever holds views or pointers from before has let go of them, or keeps the mapping.
+        """
+        ascending = sorted(regions, key=lambda region: region.guest_address)
+        for below, above in itertools.pairwise(ascending):
             if below.end > above.guest_address:
                 raise ValueError("memory regions overlap")
-        self._starts = [region.guest_address for region in self.regions]
-        self._fds: list[int] = []
+        self.regions = ascending
+        self._starts = [region.guest_address for region in ascending]
 
     @classmethod
     def allocate(

@@ -27,10 +27,12 @@ def namespace() -> Iterator[Namespace]:
         yield namespace
 
 
-def compare(tmp_path: Path, *arguments: str | Path) -> dict[str, Any]:
+def compare(
+    tmp_path: Path, *arguments: str | Path, modes: str = "trapped,ioeventfd"
+) -> dict[str, Any]:
     """Run `virtiopy exits` and return what it found, by mode."""
     path = tmp_path / "exits.json"
-    done = virtiopy("exits", "--json", path, *arguments)
+    done = virtiopy("exits", "--json", path, "--modes", modes, *arguments)
     assert done.status == 0, done.errors
     document: dict[str, Any] = json.loads(path.read_text())
     document["by_mode"] = {mode["mode"]: mode["measured"] for mode in document["modes"]}
@@ -77,8 +79,8 @@ def test_set_up_is_not_counted(tmp_path: Path, namespace: Namespace) -> None:
 @needs_kvm
 @needs_taps
 def test_a_batch_costs_one_kick(tmp_path: Path, namespace: Namespace) -> None:
-    arguments = ("--packets", "62", "--depth", "4", "--modes", "trapped")
-    trapped = compare(tmp_path, "--net", tap(namespace), *arguments)["by_mode"]["trapped"]
+    arguments = ("--net", tap(namespace), "--packets", "62", "--depth", "4")
+    trapped = compare(tmp_path, *arguments, modes="trapped")["by_mode"]["trapped"]
 
     # The last batch is half of one.
     assert register(trapped, "QueueNotify") == 16
@@ -141,7 +143,7 @@ def test_a_read_only_image_will_do(tmp_path: Path) -> None:
 @needs_kvm
 def test_each_mode_is_told_as_it_is_done(tmp_path: Path) -> None:
     image = make_image(tmp_path / "disk.img")
-    done = virtiopy("exits", "--disk", image, "--requests", "5")
+    done = virtiopy("exits", "--disk", image, "--requests", "5", "--modes", "trapped,ioeventfd")
 
     lines = [line.split(":")[1].strip() for line in done.errors.splitlines()]
     assert lines == ["trapped", "ioeventfd"]
@@ -180,6 +182,37 @@ def test_without_kvm_the_kernels_counts_are_left_out(tmp_path: Path) -> None:
     assert register(document["by_mode"]["trapped"], "QueueNotify") == 10
 
 
+@needs_kvm
+def test_a_mode_that_a_device_lacks_is_a_row_that_says_why(tmp_path: Path) -> None:
+    image = make_image(tmp_path / "disk.img")
+    document = compare(tmp_path, "--disk", image, "--requests", "5", modes="vhost,trapped")
+
+    vhost, trapped = document["modes"]
+    assert (vhost["mode"], vhost["measured"]) == ("vhost", None)
+    assert "block device" in vhost["missing"]
+    assert trapped["missing"] is None
+
+
+@needs_kvm
+@needs_taps
+@pytest.mark.skipif(Path("/dev/vhost-net").exists(), reason="this host has /dev/vhost-net")
+def test_a_mode_that_the_host_lacks_is_a_row_that_says_why(
+    tmp_path: Path, namespace: Namespace
+) -> None:
+    page = tmp_path / "exits.html"
+    arguments = ("--net", tap(namespace), "--packets", "20", "--html", page)
+    document = compare(tmp_path, *arguments, modes="trapped,ioeventfd,vhost")
+
+    assert "/dev/vhost-net does not exist" in document["modes"][2]["missing"]
+    assert "/dev/vhost-net does not exist" in page.read_text()
+
+
+def test_where_nothing_can_be_measured_it_is_an_error(tmp_path: Path) -> None:
+    image = make_image(tmp_path / "disk.img")
+
+    assert_one_sentence(virtiopy("exits", "--disk", image, "--modes", "vhost"), "No mode")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -192,6 +225,7 @@ def test_without_kvm_the_kernels_counts_are_left_out(tmp_path: Path) -> None:
         (["--disk", "IMAGE", "--modes", "trapped,trapped"], ["twice"]),
         (["--disk", "IMAGE", "--modes", ""], ["--modes", "trapped"]),
         (["--disk", "IMAGE,mode=trapped"], ["--modes"]),
+        (["--net", "tap=t0,vhost=on"], ["vhost=", "--modes"]),
         (["--disk", "absent.img"], ["absent.img"]),
         (["--disk", "IMAGE", "--json", "absent/exits.json"], ["absent/exits.json"]),
         (["--disk", "IMAGE", "--html", "absent/exits.html"], ["absent/exits.html"]),

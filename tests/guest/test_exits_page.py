@@ -63,15 +63,21 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def figure_of(dom: str, mode: str) -> str:
+    figure = re.search(rf'<figure id="mode-{mode}".*?</figure>', dom, re.DOTALL)
+    assert figure, mode
+    return figure[0]
+
+
 @needs_kvm
 def test_the_page_shows_a_plot_a_mode(page: Path, tmp_path: Path) -> None:
     dom = visit(page, tmp_path).dom
 
     for mode in ("trapped", "ioeventfd"):
-        figure = re.search(rf'<figure id="mode-{mode}".*?</figure>', dom, re.DOTALL)
-        assert figure
-        assert f'aria-label="A read in {mode} mode"' in figure[0]
-        assert "QueueNotify</text>" in figure[0]
+        figure = figure_of(dom, mode)
+        assert f'aria-label="A read in {mode} mode"' in figure
+        assert "QueueNotify</text>" in figure
+    assert "block device" in figure_of(dom, "vhost")
 
 
 @needs_kvm

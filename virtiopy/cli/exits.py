@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from virtiopy.exits.model import Comparison
     from virtiopy.exits.runner import Setup
 
-MODES = ("trapped", "ioeventfd")
+MODES = ("trapped", "ioeventfd", "vhost")
 
 #: Requests in flight at most: what the guest has room for (guest_drivers/virtio/workload.h).
 DEPTH_MAX = 128
@@ -153,13 +153,13 @@ def command(
     if net is not None:
         if requests is not None:
             raise ConfigError("--requests is for --disk: with --net, give --packets.")
-        setup = _network(net, packets or _DEFAULT_PACKETS, depth, direction or "send")
+        setup = network_setup(net, packets or _DEFAULT_PACKETS, depth, direction or "send")
     else:
         assert disk is not None
         if packets is not None or direction is not None:
             what = "--direction" if packets is None else "--packets"
             raise ConfigError(f"{what} is for --net: with --disk, give --requests.")
-        setup = _disk(disk, requests or _DEFAULT_REQUESTS, depth)
+        setup = disk_setup(disk, requests or _DEFAULT_REQUESTS, depth)
     setup = replace(setup, accelerator=accel, timeout=timeout, note=note)
     render = None if html_path is None else _page()
     for path in (json_path, html_path):
@@ -183,7 +183,8 @@ def command(
     return 0
 
 
-def _network(text: str, packets: int, depth: int, direction: str) -> "Setup":
+def network_setup(text: str, packets: int, depth: int, direction: str) -> "Setup":
+    """Describe a workload on the tap that `text` names, as --net does."""
     from virtiopy.exits.model import Workload
     from virtiopy.exits.runner import Setup, nothing_else
     from virtiopy.exits.traffic import frames_for
@@ -203,7 +204,8 @@ def _network(text: str, packets: int, depth: int, direction: str) -> "Setup":
     )
 
 
-def _disk(text: str, requests: int, depth: int) -> "Setup":
+def disk_setup(text: str, requests: int, depth: int) -> "Setup":
+    """Describe a workload on the image that `text` names, as --disk does."""
     from virtiopy.exits.model import Workload
     from virtiopy.exits.runner import Setup
 
@@ -226,8 +228,11 @@ def _attachment(prefix: str) -> Attachment:
 
 def _options(attachment: Attachment, text: str) -> DeviceOptions:
     options = attachment.parse(text)
-    if options.text("mode", ""):
-        raise ConfigError(f"{attachment.option} has a mode=...: name the modes with --modes.")
+    for key in ("mode", "vhost"):
+        if key in (*attachment.keys, "mode") and options.text(key, ""):
+            raise ConfigError(
+                f"{attachment.option} has {key}=...: name the modes with --modes instead."
+            )
     return options
 
 

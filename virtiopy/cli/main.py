@@ -18,6 +18,7 @@ EXIT_INTERRUPTED = 130
 #: Subcommand: its one line of help. The module of the same name has it as `command`.
 SUBCOMMANDS = {
     "run": "Run a guest driver in a VM with virtio devices, and count its exits.",
+    "serve": "Serve a device to another VMM over vhost-user.",
     "exits": "Compare what each way of doing I/O costs, in exits and in time.",
     "ctl": "Give commands to a guest's devices while it runs.",
     "hello": "Run the smallest guest of each CPU mode.",

@@ -6,7 +6,7 @@ device answers through the `DeviceHost` that it was attached to.
 """
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, TypeAlias
 
@@ -217,6 +217,16 @@ class VirtioDevice:
 
         No kick comes from here on; this is for who has lent a queue's notifiers.
         """
+
+    def settle(self, index: int) -> None:
+        """Complete what is being done of a queue, and wait for that.
+
+        Buffers that the device only holds, for what is yet to come, stay in flight: they are the
+        last that it popped of the queue.
+        """
+
+    def enable_queues(self, indexes: Iterable[int]) -> None:
+        """Use these queues and no others, where no control command of the driver's says it."""
 
     def reset(self) -> None:
         """Forget the driver: what it negotiated, its queues, its buffers (2.4.1)."""

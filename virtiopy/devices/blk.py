@@ -277,6 +277,12 @@ class Blk(VirtioDevice):
         self._drain()
         super().stop_queue(index)
 
+    def settle(self, index: int) -> None:
+        """Complete what the workers have of a queue."""
+        for batch in [batch for batch in self._batches if batch.queue.index == index]:
+            batch.finished.wait()
+            self._complete_batch(batch)
+
     def _drain(self) -> None:
         """Wait until no worker touches a buffer any more (2.4.1, 2.6.1.1.1)."""
         for batch in self._batches:
@@ -308,14 +314,20 @@ class Blk(VirtioDevice):
 
         def done() -> None:
             with self.lock:
-                self._batches.discard(batch)
-                # A queue that was reset meanwhile has no use for its buffers (2.6.1.1.1).
-                if self.queues.get(batch.queue.index) is batch.queue:
-                    batch.queue.push_many(zip(batch.chains, batch.written, strict=True))
-                    self.notify(batch.queue)
+                self._complete_batch(batch)
 
         self._batches.add(batch)
         loop.run_blocking(work, done, "blk requests")
+
+    def _complete_batch(self, batch: "_Batch") -> None:
+        """Give a batch's buffers back, once."""
+        if batch not in self._batches:
+            return
+        self._batches.discard(batch)
+        # A queue that was reset meanwhile has no use for its buffers (2.6.1.1.1).
+        if self.queues.get(batch.queue.index) is batch.queue:
+            batch.queue.push_many(zip(batch.chains, batch.written, strict=True))
+            self.notify(batch.queue)
 
     # A request: parse, execute, complete (5.2.6)
 

@@ -2,7 +2,7 @@
 
 import logging
 import select
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from enum import IntFlag
 from typing import ClassVar
@@ -286,6 +286,14 @@ class Net(VirtioDevice):
         """Work a pair that has come back; its queues have been kicked."""
         for ring in pair.queues:
             pair.start(ring, self._terms, self.filter)
+
+    def enable_queues(self, indexes: Iterable[int]) -> None:
+        """Use the pairs whose queues these are: a frontend may keep controlq to itself."""
+        if count := len({index // 2 for index in indexes if index < self._control_index}):
+            self.set_pairs(count)
+        else:
+            for pair in self.pairs:
+                pair.transmitter.enabled = False
 
     # Operation (5.1.9)
 

@@ -162,6 +162,10 @@ class Message:
         """The request's name, as a frontend's."""
         return request_name(self.request)
 
+    def take_fd(self) -> int | None:
+        """Return the file descriptor, the caller's from here on; None where there is none."""
+        return self.fds.pop() if self.fds else None
+
     def encode(self) -> bytes:
         """Return header and payload."""
         header = ffi.new("struct vhost_user_header *")
@@ -273,16 +277,13 @@ def ring_file(index: int, has_fd: bool) -> bytes:
     return u64(index | (0 if has_fd else _NO_DESCRIPTOR))
 
 
-def to_ring_file(message: Message) -> tuple[int, int | None]:
-    """Return the ring's index and the file descriptor, None for none; raises PeerError.
-
-    The descriptor is the caller's from here on.
-    """
+def to_ring_file(message: Message) -> int:
+    """Return the ring's index, of a message with as many descriptors as it says; PeerError else."""
     value = to_u64(message)
     if value & ~(_RING_INDEX | _NO_DESCRIPTOR):
         raise PeerError(f"{message.name} with unknown bits in {value:#x}")
     expect_fds(message, 0 if value & _NO_DESCRIPTOR else 1)
-    return value & _RING_INDEX, message.fds.pop() if message.fds else None
+    return value & _RING_INDEX
 
 
 # Memory

@@ -1,0 +1,131 @@
+"""virtiopy serve: a device for another VMM, over vhost-user."""
+
+import contextlib
+import signal
+import socket
+from pathlib import Path
+
+import click
+
+from virtiopy.cli.attachments import ATTACHMENTS, Attachment
+from virtiopy.devices.base import VirtioDevice
+from virtiopy.errors import ConfigError
+from virtiopy.eventloop import READABLE, EventLoop
+
+#: The devices that can be served, by the names of their options.
+SERVED = {
+    attachment.prefix: attachment for attachment in ATTACHMENTS if attachment.prefix != "balloon"
+}
+
+
+@click.command(
+    epilog="""Example: give QEMU a disk, 4 queues wide:
+
+\b
+  virtiopy serve blk disk.img,queues=4 --socket blk.sock &
+  qemu-system-x86_64 -m 1G -object memory-backend-memfd,id=ram,size=1G,share=on \\
+    -machine q35,memory-backend=ram -chardev socket,id=blk,path=blk.sock,reconnect=1 \\
+    -device vhost-user-blk-pci,chardev=blk,num-queues=4
+"""
+)
+@click.argument("device", type=click.Choice(list(SERVED)))
+@click.argument("options", default="")
+@click.option(
+    "--socket",
+    "path",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Listen at this Unix socket, one frontend at a time.",
+)
+@click.option(
+    "--connect",
+    is_flag=True,
+    help="Connect to the socket, at which the frontend listens, instead of listening there.",
+)
+@click.option(
+    "--socket-fd",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Listen at a socket that is open already, as file descriptor N (socket activation).",
+)
+def command(
+    *, device: str, options: str, path: Path | None, connect: bool, socket_fd: int | None
+) -> int:
+    """Serve DEVICE to another VMM over vhost-user, until SIGTERM or Ctrl-C.
+
+    OPTIONS are those of the device's option in `virtiopy run`: a disk's path and keys for blk,
+    tap=NAME,... for net, a target for console. One frontend is served at a time; when it leaves,
+    or breaks the protocol, the device waits for the next. A line says when the device can be had.
+    SIGTERM ends what is in flight first.
+    """
+    from virtiopy.vhost.user.server import Server
+
+    source, name = _source(path, socket_fd, connect=connect)
+    with contextlib.ExitStack() as stack:
+        if isinstance(source, socket.socket):
+            stack.callback(source.close)
+        served = stack.enter_context(contextlib.closing(_build(SERVED[device], options)))
+        loop = stack.enter_context(EventLoop("serve"))
+        ended = _signals_as_file(stack)
+        # Closed on this thread, as the loop ran here: nothing is done beside it any more.
+        stack.enter_context(Server(served, loop, source))
+        loop.watch(ended, READABLE, lambda events: loop.stop(), "signals")
+        click.echo(f"virtiopy: {device} is ready at {name}")
+        loop.run()
+        if loop.failure is not None:
+            raise loop.failure
+    return 0
+
+
+def _source(
+    path: Path | None, socket_fd: int | None, *, connect: bool
+) -> tuple[socket.socket | Path, str]:
+    """Return the socket to listen at, or the path to connect to, and what to call it."""
+    from virtiopy.vhost.user.server import listen
+
+    if (path is None) == (socket_fd is None):
+        raise ConfigError("Say where the device is to be had: give one of --socket, --socket-fd.")
+    if path is None:
+        if connect:
+            raise ConfigError("--connect needs a --socket to connect to.")
+        return _inherited(socket_fd or 0), f"file descriptor {socket_fd}"
+    return (path if connect else listen(path)), str(path)
+
+
+def _inherited(fd: int) -> socket.socket:
+    """Take a socket that listens; raises ConfigError for what is none."""
+    try:
+        listener = socket.socket(fileno=fd)
+    except OSError as error:
+        raise ConfigError(
+            f"File descriptor {fd} is no socket: give the number of one that listens."
+        ) from error
+    listens = listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    if listener.family != socket.AF_UNIX or not listens:
+        listener.detach()
+        raise ConfigError(
+            f"File descriptor {fd} is no Unix socket that listens: "
+            "let whoever starts virtiopy bind one and listen."
+        )
+    return listener
+
+
+def _build(attachment: Attachment, text: str) -> VirtioDevice:
+    options = attachment.parse(text)
+    if options.text("mode", ""):
+        raise ConfigError("mode=... is for virtiopy's own VM: leave it out.")
+    return attachment.build(options)
+
+
+def _signals_as_file(stack: contextlib.ExitStack) -> int:
+    """Make SIGTERM and SIGINT readable in a file, so that what is in flight is not interrupted."""
+    reader, writer = socket.socketpair()
+    for end in (reader, writer):
+        end.setblocking(False)
+        stack.callback(end.close)
+    before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    stack.callback(signal.set_wakeup_fd, before)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            stack.callback(signal.signal, number, signal.signal(number, lambda *_: None))
+    return reader.fileno()

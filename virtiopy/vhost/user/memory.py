@@ -1,0 +1,269 @@
+"""The frontend's memory as a backend sees it: files that were sent, mapped, and kept watch over."""
+
+import contextlib
+import itertools
+import mmap
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from virtiopy._native import CData, ffi, lib
+from virtiopy.closing import Closing
+from virtiopy.errors import PeerError
+from virtiopy.memory import PAGE_SIZE, GuestMemory, Region
+from virtiopy.vhost.user.messages import VHOST_LOG_PAGE, LogArea, MemoryRegion
+
+#: Regions in all, however they come: what GET_MAX_MEM_SLOTS answers.
+SLOTS_MAX = 64
+
+_ADDRESSES = 1 << 64
+
+
+class Guard(Closing):
+    """Keeps a file that shrinks under our mapping of it from ending the process (SIGBUS).
+
+    What is lost reads as zeroes, and `eventfd` is written: the connection is to be ended.
+    """
+
+    def __init__(self, address: int, size: int, page: int, eventfd: int) -> None:
+        self._guard: CData | None = lib.vp_guard_new(address, size, page, eventfd)
+        if self._guard == ffi.NULL:
+            raise PeerError("there are too many memory regions of frontends in this process")
+
+    @property
+    def hit(self) -> bool:
+        """Whether anything was lost."""
+        return self._guard is not None and bool(lib.vp_guard_hit(self._guard))
+
+    def close(self) -> None:
+        """Guard no more: nobody reads the mapping."""
+        if self._guard is not None:
+            lib.vp_guard_free(self._guard)
+            self._guard = None
+
+
+class SharedFile(Closing):
+    """A part of a peer's file, mapped and guarded: `size` bytes from `offset` on.
+
+    `fd` is from here on this object's to close. Raises PeerError for a file that has not so many
+    bytes, or cannot be mapped.
+    """
+
+    def __init__(self, fd: int, size: int, offset: int, eventfd: int) -> None:
+        self.fd = fd
+        try:
+            _check_size(fd, offset, size)
+            # Bytes of the pages behind it: huge ones where the file is on hugetlbfs. A mapping of
+            # those has to be whole pages.
+            page = max(PAGE_SIZE, os.fstatvfs(fd).f_bsize)
+            start = offset - offset % page
+            length = offset - start + size
+            if page > PAGE_SIZE:
+                length = -(-length // page) * page
+            self._mapping = mmap.mmap(fd, length, mmap.MAP_SHARED, offset=start)
+        except (OSError, OverflowError, ValueError) as error:
+            os.close(fd)
+            raise PeerError(f"memory that cannot be mapped: {error}") from error
+        except PeerError:
+            os.close(fd)
+            raise
+        mapped = memoryview(self._mapping)
+        self.view = mapped[offset - start : offset - start + size]
+        mapped.release()
+        base = int(ffi.cast("uintptr_t", ffi.from_buffer("char[]", self._mapping)))
+        self.address = base + offset - start
+        try:
+            self._guard = Guard(base, -(-length // page) * page, page, eventfd)
+        except PeerError:
+            self._unmap()
+            raise
+
+    @property
+    def lost(self) -> bool:
+        """Whether the peer took any of it away while it was used."""
+        return self._guard.hit
+
+    @property
+    def mapping(self) -> mmap.mmap:
+        """The mapping, from the page on that the part begins in."""
+        return self._mapping
+
+    def close(self) -> None:
+        """Unmap, and close the file."""
+        self._unmap()
+        self._guard.close()
+
+    def _unmap(self) -> None:
+        self.view.release()
+        # Views that were handed out and are still alive keep the mapping until they go.
+        with contextlib.suppress(BufferError):
+            self._mapping.close()
+        os.close(self.fd)
+
+
+def _check_size(fd: int, offset: int, size: int) -> None:
+    there = os.fstat(fd).st_size
+    if offset + size > there:
+        raise PeerError(f"{size} bytes of memory at offset {offset} of a file of {there} bytes")
+
+
+@dataclass(slots=True, frozen=True)
+class _Mapped:
+    """A region, as the frontend described it and as it is here."""
+
+    described: MemoryRegion
+    identity: tuple[int, int]
+    file: SharedFile
+    region: Region
+
+
+class FrontendMemory(GuestMemory):
+    """Guest memory that comes from a frontend, and changes while virtqueues are worked.
+
+    `lost` is an eventfd, written when the frontend has taken a piece away that it gave.
+    """
+
+    def __init__(self) -> None:
+        super().__init__([])
+        self.lost = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._mapped: list[_Mapped] = []
+
+    def close(self) -> None:
+        """Unmap everything."""
+        self.clear()
+        os.close(self.lost)
+
+    def clear(self) -> None:
+        """Forget every region."""
+        self._set([])
+
+    def replace(self, regions: Iterable[tuple[MemoryRegion, int]]) -> None:
+        """Take a whole table, each region with its file, which is closed: SET_MEM_TABLE.
+
+        What was mapped before and is described again stays where it is. Raises PeerError for
+        regions that overlap or lie, and then there is no memory.
+        """
+        before = {(mapped.described, mapped.identity): mapped for mapped in self._mapped}
+        mapped: list[_Mapped] = []
+        pending = list(regions)
+        try:
+            while pending:
+                described, fd = pending.pop(0)
+                kept = before.pop((described, _identity(fd)), None)
+                if kept is not None:
+                    os.close(fd)
+                    mapped.append(kept)
+                else:
+                    mapped.append(self._map(described, fd))
+                self._check(mapped)
+        except PeerError:
+            for _, fd in pending:
+                os.close(fd)
+            self._set([], others=mapped)
+            raise
+        self._set(mapped)
+
+    def add(self, described: MemoryRegion, fd: int) -> None:
+        """Take one more region: ADD_MEM_REG. Raises PeerError, and is as before then."""
+        if len(self._mapped) == SLOTS_MAX:
+            os.close(fd)
+            raise PeerError(f"more than {SLOTS_MAX} memory regions")
+        mapped = self._map(described, fd)
+        try:
+            self._check([*self._mapped, mapped])
+        except PeerError:
+            _unmap(mapped)
+            raise
+        self._set([*self._mapped, mapped])
+
+    def remove(self, described: MemoryRegion) -> None:
+        """Forget the region with these addresses and this size: REM_MEM_REG. Raises PeerError."""
+        key = _key(described)
+        left = [mapped for mapped in self._mapped if _key(mapped.described) != key]
+        if len(left) == len(self._mapped):
+            raise PeerError("REM_MEM_REG of a region that was never added")
+        self._set(left)
+
+    def translate(self, user_address: int, length: int) -> int:
+        """Return the guest physical address of `length` bytes at the frontend's own address.
+
+        Raises PeerError unless they are in one region.
+        """
+        for mapped in self._mapped:
+            described = mapped.described
+            offset = user_address - described.user_address
+            if offset >= 0 and offset + length <= described.size:
+                return described.guest_address + offset
+        raise PeerError(f"{length} bytes at its address {user_address:#x} are not memory")
+
+    def _map(self, described: MemoryRegion, fd: int) -> _Mapped:
+        identity = _identity(fd)
+        if described.size == 0 or any(
+            address + described.size > _ADDRESSES
+            for address in (described.guest_address, described.user_address, described.mmap_offset)
+        ):
+            os.close(fd)
+            raise PeerError(f"a memory region of {described.size} bytes that cannot be")
+        file = SharedFile(fd, described.size, described.mmap_offset, self.lost)
+        region = Region(
+            described.guest_address,
+            described.size,
+            file.fd,
+            described.mmap_offset,
+            file.mapping,
+            file.view,
+            file.address,
+        )
+        return _Mapped(described, identity, file, region)
+
+    @staticmethod
+    def _check(mapped: list[_Mapped]) -> None:
+        """Raise PeerError where the driver's addresses, or the frontend's own, overlap."""
+        for address in ("guest_address", "user_address"):
+            places = sorted((getattr(it.described, address), it.described.size) for it in mapped)
+            for (start, size), (following, _) in itertools.pairwise(places):
+                if start + size > following:
+                    raise PeerError(f"memory regions that overlap at {following:#x}")
+
+    def _set(self, mapped: list[_Mapped], others: Iterable[_Mapped] = ()) -> None:
+        gone = [*self._mapped, *others]
+        self._mapped = mapped
+        self.set_regions(it.region for it in mapped)
+        for it in gone:
+            if not any(it is kept for kept in mapped):
+                _unmap(it)
+
+
+def _identity(fd: int) -> tuple[int, int]:
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
+
+
+def _key(described: MemoryRegion) -> tuple[int, int, int]:
+    return described.guest_address, described.user_address, described.size
+
+
+def _unmap(mapped: _Mapped) -> None:
+    mapped.file.close()
+
+
+class DirtyLog(Closing):
+    """The frontend's log of the pages of guest memory that were written: SET_LOG_BASE.
+
+    `fd` is from here on this object's to close; raises PeerError.
+    """
+
+    def __init__(self, area: LogArea, fd: int, eventfd: int) -> None:
+        self._file = SharedFile(fd, area.size, area.offset, eventfd)
+        self._log = ffi.cast("uint8_t *", self._file.address)
+        self._pages = area.size * 8
+
+    def close(self) -> None:
+        """Unmap the log."""
+        self._file.close()
+
+    def mark(self, address: int, length: int) -> None:
+        """Mark `length` bytes at a guest physical address as written, as far as there are bits."""
+        last = min((address + length - 1) // VHOST_LOG_PAGE, self._pages - 1)
+        if length > 0:
+            lib.vp_log_pages(self._log, address // VHOST_LOG_PAGE, last)

@@ -1,0 +1,200 @@
+"""A virtqueue of a backend: what its frontend has said of it, and its life (Ring states)."""
+
+import contextlib
+import os
+from collections.abc import Callable
+
+from virtiopy.closing import Closing
+from virtiopy.devices.base import VirtioDevice
+from virtiopy.errors import PeerError
+from virtiopy.eventloop import READABLE, EventLoop, Timer, Watch
+from virtiopy.vhost.user.memory import FrontendMemory
+from virtiopy.vhost.user.messages import VHOST_VRING_F_LOG, RingAddresses
+from virtiopy.vhost.user.queue import Accounts, UserQueue
+from virtiopy.virtqueue.layout import (
+    available_ring_size,
+    descriptor_table_size,
+    used_ring_size,
+    valid_queue_size,
+)
+from virtiopy.virtqueue.split import QueueAddresses
+
+#: Seconds between two looks at a ring whose frontend does not kick.
+POLL_INTERVAL = 0.001
+
+
+class Ring(Closing):
+    """Virtqueue `index` of `device`: stopped, or started with a `queue` that the device works.
+
+    `work` is called on the loop's thread for each kick, and `fail` with the reason when there can
+    be none any more. The eventfds that are set are the ring's to close.
+    """
+
+    def __init__(
+        self,
+        device: VirtioDevice,
+        loop: EventLoop,
+        index: int,
+        work: Callable[["Ring"], None],
+        fail: Callable[[str], None],
+    ) -> None:
+        self.index = index
+        self.size = 0
+        self.base = 0
+        self.addresses: RingAddresses | None = None
+        self.enabled = False
+        self.queue: UserQueue | None = None
+        #: Whether the frontend wants it started: it has said how it kicks, or that it does not.
+        self.kick_is_set = False
+        self._device = device
+        self._loop = loop
+        self._work = work
+        self._fail = fail
+        self._kick: int | None = None
+        self._call: int | None = None
+        self._error: int | None = None
+        self._watch: Watch | None = None
+        self._poll: Timer | None = None
+
+    def close(self) -> None:
+        """Forget everything that the frontend said."""
+        self.set_kick(None)
+        self.kick_is_set = False
+        self.set_call(None)
+        self.set_error(None)
+        self.size = self.base = 0
+        self.addresses = None
+        self.enabled = False
+
+    # Eventfds
+
+    def set_kick(self, fd: int | None) -> None:
+        """Take kicks from this file from now on; None for a ring that is to be polled."""
+        self._unwatch()
+        if self._kick is not None:
+            os.close(self._kick)
+        self._kick = _not_blocking(fd)
+        self.kick_is_set = True
+        if self.queue is not None:
+            self._watch_kick()
+
+    def set_call(self, fd: int | None) -> None:
+        """Notify the driver by this file from now on; None: it does not want to be told."""
+        if self._call is not None:
+            os.close(self._call)
+        self._call = _not_blocking(fd)
+
+    def set_error(self, fd: int | None) -> None:
+        """Tell by this file that the ring is broken."""
+        if self._error is not None:
+            os.close(self._error)
+        self._error = _not_blocking(fd)
+
+    def notify(self) -> None:
+        """Send a used buffer notification."""
+        _signal(self._call)
+
+    def signal_error(self) -> None:
+        """Say that the ring is broken."""
+        _signal(self._error)
+
+    # Started and stopped
+
+    def start(
+        self, memory: FrontendMemory, accounts: Accounts, *, event_idx: bool, indirect: bool
+    ) -> UserQueue:
+        """Make the queue, and take its kicks; raises PeerError or QueueError."""
+        addresses = self.addresses
+        if addresses is None or not valid_queue_size(self.size):
+            raise PeerError(f"ring {self.index} is to start, and has no size or no addresses yet")
+        self.queue = UserQueue(
+            memory,
+            self.size,
+            QueueAddresses(
+                memory.translate(addresses.descriptor_table, descriptor_table_size(self.size)),
+                memory.translate(addresses.available_ring, available_ring_size(self.size)),
+                memory.translate(addresses.used_ring, used_ring_size(self.size)),
+            ),
+            accounts,
+            index=self.index,
+            event_idx=event_idx,
+            indirect=indirect,
+            last_available=self.base,
+        )
+        self._watch_kick()
+        return self.queue
+
+    def stop(self) -> None:
+        """Complete what is being done, leave the rest available, and keep the base.
+
+        The device is to forget the queue before any memory goes.
+        """
+        queue = self.queue
+        if queue is None:
+            return
+        self._unwatch()
+        self._device.settle(self.index)
+        queue.unpop(queue.in_flight)
+        self._device.stop_queue(self.index)
+        self.base = queue.last_available
+        self.queue = None
+
+    @property
+    def used_log(self) -> int | None:
+        """The guest physical address by which writes to the used ring are logged, if they are."""
+        addresses = self.addresses
+        if addresses is None or not addresses.flags >> VHOST_VRING_F_LOG & 1:
+            return None
+        return addresses.log
+
+    # Kicks
+
+    def _watch_kick(self) -> None:
+        if self._kick is not None:
+            try:
+                self._watch = self._loop.watch(
+                    self._kick, READABLE, self._kicked, f"queue {self.index}"
+                )
+            except OSError as error:
+                raise PeerError(f"ring {self.index} has a kick that is no eventfd") from error
+        else:
+            self._poll = self._loop.call_later(
+                POLL_INTERVAL, lambda: self._work(self), f"queue {self.index}", every=True
+            )
+
+    def _unwatch(self) -> None:
+        if self._watch is not None:
+            self._loop.unwatch(self._watch)
+            self._watch = None
+        if self._poll is not None:
+            self._poll.cancel()
+            self._poll = None
+
+    def _kicked(self, events: int) -> None:
+        if self._kick is None:
+            return
+        try:
+            kicked = os.read(self._kick, 8)
+        except BlockingIOError:
+            # Another that has the same file has read it meanwhile.
+            return
+        except OSError as error:
+            self._fail(f"ring {self.index} cannot be kicked: {error.strerror}")
+            return
+        if kicked:
+            self._work(self)
+        else:
+            self._fail(f"ring {self.index} has a kick that was closed at its other end")
+
+
+def _not_blocking(fd: int | None) -> int | None:
+    if fd is not None:
+        os.set_blocking(fd, False)
+    return fd
+
+
+def _signal(fd: int | None) -> None:
+    if fd is not None:
+        # Full is as good as written; and whoever gave a file that takes nothing is not told.
+        with contextlib.suppress(OSError):
+            os.write(fd, (1).to_bytes(8, "little"))
