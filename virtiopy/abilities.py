@@ -18,6 +18,7 @@ from virtiopy.hello import Mode, mode_works
 from virtiopy.kvm.system import Capability, Kvm
 from virtiopy.kvm.vcpu import make_waker
 from virtiopy.memory import GuestMemory
+from virtiopy.vhost.kernel import DEVICE, VhostNet
 from virtiopy.x86 import Registers, protected_mode
 
 MODE_TIMEOUT_SECONDS = 2.0
@@ -52,7 +53,7 @@ def examine() -> Iterator[Finding]:
     yield _examine_tcg()
     yield _examine_stop()
     yield _device("/dev/net/tun", "taps", "load the tun module, or pass the device in")
-    yield _device("/dev/vhost-net", "vhost-net", "load the vhost_net module, or pass the device in")
+    yield _examine_vhost()
     yield _examine_huge_pages()
     yield _examine_qemu()
     names = ", ".join(guest_names())
@@ -147,6 +148,15 @@ def _device(path: str, purpose: str, remedy: str) -> Finding:
         return Finding(path, False, purpose, remedy)
     works = os.access(path, os.R_OK | os.W_OK)
     return Finding(path, works, purpose, "" if works else "run as root, or change its mode")
+
+
+def _examine_vhost() -> Finding:
+    purpose = "network rings in the kernel: --net vhost=on"
+    try:
+        with VhostNet() as vhost:
+            return Finding(DEVICE, True, f"{purpose}; features {vhost.features:#x}")
+    except HostError as error:
+        return Finding(DEVICE, False, purpose, str(error))
 
 
 def _examine_huge_pages() -> Finding:

@@ -313,6 +313,64 @@ def test_a_record_for_several_devices_is_refused(tmp_path: Path) -> None:
     assert_one_sentence(virtiopy("run", "--pcap", tmp_path / "x"), "--pcap")
 
 
+needs_no_vhost = pytest.mark.skipif(
+    Path("/dev/vhost-net").exists(), reason="this host has /dev/vhost-net"
+)
+
+
+@needs_no_vhost
+@pytest.mark.parametrize("option", ["vhost=on", "mode=vhost"])
+def test_vhost_where_there_is_none_is_refused_with_the_remedy(
+    namespace: Namespace, option: str
+) -> None:
+    net = f"tap=t0,create=on,netns={namespace.name},{option}"
+    assert_one_sentence(
+        virtiopy("run", "--net", net), "/dev/vhost-net does not exist", "modprobe vhost_net"
+    )
+    assert namespace.links() == set()
+
+
+@needs_no_vhost
+def test_vhost_auto_falls_back_and_says_so_in_one_line(
+    tmp_path: Path, namespace: Namespace
+) -> None:
+    net = f"tap=t0,create=on,netns={namespace.name},vhost=auto"
+    outcome = run_guest(tmp_path, "probe", "--net", net)
+    assert outcome.status == 0
+    (line,) = outcome.errors.splitlines()
+    assert line.startswith("virtiopy: net0 is in ioeventfd mode: /dev/vhost-net does not exist")
+    assert outcome.report["devices"][0]["mode"] == "ioeventfd"
+
+
+@pytest.mark.parametrize("mode", ["trapped", "ioeventfd"])
+def test_the_report_has_the_mode(tmp_path: Path, namespace: Namespace, mode: str) -> None:
+    net = f"tap=t0,create=on,netns={namespace.name},mode={mode}"
+    outcome = run_guest(tmp_path, "probe", "--net", net)
+    assert outcome.report["devices"][0]["mode"] == mode
+    assert re.search(rf"net0 +│ mode +│ +{mode} ", outcome.output)
+
+
+def test_a_record_and_vhost_are_refused_together(tmp_path: Path, namespace: Namespace) -> None:
+    net = f"tap=t0,create=on,netns={namespace.name}"
+    pcap = tmp_path / "net.pcap"
+    refused = virtiopy("run", "--net", f"{net},vhost=on", "--pcap", pcap)
+    assert_one_sentence(refused, "cannot be recorded here", "tcpdump -i t0")
+    assert namespace.links() == set()
+
+    outcome = run_guest(tmp_path, "probe", "--net", f"{net},vhost=auto,pcap={pcap}")
+    assert outcome.status == 0
+    assert outcome.report["devices"][0]["mode"] == "ioeventfd"
+
+
+def test_a_tap_with_longer_frames_than_the_device_is_refused_for_vhost(
+    namespace: Namespace,
+) -> None:
+    namespace.ip("tuntap", "add", "t0", "mode", "tap")
+    namespace.ip("link", "set", "t0", "mtu", "9000")
+    net = f"tap=t0,netns={namespace.name},mtu=1500,vhost=on"
+    assert_one_sentence(virtiopy("run", "--net", net), "MTU of 9000", "link set t0 mtu 1500")
+
+
 @pytest.mark.parametrize("mode", ["trapped", "ioeventfd"])
 def test_a_tap_that_vanishes_is_a_link_that_goes_down(
     tmp_path: Path, namespace: Namespace, mode: str

@@ -4,9 +4,12 @@ import contextlib
 import fcntl
 import ipaddress
 import os
+import re
 import select
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab.machine import REPOSITORY
 from tests.lab.network import HEADER_SIZE, TapLink, frame
 from tests.namespace import Namespace
 from virtiopy.accel.kvm import KvmAccelerator
@@ -383,6 +387,49 @@ def test_a_ring_that_vhost_finds_broken_needs_a_reset_and_works_after_it(
             driver.reset()
             driver.start([], queue_size=16)
             assert machine.net[0].device.facts()["pairs_handed_over"] == 1
+
+
+def test_a_chain_shorter_than_its_header_does_no_harm_beyond_a_reset(namespace: Namespace) -> None:
+    """Linux 6.1's vhost tries it again for ever: whatever this one does, a reset ends it."""
+    with make_driver(namespace) as (machine, driver):
+        address = driver.allocator.take(5)
+        send(machine, driver, address, 5)
+        driver.reset()
+        driver.start([], queue_size=16)
+        data = bytes(HEADER_SIZE) + frame(1)
+        address = driver.allocator.take(len(data))
+        driver.memory.write(address, data)
+        send(machine, driver, address, len(data))
+        wait_until(lambda: bool(driver.queues[TX].take_all_used()))
+
+
+def test_the_commands_of_the_docs_work(tmp_path: Path) -> None:
+    """In a network namespace without a name, and with the command line as a user has it."""
+    text = (REPOSITORY / "docs" / "vhost.md").read_text()
+    commands = [line[4:] for line in text.splitlines() if line.startswith("    ")]
+    assert sum("virtiopy ctl" in command for command in commands) == 3
+    tool = tmp_path / "virtiopy"
+    tool.write_text(f'#!/bin/sh\nexec {sys.executable} -m virtiopy.cli.main "$@"\n')
+    tool.chmod(0o755)
+    script = "\n".join(["set -e", f"cd {tmp_path}", *commands])
+    done = subprocess.run(
+        ["unshare", "--net", "sh", "-c", script],
+        env={
+            **os.environ,
+            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+            "PYTHONPATH": str(REPOSITORY),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("3 packets transmitted, 3 received, 0% packet loss") == 3
+    assert re.search(r"^vhost-\d+ +\d", done.stdout, re.MULTILINE)
+    assert "net0: ioeventfd\nPING" in done.stdout
+    assert "net0: vhost\nPING" in done.stdout
+    assert "handoffs: 2" in done.stdout
 
 
 def test_a_tap_without_headers_is_the_users_fault() -> None:

@@ -1,6 +1,7 @@
 """Taps, real ones, in a network namespace of the tests' own."""
 
 import errno
+import fcntl
 import gc
 import ipaddress
 import os
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.namespace import Namespace, needs_taps
+from virtiopy._native import lib
 from virtiopy.devices.net import Net
 from virtiopy.errors import ConfigError, HostError, VirtiopyError
 from virtiopy.eventloop import EventLoop
@@ -30,11 +32,15 @@ from virtiopy.host.tapconfig import (
 from virtiopy.memory import GuestMemory
 from virtiopy.transport.driver import MmioDriver
 from virtiopy.transport.mmio import MmioTransport, Register
+from virtiopy.vhost.kernel import check_tap
 from virtiopy.virtqueue.driver import Allocator, Piece
 
 pytestmark = needs_taps
 
 NOBODY = 65534
+
+#: linux/if_tun.h
+IFF_TUN = 1
 HEADER = bytes(12)
 MAC = bytes.fromhex("020000000001")
 
@@ -461,3 +467,53 @@ def test_a_frame_goes_through_device_and_tap_and_comes_back(
         loop.stop()
         device.reset()
         device.close()
+
+
+# vhost works on the file of a queue
+
+
+def test_a_queue_is_lent_while_its_frames_are_no_longer_than_the_devices(
+    namespace: Namespace,
+) -> None:
+    with Tap(namespace.config(create=True, mtu=1400, queues=2)) as tap:
+        assert [tap.lend(pair, 1400) for pair in range(2)] == [tap.fileno(0), tap.fileno(1)]
+        namespace.ip("link", "set", "t0", "mtu", "1401")
+        with pytest.raises(ConfigError, match=r"MTU of 1401.*link set t0 mtu 1400"):
+            tap.lend(0, 1400)
+        namespace.ip("link", "del", "t0")
+        with pytest.raises(ConfigError, match="no more"):
+            tap.lend(0, 1400)
+
+
+def test_vhost_takes_the_taps_that_are_opened_here(namespace: Namespace) -> None:
+    with Tap(namespace.config(create=True)) as tap:
+        check_tap(tap.fileno(0))
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (lib.IFF_TAP | lib.IFF_NO_PI, "no tap whose frames have a struct virtio_net_hdr"),
+        (IFF_TUN | lib.IFF_VNET_HDR, "no tap whose frames have a struct virtio_net_hdr"),
+        (lib.IFF_TAP | lib.IFF_VNET_HDR, "headers of 10 bytes, not 12"),
+    ],
+)
+def test_vhost_takes_no_interface_without_headers(
+    namespace: Namespace, flags: int, words: str
+) -> None:
+    """Opened by somebody else: the headers have 10 bytes unless TUNSETVNETHDRSZ says otherwise."""
+
+    def open_tun() -> int:
+        fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
+        fcntl.ioctl(fd, lib.TUNSETIFF, struct.pack("16sH22x", b"t0", flags))
+        return fd
+
+    fd = namespace.inside(open_tun)
+    with pytest.raises(ConfigError, match=words):
+        check_tap(fd)
+    os.close(fd)
+
+
+def test_vhost_takes_no_file_that_is_no_tap() -> None:
+    with open("/dev/null", "rb") as null, pytest.raises(ConfigError, match="no tap that vhost"):
+        check_tap(null.fileno())

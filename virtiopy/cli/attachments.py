@@ -37,7 +37,8 @@ def choose_net_mode(options: DeviceOptions, default: str) -> ModeChoice:
     if not vhost:
         return ModeChoice(options.choice("mode", modes, default))
     options.choice("vhost", ("on", "off", "auto"), vhost)
-    if mode and (vhost == "on") != (options.choice("mode", modes, mode) == "vhost"):
+    options.choice("mode", modes, mode or default)
+    if mode and (vhost == "auto" or (vhost == "on") != (mode == "vhost")):
         raise ConfigError(f"--net has vhost={vhost} and mode={mode}: leave one of them out.")
     if vhost == "off":
         return ModeChoice(mode or default)

@@ -297,32 +297,8 @@ class VhostNet(Closing):
         self._check("VHOST_NET_SET_BACKEND", result, why)
 
     def check_tap(self, tap: int) -> None:
-        """Raise ConfigError unless this queue of a tap has the headers that `set_backend` needs.
-
-        vhost would move frames without them, and take their first bytes for one.
-        """
-        request = ffi.new("struct ifreq *")
-        if self._ioctl(tap, lib.TUNGETIFF, int(ffi.cast("uintptr_t", request))) < 0:
-            raise ConfigError(
-                f"File {tap} is no tap that vhost can serve: open /dev/net/tun with IFF_TAP, and "
-                "see whether the tap is still there."
-            )
-        name = bytes(ffi.buffer(request.ifr_name)).partition(b"\0")[0].decode()
-        if not request.ifr_flags & lib.IFF_TAP or not request.ifr_flags & lib.IFF_VNET_HDR:
-            raise ConfigError(
-                f"The interface {name} is no tap whose frames have a struct virtio_net_hdr: "
-                "open it with IFF_TAP and IFF_VNET_HDR."
-            )
-        size = ffi.new("int *")
-        self._check(
-            "TUNGETVNETHDRSZ",
-            self._ioctl(tap, lib.TUNGETVNETHDRSZ, int(ffi.cast("uintptr_t", size))),
-        )
-        if size[0] != HEADER_SIZE:
-            raise ConfigError(
-                f"The tap {name} has headers of {size[0]} bytes, not {HEADER_SIZE}: "
-                "set TUNSETVNETHDRSZ, and let nobody else use the tap."
-            )
+        """Raise ConfigError unless `set_backend` can work on this: see the function."""
+        check_tap(tap, ioctl=self._ioctl)
 
     # All of the above
 
@@ -351,6 +327,36 @@ class VhostNet(Closing):
         self.set_call(index, None)
         self.set_error(index, None)
         return last_available
+
+
+def check_tap(tap: int, *, ioctl: Ioctl = lib.vp_ioctl) -> None:
+    """Raise ConfigError unless this file is a queue of a tap with the headers that vhost needs.
+
+    vhost would move frames without them, and take their first bytes for one.
+    """
+    request = ffi.new("struct ifreq *")
+    if ioctl(tap, lib.TUNGETIFF, int(ffi.cast("uintptr_t", request))) < 0:
+        raise ConfigError(
+            f"File {tap} is no tap that vhost can serve: open /dev/net/tun with IFF_TAP, and see "
+            "whether the tap is still there."
+        )
+    name = bytes(ffi.buffer(request.ifr_name)).partition(b"\0")[0].decode()
+    size = ffi.new("int *")
+    flags = request.ifr_flags
+    if (
+        not flags & lib.IFF_TAP
+        or not flags & lib.IFF_VNET_HDR
+        or ioctl(tap, lib.TUNGETVNETHDRSZ, int(ffi.cast("uintptr_t", size))) < 0
+    ):
+        raise ConfigError(
+            f"The interface {name} is no tap whose frames have a struct virtio_net_hdr: "
+            "open it with IFF_TAP and IFF_VNET_HDR."
+        )
+    if size[0] != HEADER_SIZE:
+        raise ConfigError(
+            f"The tap {name} has headers of {size[0]} bytes, not {HEADER_SIZE}: "
+            "set TUNSETVNETHDRSZ, and let nobody else use the tap."
+        )
 
 
 def _why_not(device: str, error: OSError) -> str:
