@@ -50,6 +50,12 @@ class IoMode(enum.StrEnum):
     IOEVENTFD = "ioeventfd"
     #: The same eventfd and irqfd, given to the kernel's vhost with the rings.
     VHOST = "vhost"
+    #: The same, given to another process over a socket.
+    VHOST_USER = "vhost-user"
+
+
+#: The modes that a device has from its start to its end, or not at all.
+_LIFELONG = {IoMode.TRAPPED, IoMode.VHOST_USER}
 
 
 @dataclass(slots=True)
@@ -87,7 +93,7 @@ class Slot:
         with self.device.lock:
             if mode is self._mode and self.device.refusal is None:
                 return
-            if IoMode.TRAPPED in (mode, self._mode):
+            if {mode, self._mode} & _LIFELONG:
                 raise ConfigError(
                     f"{self.name} is in {self._mode} mode, and {mode} is for its whole life: "
                     f"start it with mode={mode}."
@@ -231,7 +237,7 @@ class Machine(Closing):
                         raise
                     mode = IoMode.IOEVENTFD
                     refused(f"{name} is in {mode} mode: {error}")
-                transport.offered_features = device.offered(transport.offered_features)
+            transport.offered_features = device.offered(transport.offered_features)
             self._mmio.add(Place(address, REGISTER_RANGE, name, transport))
             release.callback(_reset, device)
             slot = Slot(

@@ -126,11 +126,13 @@ static _Noreturn void spin(void)
 
 static void run(struct virtio_device *device, unsigned int number, bool hold, uint64_t requests)
 {
+	const bool libvhost_user = cmdline_number("blk.libvhost-user", 0);
 	static struct blk_test test;
 
 	test = (struct blk_test){
 		.device = device,
-		.qemu = device->vendor_id == VIRTIO_VENDOR_QEMU,
+		.qemu = device->vendor_id == VIRTIO_VENDOR_QEMU || libvhost_user,
+		.libvhost_user = libvhost_user,
 	};
 	snprintf(test.disk, sizeof(test.disk), "blk%u", number);
 	virtio_enable_interrupt(device);

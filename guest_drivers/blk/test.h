@@ -26,7 +26,8 @@ struct blk_test {
 	struct virtio_blk blk;
 	char disk[8];		/* "blk0" */
 	char name[64];		/* the disk, and the features under test */
-	bool qemu;
+	bool qemu;		/* it is QEMU's, or its block layer's */
+	bool libvhost_user;	/* ... served by that: qemu-storage-daemon */
 	bool mixed_chains;	/* work on this device */
 	uint8_t seed;		/* of the last pattern written */
 };

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from virtiopy.streams import Stream
 
 
+#: How a value begins that names a backend's socket in place of an image.
+VHOST_USER = "vhost-user="
+
+
 @dataclass(slots=True, frozen=True)
 class ModeChoice:
     """The mode of a device; where it is not required, another will do that can be had."""
@@ -25,13 +29,37 @@ class ModeChoice:
     required: bool = True
 
 
+def vhost_user_path(options: DeviceOptions) -> Path | None:
+    """Return the socket of `vhost-user=SOCKET`, in whose place in the value it is; None without.
+
+    Raises ConfigError for keys that are the backend's to set.
+    """
+    given = options.keys
+    if options.main.startswith(VHOST_USER):
+        path = options.main.removeprefix(VHOST_USER)
+    elif "vhost-user" in given:
+        path = options.text("vhost-user", "")
+    else:
+        return None
+    if others := [key for key in given if key not in {"vhost-user", "mac"}]:
+        raise ConfigError(
+            f"{options.option} is a vhost-user backend's, which has its own {others[0]}: "
+            "leave it out here."
+        )
+    return Path(path)
+
+
 def choose_mode(options: DeviceOptions, default: str) -> ModeChoice:
     """Return the device's own mode, or else the VM's."""
+    if vhost_user_path(options) is not None:
+        return ModeChoice("vhost-user")
     return ModeChoice(options.choice("mode", ("trapped", "ioeventfd"), default))
 
 
 def choose_net_mode(options: DeviceOptions, default: str) -> ModeChoice:
     """Return the mode of a network device: `vhost=on` is another word for `mode=vhost`."""
+    if vhost_user_path(options) is not None:
+        return ModeChoice("vhost-user")
     modes = ("trapped", "ioeventfd", "vhost")
     vhost, mode = options.text("vhost", ""), options.text("mode", "")
     if not vhost:
@@ -79,6 +107,10 @@ def build_disk(options: DeviceOptions) -> VirtioDevice:
     from virtiopy.host.disk import CacheMode, DiskImage
     from virtiopy.virtqueue.layout import QUEUE_SIZE_MAX, valid_queue_size
 
+    if (socket := vhost_user_path(options)) is not None:
+        from virtiopy.vhost.user.device import open_blk
+
+        return open_blk(socket)
     cache = CacheMode(options.choice("cache", list(CacheMode), CacheMode.WRITEBACK))
     queue_size = options.number("queue-size", 256, 4, QUEUE_SIZE_MAX)
     if not valid_queue_size(queue_size):
@@ -181,6 +213,10 @@ def build_net(options: DeviceOptions) -> VirtioDevice:
         parse_mac,
     )
 
+    if (socket := vhost_user_path(options)) is not None:
+        from virtiopy.vhost.user.device import open_net
+
+        return open_net(socket, parse_mac(text) if (text := options.text("mac", "")) else None)
     name = options.text("tap", "")
     if not name:
         raise ConfigError("--net has no tap: write it as in --net tap=tap0,create=on.")
@@ -210,8 +246,8 @@ ATTACHMENTS = [
         "--disk",
         "blk",
         "PATH[,readonly=on][,cache=writeback|writethrough|none][,serial=ID][,queues=N]"
-        "[,queue-size=N][,mode=trapped|ioeventfd]",
-        "Attach a raw image or block device.",
+        "[,queue-size=N][,mode=trapped|ioeventfd], or vhost-user=SOCKET",
+        "Attach a raw image or block device; or one that another process serves at a socket.",
         ("readonly", "cache", "serial", "queues", "queue-size"),
         build_disk,
     ),
@@ -248,11 +284,16 @@ ATTACHMENTS = [
         "--net",
         "net",
         "tap=NAME[,create=on][,address=IP/PREFIX][,bridge=NAME][,netns=NAME][,mac=MAC][,mtu=N]"
-        "[,queues=N][,pcap=FILE][,vhost=on|off|auto][,mode=trapped|ioeventfd|vhost]",
+        "[,queues=N][,pcap=FILE][,vhost=on|off|auto][,mode=trapped|ioeventfd|vhost], "
+        "or vhost-user=SOCKET[,mac=MAC]",
         "Attach a network device to a tap, which is there or with create=on is made and taken "
         "away again. `pcap` records its frames. vhost=on has the kernel's vhost-net work the "
-        "rings, vhost=auto where that can be had.",
-        ("tap", "create", "address", "bridge", "netns", "mac", "mtu", "queues", "pcap", "vhost"),
+        "rings, vhost=auto where that can be had. vhost-user=SOCKET attaches one that another "
+        "process serves.",
+        (
+            *("tap", "create", "address", "bridge", "netns", "mac", "mtu", "queues", "pcap"),
+            *("vhost", "vhost-user"),
+        ),
         build_net,
         has_main=False,
         choose_mode=choose_net_mode,

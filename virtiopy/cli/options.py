@@ -42,6 +42,11 @@ class DeviceOptions:
                 raise ConfigError(f"{option} has {key} twice: give it once.")
             self._values[key] = value
 
+    @property
+    def keys(self) -> list[str]:
+        """The keys that were given."""
+        return [*self._values, *(key for key, values in self._lists.items() if values)]
+
     def text(self, key: str, default: str) -> str:
         """Return a value as it was written."""
         return self._values.get(key, default)

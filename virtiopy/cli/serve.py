@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from virtiopy.cli.attachments import ATTACHMENTS, Attachment
+from virtiopy.cli.attachments import ATTACHMENTS, Attachment, vhost_user_path
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.errors import ConfigError
 from virtiopy.eventloop import READABLE, EventLoop
@@ -112,8 +112,10 @@ def _inherited(fd: int) -> socket.socket:
 
 def _build(attachment: Attachment, text: str) -> VirtioDevice:
     options = attachment.parse(text)
-    if options.text("mode", ""):
-        raise ConfigError("mode=... is for virtiopy's own VM: leave it out.")
+    if given := {"mode", "vhost", "vhost-user"} & set(options.keys):
+        raise ConfigError(f"{given.pop()}=... is for virtiopy's own VM: leave it out.")
+    if vhost_user_path(options) is not None:
+        raise ConfigError("What is served already can only be attached: name an image.")
     return attachment.build(options)
 
 

@@ -1,0 +1,420 @@
+"""A device of the VM's that another process is: its rings are worked at the end of a socket.
+
+When the backend goes away, killed or stopped, the driver's buffers stay where they are. The socket
+is tried again until a backend is there, and that one goes on where the other was: with the
+requests that were in flight, where the backend tracks them (INFLIGHT_SHMFD), else from the used
+ring's index on.
+"""
+
+import logging
+import os
+import select
+import socket
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from virtiopy._native import ffi
+from virtiopy.devices.base import DeviceHost, Fact, Notifiers, VirtioDevice
+from virtiopy.errors import ConfigError, PeerError
+from virtiopy.eventloop import READABLE, EventLoop, Timer, Watch
+from virtiopy.memory import GuestMemory
+from virtiopy.spec import DeviceId, Feature, feature_mask, has_feature
+from virtiopy.vhost.kernel import Ring
+from virtiopy.vhost.user.frontend import InflightFile, VhostUserFrontend, connect
+from virtiopy.vhost.user.messages import ProtocolFeature
+from virtiopy.virtqueue.split import SplitQueue
+
+log = logging.getLogger(__name__)
+
+#: Seconds between two tries to reach a backend that has gone.
+RECONNECT_PAUSE = 0.1
+
+#: What QEMU's vhost-user devices have, and the number that backends count on.
+QUEUE_SIZE = 128
+
+#: The most virtqueues that are made use of.
+QUEUES_MAX = 64
+
+#: Feature bits that are the rings' and the transport's (6); all others are the device's.
+_RESERVED = range(24, 50)
+
+_RING_FEATURES = feature_mask(
+    [Feature.VIRTIO_F_VERSION_1, Feature.VIRTIO_F_INDIRECT_DESC, Feature.VIRTIO_F_EVENT_IDX]
+)
+
+
+class VhostUserDevice(VirtioDevice):
+    """The device at the other end of `stream`, a connection to a backend; the socket is closed.
+
+    `reconnect` makes another connection, and raises ConfigError where there is nobody. Raises
+    ConfigError for a backend that is of no use here.
+    """
+
+    #: The device type's feature bits that can be made use of.
+    usable: int = ~feature_mask(_RESERVED)
+
+    #: Bytes of the configuration space.
+    config_size: int
+
+    def __init__(self, stream: socket.socket, reconnect: Callable[[], socket.socket]) -> None:
+        super().__init__()
+        self._reconnect = reconnect
+        #: How often another backend took over.
+        self.reconnects = 0
+        self._frontend: VhostUserFrontend | None = None
+        self._inflight: InflightFile | None = None
+        self._lent: dict[int, Notifiers] = {}
+        self._watches: list[Watch] = []
+        self._retry: Timer | None = None
+        self._closed = False
+        try:
+            frontend = VhostUserFrontend(stream)
+            self._take(frontend)
+            self._backend_features = _checked(frontend.features)
+            self.features = frontend.features & self.usable
+            self.queue_sizes = [QUEUE_SIZE] * self._count_queues(frontend.queue_count())
+        except PeerError as error:
+            self._drop_frontend()
+            raise ConfigError(
+                f"The vhost-user backend cannot be used: {error}: see what it says."
+            ) from error
+        except ConfigError:
+            self._drop_frontend()
+            raise
+        self._errors = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in self.queue_sizes]
+
+    def _count_queues(self, said: int | None) -> int:
+        """Return how many virtqueues there are, by what the backend said."""
+        return min(said or 1, QUEUES_MAX)
+
+    def _take(self, frontend: VhostUserFrontend) -> None:
+        """Have this session from now on; raises PeerError."""
+        self._frontend = frontend
+        self._config = self._read_config(frontend)
+
+    def _read_config(self, frontend: VhostUserFrontend) -> bytes:
+        if not frontend.has(ProtocolFeature.CONFIG):
+            return bytes(self.config_size)
+        return frontend.get_config(self.config_size)
+
+    # What the transport asks
+
+    def attach(
+        self, host: DeviceHost, loop: EventLoop | None = None, *, may_block: bool = True
+    ) -> None:
+        """Follow what the backend does by itself; raises ConfigError in trapped mode."""
+        if may_block or loop is None:
+            raise ConfigError(
+                "A vhost-user backend cannot take kicks that are exits: leave out mode=trapped."
+            )
+        super().attach(host, loop, may_block=may_block)
+        for index, eventfd in enumerate(self._errors):
+            loop.watch(eventfd, READABLE, self._error_reader(index, eventfd), f"ring {index} error")
+        self._watch_frontend()
+
+    def offered(self, features: int) -> int:
+        """Leave out what the backend's rings have not."""
+        return features & ~(_RING_FEATURES & ~self._backend_features)
+
+    def config_space(self) -> bytes:
+        """Return what the backend said last."""
+        return self._config
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """Pass a write on."""
+
+        def write(frontend: VhostUserFrontend) -> None:
+            if frontend.has(ProtocolFeature.CONFIG):
+                frontend.set_config(offset, data)
+                self._config = self._read_config(frontend)
+
+        self._do(write)
+
+    def negotiated(self, driver_features: int) -> None:
+        """Pass the outcome on: fields of the configuration space may depend on it."""
+        super().negotiated(driver_features)
+
+        def tell(frontend: VhostUserFrontend) -> None:
+            frontend.set_features(driver_features)
+            self._config = self._read_config(frontend)
+
+        self._do(tell)
+
+    def activate(self, queues: Mapping[int, SplitQueue]) -> None:
+        """Hand the rings over, or as soon as there is a backend."""
+        super().activate(queues)
+        self._do(self._begin)
+
+    def start_queue(self, index: int, queue: SplitQueue) -> None:
+        """Hand one more ring over."""
+        super().start_queue(index, queue)
+        self._do(lambda frontend: self._start_ring(frontend, index, 0))
+
+    def stop_queue(self, index: int) -> None:
+        """Take a ring back, which the driver has reset."""
+        if index in self._lent:
+            self._do(lambda frontend: self._stop_ring(frontend, index))
+            self._return_notifiers(index)
+        super().stop_queue(index)
+
+    def halt(self) -> None:
+        """Take all rings back."""
+        for index in list(self._lent):
+            self._do(lambda frontend, index=index: self._stop_ring(frontend, index))  # type: ignore[misc]
+            self._return_notifiers(index)
+
+    def reset(self) -> None:
+        """Take all rings back, and have the backend reset the device."""
+        was_used = bool(self._lent or self.driver_features)
+        self.halt()
+        super().reset()
+        if was_used:
+            self._do(lambda frontend: frontend.reset_device())
+        self._drop_inflight()
+
+    def close(self) -> None:
+        """Leave the backend."""
+        self._closed = True
+        if self._retry is not None:
+            self._retry.cancel()
+        self._drop_frontend()
+        self._drop_inflight()
+        for eventfd in self._errors:
+            os.close(eventfd)
+
+    def facts(self) -> Mapping[str, Fact]:
+        """Tell whether there is a backend, and how many there were."""
+        backend = "connected" if self._frontend is not None else "gone"
+        return {"backend": backend, "reconnects": self.reconnects}
+
+    def handle(self, queue: SplitQueue) -> None:
+        """Serve nothing: kicks go to the backend."""
+
+    # The session
+
+    def _do(self, request: Callable[[VhostUserFrontend], None]) -> None:
+        """Ask the backend for something; one that fails is given up, and another looked for."""
+        if self._frontend is None:
+            return
+        try:
+            request(self._frontend)
+        except PeerError as error:
+            self._gone(str(error))
+
+    def _begin(self, frontend: VhostUserFrontend) -> None:
+        """Set a session up for the driver that there is, from the start or in the middle."""
+        frontend.set_features(self.driver_features)
+        memory = self.host.memory
+        assert isinstance(memory, GuestMemory)
+        frontend.set_memory(memory)
+        if self._inflight is not None:
+            frontend.set_inflight(self._inflight)
+        elif self.queues:
+            self._inflight = frontend.get_inflight(len(self.queue_sizes), QUEUE_SIZE)
+        for index, queue in self.queues.items():
+            self._start_ring(frontend, index, _used_index(queue))
+
+    def _start_ring(self, frontend: VhostUserFrontend, index: int, base: int) -> None:
+        notifiers = self._lent.get(index)
+        if notifiers is None:
+            notifiers = self.host.notifiers(index)
+            assert notifiers is not None, "in trapped mode attach() has refused"
+            notifiers.lend()
+            self._lent[index] = notifiers
+        queue = self.queues[index]
+        memory = self.host.memory
+        assert isinstance(memory, GuestMemory)
+        frontend.start_ring(
+            index,
+            Ring(
+                queue.size,
+                queue.addresses,
+                base,
+                notifiers.kick,
+                notifiers.call,
+                self._errors[index],
+            ),
+            memory,
+        )
+
+    @staticmethod
+    def _stop_ring(frontend: VhostUserFrontend, index: int) -> None:
+        frontend.stop_ring(index)
+
+    def _return_notifiers(self, index: int) -> None:
+        notifiers = self._lent.pop(index, None)
+        if notifiers is not None:
+            notifiers.take_back()
+
+    def _drop_inflight(self) -> None:
+        if self._inflight is not None:
+            os.close(self._inflight.fd)
+            self._inflight = None
+
+    # The backend goes and comes
+
+    def _watch_frontend(self) -> None:
+        frontend, loop = self._frontend, self.loop
+        if frontend is None or loop is None:
+            return
+        events = select.EPOLLIN | select.EPOLLRDHUP
+        watched = frontend.connection.socket
+        self._watches = [loop.watch(watched.fileno(), events, self._look, "vhost-user backend")]
+        if frontend.channel is not None:
+            channel = frontend.channel.socket.fileno()
+            self._watches.append(
+                loop.watch(channel, READABLE, self._listen, "vhost-user backend's channel")
+            )
+
+    def _look(self, events: int) -> None:
+        """See whether the backend has gone: it says nothing that it was not asked for."""
+        with self.lock:
+            if self._frontend is None:
+                return
+            watched = self._frontend.connection.socket
+            if not select.select([watched], [], [], 0)[0]:
+                # It was an answer, which was taken meanwhile.
+                return
+            try:
+                peeked = watched.recv(1, socket.MSG_PEEK)
+            except OSError as error:
+                self._gone(error.strerror or str(error))
+                return
+            self._gone("it said what it was not asked for" if peeked else "it left")
+
+    def _listen(self, events: int) -> None:
+        with self.lock:
+            frontend = self._frontend
+            if frontend is None:
+                return
+            try:
+                if frontend.config_has_changed():
+                    self._config = self._read_config(frontend)
+                    self.host.config_changed()
+            except PeerError as error:
+                self._gone(str(error))
+
+    def _gone(self, reason: str) -> None:
+        """Give the backend up, and look for another; from any thread."""
+        log.warning("the vhost-user backend is gone: %s", reason)
+        self._drop_frontend()
+        if self.loop is not None and not self._closed:
+            self.loop.call_soon(self._retry_later, "vhost-user reconnect")
+
+    def _drop_frontend(self) -> None:
+        if self.loop is not None:
+            for watch in self._watches:
+                self.loop.unwatch(watch)
+        self._watches = []
+        if self._frontend is not None:
+            self._frontend.close()
+            self._frontend = None
+
+    def _retry_later(self) -> None:
+        if self.loop is not None and not self._closed:
+            self._retry = self.loop.call_later(
+                RECONNECT_PAUSE, self._try_again, "vhost-user reconnect"
+            )
+
+    def _try_again(self) -> None:
+        with self.lock:
+            if self._frontend is not None or self._closed:
+                return
+            try:
+                frontend = VhostUserFrontend(self._reconnect())
+            except (ConfigError, PeerError) as error:
+                log.debug("no vhost-user backend yet: %s", error)
+                self._retry_later()
+                return
+            missing = self._backend_features & ~frontend.features
+            if missing:
+                log.warning("a vhost-user backend without features %#x is left", missing)
+                frontend.close()
+                self._retry_later()
+                return
+            self.reconnects += 1
+            log.info("a vhost-user backend is there again")
+            self._do_first(frontend)
+
+    def _do_first(self, frontend: VhostUserFrontend) -> None:
+        try:
+            self._take(frontend)
+            if self._lent:
+                self._begin(frontend)
+        except PeerError as error:
+            self._gone(str(error))
+            return
+        self._watch_frontend()
+        # A kick may have been taken by the one that has gone.
+        for notifiers in self._lent.values():
+            os.eventfd_write(notifiers.kick, 1)
+
+    def _error_reader(self, index: int, eventfd: int) -> Callable[[int], None]:
+        def on_error(events: int) -> None:
+            with self.lock:
+                os.eventfd_read(eventfd)
+                if index in self._lent:
+                    self.host.needs_reset(f"the vhost-user backend finds ring {index} broken")
+
+        return on_error
+
+
+def _checked(features: int) -> int:
+    if not has_feature(features, Feature.VIRTIO_F_VERSION_1):
+        raise ConfigError(
+            "The vhost-user backend has no VIRTIO_F_VERSION_1: use one of virtio 1.0 or later."
+        )
+    return features
+
+
+def _used_index(queue: SplitQueue) -> int:
+    """Return the used ring's index as the last who worked it left it."""
+    queue.resume(queue.last_available)
+    return queue.used_index
+
+
+class VhostUserBlk(VhostUserDevice):
+    """A block device of a backend's (5.2)."""
+
+    device_id = DeviceId.BLOCK
+    #: Up to the fields for secure erase: backends refuse to read beyond what they know.
+    config_size = ffi.offsetof("struct virtio_blk_config", "write_zeroes_may_unmap") + 4
+
+
+class VhostUserNet(VhostUserDevice):
+    """A network device of a backend's (5.1), with one pair of virtqueues and no controlq.
+
+    What a driver commands by controlq is between it and its VMM for most backends: none of it is
+    offered. Without a configuration space of the backend's the driver finds `mac`.
+    """
+
+    device_id = DeviceId.NETWORK
+    config_size = ffi.offsetof("struct virtio_net_config", "max_virtqueue_pairs")
+
+    #: CTRL_VQ and what needs it; MTU, SPEED_DUPLEX and STATUS, which are in the VMM's hand.
+    usable = VhostUserDevice.usable & ~feature_mask([2, 3, 16, 17, 18, 19, 20, 21, 22, 23, 55, 63])
+
+    def __init__(
+        self, stream: socket.socket, reconnect: Callable[[], socket.socket], *, mac: bytes | None
+    ) -> None:
+        self._mac = mac
+        super().__init__(stream, reconnect)
+        if mac is not None:
+            self.features |= 1 << 5
+
+    def _count_queues(self, said: int | None) -> int:
+        return 2
+
+    def _read_config(self, frontend: VhostUserFrontend) -> bytes:
+        config = super()._read_config(frontend)
+        return config if self._mac is None else self._mac + config[len(self._mac) :]
+
+
+def open_blk(path: Path) -> VhostUserBlk:
+    """Make the block device that is served at a socket; raises ConfigError."""
+    return VhostUserBlk(connect(path), lambda: connect(path))
+
+
+def open_net(path: Path, mac: bytes | None) -> VhostUserNet:
+    """Make the network device that is served at a socket; raises ConfigError."""
+    return VhostUserNet(connect(path), lambda: connect(path), mac=mac)
