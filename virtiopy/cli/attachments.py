@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from virtiopy.streams import Stream
 
 
+#: The longest that vhost may poll before it sleeps, microseconds.
+POLL_MAX = 1_000_000
+
+
 @dataclass(slots=True, frozen=True)
 class ModeChoice:
     """The mode of a device; where it is not required, another will do that can be had."""
@@ -200,7 +204,7 @@ def build_net(options: DeviceOptions) -> VirtioDevice:
         if record:
             file = opened.enter_context(contextlib.closing(PcapFile(Path(record), name)))
             link = RecordedLink(link, file)
-        device = Net(link, mac=mac)
+        device = Net(link, mac=mac, busy_poll=options.number("poll-us", 0, 0, POLL_MAX))
         opened.pop_all()
     return device
 
@@ -248,11 +252,15 @@ ATTACHMENTS = [
         "--net",
         "net",
         "tap=NAME[,create=on][,address=IP/PREFIX][,bridge=NAME][,netns=NAME][,mac=MAC][,mtu=N]"
-        "[,queues=N][,pcap=FILE][,vhost=on|off|auto][,mode=trapped|ioeventfd|vhost]",
+        "[,queues=N][,pcap=FILE][,vhost=on|off|auto][,poll-us=N]"
+        "[,mode=trapped|ioeventfd|vhost]",
         "Attach a network device to a tap, which is there or with create=on is made and taken "
         "away again. `pcap` records its frames. vhost=on has the kernel's vhost-net work the "
         "rings, vhost=auto where that can be had.",
-        ("tap", "create", "address", "bridge", "netns", "mac", "mtu", "queues", "pcap", "vhost"),
+        (
+            *("tap", "create", "address", "bridge", "netns", "mac", "mtu", "queues", "pcap"),
+            *("vhost", "poll-us"),
+        ),
         build_net,
         has_main=False,
         choose_mode=choose_net_mode,
