@@ -1,0 +1,296 @@
+"""What a backend does for a frontend that keeps to the protocol."""
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.unit.vhost_user import FEATURES, Driver, Served, readable
+from virtiopy.devices.blk import Blk
+from virtiopy.devices.rng import Rng
+from virtiopy.host.disk import DiskImage
+from virtiopy.spec import DeviceStatus, Feature, feature_mask
+from virtiopy.vhost.user.messages import (
+    VHOST_F_LOG_ALL,
+    LogArea,
+    Message,
+    ProtocolFeature,
+    Request,
+    RingAddresses,
+    ring_file,
+)
+
+SECTOR = 512
+IN, OUT = 0, 1
+
+
+def header(kind: int, sector: int) -> bytes:
+    return kind.to_bytes(4, "little") + bytes(4) + sector.to_bytes(8, "little")
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "disk.img"
+    path.write_bytes(b"".join(bytes([sector % 251]) * SECTOR for sector in range(256)))
+    return path
+
+
+@pytest.fixture
+def served(tmp_path: Path, image: Path) -> Iterator[Served]:
+    device = Blk(DiskImage(image), serial="served", num_queues=2, queue_size=16)
+    with Served(device, tmp_path / "blk.sock") as served:
+        yield served
+
+
+@pytest.fixture
+def driver(served: Served) -> Iterator[Driver]:
+    with Driver(served.connect(), queue_count=2) as driver:
+        yield driver
+
+
+def read_sector(driver: Driver, sector: int, queue: int = 0) -> bytes:
+    data, status = driver.piece(SECTOR), driver.piece(1)
+    driver.queues[queue].driver.add([driver.piece(header(IN, sector)), data, status])
+    driver.queues[queue].notify()
+    driver.queues[queue].wait()
+    assert driver.memory.read(status.address, 1) == b"\0"
+    return driver.memory.read(data.address, SECTOR)
+
+
+def test_a_request_is_served_and_notified(driver: Driver) -> None:
+    driver.start()
+    assert read_sector(driver, 5) == bytes([5]) * SECTOR
+    assert read_sector(driver, 6, queue=1) == bytes([6]) * SECTOR
+
+
+def test_features_are_the_devices_and_the_rings(driver: Driver) -> None:
+    device = Rng()
+    assert driver.frontend.features & FEATURES == FEATURES
+    assert device.features == 0
+    assert driver.frontend.queue_count() == 2
+    assert driver.frontend.has(ProtocolFeature.INFLIGHT_SHMFD)
+
+
+def test_configuration_space_is_read_and_written(driver: Driver, served: Served) -> None:
+    driver.start()
+    config = driver.frontend.get_config(64)
+    assert int.from_bytes(config[:8], "little") == 256
+    assert driver.frontend.get_config(4, offset=20) == config[20:24]
+    # Beyond what there is, a newer frontend finds zeroes.
+    assert driver.frontend.get_config(200)[100:] == bytes(100)
+    writeback = 32
+    wce = feature_mask([11])
+    driver.frontend.stop_ring(0)
+    driver.frontend.stop_ring(1)
+    driver.frontend.set_features(FEATURES | wce | feature_mask([9]))
+    driver.frontend.set_config(writeback, b"\0")
+    assert driver.frontend.get_config(1, offset=writeback) == b"\0"
+
+
+def test_a_change_of_configuration_is_told(driver: Driver, served: Served) -> None:
+    driver.start()
+    assert driver.frontend.channel is not None
+
+    def change() -> None:
+        served.server.backend.config_changed()
+
+    served.loop.call(change, "change")
+    readable(driver.frontend.channel.socket.fileno())
+    assert driver.frontend.config_has_changed()
+
+
+def test_status_is_followed_and_zero_resets(driver: Driver) -> None:
+    driver.start()
+    driver.frontend.set_status(0x0F)
+    assert driver.frontend.get_status() == 0x0F
+    driver.frontend.set_status(0)
+    assert driver.frontend.get_status() == 0
+
+
+def test_stopping_gives_the_base_and_completes_what_is_in_flight(driver: Driver) -> None:
+    driver.start()
+    queue = driver.queues[0]
+    wanted = 4
+    statuses = []
+    for sector in range(wanted):
+        status = driver.piece(1)
+        driver.memory.write(status.address, b"\xff")
+        statuses.append(status.address)
+        queue.driver.add([driver.piece(header(IN, sector)), driver.piece(SECTOR), status])
+    queue.notify()
+    readable(queue.call)
+    base = driver.frontend.stop_ring(0)
+    # Whatever was taken is complete, and nothing else was touched.
+    done = [driver.memory.read(status, 1) == b"\0" for status in statuses]
+    assert done == [index < base for index in range(wanted)]
+    assert queue.driver.used.idx == base
+    driver.frontend.start_ring(0, queue.ring(base), driver.memory)
+    assert len(queue.wait(wanted)) == wanted
+
+
+def test_a_ring_that_is_disabled_is_not_worked(driver: Driver) -> None:
+    driver.start()
+    driver.frontend.enable_ring(0, enable=False)
+    driver.queues[0].driver.add(
+        [driver.piece(header(IN, 1)), driver.piece(SECTOR), driver.piece(1)]
+    )
+    driver.queues[0].notify()
+    assert read_sector(driver, 2, queue=1) == bytes([2]) * SECTOR
+    assert driver.queues[0].driver.take_used() is None
+    driver.frontend.enable_ring(0)
+    assert len(driver.queues[0].wait()) == 1
+
+
+def test_a_ring_without_a_kick_is_polled(driver: Driver) -> None:
+    driver.start()
+    base = driver.frontend.stop_ring(0)
+    driver.frontend.start_ring(0, driver.queues[0].ring(base), driver.memory)
+    driver.frontend._tell(Request.SET_VRING_KICK, ring_file(0, has_fd=False))
+    driver.queues[0].driver.add(
+        [driver.piece(header(IN, 1)), driver.piece(SECTOR), driver.piece(1)]
+    )
+    assert len(driver.queues[0].wait()) == 1
+
+
+def test_eventfds_change_while_the_ring_is_worked(driver: Driver) -> None:
+    driver.start()
+    assert read_sector(driver, 1) == bytes([1]) * SECTOR
+    queue = driver.queues[0]
+    other = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    os.close(queue.call)
+    queue.call = other
+    driver.frontend.set_call(0, other)
+    assert read_sector(driver, 2) == bytes([2]) * SECTOR
+
+
+def test_a_broken_ring_is_told_and_another_life_is_good(driver: Driver) -> None:
+    driver.start()
+    queue = driver.queues[0]
+    queue.driver.available.ring[0] = 1000
+    queue.driver.available.idx = 1
+    queue.notify()
+    readable(queue.error)
+    status = driver.frontend.get_status()
+    assert status is not None
+    assert status & DeviceStatus.DEVICE_NEEDS_RESET
+    driver.frontend.reset_device()
+    assert driver.frontend.get_status() == 0
+    with Driver(driver.frontend.connection.socket.dup()) as again:
+        again.start()
+        assert read_sector(again, 3) == bytes([3]) * SECTOR
+
+
+def test_the_next_frontend_finds_a_working_device(served: Served) -> None:
+    for _ in range(3):
+        with Driver(served.connect(), queue_count=2) as driver:
+            driver.start()
+            assert read_sector(driver, 7) == bytes([7]) * SECTOR
+
+
+def test_a_second_frontend_waits_for_the_first_to_leave(served: Served) -> None:
+    first = Driver(served.connect())
+    first.start()
+    waiting = served.connect()
+    waiting.sendall(Message(Request.GET_FEATURES).encode())
+    assert read_sector(first, 1) == bytes([1]) * SECTOR
+    waiting.settimeout(0.05)
+    with pytest.raises(TimeoutError):
+        waiting.recv(1)
+    first.close()
+    waiting.settimeout(10)
+    assert len(waiting.recv(64)) == 20
+    waiting.close()
+
+
+def test_memory_may_change_under_a_ring_that_is_worked(driver: Driver) -> None:
+    driver.start()
+    assert read_sector(driver, 1) == bytes([1]) * SECTOR
+    driver.frontend.set_memory(driver.memory)
+    assert read_sector(driver, 2) == bytes([2]) * SECTOR
+
+
+def test_memory_comes_and_goes_by_regions(served: Served) -> None:
+    with Driver(served.connect()) as driver:
+        frontend = driver.frontend
+        frontend._protocol_features |= 1 << ProtocolFeature.CONFIGURE_MEM_SLOTS
+        frontend._tell(
+            Request.SET_PROTOCOL_FEATURES,
+            frontend._protocol_features.to_bytes(8, "little"),
+        )
+        assert frontend._ask_u64(Request.GET_MAX_MEM_SLOTS) == 64
+        frontend.set_features(FEATURES)
+        (region,) = driver.memory.regions
+        from virtiopy.vhost.user.messages import MemoryRegion
+
+        described = MemoryRegion(0, region.size, region.host_address, 0)
+        frontend._tell(Request.ADD_MEM_REG, described.encode(), [region.fd])
+        frontend.start_ring(0, driver.queues[0].ring(), driver.memory)
+        assert read_sector(driver, 9) == bytes([9]) * SECTOR
+        assert frontend.stop_ring(0) == 1
+        frontend._tell(Request.REM_MEM_REG, described.encode())
+        assert served.server.backend.memory.regions == []
+
+
+def test_pages_that_are_written_are_logged(driver: Driver) -> None:
+    driver.wanted = FEATURES | 1 << VHOST_F_LOG_ALL
+    log = os.memfd_create("log")
+    os.ftruncate(log, 4096)
+    frontend = driver.frontend
+    frontend._protocol_features |= 1 << ProtocolFeature.LOG_SHMFD
+    frontend._tell(Request.SET_PROTOCOL_FEATURES, frontend._protocol_features.to_bytes(8, "little"))
+    frontend.connection.send(Message(Request.SET_LOG_BASE, LogArea(4096, 0).encode(), fds=[log]))
+    frontend._answer(Request.SET_LOG_BASE)
+    driver.start()
+    queue = driver.queues[0]
+    addresses = queue.driver.addresses
+    region = driver.memory.regions[0]
+    used_log = 0x7000_000  # Any address will do for the used ring (Migration).
+    frontend._tell(
+        Request.SET_VRING_ADDR,
+        RingAddresses(
+            0,
+            1,
+            region.host_address + addresses.descriptor_table,
+            region.host_address + addresses.used_ring,
+            region.host_address + addresses.available_ring,
+            used_log,
+        ).encode(),
+    )
+    driver.allocator.take(1, 4096)
+    request = driver.piece(header(IN, 1))
+    driver.allocator.take(1, 4096)
+    data = driver.piece(3 * SECTOR)
+    driver.allocator.take(1, 4096)
+    status = driver.piece(1)
+    queue.driver.add([request, data, status])
+    queue.notify()
+    queue.wait()
+    frontend.stop_ring(0)
+    bits = os.pread(log, 4096, 0)
+    dirty = {page for page in range(4096 * 8) if bits[page // 8] >> page % 8 & 1}
+    assert dirty == {data.address >> 12, status.address >> 12, used_log >> 12}
+    os.close(log)
+
+
+def test_it_listens_where_nobody_listens_any_more(tmp_path: Path) -> None:
+    path = tmp_path / "rng.sock"
+    left = socket.socket(socket.AF_UNIX)
+    left.bind(str(path))
+    left.close()
+    with Served(Rng(), path) as served, Driver(served.connect()) as driver:
+        driver.start()
+        driver.queues[0].driver.add([driver.piece(32)])
+        driver.queues[0].notify()
+        assert driver.queues[0].wait()[0].length == 32
+    assert not path.exists()
+
+
+def test_without_version_1_no_ring_starts(driver: Driver) -> None:
+    driver.wanted = feature_mask([Feature.VIRTIO_F_EVENT_IDX])
+    driver.start()
+    driver.queues[0].driver.add([driver.piece(header(IN, 1)), driver.piece(SECTOR)])
+    driver.queues[0].notify()
+    assert driver.frontend.stop_ring(0) == 0
+    assert driver.queues[0].driver.take_used() is None

@@ -1,0 +1,141 @@
+"""A backend on a loop of its own, and a driver that reaches it as a VMM does."""
+
+import os
+import select
+import socket
+from pathlib import Path
+
+from virtiopy.closing import Closing
+from virtiopy.devices.base import VirtioDevice
+from virtiopy.eventloop import EventLoop
+from virtiopy.memory import GuestMemory
+from virtiopy.spec import Feature, feature_mask
+from virtiopy.vhost.kernel import Ring
+from virtiopy.vhost.user.frontend import InflightFile, VhostUserFrontend, connect
+from virtiopy.vhost.user.server import Server, listen
+from virtiopy.virtqueue.driver import Allocator, DriverQueue, Piece, Used
+
+FEATURES = feature_mask(
+    [Feature.VIRTIO_F_VERSION_1, Feature.VIRTIO_F_INDIRECT_DESC, Feature.VIRTIO_F_EVENT_IDX]
+)
+
+#: How long anything that has to come is waited for, seconds.
+PATIENCE = 10
+
+
+class Served(Closing):
+    """A device, served at `path` until it is closed."""
+
+    def __init__(self, device: VirtioDevice, path: Path) -> None:
+        self.path = path
+        self.device = device
+        self.loop = EventLoop("backend")
+        self.server = Server(device, self.loop, listen(path))
+        self.loop.start()
+
+    def close(self) -> None:
+        self.loop.call(self.server.close, "close the server")
+        self.loop.stop()
+        self.loop.close()
+        self.device.close()
+        if self.loop.failure is not None:
+            raise self.loop.failure
+
+    def connect(self) -> socket.socket:
+        stream = connect(self.path)
+        stream.settimeout(PATIENCE)
+        return stream
+
+
+class Queue:
+    """A virtqueue of the driver's, with its eventfds."""
+
+    def __init__(self, memory: GuestMemory, size: int, allocator: Allocator) -> None:
+        self.driver = DriverQueue(memory, size, allocator, event_idx=True)
+        self.kick = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.call = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.error = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def close(self) -> None:
+        for fd in (self.kick, self.call, self.error):
+            os.close(fd)
+
+    def ring(self, base: int = 0) -> Ring:
+        driver = self.driver
+        return Ring(driver.size, driver.addresses, base, self.kick, self.call, self.error)
+
+    def notify(self) -> None:
+        os.eventfd_write(self.kick, 1)
+
+    def wait(self, count: int = 1) -> list[Used]:
+        """Return used buffers when there are `count`: an interrupt has come for the last."""
+        used: list[Used] = []
+        while len(used) < count:
+            used += self.driver.take_all_used()
+            if len(used) < count and not self.driver.enable_interrupts():
+                readable(self.call)
+                os.eventfd_read(self.call)
+        return used
+
+
+def readable(fd: int, seconds: float = PATIENCE) -> None:
+    """Wait until a file is readable."""
+    assert select.select([fd], [], [], seconds)[0], "nothing came"
+
+
+class Driver(Closing):
+    """A driver of a device that is served: `queue_count` queues of `queue_size` entries."""
+
+    def __init__(
+        self,
+        stream: socket.socket,
+        *,
+        queue_count: int = 1,
+        queue_size: int = 16,
+        features: int = FEATURES,
+        memory: GuestMemory | None = None,
+    ) -> None:
+        self.memory = memory or GuestMemory.allocate(4 << 20)
+        self.allocator = Allocator(0x1000, 4 << 20)
+        self.queues = [Queue(self.memory, queue_size, self.allocator) for _ in range(queue_count)]
+        self.wanted = features
+        self.inflight: InflightFile | None = None
+        self.frontend = VhostUserFrontend(stream)
+
+    def close(self) -> None:
+        self.frontend.close()
+        for queue in self.queues:
+            queue.close()
+        if self.inflight is not None:
+            os.close(self.inflight.fd)
+        self.memory.close()
+
+    def start(self, bases: list[int] | None = None) -> None:
+        """Do what a VMM does at DRIVER_OK."""
+        frontend = self.frontend
+        frontend.set_features(self.wanted)
+        frontend.set_memory(self.memory)
+        for index, queue in enumerate(self.queues):
+            base = bases[index] if bases else 0
+            frontend.start_ring(index, queue.ring(base), self.memory)
+
+    def track_inflight(self) -> None:
+        size = self.queues[0].driver.size
+        self.inflight = self.frontend.get_inflight(len(self.queues), size)
+        assert self.inflight is not None
+
+    def reconnect(self, stream: socket.socket) -> None:
+        """Go on with another backend: QEMU's way, with the used ring's index for a base."""
+        self.frontend.close()
+        self.frontend = VhostUserFrontend(stream)
+        if self.inflight is not None:
+            self.frontend.set_inflight(self.inflight)
+        self.start([queue.driver.used.idx for queue in self.queues])
+
+    def piece(self, data: bytes | int) -> Piece:
+        """Put bytes into memory for the device to read; a number makes room for so many."""
+        if isinstance(data, int):
+            return Piece(self.allocator.take(data, 16), data, writable=True)
+        address = self.allocator.take(len(data), 16)
+        self.memory.write(address, data)
+        return Piece(address, len(data))

@@ -1,0 +1,320 @@
+"""The frontend of vhost-user: somebody else's process works the virtqueues of a guest of ours.
+
+It follows QEMU's docs/interop/vhost-user. There is no VM in here, and no device: memory and rings
+are whoever's has them, so that tools and tests can be frontends as well.
+"""
+
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from virtiopy.closing import Closing
+from virtiopy.errors import ConfigError, PeerError
+from virtiopy.memory import GuestMemory
+from virtiopy.spec import feature_mask, has_feature
+from virtiopy.vhost.kernel import Ring
+from virtiopy.vhost.user.connection import Connection, close_all
+from virtiopy.vhost.user.messages import (
+    CONFIG_MAX,
+    NO_FLAGS,
+    REGIONS_MAX,
+    VHOST_F_LOG_ALL,
+    VHOST_USER_F_PROTOCOL_FEATURES,
+    BackendRequest,
+    ConfigAccess,
+    Flag,
+    InflightArea,
+    MemoryRegion,
+    Message,
+    ProtocolFeature,
+    Request,
+    RingAddresses,
+    RingState,
+    expect_fds,
+    memory_table,
+    ring_file,
+    to_u64,
+    u64,
+)
+from virtiopy.virtqueue.layout import (
+    INDEX_MODULUS,
+    available_ring_size,
+    descriptor_table_size,
+    used_ring_size,
+)
+
+#: Seconds that a backend may take for an answer. It completes requests in flight before some.
+ANSWER_TIME = 10.0
+
+#: What is made use of, where a backend has it.
+WANTED = feature_mask(
+    [
+        ProtocolFeature.MQ,
+        ProtocolFeature.REPLY_ACK,
+        ProtocolFeature.BACKEND_REQ,
+        ProtocolFeature.CONFIG,
+        ProtocolFeature.INFLIGHT_SHMFD,
+        ProtocolFeature.RESET_DEVICE,
+        ProtocolFeature.STATUS,
+    ]
+)
+
+_NOT_VIRTIO = feature_mask([VHOST_F_LOG_ALL, VHOST_USER_F_PROTOCOL_FEATURES])
+
+
+@dataclass(slots=True)
+class InflightFile:
+    """Where a backend tracks what is in flight: the frontend keeps it from one to the next."""
+
+    area: InflightArea
+    fd: int
+
+
+def connect(path: Path) -> socket.socket:
+    """Connect to a backend that listens; raises ConfigError, with the remedy."""
+    stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        stream.connect(str(path))
+    except OSError as error:
+        stream.close()
+        raise ConfigError(
+            f"Nobody serves a device at {path} ({error.strerror or error}): start a vhost-user "
+            f"backend first, as in virtiopy serve blk disk.img --socket {path}."
+        ) from error
+    return stream
+
+
+class VhostUserFrontend(Closing):
+    """A session with the backend at the other end of `stream`, which is closed with it.
+
+    To make it is to negotiate protocol features and to own the session. Each method is a request
+    or two, waits for the answer where there is one, and raises PeerError for a backend that gives
+    none in time or a wrong one: the session is over then.
+    """
+
+    def __init__(self, stream: socket.socket, *, wanted: int = WANTED) -> None:
+        stream.settimeout(ANSWER_TIME)
+        self.connection = Connection(stream)
+        #: A socket on which the backend speaks by itself, where it does.
+        self.channel: Connection | None = None
+        self._protocol_features = 0
+        try:
+            #: The feature bits that the backend offers, those of the protocol left out.
+            self.features = self._ask_u64(Request.GET_FEATURES)
+            self._tell(Request.SET_OWNER)
+            self._has_states = has_feature(self.features, VHOST_USER_F_PROTOCOL_FEATURES)
+            if self._has_states:
+                offered = self._ask_u64(Request.GET_PROTOCOL_FEATURES)
+                # From here on: an acknowledgement of this very request would be the first.
+                self._tell(Request.SET_PROTOCOL_FEATURES, u64(offered & wanted))
+                self._protocol_features = offered & wanted
+            self.features &= ~_NOT_VIRTIO
+            if self.has(ProtocolFeature.BACKEND_REQ):
+                self._open_channel()
+        except PeerError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the session."""
+        self.connection.close()
+        if self.channel is not None:
+            self.channel.close()
+
+    def has(self, feature: ProtocolFeature) -> bool:
+        """Say whether a protocol feature was negotiated."""
+        return has_feature(self._protocol_features, feature)
+
+    def _open_channel(self) -> None:
+        ours, theirs = socket.socketpair()
+        self.channel = Connection(ours)
+        ours.settimeout(ANSWER_TIME)
+        with theirs:
+            self._tell(Request.SET_BACKEND_REQ_FD, fds=[theirs.fileno()])
+
+    # Requests and answers
+
+    def _send(
+        self, request: Request, payload: bytes, fds: list[int], *, acknowledged: bool = False
+    ) -> None:
+        flags = Flag.NEED_REPLY if acknowledged else NO_FLAGS
+        self.connection.send(Message(request, payload, flags, fds))
+
+    def _answer(self, request: Request) -> Message:
+        answer = self.connection.receive()
+        if answer is None:
+            raise PeerError(f"no answer to {request.name}")
+        if answer.request != request or not answer.flags & Flag.REPLY:
+            close_all(answer.fds)
+            raise PeerError(f"{answer.name} for an answer to {request.name}")
+        return answer
+
+    def _tell(self, request: Request, payload: bytes = b"", fds: list[int] | None = None) -> None:
+        """Send what has no answer, but for the acknowledgement where that was negotiated."""
+        acknowledged = self.has(ProtocolFeature.REPLY_ACK)
+        self._send(request, payload, fds or [], acknowledged=acknowledged)
+        if acknowledged:
+            answer = self._answer(request)
+            close_all(answer.fds)
+            if to_u64(answer):
+                raise PeerError(f"it refused {request.name}")
+
+    def _ask(self, request: Request, payload: bytes = b"", fds: int = 0) -> Message:
+        """Send what has an answer; `fds` are how many file descriptors come with that."""
+        self._send(request, payload, [])
+        answer = self._answer(request)
+        try:
+            expect_fds(answer, fds)
+        except PeerError:
+            close_all(answer.fds)
+            raise
+        return answer
+
+    def _ask_u64(self, request: Request) -> int:
+        return to_u64(self._ask(request))
+
+    # The device
+
+    def queue_count(self) -> int | None:
+        """Return how many queues it has, pairs for a network device; None where it cannot say."""
+        return self._ask_u64(Request.GET_QUEUE_NUM) if self.has(ProtocolFeature.MQ) else None
+
+    def set_features(self, features: int) -> None:
+        """Say which of `features` the driver took."""
+        if self._has_states:
+            features |= 1 << VHOST_USER_F_PROTOCOL_FEATURES
+        self._tell(Request.SET_FEATURES, u64(features))
+
+    def get_config(self, size: int, offset: int = 0) -> bytes:
+        """Return `size` bytes of the configuration space, at most 256."""
+        wanted = ConfigAccess(offset, bytes(min(size, CONFIG_MAX)))
+        access = ConfigAccess.decode(self._ask(Request.GET_CONFIG, wanted.encode()))
+        if len(access.data) != len(wanted.data):
+            raise PeerError(f"{len(access.data)} bytes of configuration, not {len(wanted.data)}")
+        return access.data
+
+    def set_config(self, offset: int, data: bytes) -> None:
+        """Write what the driver writes to the configuration space."""
+        self._tell(Request.SET_CONFIG, ConfigAccess(offset, data).encode())
+
+    def set_status(self, status: int) -> None:
+        """Pass the device status on, to a backend that follows it; 0 resets the device."""
+        if self.has(ProtocolFeature.STATUS):
+            self._tell(Request.SET_STATUS, u64(status))
+
+    def get_status(self) -> int | None:
+        """Return the device status as the backend sees it; None for one that follows it not."""
+        return self._ask_u64(Request.GET_STATUS) if self.has(ProtocolFeature.STATUS) else None
+
+    def reset_device(self) -> None:
+        """Reset the device, by what the backend has for it; its rings are stopped."""
+        if self.has(ProtocolFeature.RESET_DEVICE):
+            self._tell(Request.RESET_DEVICE)
+        else:
+            self.set_status(0)
+
+    # Memory and rings
+
+    def set_memory(self, memory: GuestMemory) -> None:
+        """Share guest memory; a backend's addresses of it are those of this process."""
+        if len(memory.regions) > REGIONS_MAX:
+            raise PeerError(f"{len(memory.regions)} memory regions are too many for one message")
+        regions = [
+            MemoryRegion(region.guest_address, region.size, region.host_address, region.offset)
+            for region in memory.regions
+        ]
+        fds = [region.fd for region in memory.regions]
+        self._tell(Request.SET_MEM_TABLE, memory_table(regions), fds)
+
+    def start_ring(self, index: int, ring: Ring, memory: GuestMemory) -> None:
+        """Have the backend work a virtqueue that is in `memory`.
+
+        The eventfds stay the caller's. Raises AddressError for a ring outside memory.
+        """
+        addresses = ring.addresses
+        self._tell(Request.SET_VRING_NUM, RingState(index, ring.size).encode())
+        self._tell(Request.SET_VRING_BASE, RingState(index, ring.last_available).encode())
+        self._tell(
+            Request.SET_VRING_ADDR,
+            RingAddresses(
+                index,
+                0,
+                _pointer(memory, addresses.descriptor_table, descriptor_table_size(ring.size)),
+                _pointer(memory, addresses.used_ring, used_ring_size(ring.size)),
+                _pointer(memory, addresses.available_ring, available_ring_size(ring.size)),
+                0,
+            ).encode(),
+        )
+        self.set_call(index, ring.call)
+        if ring.error is not None:
+            self._tell(Request.SET_VRING_ERR, ring_file(index, has_fd=True), [ring.error])
+        self._tell(Request.SET_VRING_KICK, ring_file(index, has_fd=True), [ring.kick])
+        self.enable_ring(index)
+
+    def set_call(self, index: int, call: int | None) -> None:
+        """Have used buffer notifications written to this eventfd; None for none at all."""
+        fds = [] if call is None else [call]
+        self._tell(Request.SET_VRING_CALL, ring_file(index, has_fd=call is not None), fds)
+
+    def enable_ring(self, index: int, *, enable: bool = True) -> None:
+        """Enable or disable a virtqueue, where the backend knows of that."""
+        if self._has_states:
+            self._tell(Request.SET_VRING_ENABLE, RingState(index, int(enable)).encode())
+
+    def stop_ring(self, index: int) -> int:
+        """Stop a virtqueue; returns the 16-bit index of the next available entry to look at."""
+        answer = self._ask(Request.GET_VRING_BASE, RingState(index, 0).encode())
+        state = RingState.decode(answer)
+        if state.index != index:
+            raise PeerError(f"the base of ring {state.index}, and not of ring {index}")
+        return state.number % INDEX_MODULUS
+
+    # Requests in flight
+
+    def get_inflight(self, num_queues: int, queue_size: int) -> InflightFile | None:
+        """Get a file in which the backend tracks what is in flight, the caller's to close.
+
+        None for a backend that does not.
+        """
+        if not self.has(ProtocolFeature.INFLIGHT_SHMFD):
+            return None
+        wanted = InflightArea(0, 0, num_queues, queue_size)
+        answer = self._ask(Request.GET_INFLIGHT_FD, wanted.encode(), fds=1)
+        fd = answer.fds.pop()
+        try:
+            return InflightFile(InflightArea.decode(answer), fd)
+        except PeerError:
+            os.close(fd)
+            raise
+
+    def set_inflight(self, file: InflightFile) -> None:
+        """Give the file to the backend: it goes on with what another left in it."""
+        if self.has(ProtocolFeature.INFLIGHT_SHMFD):
+            self._tell(Request.SET_INFLIGHT_FD, file.area.encode(), [file.fd])
+
+    # What the backend says by itself
+
+    def config_has_changed(self) -> bool:
+        """Take the backend's next request from the channel; True where it is CONFIG_CHANGE_MSG.
+
+        False for one that was refused. Raises PeerError when there is none in time.
+        """
+        if self.channel is None:
+            raise PeerError("a backend without a channel has spoken")
+        message = self.channel.receive()
+        if message is None:
+            return False
+        close_all(message.fds)
+        changed = message.request == BackendRequest.CONFIG_CHANGE_MSG
+        if message.needs_reply:
+            answer = Message(message.request, u64(0 if changed else 1), Flag.REPLY)
+            self.channel.send(answer)
+        return changed
+
+
+def _pointer(memory: GuestMemory, address: int, length: int) -> int:
+    pointer = memory.pointer(address, length)
+    if pointer is None:
+        raise PeerError(f"{length} bytes of a ring at {address:#x} are not contiguous memory")
+    return pointer
