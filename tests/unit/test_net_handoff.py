@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.unit.test_net import MQ, MRG, header
-from tests.unit.vhost_model import FEATURES, RX, TX
+from tests.unit.test_net import MAC, MQ, MRG, header
+from tests.unit.test_notifiers import SeenLock
+from tests.unit.vhost_model import FEATURES, RX, TX, WireLink
 from tests.unit.vhost_rig import (
     CTRL_RX,
     EVENT_IDX,
@@ -19,6 +20,7 @@ from tests.unit.vhost_rig import (
     frames,
     works,
 )
+from virtiopy.devices.net import Net
 from virtiopy.devices.net.control import ControlClass, MqCommand, RxCommand
 from virtiopy.spec import DeviceStatus, feature_mask
 from virtiopy.transport.mmio import Interrupt, Register
@@ -119,6 +121,12 @@ def test_one_queue_of_a_pair_is_handed_over_and_then_the_other(
     rig.close()
 
 
+def test_each_ring_polls_as_long_as_the_device_says(rig: Rig) -> None:
+    device = Net(WireLink(pairs=2), mac=MAC, busy_poll=50)
+    rig.machine.add_device(device, "net1", VHOST)
+    assert [vhost.busy_poll for vhost in rig.kernel.opened] == [{}, *[{RX: 50, TX: 50}] * 2]
+
+
 # Coming back
 
 
@@ -192,6 +200,22 @@ def test_an_error_that_is_seen_only_after_a_reset_is_no_longer_one(rig: Rig) -> 
     rig.run_loop()
     assert not rig.needs_reset
     assert works(rig)
+
+
+def test_an_error_that_is_seen_while_the_rings_come_back_is_none(rig: Rig) -> None:
+    """The loop waits for the device's lock with it, and then the eventfds are closed."""
+    lock = SeenLock()
+    rig.device.lock = lock  # type: ignore[assignment]
+    rig.lend_broken_chain()
+    rig.kernel.work()
+    with lock:
+        lock.wanted.clear()
+        rig.machine.loop.start()
+        assert lock.wanted.wait(20)
+        rig.device.hand_over(None)
+    rig.machine.loop.stop()
+    assert rig.machine.loop.failure is None
+    assert not rig.needs_reset
 
 
 def test_an_available_ring_that_cannot_be_is_told_as_such(

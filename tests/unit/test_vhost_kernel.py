@@ -273,6 +273,31 @@ def test_a_missing_device_is_told_with_its_remedies() -> None:
         VhostNet("/dev/no-vhost-here")
 
 
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.EACCES, r"may not be opened by this user: run as root, or use vhost=off\.$"),
+        (errno.EPERM, r"may not be opened by this user: run as root, or use vhost=off\.$"),
+        (errno.EBUSY, r"cannot be opened \(Device or resource busy\): use vhost=off\.$"),
+    ],
+)
+def test_a_device_that_does_not_open_is_told_with_its_remedy(
+    monkeypatch: pytest.MonkeyPatch, number: int, words: str
+) -> None:
+    def refuse(path: str, flags: int) -> int:
+        raise OSError(number, os.strerror(number), path)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(HostError, match=words):
+        VhostNet()
+
+
+def test_a_vhost_without_a_feature_that_is_needed_is_told_with_the_remedy() -> None:
+    kernel = FakeKernel(features=EVENT_IDX)
+    with pytest.raises(HostError, match=r"knows no virtio 1 .*since 4\.0, or vhost=off\.$"):
+        VhostNet("/dev/null", ioctl=kernel.ioctl)
+
+
 def test_a_busy_poll_timeout_is_checked(vhost: VhostNet) -> None:
     with pytest.raises(ConfigError, match="0 to 4294967295"):
         vhost.set_busy_poll(0, -1)

@@ -118,6 +118,10 @@ class ModelVhostNet:
         self.rings: dict[int, Ring] = {}
         self.taps: dict[int, int] = {}
         self.broken: set[int] = set()
+        self.busy_poll: dict[int, int] = {}
+
+    def set_busy_poll(self, index: int, microseconds: int) -> None:
+        self.busy_poll[index] = microseconds
 
     def close(self) -> None:
         self.queues.clear()

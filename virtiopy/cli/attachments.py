@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 #: How a value begins that names a backend's socket in place of an image.
 VHOST_USER = "vhost-user="
 
+#: The longest that vhost may poll before it sleeps, microseconds.
+POLL_MAX = 1_000_000
+
 
 @dataclass(slots=True, frozen=True)
 class ModeChoice:
@@ -236,7 +239,7 @@ def build_net(options: DeviceOptions) -> VirtioDevice:
         if record:
             file = opened.enter_context(contextlib.closing(PcapFile(Path(record), name)))
             link = RecordedLink(link, file)
-        device = Net(link, mac=mac)
+        device = Net(link, mac=mac, busy_poll=options.number("poll-us", 0, 0, POLL_MAX))
         opened.pop_all()
     return device
 
@@ -284,15 +287,15 @@ ATTACHMENTS = [
         "--net",
         "net",
         "tap=NAME[,create=on][,address=IP/PREFIX][,bridge=NAME][,netns=NAME][,mac=MAC][,mtu=N]"
-        "[,queues=N][,pcap=FILE][,vhost=on|off|auto][,mode=trapped|ioeventfd|vhost], "
-        "or vhost-user=SOCKET[,mac=MAC]",
+        "[,queues=N][,pcap=FILE][,vhost=on|off|auto][,poll-us=N]"
+        "[,mode=trapped|ioeventfd|vhost], or vhost-user=SOCKET[,mac=MAC]",
         "Attach a network device to a tap, which is there or with create=on is made and taken "
         "away again. `pcap` records its frames. vhost=on has the kernel's vhost-net work the "
         "rings, vhost=auto where that can be had. vhost-user=SOCKET attaches one that another "
         "process serves.",
         (
             *("tap", "create", "address", "bridge", "netns", "mac", "mtu", "queues", "pcap"),
-            *("vhost", "vhost-user"),
+            *("vhost", "poll-us", "vhost-user"),
         ),
         build_net,
         has_main=False,

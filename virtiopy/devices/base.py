@@ -100,8 +100,9 @@ class QueueWorker(Protocol):
         """Let go of all."""
 
 
-#: Makes a worker for the file that the buffers' content goes to and comes from, as a tap's.
-OpenWorker: TypeAlias = Callable[[int], QueueWorker]
+#: Makes a worker for the file that the buffers' content goes to and comes from, as a tap's, and for
+#: so many microseconds of polling before it sleeps.
+OpenWorker: TypeAlias = Callable[[int, int], QueueWorker]
 
 
 class DeviceHost(Protocol):

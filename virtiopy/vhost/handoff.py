@@ -32,8 +32,8 @@ class VhostPair(Closing):
         self,
         memory: GuestMemory,
         tap: int,
-        *,
         busy_poll: int = 0,
+        *,
         vhost: VhostNet | None = None,
     ) -> None:
         self._memory = memory

@@ -17,8 +17,9 @@ from virtiopy.devices.base import (
 from virtiopy.devices.net.control import MAC_SIZE, Control, ReceiveFilter, is_multicast
 from virtiopy.devices.net.features import NetFeature, Terms, requirements_met
 from virtiopy.devices.net.handover import Handover
+from virtiopy.devices.net.link import FrameLink
 from virtiopy.devices.net.pair import Pair
-from virtiopy.devices.net.path import FrameLink, NetCounters
+from virtiopy.devices.net.path import NetCounters
 from virtiopy.errors import DriverError, VirtiopyError
 from virtiopy.eventloop import READABLE, WRITABLE, EventLoop, Watch
 from virtiopy.spec import DeviceId, feature_mask, has_feature
@@ -53,12 +54,14 @@ class Net(VirtioDevice):
     """A network device on `link`, whose MAC address is `mac`, 6 bytes.
 
     It has as many pairs of virtqueues as the link has queues, `queue_size` entries each, and the
-    link's MTU.
+    link's MTU. Others who work its queues poll for `busy_poll` microseconds before they sleep.
     """
 
     device_id: ClassVar[DeviceId] = DeviceId.NETWORK
 
-    def __init__(self, link: FrameLink, *, mac: bytes, queue_size: int = 256) -> None:
+    def __init__(
+        self, link: FrameLink, *, mac: bytes, queue_size: int = 256, busy_poll: int = 0
+    ) -> None:
         super().__init__()
         if len(mac) != MAC_SIZE or is_multicast(mac):
             raise ValueError(f"{mac.hex(':')} is no unicast MAC address")
@@ -68,6 +71,7 @@ class Net(VirtioDevice):
         #: Does not change (5.1.4.1), even if the link's does.
         self.mtu = link.mtu
         self.max_pairs = link.pairs
+        self.busy_poll = busy_poll
         self.queue_sizes = [queue_size] * (2 * link.pairs + 1)
         self.features = _FEATURES
         if link.pairs > 1:

@@ -6,9 +6,9 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from virtiopy.devices.base import DeviceHost, OpenWorker
+from virtiopy.devices.base import DeviceHost, OpenWorker, QueueWorker
+from virtiopy.devices.net.link import FrameLink
 from virtiopy.devices.net.pair import Pair
-from virtiopy.devices.net.path import FrameLink
 from virtiopy.errors import ConfigError
 from virtiopy.eventloop import READABLE, EventLoop
 
@@ -21,6 +21,7 @@ class Lender(Protocol):
     lock: threading.RLock
     link: FrameLink
     mtu: int
+    busy_poll: int
     driver_features: int
 
     @property
@@ -64,14 +65,14 @@ class Handover:
         with contextlib.ExitStack() as opened:
             workers = []
             for pair in device.pairs:
-                worker = open_worker(device.link.lend(pair.index, device.mtu))
+                worker = open_worker(device.link.lend(pair.index, device.mtu), device.busy_poll)
                 opened.callback(worker.close)
                 workers.append(worker)
                 for ring, eventfd in enumerate(worker.errors):
                     watch = device.loop.watch(
                         eventfd,
                         READABLE,
-                        self._error_reader(pair, ring, eventfd),
+                        self._error_reader(worker, pair, ring),
                         f"{worker.name} of {device.link.name}",
                     )
                     opened.callback(device.loop.unwatch, watch)
@@ -122,26 +123,28 @@ class Handover:
             pair.take_back()
             self._device.go_on(pair)
 
-    def _error_reader(self, pair: Pair, ring: int, eventfd: int) -> Callable[[int], None]:
+    def _error_reader(self, worker: QueueWorker, pair: Pair, ring: int) -> Callable[[int], None]:
         def on_error(events: int) -> None:
             with self._device.lock:
+                if pair.worker is not worker:
+                    # Closed since the loop looked, and its eventfds with it.
+                    return
                 try:
-                    os.eventfd_read(eventfd)
+                    os.eventfd_read(worker.errors[ring])
                 except BlockingIOError:
                     # The ring that was broken is no more.
                     return
                 if pair.lent:
-                    self._complain(pair, ring)
+                    self._complain(worker, pair, ring)
 
         return on_error
 
-    def _complain(self, pair: Pair, ring: int) -> None:
+    def _complain(self, worker: QueueWorker, pair: Pair, ring: int) -> None:
         """Set DEVICE_NEEDS_RESET for a ring that the worker has found broken."""
-        assert pair.worker is not None
         self.take_back(pair)
         # It stands before the chain that the worker did not take.
         fault = pair.queues[ring].next_fault() if ring in pair.queues else None
         queue = f"{'transmit' if ring else 'receive'}q{pair.index + 1}"
         if fault is None:
             fault = "its next chain is sound, but not of the kind that belongs there"
-        self._device.host.needs_reset(f"{pair.worker.name} finds {queue} broken: {fault}")
+        self._device.host.needs_reset(f"{worker.name} finds {queue} broken: {fault}")

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from virtiopy.devices.base import Given, Notifiers, QueueWorker
 from virtiopy.devices.net.control import ReceiveFilter
 from virtiopy.devices.net.features import Terms
-from virtiopy.devices.net.path import FrameLink, NetCounters, Receiver, Transmitter
+from virtiopy.devices.net.link import FrameLink
+from virtiopy.devices.net.path import NetCounters, Receiver, Transmitter
 from virtiopy.errors import VirtiopyError
 from virtiopy.eventloop import READABLE, WRITABLE, BottomHalf, Watch
 from virtiopy.virtqueue.split import SplitQueue

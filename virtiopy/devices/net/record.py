@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from virtiopy.devices.net.header import HEADER_SIZE
-from virtiopy.devices.net.path import FrameLink
+from virtiopy.devices.net.link import FrameLink
 from virtiopy.errors import ConfigError
 from virtiopy.virtqueue.buffers import Buffers, gather, split_at
 
