@@ -2,6 +2,11 @@
 /* A guest that does on purpose what a VMM, and a reader of TAP, must bear. */
 #include "cpu.h"
 #include "runtime.h"
+#include "vectors.h"
+
+/* Intel SDM, volume 3, 11.6.1: an interrupt to oneself. */
+#define LAPIC_ICR	UINT64_C(0xfee00300)
+#define ICR_SELF	(1u << 18)
 
 #define STRAY_ADDRESS	UINT64_C(0xc0000000)	/* no RAM, no device */
 #define STRAY_PORT	0x5555
@@ -82,6 +87,21 @@ static void bad_tap(void)
 	exit(0);
 }
 
+/*
+ * An interrupt between the sti and the hlt of irq_wait(), as QEMU 7.2 lets them in where it emulates
+ * SVM: the only one that the hlt waits for.
+ */
+static void early_interrupt(void)
+{
+	irq_disable();
+	mmio_write32(LAPIC_ICR, ICR_SELF | VECTOR_IRQ_BASE);
+	/* No interrupt is taken before the jmp is done. */
+	__asm__ volatile("leaq 1f(%%rip), %%rax\n\tpushq %%rax\n\tsti\n\tjmp irq_wait_halt\n1:"
+			 : : : "rax", "memory");
+	tap_ok(true, "an interrupt just before the hlt is not slept through");
+	tap_done();
+}
+
 static const struct {
 	const char *name;
 	void (*run)(void);
@@ -97,6 +117,7 @@ static const struct {
 	{ "exception", exception },
 	{ "flood", flood },
 	{ "bad-tap", bad_tap },
+	{ "early-interrupt", early_interrupt },
 };
 
 int main(void)

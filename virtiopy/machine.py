@@ -181,10 +181,10 @@ class Machine(Closing):
         self._mmio = Bus("guest physical address")
         self._ports = Bus("port")
         self._ports.add(Place(CONSOLE_PORT, 1, "console port", _ConsolePort(console)))
-        self._measurement_port = MeasurementPort(
+        self.measurement_port = MeasurementPort(
             self.exits, self.cpu.statistics, loop=self.loop.name
         )
-        self._ports.add(Place(MEASUREMENT_PORT, 1, PORT_NAME, self._measurement_port))
+        self._ports.add(Place(MEASUREMENT_PORT, 1, PORT_NAME, self.measurement_port))
         self._ports.add(Place(EXIT_PORT, 4, "exit port", self._exit_port))
         self._failure: BaseException | None = None
         self._workers: Mapping[IoMode, OpenWorker] = {IoMode.VHOST: partial(VhostPair, memory)}
@@ -331,7 +331,7 @@ class Machine(Closing):
             seconds,
             self.exits,
             kernel,
-            self._measurement_port.measurements,
+            self.measurement_port.measurements,
         )
 
     def _run_cpu(self, turn: "_Turn") -> None:

@@ -10,9 +10,10 @@ makes before (guest_drivers/virtio/workload.c).
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 from virtiopy.exitlog import ExitKind, ExitLog
 from virtiopy.vhost.worker import cpu_seconds, worker_threads
@@ -33,7 +34,8 @@ class Measurement:
 
     `exits` are those to userspace, `kernel` the growth of the accelerator's counters of the CPU.
     `seconds` is wall-clock time; `cpu_seconds` the CPU time by kind of thread: "vcpu", "loop",
-    "workers" (of the loop, for what blocks) and "vhost" (the kernel's), with 0 where there is none.
+    "workers" (of the loop, for what blocks), "vhost" (the kernel's) and "backend" (a vhost-user
+    backend's), with 0 where there is none.
     """
 
     exits: Counter[ExitKind]
@@ -59,6 +61,8 @@ class MeasurementPort:
         self, exits: ExitLog, statistics: Callable[[], Mapping[str, int]], loop: str
     ) -> None:
         self.measurements: list[Measurement] = []
+        #: Finds the folders in /proc of the threads of a backend.
+        self.backend_threads: Callable[[], Iterable[Path]] = tuple
         self._exits = exits
         self._statistics = statistics
         self._loop = loop
@@ -105,6 +109,7 @@ class MeasurementPort:
             "loop": [_cpu_clock(t) for t in threads if t.name == self._loop],
             "workers": [_cpu_clock(t) for t in threads if t.name.startswith(workers)],
             "vhost": [partial(cpu_seconds, path) for path in worker_threads(*owners)],
+            "backend": [partial(cpu_seconds, path) for path in self.backend_threads()],
         }
 
 

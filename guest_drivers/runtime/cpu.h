@@ -56,16 +56,6 @@ static inline void irq_enable(void)
 	__asm__ volatile("sti" : : : "memory");
 }
 
-/*
- * Sleep until an interrupt.  Call with interrupts off, after looking whether there is anything to
- * sleep for: sti takes effect after the instruction that follows it, so an interrupt that came since
- * the look ends the hlt.
- */
-static inline void irq_wait(void)
-{
-	__asm__ volatile("sti\n\thlt" : : : "memory");
-}
-
 static inline void cpu_relax(void)
 {
 	__asm__ volatile("pause" : : : "memory");

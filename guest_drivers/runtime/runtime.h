@@ -87,5 +87,11 @@ bool memory_is(const void *memory, uint8_t value, size_t size);
 void interrupts_init(void);
 /* Route a GSI, edge triggered, to a handler, which runs with interrupts off. */
 void irq_register(uint32_t gsi, void (*handler)(void *context), void *context);
+/*
+ * Sleep until an interrupt.  Call with interrupts off, after looking whether there is anything to
+ * sleep for: sti takes effect after the instruction that follows it, so an interrupt that came since
+ * the look ends the hlt.
+ */
+void irq_wait(void);
 
 #endif

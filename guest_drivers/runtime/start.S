@@ -114,6 +114,14 @@ exception_common:
 	call	exception
 	ud2
 
+	.globl	irq_wait
+irq_wait:
+	sti
+	.globl	irq_wait_halt
+irq_wait_halt:
+	hlt
+	ret
+
 irq_common:
 	pushq	%rax
 	pushq	%rcx
@@ -125,6 +133,14 @@ irq_common:
 	pushq	%r10
 	pushq	%r11
 	movl	(9 * 8)(%rsp), %edi	/* the vector, below the nine registers */
+	/*
+	 * No interrupt is taken between sti and hlt; but QEMU 7.2 forgets that where it emulates SVM,
+	 * leaves the guest there and comes back.  What the hlt is for has come then: pass over it.
+	 */
+	cmpq	$irq_wait_halt, (10 * 8)(%rsp)
+	jne	1f
+	incq	(10 * 8)(%rsp)		/* hlt is one byte */
+1:
 	subq	$8, %rsp		/* the ABI's 16 byte alignment */
 	cld
 	call	irq_dispatch

@@ -70,10 +70,10 @@ def run_guest(tmp_path: Path, guest: str | Path, *arguments: str | Path) -> Outc
     return Outcome(done.status, done.output, done.errors, report)
 
 
-def run_in_qemu(guest: str, *arguments: str, append: str = "") -> None:
+def run_in_qemu(guest: str, *arguments: str, append: str = "", accel: str = "kvm") -> None:
     """Run a guest in QEMU's microvm, on the devices in `arguments`; it has to pass."""
     command = [
-        *(QEMU, "-M", "microvm,accel=kvm,acpi=off,isa-serial=off"),
+        *(QEMU, "-M", f"microvm,accel={accel},acpi=off,isa-serial=off"),
         *("-global", "virtio-mmio.force-legacy=false", "-nodefaults", "-no-user-config"),
         *("-display", "none", "-no-reboot", "-kernel", str(guest_path(guest)), "-append", append),
         *("-debugcon", "stdio", "-device", "isa-debug-exit,iobase=0xf4,iosize=1", *arguments),

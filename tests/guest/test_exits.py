@@ -226,6 +226,7 @@ def test_where_nothing_can_be_measured_it_is_an_error(tmp_path: Path) -> None:
         (["--disk", "IMAGE", "--modes", ""], ["--modes", "trapped"]),
         (["--disk", "IMAGE,mode=trapped"], ["--modes"]),
         (["--net", "tap=t0,vhost=on"], ["vhost=", "--modes"]),
+        (["--disk", "vhost-user=/run/x.sock"], ["vhost-user", "name what it serves"]),
         (["--disk", "absent.img"], ["absent.img"]),
         (["--disk", "IMAGE", "--json", "absent/exits.json"], ["absent/exits.json"]),
         (["--disk", "IMAGE", "--html", "absent/exits.html"], ["absent/exits.html"]),
@@ -248,6 +249,41 @@ def test_a_number_that_is_none_is_refused(tmp_path: Path) -> None:
         outcome = virtiopy("exits", "--disk", make_image(tmp_path / "disk.img"), option, value)
         assert outcome.status == 2
         assert option in outcome.errors
+
+
+@needs_kvm
+def test_a_backend_of_its_own_works_the_rings_in_vhost_user_mode(tmp_path: Path) -> None:
+    image = make_image(tmp_path / "disk.img")
+    before = image.read_bytes()
+    arguments = ("--disk", image, "--requests", "40")
+    document = compare(tmp_path, *arguments, modes="ioeventfd,vhost-user")
+    ioeventfd, served = (document["by_mode"][mode] for mode in ("ioeventfd", "vhost-user"))
+
+    assert register(served, "QueueNotify") == 0
+    assert served["requests"] == served["kicks"] + served["kicks_suppressed"] == 40
+    assert served["cpu_seconds"]["backend"] > 0
+    assert served["cpu_seconds"]["loop"] < ioeventfd["cpu_seconds"]["loop"]
+    assert ioeventfd["cpu_seconds"]["backend"] == 0
+    assert image.read_bytes() == before
+
+
+@needs_kvm
+@needs_taps
+@pytest.mark.parametrize("direction", ["send", "receive"])
+def test_packets_pass_through_a_backend_of_its_own(
+    tmp_path: Path, namespace: Namespace, direction: str
+) -> None:
+    arguments = ("--net", tap(namespace), "--packets", "50", "--direction", direction)
+    served = compare(tmp_path, *arguments, modes="vhost-user")["by_mode"]["vhost-user"]
+
+    assert served["requests"] == 50
+    assert register(served, "QueueNotify") == 0
+
+
+def test_a_backend_that_does_not_start_says_why(tmp_path: Path) -> None:
+    outcome = virtiopy("exits", "--disk", "absent.img", "--modes", "vhost-user")
+
+    assert_one_sentence(outcome, "backend does not start", "absent.img")
 
 
 def test_a_report_that_cannot_be_written_costs_no_run(tmp_path: Path) -> None:

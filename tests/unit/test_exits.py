@@ -19,7 +19,7 @@ from virtiopy.exits.model import Comparison, Costs, Host, Row, Workload
 from virtiopy.measurement import Measurement
 
 PACKETS = 100
-THREADS = {"vcpu": 0.01, "loop": 0.002, "workers": 0.0, "vhost": 0.0}
+THREADS = {"vcpu": 0.01, "loop": 0.002, "workers": 0.0, "vhost": 0.0, "backend": 0.0}
 WHY = "/dev/vhost-net is missing: load the vhost_net module."
 
 

@@ -11,15 +11,17 @@ from typing import IO, TYPE_CHECKING
 
 import click
 
-from virtiopy.cli.attachments import ATTACHMENTS, Attachment
+from virtiopy.cli.attachments import ATTACHMENTS, VHOST_USER, Attachment, vhost_user_path
 from virtiopy.cli.options import DeviceOptions, accelerator_option, note
 from virtiopy.errors import ConfigError
 
 if TYPE_CHECKING:
+    from virtiopy.devices.base import VirtioDevice
+    from virtiopy.exits.backend import Backend
     from virtiopy.exits.model import Comparison
     from virtiopy.exits.runner import Setup
 
-MODES = ("trapped", "ioeventfd", "vhost")
+MODES = ("trapped", "ioeventfd", "vhost", "vhost-user")
 
 #: Requests in flight at most: what the guest has room for (guest_drivers/virtio/workload.h).
 DEPTH_MAX = 128
@@ -143,6 +145,7 @@ def command(
     from rich.console import Console
 
     from virtiopy.cli.exits_table import show
+    from virtiopy.cli.run import terminated_as_interrupted
     from virtiopy.exits.document import document
     from virtiopy.exits.model import Comparison, Host
     from virtiopy.exits.runner import compare
@@ -166,7 +169,8 @@ def command(
         if path is not None:
             _open(path, "a").close()
     begun = datetime.now(UTC).astimezone()
-    rows, accelerator = compare(setup, [IoMode(mode) for mode in modes], progress=note)
+    with terminated_as_interrupted():
+        rows, accelerator = compare(setup, [IoMode(mode) for mode in modes], progress=note)
     comparison = Comparison(
         command=shlex.join(["virtiopy", *sys.argv[1:]]),
         date=begun,
@@ -200,6 +204,7 @@ def network_setup(text: str, packets: int, depth: int, direction: str) -> "Setup
         f"net.receive={int(receives)}",
         name="net0",
         build=partial(attachment.build, options),
+        serve=_backend(attachment, text),
         surroundings=frames if receives else nothing_else,
     )
 
@@ -212,13 +217,15 @@ def disk_setup(text: str, requests: int, depth: int) -> "Setup":
     attachment = _attachment("blk")
     options = _options(attachment, text)
     if not options.text("readonly", ""):
-        options = attachment.parse(f"{text},readonly=on")
+        text = f"{text},readonly=on"
+        options = attachment.parse(text)
     return Setup(
         workload=Workload("blk", "read", "of 4 KiB", requests, depth),
         guest="blk",
         arguments=f"blk.requests={requests} blk.depth={depth}",
         name="blk0",
         build=partial(attachment.build, options),
+        serve=_backend(attachment, text),
     )
 
 
@@ -228,12 +235,27 @@ def _attachment(prefix: str) -> Attachment:
 
 def _options(attachment: Attachment, text: str) -> DeviceOptions:
     options = attachment.parse(text)
-    for key in ("mode", "vhost"):
-        if key in (*attachment.keys, "mode") and options.text(key, ""):
-            raise ConfigError(
-                f"{attachment.option} has {key}=...: name the modes with --modes instead."
-            )
+    if given := {"mode", "vhost"} & set(options.keys):
+        raise ConfigError(
+            f"{attachment.option} has {given.pop()}=...: name the modes with --modes instead."
+        )
+    if vhost_user_path(options) is not None:
+        raise ConfigError(
+            f"{attachment.option} names a vhost-user backend, which has no other mode to compare: "
+            "name what it serves, and a backend is started for it."
+        )
     return options
+
+
+def _backend(attachment: Attachment, text: str) -> "Callable[[], Backend]":
+    """Return what starts a process that serves the device which `text` describes."""
+    from virtiopy.exits.backend import Backend
+
+    def attach(socket: Path) -> "VirtioDevice":
+        path = str(socket).replace(",", ",,")
+        return attachment.build(attachment.parse(f"{VHOST_USER}{path}"))
+
+    return lambda: Backend(attachment.prefix, text, attach)
 
 
 def _page() -> "Callable[[Comparison], str]":

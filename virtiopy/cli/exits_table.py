@@ -29,7 +29,7 @@ def _table(comparison: Comparison, what: Columns) -> Table:
     table = Table(title=what.title, title_justify="left")
     table.add_column("mode")
     for column in what.columns:
-        table.add_column(column.heading, justify="right")
+        table.add_column(column.lines, justify="right")
     for row in comparison.rows:
         if row.costs is None:
             table.add_row(row.name, _MISSING, *("-" for _ in what.columns[1:]))

@@ -10,9 +10,13 @@ _MICROSECONDS = 1e6
 
 @dataclass(slots=True, frozen=True)
 class Column:
-    """A heading, and the number for all requests: None where nobody counts."""
+    """A heading, its lines on a terminal, and the number for all requests.
+
+    The number is None where nobody counts.
+    """
 
     heading: str
+    lines: str
     value: Callable[[Costs], float | None]
 
     def cell(self, costs: Costs) -> str:
@@ -26,22 +30,26 @@ def _cpu(costs: Costs, *kinds: str) -> float:
 
 
 _EXITS: Sequence[Column] = (
-    Column("to userspace", lambda costs: costs.userspace),
-    Column("Queue Notify", lambda costs: costs.of("QueueNotify")),
-    Column("Interrupt Status", lambda costs: costs.of("InterruptStatus")),
-    Column("Interrupt ACK", lambda costs: costs.of("InterruptACK")),
-    Column("other", lambda costs: costs.userspace - sum(map(costs.of, REGISTERS))),
-    Column("counted by the kernel", lambda costs: costs.kernel.get("exits")),
+    Column("to userspace", "to user-\nspace", lambda costs: costs.userspace),
+    Column("Queue Notify", "Queue\nNotify", lambda costs: costs.of("QueueNotify")),
+    Column("Interrupt Status", "Interrupt\nStatus", lambda costs: costs.of("InterruptStatus")),
+    Column("Interrupt ACK", "Interrupt\nACK", lambda costs: costs.of("InterruptACK")),
+    Column("other", "other", lambda costs: costs.userspace - sum(map(costs.of, REGISTERS))),
+    Column("counted by the kernel", "kernel's\ncount", lambda costs: costs.kernel.get("exits")),
 )
 
 _EVENTS: Sequence[Column] = (
-    Column("kicks", lambda costs: costs.kicks),
-    Column("suppressed", lambda costs: costs.suppressed),
-    Column("interrupts", lambda costs: costs.kernel.get("irq_injections", costs.interrupts)),
-    Column("time", lambda costs: costs.seconds * _MICROSECONDS),
-    Column("vCPU", lambda costs: _cpu(costs, "vcpu")),
-    Column("loop", lambda costs: _cpu(costs, "loop", "workers")),
-    Column("vhost", lambda costs: _cpu(costs, "vhost")),
+    Column("kicks", "kicks", lambda costs: costs.kicks),
+    Column("suppressed", "suppressed", lambda costs: costs.suppressed),
+    Column(
+        "interrupts",
+        "inter-\nrupts",
+        lambda costs: costs.kernel.get("irq_injections", costs.interrupts),
+    ),
+    Column("time", "time", lambda costs: costs.seconds * _MICROSECONDS),
+    Column("vCPU", "vCPU", lambda costs: _cpu(costs, "vcpu")),
+    Column("loop", "loop", lambda costs: _cpu(costs, "loop", "workers")),
+    Column("vhost", "vhost", lambda costs: _cpu(costs, "vhost", "backend")),
 )
 
 

@@ -40,6 +40,7 @@ _COLORS = {
     "vCPU thread": _BLUE,
     "loop thread": _ORANGE,
     "vhost worker": _GREEN,
+    "backend process": _PURPLE,
     "elapsed": "black",
 }
 _ORDER = [*_COLORS, *_EVENTS]
@@ -98,6 +99,7 @@ def cpu_shares(costs: Costs) -> Shares:
         "vCPU thread": spent["vcpu"],
         "loop thread": spent["loop"] + spent["workers"],
         "vhost worker": spent["vhost"],
+        "backend process": spent["backend"],
     }
 
 

@@ -10,6 +10,7 @@ from virtiopy.boot.elf import GuestImage
 from virtiopy.boot.guests import guest_path
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.errors import ConfigError, GuestError, HostError
+from virtiopy.exits.backend import Backend
 from virtiopy.exits.model import Costs, Row, Workload
 from virtiopy.machine import IoMode, Machine, RunResult
 from virtiopy.memory import GuestMemory
@@ -34,8 +35,9 @@ def nothing_else(device: VirtioDevice) -> contextlib.AbstractContextManager[obje
 class Setup:
     """The VM and its guest: the same in each mode.
 
-    `build` makes the device, `name`d in the counts; it raises ConfigError. `arguments` are the
-    guest's. A run takes `timeout` seconds at most.
+    `build` makes the device, `name`d in the counts, and `serve` a process that serves the same;
+    they raise ConfigError and HostError. `arguments` are the guest's. A run takes `timeout`
+    seconds at most.
     """
 
     workload: Workload
@@ -43,6 +45,7 @@ class Setup:
     arguments: str
     name: str
     build: Callable[[], VirtioDevice]
+    serve: Callable[[], Backend]
     accelerator: str = "auto"
     timeout: float = 300.0
     note: Callable[[str], None] = lambda line: None
@@ -82,8 +85,13 @@ def measure(setup: Setup, mode: IoMode, *, exit_free: bool) -> tuple[Row, str]:
             accelerator = select(setup.accelerator, memory, note=setup.note)
             stack.callback(accelerator.close)
             output = bytearray()
+            served = stack.enter_context(setup.serve()) if mode is IoMode.VHOST_USER else None
             machine = stack.enter_context(Machine(memory, accelerator, console=output.extend))
-            device = setup.build()
+            if served is None:
+                device = setup.build()
+            else:
+                device = served.open_device()
+                machine.measurement_port.backend_threads = served.threads
             try:
                 slot = machine.add_device(device, setup.name, mode)
             except ConfigError as error:

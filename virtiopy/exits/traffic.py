@@ -9,7 +9,7 @@ from pathlib import Path
 
 from virtiopy.closing import Closing
 from virtiopy.devices.base import VirtioDevice
-from virtiopy.devices.net import Net
+from virtiopy.devices.net.control import MAC_SIZE
 from virtiopy.errors import ConfigError, HostError
 from virtiopy.host.tap import NAMESPACES
 
@@ -33,8 +33,8 @@ def frames_for(
     """Return what makes a FrameSource for the network device on a tap."""
 
     def make(device: VirtioDevice) -> FrameSource:
-        assert isinstance(device, Net)
-        return FrameSource(name, device.filter.mac, netns)
+        # 5.1.4: the configuration space begins with the address.
+        return FrameSource(name, device.config_space()[:MAC_SIZE], netns)
 
     return make
 
