@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from virtiopy.cli.attachments import ATTACHMENTS, Attachment, vhost_user_path
+from virtiopy.cli.attachments import ATTACHMENTS, Attachment, needs_storage_daemon, vhost_user_path
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.errors import ConfigError
 from virtiopy.eventloop import READABLE, EventLoop
@@ -116,6 +116,10 @@ def _build(attachment: Attachment, text: str) -> VirtioDevice:
         raise ConfigError(f"{given.pop()}=... is for virtiopy's own VM: leave it out.")
     if vhost_user_path(options) is not None:
         raise ConfigError("What is served already can only be attached: name an image.")
+    if attachment.prefix == "blk" and needs_storage_daemon(options):
+        raise ConfigError(
+            f"{options.main} is no raw image: qemu-storage-daemon can serve it over vhost-user."
+        )
     return attachment.build(options)
 
 

@@ -46,8 +46,8 @@ _RING_FEATURES = feature_mask(
 class VhostUserDevice(VirtioDevice):
     """The device at the other end of `stream`, a connection to a backend; the socket is closed.
 
-    `reconnect` makes another connection, and raises ConfigError where there is nobody. Raises
-    ConfigError for a backend that is of no use here.
+    `reconnect` makes another connection, and raises ConfigError where there is nobody; `release`
+    is called when the device is closed. Raises ConfigError for a backend that is of no use here.
     """
 
     #: The device type's feature bits that can be made use of.
@@ -56,9 +56,16 @@ class VhostUserDevice(VirtioDevice):
     #: Bytes of the configuration space.
     config_size: int
 
-    def __init__(self, stream: socket.socket, reconnect: Callable[[], socket.socket]) -> None:
+    def __init__(
+        self,
+        stream: socket.socket,
+        reconnect: Callable[[], socket.socket],
+        *,
+        release: Callable[[], None] = lambda: None,
+    ) -> None:
         super().__init__()
         self._reconnect = reconnect
+        self._release = release
         #: How often another backend took over.
         self.reconnects = 0
         self._frontend: VhostUserFrontend | None = None
@@ -181,6 +188,7 @@ class VhostUserDevice(VirtioDevice):
         self._drop_inflight()
         for eventfd in self._errors:
             os.close(eventfd)
+        self._release()
 
     def facts(self) -> Mapping[str, Fact]:
         """Tell whether there is a backend, and how many there were."""
