@@ -94,9 +94,10 @@ class Slot:
             if mode is self._mode and self.device.refusal is None:
                 return
             if {mode, self._mode} & _LIFELONG:
+                lifelong = mode if mode in _LIFELONG else self._mode
                 raise ConfigError(
-                    f"{self.name} is in {self._mode} mode, and {mode} is for its whole life: "
-                    f"start it with mode={mode}."
+                    f"{self.name} is in {self._mode} mode, and {lifelong} mode is for a device's "
+                    f"whole life: start it in {mode} mode."
                 )
             try:
                 self.device.hand_over(self._workers.get(mode))

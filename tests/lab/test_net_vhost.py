@@ -403,6 +403,8 @@ def test_a_chain_shorter_than_its_header_does_no_harm_beyond_a_reset(namespace: 
         wait_until(lambda: bool(driver.queues[TX].take_all_used()))
 
 
+# A process of its own each, which costs some 10 seconds of imports.
+@pytest.mark.timeout(4 * PATIENCE)
 def test_the_commands_of_the_docs_work(tmp_path: Path) -> None:
     """In a network namespace without a name, and with the command line as a user has it."""
     text = (REPOSITORY / "docs" / "vhost.md").read_text()
@@ -422,7 +424,7 @@ def test_the_commands_of_the_docs_work(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=PATIENCE,
+        timeout=3 * PATIENCE,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("3 packets transmitted, 3 received, 0% packet loss") == 3
@@ -430,6 +432,7 @@ def test_the_commands_of_the_docs_work(tmp_path: Path) -> None:
     assert "net0: ioeventfd\nPING" in done.stdout
     assert "net0: vhost\nPING" in done.stdout
     assert "handoffs: 2" in done.stdout
+    assert re.search(r"net0 +│ mode +│ +vhost ", done.stdout)
 
 
 def test_a_tap_without_headers_is_the_users_fault() -> None:

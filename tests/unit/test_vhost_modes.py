@@ -55,7 +55,7 @@ def test_the_control_socket_switches(served: tuple[Rig, Path]) -> None:
         ({}, "The request has no mode"),
         ({"mode": 3}, "mode is 3: give a string"),
         ({"mode": "vhost", "device": "rng0"}, "no network device 'rng0'.*one of net0"),
-        ({"mode": "trapped"}, "start it with mode=trapped"),
+        ({"mode": "trapped"}, "start it in trapped mode"),
     ],
 )
 def test_a_switch_that_cannot_be_is_answered_with_the_reason(

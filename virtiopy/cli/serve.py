@@ -60,13 +60,14 @@ def command(
     """
     from virtiopy.vhost.user.server import Server
 
-    source, name = _source(path, socket_fd, connect=connect)
     with contextlib.ExitStack() as stack:
+        # First of all: whoever sees the socket may end us.
+        ended = _signals_as_file(stack)
+        source, name = _source(path, socket_fd, connect=connect)
         if isinstance(source, socket.socket):
             stack.callback(source.close)
         served = stack.enter_context(contextlib.closing(_build(SERVED[device], options)))
         loop = stack.enter_context(EventLoop("serve"))
-        ended = _signals_as_file(stack)
         # Closed on this thread, as the loop ran here: nothing is done beside it any more.
         stack.enter_context(Server(served, loop, source))
         loop.watch(ended, READABLE, lambda events: loop.stop(), "signals")

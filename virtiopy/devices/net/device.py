@@ -256,13 +256,18 @@ class Net(VirtioDevice):
             if open_worker is None:
                 self._handover.dismiss()
                 return
-            if not self._handover.engaged:
+            # By a call before, of which DRIVER_OK has shown that it is refused.
+            was_engaged = self._handover.engaged
+            if not was_engaged:
                 self._handover.engage(open_worker)
             try:
                 for pair in self.pairs:
                     self._guarded(self._give, pair)
-            except VirtiopyError:
-                self._handover.dismiss()
+            except VirtiopyError as error:
+                if was_engaged:
+                    self._refused(error)
+                else:
+                    self._handover.dismiss()
                 raise
 
     def _give(self, pair: Pair) -> None:
@@ -270,16 +275,20 @@ class Net(VirtioDevice):
         self._update_watch(pair)
 
     def _give_if_due(self, pair: Pair) -> None:
-        """Hand a pair over; where it is refused, the device works all of them and says why."""
-        if self.refusal is not None:
+        """Hand a pair over where that is wanted; `refusal` says why it cannot be done."""
+        if pair.worker is None or self.refusal is not None:
             return
         try:
             self._guarded(self._give, pair)
         except VirtiopyError as error:
-            self.refusal = str(error)
-            log.warning("%s is worked by the device itself: %s", self.link.name, error)
-            for other in self.pairs:
-                self._handover.take_back(other)
+            self._refused(error)
+
+    def _refused(self, error: VirtiopyError) -> None:
+        """Work all pairs here until the driver starts the device again, and say why."""
+        self.refusal = str(error)
+        log.warning("%s is worked by the device itself: %s", self.link.name, error)
+        for pair in self.pairs:
+            self._handover.take_back(pair)
 
     @property
     def may_be_worked(self) -> bool:

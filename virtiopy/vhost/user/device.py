@@ -73,6 +73,7 @@ class VhostUserDevice(VirtioDevice):
         self._lent: dict[int, Notifiers] = {}
         self._watches: list[Watch] = []
         self._retry: Timer | None = None
+        self._halted = False
         self._closed = False
         try:
             frontend = VhostUserFrontend(stream)
@@ -165,7 +166,8 @@ class VhostUserDevice(VirtioDevice):
         super().stop_queue(index)
 
     def halt(self) -> None:
-        """Take all rings back."""
+        """Take all rings back, until a reset."""
+        self._halted = True
         for index in list(self._lent):
             self._do(lambda frontend, index=index: self._stop_ring(frontend, index))  # type: ignore[misc]
             self._return_notifiers(index)
@@ -174,6 +176,7 @@ class VhostUserDevice(VirtioDevice):
         """Take all rings back, and have the backend reset the device."""
         was_used = bool(self._lent or self.driver_features)
         self.halt()
+        self._halted = False
         super().reset()
         if was_used:
             self._do(lambda frontend: frontend.reset_device())
@@ -347,7 +350,7 @@ class VhostUserDevice(VirtioDevice):
     def _do_first(self, frontend: VhostUserFrontend) -> None:
         try:
             self._take(frontend)
-            if self._lent:
+            if self.queues and not self._halted:
                 self._begin(frontend)
         except PeerError as error:
             self._gone(str(error))
