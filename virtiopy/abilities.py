@@ -15,6 +15,7 @@ from virtiopy.boot.elf import GuestImage, LoadSegment
 from virtiopy.boot.guests import guest_names
 from virtiopy.errors import HostError
 from virtiopy.hello import Mode, mode_works
+from virtiopy.host.storage import DAEMON
 from virtiopy.kvm.system import Capability, Kvm
 from virtiopy.kvm.vcpu import make_waker
 from virtiopy.memory import GuestMemory
@@ -56,6 +57,7 @@ def examine() -> Iterator[Finding]:
     yield _examine_vhost()
     yield _examine_huge_pages()
     yield _examine_qemu()
+    yield _examine_storage_daemon()
     names = ", ".join(guest_names())
     yield Finding("guest images", bool(names), names, "" if names else "build them: make setup")
 
@@ -179,3 +181,10 @@ def _examine_qemu() -> Finding:
         return Finding("QEMU", False, "", remedy)
     answer = subprocess.run([qemu, "--version"], capture_output=True, text=True, check=False)
     return Finding("QEMU", answer.returncode == 0, answer.stdout.partition("\n")[0])
+
+
+def _examine_storage_daemon() -> Finding:
+    purpose = "images in qcow2 and other formats: --disk disk.qcow2"
+    works = shutil.which(DAEMON) is not None and shutil.which("setpriv") is not None
+    remedy = "" if works else "install Debian's qemu-system-common and util-linux"
+    return Finding(DAEMON, works, purpose, remedy)

@@ -12,23 +12,20 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
 from virtiopy.closing import Closing
+from virtiopy.controlclient import Answer, Json
 from virtiopy.devices.balloon import Balloon
-from virtiopy.errors import ConfigError, HostError, VirtiopyError
+from virtiopy.errors import ConfigError, VirtiopyError
 from virtiopy.eventloop import READABLE, WRITABLE
 from virtiopy.machine import Machine, Slot
 from virtiopy.sizes import parse_size
 from virtiopy.spec import DeviceStatus
 
 log = logging.getLogger(__name__)
-
-Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
-Answer: TypeAlias = Mapping[str, Json]
 
 #: The most bytes of a request.
 LINE_MAX = 16384
@@ -311,52 +308,3 @@ def _remove_stale(path: Path) -> None:
         else:
             raise ConfigError(f"Another machine listens at {path}: name another path.")
     raise ConfigError(f"{path} exists and is no socket: name another path.")
-
-
-# The client
-
-
-def ask(path: Path, request: Mapping[str, Json], timeout: float = 10.0) -> Mapping[str, Json]:
-    """Send a request to the machine at `path` and return its answer.
-
-    Raises ConfigError where nobody listens and for what the machine calls an error, HostError
-    where no answer comes in `timeout` seconds.
-    """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(timeout)
-        try:
-            connection.connect(str(path))
-        except OSError as error:
-            raise ConfigError(
-                f"No machine listens at {path} ({error.strerror or error}): "
-                "start one with `virtiopy run --control`, or mend the path."
-            ) from error
-        try:
-            connection.sendall(json.dumps(request).encode() + b"\n")
-            with connection.makefile("rb") as stream:
-                line = stream.readline()
-        except OSError as error:
-            raise HostError(
-                f"The machine at {path} does not answer ({error.strerror or error}): "
-                "see whether it still runs."
-            ) from error
-    if not line:
-        raise HostError(f"The machine at {path} ended before it answered: start it again.")
-    try:
-        answer: Json = json.loads(line)
-    except ValueError:
-        answer = None
-    if not isinstance(answer, dict):
-        raise ConfigError(f"What listens at {path} is no machine: mend the path.")
-    if "error" in answer:
-        raise ConfigError(str(answer["error"]))
-    return answer
-
-
-def device_facts(status: Mapping[str, Json], name: str) -> Mapping[str, Json]:
-    """Return what an answer to `status` says of a device."""
-    devices = status["devices"]
-    assert isinstance(devices, dict)
-    facts = devices[name]
-    assert isinstance(facts, dict)
-    return facts

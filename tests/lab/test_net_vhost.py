@@ -25,7 +25,8 @@ from virtiopy.accel.kvm import KvmAccelerator
 from virtiopy.boot.elf import GuestImage
 from virtiopy.boot.guests import guest_path
 from virtiopy.cli.tapresults import parse_tap
-from virtiopy.control import ControlServer, ask
+from virtiopy.control import ControlServer
+from virtiopy.controlclient import ask
 from virtiopy.devices.net import Net
 from virtiopy.errors import ConfigError
 from virtiopy.host.tap import Tap

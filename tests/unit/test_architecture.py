@@ -60,6 +60,7 @@ MAY_IMPORT = {
     "memory": LOW,
     "streams": ["eventloop", "virtqueue"],
     "bus": ["errors"],
+    "controlclient": ["errors"],
     "exitlog": ["errors"],
     "x86": ["memory"],
     "virtqueue": [*LOW, "memory", "spec"],

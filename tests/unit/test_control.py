@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from virtiopy.accel.base import Accelerator
-from virtiopy.control import CLIENTS_MAX, LINE_MAX, ControlServer, ask
+from virtiopy.control import CLIENTS_MAX, LINE_MAX, ControlServer
+from virtiopy.controlclient import ask
 from virtiopy.devices.balloon import Balloon
 from virtiopy.devices.rng import Rng
 from virtiopy.errors import ConfigError, HostError

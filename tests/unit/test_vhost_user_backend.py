@@ -1,5 +1,6 @@
 """What a backend does for a frontend that keeps to the protocol."""
 
+import contextlib
 import os
 import socket
 from collections.abc import Iterator
@@ -294,3 +295,15 @@ def test_without_version_1_no_ring_starts(driver: Driver) -> None:
     driver.queues[0].notify()
     assert driver.frontend.stop_ring(0) == 0
     assert driver.queues[0].driver.take_used() is None
+
+
+def test_a_notification_that_the_last_backend_owed_is_sent(driver: Driver) -> None:
+    driver.start()
+    read_sector(driver, 1)
+    queue = driver.queues[0]
+    base = driver.frontend.stop_ring(0)
+    # Killed after idx was updated, and before the eventfd was written.
+    with contextlib.suppress(BlockingIOError):
+        os.eventfd_read(queue.call)
+    driver.frontend.start_ring(0, queue.ring(base), driver.memory)
+    readable(queue.call)

@@ -14,6 +14,7 @@ from virtiopy.devices.base import VirtioDevice
 from virtiopy.errors import ConfigError
 
 if TYPE_CHECKING:
+    from virtiopy.host.disk import CacheMode
     from virtiopy.streams import Stream
 
 
@@ -57,6 +58,13 @@ def choose_mode(options: DeviceOptions, default: str) -> ModeChoice:
     if vhost_user_path(options) is not None:
         return ModeChoice("vhost-user")
     return ModeChoice(options.choice("mode", ("trapped", "ioeventfd"), default))
+
+
+def choose_disk_mode(options: DeviceOptions, default: str) -> ModeChoice:
+    """Return the mode of a disk; one that qemu-storage-daemon serves has no choice."""
+    if vhost_user_path(options) is None and needs_storage_daemon(options):
+        return ModeChoice(options.choice("mode", ("vhost-user",), "vhost-user"))
+    return choose_mode(options, default)
 
 
 def choose_net_mode(options: DeviceOptions, default: str) -> ModeChoice:
@@ -115,6 +123,8 @@ def build_disk(options: DeviceOptions) -> VirtioDevice:
 
         return open_blk(socket)
     cache = CacheMode(options.choice("cache", list(CacheMode), CacheMode.WRITEBACK))
+    if needs_storage_daemon(options):
+        return build_formatted_disk(options, cache)
     queue_size = options.number("queue-size", 256, 4, QUEUE_SIZE_MAX)
     if not valid_queue_size(queue_size):
         raise ConfigError(f"--disk has queue-size={queue_size}: use a power of 2.")
@@ -130,6 +140,45 @@ def build_disk(options: DeviceOptions) -> VirtioDevice:
         num_queues=num_queues,
         queue_size=queue_size,
     )
+
+
+def needs_storage_daemon(options: DeviceOptions) -> bool:
+    """Say whether an image is not a raw file, which virtiopy reads itself."""
+    from virtiopy.host.storage import is_url
+
+    return image_format(options) != "raw" or is_url(options.main)
+
+
+def image_format(options: DeviceOptions) -> str:
+    """Return an image's format, by its name or as it was given: never by what is in the image."""
+    from virtiopy.host.storage import FORMATS, format_of
+
+    return options.choice("format", FORMATS, format_of(options.main))
+
+
+def build_formatted_disk(options: DeviceOptions, cache: "CacheMode") -> VirtioDevice:
+    """Have qemu-storage-daemon serve an image, and make the block device that this is."""
+    from virtiopy.host.storage import Image, StorageDaemon
+    from virtiopy.vhost.user.device import QUEUES_MAX, VhostUserBlk
+
+    for key in ("serial", "queue-size"):
+        if options.text(key, ""):
+            raise ConfigError(
+                f"--disk has {key}=..., which qemu-storage-daemon cannot set: leave it out, or "
+                "convert the image to a raw one."
+            )
+    image = Image(
+        options.main,
+        image_format(options),
+        readonly=options.flag("readonly") if options.text("readonly", "") else None,
+        cache=cache,
+        num_queues=options.number("queues", 1, 1, QUEUES_MAX),
+    )
+    with contextlib.ExitStack() as opened:
+        daemon = opened.enter_context(StorageDaemon(image))
+        device = VhostUserBlk(daemon.connect(), daemon.connect, release=daemon.close)
+        opened.pop_all()
+    return device
 
 
 def build_rng(options: DeviceOptions) -> VirtioDevice:
@@ -248,11 +297,14 @@ ATTACHMENTS = [
     Attachment(
         "--disk",
         "blk",
-        "PATH[,readonly=on][,cache=writeback|writethrough|none][,serial=ID][,queues=N]"
-        "[,queue-size=N][,mode=trapped|ioeventfd], or vhost-user=SOCKET",
-        "Attach a raw image or block device; or one that another process serves at a socket.",
-        ("readonly", "cache", "serial", "queues", "queue-size"),
+        "PATH|URL[,format=FORMAT][,readonly=on][,cache=writeback|writethrough|none][,serial=ID]"
+        "[,queues=N][,queue-size=N][,mode=trapped|ioeventfd], or vhost-user=SOCKET",
+        "Attach a raw image or block device; or one that another process serves at a socket. "
+        "Images in another format, by the file's name or `format`, as qcow2, vmdk, vhdx or vdi, "
+        "and http and nbd URLs, are served by qemu-storage-daemon.",
+        ("readonly", "cache", "serial", "queues", "queue-size", "format"),
         build_disk,
+        choose_mode=choose_disk_mode,
     ),
     Attachment(
         "--rng",

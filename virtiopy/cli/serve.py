@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from virtiopy.cli.attachments import ATTACHMENTS, Attachment, vhost_user_path
+from virtiopy.cli.attachments import ATTACHMENTS, Attachment, needs_storage_daemon, vhost_user_path
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.errors import ConfigError
 from virtiopy.eventloop import READABLE, EventLoop
@@ -60,13 +60,14 @@ def command(
     """
     from virtiopy.vhost.user.server import Server
 
-    source, name = _source(path, socket_fd, connect=connect)
     with contextlib.ExitStack() as stack:
+        # First of all: whoever sees the socket may end us.
+        ended = _signals_as_file(stack)
+        source, name = _source(path, socket_fd, connect=connect)
         if isinstance(source, socket.socket):
             stack.callback(source.close)
         served = stack.enter_context(contextlib.closing(_build(SERVED[device], options)))
         loop = stack.enter_context(EventLoop("serve"))
-        ended = _signals_as_file(stack)
         # Closed on this thread, as the loop ran here: nothing is done beside it any more.
         stack.enter_context(Server(served, loop, source))
         loop.watch(ended, READABLE, lambda events: loop.stop(), "signals")
@@ -116,6 +117,10 @@ def _build(attachment: Attachment, text: str) -> VirtioDevice:
         raise ConfigError(f"{given.pop()}=... is for virtiopy's own VM: leave it out.")
     if vhost_user_path(options) is not None:
         raise ConfigError("What is served already can only be attached: name an image.")
+    if attachment.prefix == "blk" and needs_storage_daemon(options):
+        raise ConfigError(
+            f"{options.main} is no raw image: qemu-storage-daemon can serve it over vhost-user."
+        )
     return attachment.build(options)
 
 

@@ -279,7 +279,10 @@ class Backend(Closing):
             self._active = True
             self.device.activate({ring.index: queue})
         self._enable_queues()
-        # The kick for what is in it may have gone to another backend.
+        # The kick for what is in it may have gone to another backend, which may have been killed
+        # before it could send the notification for what it used.
+        if queue.used_index:
+            ring.notify()
         self._work(ring)
 
     def _works_disabled(self, ring: Ring) -> bool:

@@ -46,8 +46,8 @@ _RING_FEATURES = feature_mask(
 class VhostUserDevice(VirtioDevice):
     """The device at the other end of `stream`, a connection to a backend; the socket is closed.
 
-    `reconnect` makes another connection, and raises ConfigError where there is nobody. Raises
-    ConfigError for a backend that is of no use here.
+    `reconnect` makes another connection, and raises ConfigError where there is nobody; `release`
+    is called when the device is closed. Raises ConfigError for a backend that is of no use here.
     """
 
     #: The device type's feature bits that can be made use of.
@@ -56,9 +56,16 @@ class VhostUserDevice(VirtioDevice):
     #: Bytes of the configuration space.
     config_size: int
 
-    def __init__(self, stream: socket.socket, reconnect: Callable[[], socket.socket]) -> None:
+    def __init__(
+        self,
+        stream: socket.socket,
+        reconnect: Callable[[], socket.socket],
+        *,
+        release: Callable[[], None] = lambda: None,
+    ) -> None:
         super().__init__()
         self._reconnect = reconnect
+        self._release = release
         #: How often another backend took over.
         self.reconnects = 0
         self._frontend: VhostUserFrontend | None = None
@@ -66,6 +73,7 @@ class VhostUserDevice(VirtioDevice):
         self._lent: dict[int, Notifiers] = {}
         self._watches: list[Watch] = []
         self._retry: Timer | None = None
+        self._halted = False
         self._closed = False
         try:
             frontend = VhostUserFrontend(stream)
@@ -158,7 +166,8 @@ class VhostUserDevice(VirtioDevice):
         super().stop_queue(index)
 
     def halt(self) -> None:
-        """Take all rings back."""
+        """Take all rings back, until a reset."""
+        self._halted = True
         for index in list(self._lent):
             self._do(lambda frontend, index=index: self._stop_ring(frontend, index))  # type: ignore[misc]
             self._return_notifiers(index)
@@ -167,6 +176,7 @@ class VhostUserDevice(VirtioDevice):
         """Take all rings back, and have the backend reset the device."""
         was_used = bool(self._lent or self.driver_features)
         self.halt()
+        self._halted = False
         super().reset()
         if was_used:
             self._do(lambda frontend: frontend.reset_device())
@@ -181,6 +191,7 @@ class VhostUserDevice(VirtioDevice):
         self._drop_inflight()
         for eventfd in self._errors:
             os.close(eventfd)
+        self._release()
 
     def facts(self) -> Mapping[str, Fact]:
         """Tell whether there is a backend, and how many there were."""
@@ -339,7 +350,7 @@ class VhostUserDevice(VirtioDevice):
     def _do_first(self, frontend: VhostUserFrontend) -> None:
         try:
             self._take(frontend)
-            if self._lent:
+            if self.queues and not self._halted:
                 self._begin(frontend)
         except PeerError as error:
             self._gone(str(error))

@@ -1,0 +1,174 @@
+"""The VM's devices, in other processes: virtiopy serve, and qemu-storage-daemon."""
+
+import socket
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.guest.support import (
+    VIRTIOPY,
+    assert_one_sentence,
+    final_pattern,
+    holds_final_pattern,
+    make_image,
+    needs_kvm,
+    run_guest,
+    virtiopy,
+)
+from tests.guest.vhost_user import needs_storage_daemon, serve, serve_by_qemu
+
+pytestmark = needs_kvm
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    return make_image(tmp_path / "disk.img")
+
+
+@pytest.mark.parametrize("queues", [1, 4])
+def test_the_blk_guest_passes_on_a_disk_that_is_served(
+    tmp_path: Path, image: Path, queues: int
+) -> None:
+    path = tmp_path / "blk.sock"
+    with serve("blk", f"{image},queue-size=128,queues={queues}", path):
+        outcome = run_guest(tmp_path, "blk", "--disk", f"vhost-user={path}")
+
+    assert outcome.failures() == []
+    assert outcome.status == 0, outcome.errors
+    assert len(outcome.report["tests"]) > 100
+    assert outcome.exits("blk0", "QueueNotify") == 0
+    assert holds_final_pattern(image)
+
+
+@needs_storage_daemon
+def test_the_blk_guest_passes_on_qemus_export(tmp_path: Path, image: Path) -> None:
+    path = tmp_path / "blk.sock"
+    with serve_by_qemu(image, path):
+        outcome = run_guest(
+            tmp_path, "blk", "--disk", f"vhost-user={path}", "--append", "blk.libvhost-user=1"
+        )
+
+    assert outcome.failures() == []
+    assert outcome.status == 0, outcome.errors
+    assert len(outcome.report["tests"]) > 100
+    assert holds_final_pattern(image)
+
+
+@needs_storage_daemon
+def test_the_blk_guest_passes_on_a_qcow2_of_qemus(tmp_path: Path) -> None:
+    image, path = tmp_path / "disk.qcow2", tmp_path / "blk.sock"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(image), "8M"], check=True)
+    with serve_by_qemu(image, path, "qcow2"):
+        outcome = run_guest(
+            tmp_path, "blk", "--disk", f"vhost-user={path}", "--append", "blk.libvhost-user=1"
+        )
+
+    assert outcome.failures() == []
+    raw = tmp_path / "raw.img"
+    subprocess.run(["qemu-img", "convert", "-O", "raw", str(image), str(raw)], check=True)
+    assert raw.read_bytes()[: len(final_pattern())] == final_pattern()
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("append", ["", "blk.requests=20000"], ids=["tests", "reads"])
+def test_a_backend_that_is_killed_again_and_again_loses_nothing(
+    tmp_path: Path, image: Path, append: str
+) -> None:
+    path = tmp_path / "blk.sock"
+    with serve("blk", f"{image},queue-size=128", path) as backend:
+        done = threading.Event()
+        kills = 0
+
+        def kill_often() -> None:
+            nonlocal kills
+            while kills < 20:
+                # Not before the VM has found it, so that each kill is a reconnect.
+                while backend.output.count("a frontend is here") <= kills:
+                    if done.wait(0.005):
+                        return
+                if done.wait(0.03):
+                    return
+                backend.kill()
+                kills += 1
+                backend.restart()
+
+        killer = threading.Thread(target=kill_often)
+        killer.start()
+        try:
+            outcome = run_guest(
+                tmp_path,
+                *("blk", "--disk", f"vhost-user={path}", "--timeout", "90", "--append", append),
+            )
+        finally:
+            done.set()
+            killer.join()
+
+    assert outcome.status == 0, outcome.output + outcome.errors
+    assert outcome.failures() == []
+    assert kills > 1
+    (disk,) = outcome.report["devices"]
+    assert disk["facts"]["reconnects"] in {kills, kills - 1}
+    if not append:
+        assert holds_final_pattern(image)
+
+
+def test_sigterm_completes_what_is_in_flight_and_takes_the_socket_away(
+    tmp_path: Path, image: Path
+) -> None:
+    path = tmp_path / "blk.sock"
+    backend = serve("blk", str(image), path)
+    backend.close()
+    assert backend.process.returncode == 0
+    assert not path.exists()
+    assert "ready at" in backend.output
+
+
+def test_a_device_is_served_at_a_socket_that_is_open_already(tmp_path: Path, image: Path) -> None:
+    path = tmp_path / "activated.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        fd = listener.fileno()
+        process = subprocess.Popen(
+            [*VIRTIOPY, "serve", "blk", str(image), "--socket-fd", str(fd)], pass_fds=[fd]
+        )
+    try:
+        outcome = run_guest(tmp_path, "probe", "--disk", f"vhost-user={path}")
+    finally:
+        process.terminate()
+        process.wait()
+    assert outcome.status == 0, outcome.errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "--disk", "vhost-user=nobody.sock"], ["nobody.sock", "virtiopy serve"]),
+        (["run", "--disk", "vhost-user=nobody.sock,cache=none"], ["cache"]),
+        (["run", "--net", "vhost-user=nobody.sock,tap=tap0"], ["tap"]),
+        (["serve", "blk", "disk.img"], ["--socket"]),
+        (["serve", "blk", "missing.img", "--socket", "s.sock"], ["missing.img"]),
+        (["serve", "blk", "vhost-user=x.sock", "--socket", "s.sock"], ["served already"]),
+        (["serve", "rng", "mode=trapped", "--socket", "s.sock"], ["mode="]),
+        (["serve", "rng", "--socket-fd", "0"], ["descriptor 0"]),
+        (["serve", "rng", "--socket", "/nowhere/at/all.sock"], ["/nowhere/at/all.sock"]),
+    ],
+)
+def test_a_fault_of_the_users_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert_one_sentence(virtiopy(*arguments), *words)
+
+
+def test_it_does_not_serve_in_place_of_a_file(tmp_path: Path, image: Path) -> None:
+    assert_one_sentence(virtiopy("serve", "rng", "--socket", image), "file at")
+    assert image.stat().st_size == 4 << 20
+
+
+def test_two_do_not_serve_at_one_socket(tmp_path: Path, image: Path) -> None:
+    path = tmp_path / "rng.sock"
+    with serve("rng", "", path):
+        assert_one_sentence(virtiopy("serve", "rng", "--socket", path), "already")
