@@ -168,11 +168,12 @@ class Terminal:
         """Write to the guest."""
         self._ours.sendall(data)
 
-    def printed(self, count: int, *, seconds: float = PATIENCE) -> bytes:
-        """Return the next `count` bytes that the guest wrote, fewer where no more come in time."""
+    def printed(self, until: bytes, *, seconds: float = PATIENCE) -> bytes:
+        """Return what the guest wrote, up to `until` and with it, or as far as it comes in time."""
         data = b""
-        while len(data) < count and select.select([self._ours], [], [], seconds)[0]:
-            more = self._ours.recv(count - len(data))
+        while until not in data and select.select([self._ours], [], [], seconds)[0]:
+            # No more than may belong to it.
+            more = self._ours.recv(1 if data else len(until))
             if not more:
                 break
             data += more

@@ -10,12 +10,12 @@ from typing import ClassVar, TypeVar
 from virtiopy.closing import Closing
 from virtiopy.conformance.builders import Rig
 from virtiopy.conformance.loops import raise_failure, turns
-from virtiopy.conformance.problems import DiedError, WedgedError
+from virtiopy.conformance.problems import DiedError, NotApplicableError, WedgedError
 from virtiopy.conformance.queue import SessionQueue
 from virtiopy.conformance.session import Session, status_words
 from virtiopy.conformance.trace import Trace
 from virtiopy.eventloop import EventLoop
-from virtiopy.spec import DeviceStatus, Feature, has_feature
+from virtiopy.spec import DeviceStatus, Feature
 from virtiopy.transport.driver import MmioDriver, Registers
 from virtiopy.transport.mmio import Interrupt, MmioTransport, Register
 
@@ -84,22 +84,23 @@ class TracedRegisters:
     def read(self, offset: int, size: int) -> bytes:
         """Read `size` bytes at `offset`."""
         value = self._cpu.run(lambda: self._registers.read(offset, size))
-        self._trace.note(f"read {_name(offset)} ({size} bytes) = {_value(offset, value)}")
+        self._trace.note(f"read {_name(offset, size)} = {_value(offset, value)}")
         return value
 
     def write(self, offset: int, data: bytes) -> None:
         """Write `data` at `offset`."""
-        self._trace.note(f"write {_name(offset)} ({len(data)} bytes) = {_value(offset, data)}")
+        self._trace.note(f"write {_name(offset, len(data))} = {_value(offset, data)}")
         self._cpu.run(lambda: self._registers.write(offset, data))
 
 
-def _name(offset: int) -> str:
+def _name(offset: int, size: int) -> str:
+    width = f" ({size} bytes)" if size != 4 else ""
     if offset >= Register.Config:
-        return f"Config+{offset - Register.Config:#x}"
+        return f"Config+{offset - Register.Config:#x}{width}"
     try:
-        return Register(offset).name
+        return Register(offset).name + width
     except ValueError:
-        return f"register {offset:#05x}"
+        return f"register {offset:#05x}{width}"
 
 
 def _value(offset: int, data: bytes) -> str:
@@ -132,7 +133,6 @@ class MmioSession(Session):
         self._config_change = False
         self._loop = EventLoop("device")
         self._cpu = Cpu(patience)
-        # Whatever fails from here on, `close` gives back.
         self._transport = transport(
             rig.device, self.memory, self._set_interrupt, loop=self._loop, may_block=False
         )
@@ -260,7 +260,8 @@ class MmioSession(Session):
 
     def reset_queue(self, index: int) -> None:
         """Reset one virtqueue (2.6.1), and wait until that is done."""
-        assert has_feature(self.features, Feature.VIRTIO_F_RING_RESET)
+        if not self.has(Feature.VIRTIO_F_RING_RESET):
+            raise NotApplicableError("VIRTIO_F_RING_RESET was not negotiated")
         self._driver.write(Register.QueueSel, index)
         self._driver.write(Register.QueueReset, 1)
         self.wait("QueueReset 0", lambda: self._driver.read(Register.QueueReset) == 0)

@@ -210,6 +210,10 @@ class Session(Closing):
     def check_alive(self) -> None:
         """Raise the DeviceError that is found, if any: the device is asked something."""
 
+    @abstractmethod
+    def reset_queue(self, index: int) -> None:
+        """Take one virtqueue from a live device, which forgets it; it can be set up again."""
+
     # Operation
 
     @abstractmethod
@@ -242,6 +246,16 @@ class Session(Closing):
             time.sleep(pause)
             pause = min(2 * pause, 0.005)
         return result
+
+    def never(self, what: str, condition: Callable[[], object], seconds: float = 0.03) -> None:
+        """Fail where `condition` comes true, now or within a little time."""
+        end = time.monotonic() + seconds
+        while True:
+            self.raise_failure()
+            assert not condition(), what
+            if time.monotonic() > end:
+                return
+            time.sleep(0.001)
 
     def wait_used(self, index: int, count: int = 1) -> list[Used]:
         """Return the next `count` used buffers of a queue, in the order of the used ring."""

@@ -302,6 +302,11 @@ class VhostUserSession(Session):
                 self.memory,
             )
 
+    def reset_queue(self, index: int) -> None:
+        """Stop a virtqueue, and forget it; it is started from its beginning again."""
+        self.stop_queue(index)
+        self.queues.pop(index, None)
+
     def stop_queue(self, index: int) -> int:
         """Stop a virtqueue; returns the next entry of the available ring to look at."""
         with self._peer():

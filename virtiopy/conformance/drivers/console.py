@@ -198,18 +198,25 @@ class ConsoleDriver(DeviceDriver):
         """Whether the suite sees what is written, and can type."""
         return isinstance(self.session.host, ConsoleHost)
 
-    def _transmission(self, queue: int, data: bytes, port: int | None = None) -> Request:
+    def _transmission(
+        self, queue: int, data: bytes, port: int | None = None, *, next_out: bool = True
+    ) -> Request:
         def check(content: bytes, length: int) -> None:
             assert length == 0, f"{length} bytes written to a transmit buffer"
-            if port is not None and self.has_terminals:
-                printed = self.terminal(port).printed(len(data))
-                assert printed == data, f"{printed!r} came out, and not {data!r}"
+            if port is None or not self.has_terminals:
+                return
+            printed = self.terminal(port).printed(data)
+            assert printed.endswith(data), f"{printed!r} came out, and not {data!r}"
+            assert printed == data or not next_out, f"{printed!r} came out, not just {data!r}"
 
         return Request(queue, data, 0, check)
 
-    def output(self, data: bytes, port: int = 0) -> Request:
-        """Return a request to write bytes to a port, which have to come out."""
-        return self._transmission(transmitq(port), data, port)
+    def output(self, data: bytes, port: int = 0, *, next_out: bool = True) -> Request:
+        """Return a request to write bytes to a port, which have to come out.
+
+        They have to be the next to come out, unless told otherwise.
+        """
+        return self._transmission(transmitq(port), data, port, next_out=next_out)
 
     def input(self, data: bytes, port: int = 0, room: int = 256) -> Request:
         """Return a request to read what is typed once the buffer is there."""
@@ -220,8 +227,8 @@ class ConsoleDriver(DeviceDriver):
         return Request(receiveq(port), b"", room, check, lambda: self.terminal(port).type(data))
 
     def good_request(self) -> Request:
-        """Return a request to write a line to port 0."""
-        return self.output(f"line {next(self._lines)}\n".encode())
+        """Return a request to write a line to port 0, whatever else is written before it."""
+        return self.output(f"line {next(self._lines)}\n".encode(), next_out=False)
 
     def requests(self) -> list[Request]:
         """Return requests to write, to read where the suite can type, and a control message."""
