@@ -7,11 +7,13 @@ from virtiopy.conformance.drivers.console import ConsoleDriver
 from virtiopy.conformance.drivers.net import NetDriver
 from virtiopy.conformance.drivers.rng import RngDriver
 
+_ALL: tuple[type[DeviceDriver], ...] = (
+    BlkDriver,
+    NetDriver,
+    ConsoleDriver,
+    RngDriver,
+    BalloonDriver,
+)
+
 #: By the name that a device has on the command line, which is also that of its fixture.
-DRIVERS: dict[str, type[DeviceDriver]] = {
-    "blk": BlkDriver,
-    "net": NetDriver,
-    "console": ConsoleDriver,
-    "rng": RngDriver,
-    "balloon": BalloonDriver,
-}
+DRIVERS = {driver.name: driver for driver in _ALL}

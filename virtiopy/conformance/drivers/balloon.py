@@ -57,6 +57,7 @@ class BalloonDriver(DeviceDriver):
     """A driver that puts pages of SPARE memory into the balloon, and takes them out again."""
 
     device_id: ClassVar[DeviceId] = DeviceId.BALLOON
+    name: ClassVar[str] = "balloon"
 
     understood = (
         "VIRTIO_BALLOON_F_MUST_TELL_HOST",

@@ -75,6 +75,9 @@ class DeviceDriver:
 
     device_id: ClassVar[DeviceId]
 
+    #: What devices of the type are called on the command line.
+    name: ClassVar[str]
+
     #: The device type's features that it can work with, when they are negotiated.
     understood: ClassVar[Iterable[FeatureLike]] = ()
 

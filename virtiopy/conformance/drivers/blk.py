@@ -67,6 +67,7 @@ class BlkDriver(DeviceDriver):
     """A driver that reads and writes a disk, whose content is lost."""
 
     device_id: ClassVar[DeviceId] = DeviceId.BLOCK
+    name: ClassVar[str] = "blk"
 
     understood = (
         "VIRTIO_BLK_F_SIZE_MAX",

@@ -77,6 +77,7 @@ class ConsoleDriver(DeviceDriver):
     """A driver that opens every port that the device adds."""
 
     device_id: ClassVar[DeviceId] = DeviceId.CONSOLE
+    name: ClassVar[str] = "console"
 
     understood = (
         "VIRTIO_CONSOLE_F_SIZE",

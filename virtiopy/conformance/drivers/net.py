@@ -82,6 +82,7 @@ class NetDriver(DeviceDriver):
     """A driver that sends and receives frames by the first pair of virtqueues."""
 
     device_id: ClassVar[DeviceId] = DeviceId.NETWORK
+    name: ClassVar[str] = "net"
 
     understood = (
         "VIRTIO_NET_F_CSUM",

@@ -13,6 +13,7 @@ class RngDriver(DeviceDriver):
     """A driver that asks for random bytes."""
 
     device_id: ClassVar[DeviceId] = DeviceId.ENTROPY
+    name: ClassVar[str] = "rng"
 
     def request(self, size: int = 64) -> Request:
         """Return a request for up to `size` bytes."""
