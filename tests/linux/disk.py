@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.guest.vhost_user import Backend
 from tests.lab.machine import Lab
-from tests.linux.backend import Backend
 from tests.linux.guest import boot, chardev
 
 QUEUES = 4
