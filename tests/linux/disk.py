@@ -55,6 +55,16 @@ class LinuxDisk:
         assert isinstance(job, dict)
         return job
 
+    def completed(self) -> list[int]:
+        """Return how many reads and writes were completed, again and again while fio ran."""
+        try:
+            text = (self.share / "counters.txt").read_text()
+        except FileNotFoundError:
+            return []
+        # The last line may be in the middle of being written. See Documentation/block/stat.rst.
+        lines = [line.split() for line in text.split("\n")[:-1]]
+        return [int(fields[0]) + int(fields[4]) for fields in lines]
+
     def interrupts(self) -> list[int]:
         """Count the interrupts of each queue."""
         text = (self.share / "interrupts.txt").read_text()

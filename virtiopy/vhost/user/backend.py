@@ -273,6 +273,8 @@ class Backend(Closing):
             event_idx=has_feature(features, Feature.VIRTIO_F_EVENT_IDX),
             indirect=has_feature(features, Feature.VIRTIO_F_INDIRECT_DESC),
         )
+        if queue.inherited:
+            log.info("ring %d: %d requests in flight go on", ring.index, queue.inherited)
         if self._active:
             self.device.start_queue(ring.index, queue)
         else:

@@ -58,6 +58,8 @@ class UserQueue(SplitQueue):
             if self._again:
                 # The frontend could not ask the one that was killed how far it had come.
                 self.resume((self.used_index + len(self._again)) % INDEX_MODULUS)
+        #: Chains that a killed backend had taken, and that are to be served again.
+        self.inherited = len(self._again)
 
     def _next_head(self) -> int | None:
         if self._again:
