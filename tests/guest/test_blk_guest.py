@@ -115,11 +115,21 @@ def test_a_killed_vmm_leaves_the_image_free_to_use(tmp_path: Path, image: Path) 
     assert run_guest(tmp_path, "probe", "--disk", image).status == 0
 
 
-def test_a_request_in_trapped_mode_costs_its_kick_and_its_interrupt(
-    tmp_path: Path, image: Path
+@pytest.mark.parametrize(
+    ("mode", "exit_free", "kick", "everything"),
+    [
+        # The interrupt's handler reads InterruptStatus and writes InterruptACK.
+        pytest.param("trapped", "off", 1, 3, id="trapped"),
+        pytest.param("trapped", "on", 1, 2, id="trapped-exit-free"),
+        pytest.param("ioeventfd", "on", 0, 0, id="ioeventfd-exit-free"),
+    ],
+)
+def test_a_request_costs_its_kick_and_its_interrupt(
+    tmp_path: Path, image: Path, mode: str, exit_free: str, kick: int, everything: int
 ) -> None:
     def count(requests: int) -> tuple[int, int]:
-        arguments = ("--disk", image, "--mode", "trapped", "--append", f"blk.requests={requests}")
+        arguments = ("--disk", image, "--mode", mode, "--exit-free", exit_free)
+        arguments += ("--append", f"blk.requests={requests}")
         outcome = run_guest(tmp_path, "blk", *arguments)
         assert outcome.status == 0, outcome.errors
         rows = outcome.report["exits"]["userspace"]
@@ -128,9 +138,8 @@ def test_a_request_in_trapped_mode_costs_its_kick_and_its_interrupt(
 
     few, many = count(10), count(60)
 
-    # What the driver does besides the requests cancels out. Its handler reads InterruptStatus and
-    # writes InterruptACK.
-    assert [b - a for a, b in zip(few, many, strict=True)] == [50, 150]
+    # What the driver does besides the requests cancels out.
+    assert [b - a for a, b in zip(few, many, strict=True)] == [50 * kick, 50 * everything]
 
 
 def test_no_kick_reaches_userspace_in_ioeventfd_mode(tmp_path: Path, image: Path) -> None:
