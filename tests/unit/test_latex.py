@@ -128,6 +128,7 @@ def test_a_sentence_with_two_keywords_is_two_statements() -> None:
         ("MUST not", "MUST NOT"),
         ("MOST NOT", "MUST NOT"),
         ("SHOULD\nNOT", "SHOULD NOT"),
+        ("is NOT RECOMMENDED to", "SHOULD NOT"),
         ("is RECOMMENDED to", "SHOULD"),
         ("is OPTIONAL to", "MAY"),
         ("is REQUIRED to", "MUST"),

@@ -34,17 +34,17 @@ LEFT_OUT = ("2.8", "2.12", "2.13", "2.14")
 
 # How a keyword is spelled besides: MOST NOT is a slip of 5.1.9.2.2's.
 _SPELLINGS = {
-    "MUST not": "MUST NOT",
     "MOST NOT": "MUST NOT",
     "SHALL NOT": "MUST NOT",
     "SHALL": "MUST",
     "REQUIRED": "MUST",
+    "NOT RECOMMENDED": "SHOULD NOT",
     "RECOMMENDED": "SHOULD",
     "OPTIONAL": "MAY",
 }
 _KEYWORD = re.compile(
-    r"\b(?:M[UO]ST (?:NOT|not)|SHALL NOT|SHOULD NOT|MUST|SHALL|REQUIRED|SHOULD|RECOMMENDED|MAY"
-    r"|OPTIONAL)\b"
+    r"\b(?:(?:MUST|MOST|SHALL|SHOULD) (?:NOT|not)|MUST|SHALL|REQUIRED|SHOULD|(?:NOT )?RECOMMENDED"
+    r"|MAY|OPTIONAL)\b"
 )
 
 
@@ -169,8 +169,8 @@ def _items(text: str) -> list[str]:
 
 def _in_paragraph(paragraph: str, lead: str) -> Iterator[tuple[str, str]]:
     for sentence in _sentences(plain(paragraph)):
-        for keyword in _KEYWORD.findall(sentence):
-            yield _SPELLINGS.get(keyword, keyword), f"{lead} {sentence}".strip()
+        for spelled in map(str.upper, _KEYWORD.findall(sentence)):
+            yield _SPELLINGS.get(spelled, spelled), f"{lead} {sentence}".strip()
 
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\")\]]*\s+(?=[A-Z(\"]|[a-z]+_)")
