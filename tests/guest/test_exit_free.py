@@ -114,6 +114,7 @@ def test_the_drivers_pass_with_registers_of_either_kind(
     assert outcome.failures() == []
     assert outcome.status == 0, outcome.errors
     assert (outcome.exits(f"{guest}0", "InterruptStatus") == 0) == (exit_free == "on")
+    assert outcome.report["exit_free"] == (exit_free == "on")
 
 
 @needs_unicorn
