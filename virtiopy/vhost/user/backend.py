@@ -215,9 +215,9 @@ class Backend(Closing):
         if not self._broken:
             self._rings[queue.index].notify()
 
-    def config_changed(self) -> None:
+    def config_changed(self, *, notify: bool = True) -> None:
         """Send CONFIG_CHANGE_MSG, where the frontend has opened a channel for it."""
-        if self._channel is None or not self._has(ProtocolFeature.CONFIG):
+        if not notify or self._channel is None or not self._has(ProtocolFeature.CONFIG):
             return
         try:
             self._channel.send(Message(BackendRequest.CONFIG_CHANGE_MSG))

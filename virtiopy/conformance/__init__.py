@@ -1,0 +1,1 @@
+"""The conformance suite: any virtio backend, put through the specification's own statements."""
