@@ -19,11 +19,13 @@ if INSIDE not in os.environ:
     settings.register_profile("nightly", settings(max_examples=10_000, **_COMMON))  # type: ignore[arg-type]
     settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "normal"))
 
-# A shell has its background jobs ignore these, and so what they start; ours are to be ended.
+# A shell has its background jobs ignore these, nohup(1) has its command, and so what they start;
+# ours are to be ended.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-if signal.getsignal(signal.SIGQUIT) is signal.SIG_IGN:
-    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+for _number in (signal.SIGQUIT, signal.SIGHUP):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, signal.SIG_DFL)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -43,7 +43,6 @@ _CAPABILITIES = {
     Capability.IOEVENTFD: "kicks that do not wait for userspace",
     Capability.IRQFD: "interrupts without a system call of ours",
     Capability.READONLY_MEM: "register reads without exits",
-    Capability.COALESCED_MMIO: "InterruptACK without exits",
 }
 
 

@@ -22,8 +22,9 @@ from virtiopy.kvm.exits import Exit, ExitReason, IoExit, MmioExit
 from virtiopy.measurement import MEASUREMENT_PORT, PORT_NAME, Measurement, MeasurementPort
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import DeviceId
-from virtiopy.transport.mmio import REGISTER_RANGE, MmioTransport, Register
+from virtiopy.transport.mmio import REGISTER_RANGE, Interrupt, MmioTransport, Register
 from virtiopy.transport.notifiers import EventfdNotifiers
+from virtiopy.transport.registerpage import RegisterPage
 from virtiopy.vhost.handoff import VhostPair
 
 #: Guest physical address of the first device's registers; the next ones follow it.
@@ -161,6 +162,10 @@ class Machine(Closing):
 
     With `ignore_unassigned`, accesses to addresses where no device is read as all ones and write
     nothing, as on a PC; else they end the run.
+
+    `exit_free` has the guest read its devices' registers from memory, and the kernel take its
+    acknowledgements of used buffers where interrupts are irqfds: None where the accelerator can.
+    Raises HostError where it is asked for and cannot be had.
     """
 
     def __init__(
@@ -170,9 +175,17 @@ class Machine(Closing):
         *,
         console: Callable[[bytes], None],
         ignore_unassigned: bool = False,
+        exit_free: bool | None = None,
     ) -> None:
         self.memory = memory
         self.accelerator = accelerator
+        self.exit_free = accelerator.has_read_only_memory if exit_free is None else exit_free
+        if self.exit_free and not accelerator.has_read_only_memory:
+            raise HostError(
+                f"There are no registers without exits on {accelerator.name}, which has no "
+                "read-only memory: leave them out, or use --accel kvm on a kernel that has "
+                "KVM_CAP_READONLY_MEM."
+            )
         self.cpu = accelerator.create_cpu()
         self.loop = EventLoop("devices")
         self.slots: list[Slot] = []
@@ -239,6 +252,9 @@ class Machine(Closing):
                     mode = IoMode.IOEVENTFD
                     refused(f"{name} is in {mode} mode: {error}")
             transport.offered_features = device.offered(transport.offered_features)
+            if self.exit_free:
+                by_irqfd = mode is not IoMode.TRAPPED
+                self._show_registers(transport, address, release, by_irqfd=by_irqfd)
             self._mmio.add(Place(address, REGISTER_RANGE, name, transport))
             release.callback(_reset, device)
             slot = Slot(
@@ -287,6 +303,29 @@ class Machine(Closing):
                 )
             )
         return transport
+
+    def _show_registers(
+        self,
+        transport: MmioTransport,
+        address: int,
+        release: contextlib.ExitStack,
+        *,
+        by_irqfd: bool,
+    ) -> None:
+        """Let the guest read registers from memory, and the kernel take what needs no answer.
+
+        An irqfd is a pulse, so the acknowledgement of one for used buffers changes nothing: it is
+        a write to an eventfd that nobody reads. What else is written to InterruptACK comes here.
+        """
+        page = release.enter_context(RegisterPage())
+        if by_irqfd:
+            self.accelerator.add_ioeventfd(
+                address + Register.InterruptACK, Interrupt.USED_BUFFER, _eventfd(release)
+            )
+        release.callback(
+            self.accelerator.add_read_only_memory(address, REGISTER_RANGE, page.host_address)
+        )
+        transport.show_on(page, sees_acks=not by_irqfd)
 
     def boot(self, image: GuestImage, arguments: str = "") -> None:
         """Load a PVH image; its command line names the devices, then come `arguments`.

@@ -4,6 +4,7 @@ import pytest
 
 from tests.guest.support import needs_kvm
 from virtiopy.accel import AcceleratorName
+from virtiopy.machine import IoMode
 
 
 def has_unicorn() -> bool:
@@ -19,6 +20,9 @@ needs_unicorn = pytest.mark.skipif(not has_unicorn(), reason="unicorn is not ins
 KVM = pytest.param(AcceleratorName.KVM, marks=needs_kvm)
 TCG = pytest.param(AcceleratorName.TCG, marks=needs_unicorn)
 each_accelerator = pytest.mark.parametrize("name", [KVM, TCG])
+
+#: The modes that any device can be in: nobody else works its queues.
+OWN_MODES = [IoMode.TRAPPED, IoMode.IOEVENTFD]
 
 #: Seconds after which a guest is taken to hang.
 TIMEOUT = 60.0

@@ -115,12 +115,21 @@ def test_a_killed_vmm_leaves_the_image_free_to_use(tmp_path: Path, image: Path) 
     assert run_guest(tmp_path, "probe", "--disk", image).status == 0
 
 
-def test_a_request_in_trapped_mode_costs_its_kick_and_its_interrupt(
-    tmp_path: Path, image: Path
+@pytest.mark.parametrize(
+    ("mode", "exit_free", "each"),
+    [
+        # The interrupt's handler reads InterruptStatus and writes InterruptACK.
+        pytest.param("trapped", "off", (1, 3), id="trapped"),
+        pytest.param("trapped", "on", (1, 2), id="trapped-exit-free"),
+        pytest.param("ioeventfd", "on", (0, 0), id="ioeventfd-exit-free"),
+    ],
+)
+def test_a_request_costs_its_kick_and_its_interrupt(
+    tmp_path: Path, image: Path, mode: str, exit_free: str, each: tuple[int, int]
 ) -> None:
     def count(requests: int) -> tuple[int, int]:
-        arguments = ("--disk", image, "--mode", "trapped", "--append", f"blk.requests={requests}")
-        outcome = run_guest(tmp_path, "blk", *arguments)
+        arguments = ("--disk", image, "--mode", mode, "--exit-free", exit_free)
+        outcome = run_guest(tmp_path, "blk", *arguments, "--append", f"blk.requests={requests}")
         assert outcome.status == 0, outcome.errors
         rows = outcome.report["exits"]["userspace"]
         device = sum(row["count"] for row in rows if row["device"] == "blk0")
@@ -128,9 +137,8 @@ def test_a_request_in_trapped_mode_costs_its_kick_and_its_interrupt(
 
     few, many = count(10), count(60)
 
-    # What the driver does besides the requests cancels out. Its handler reads InterruptStatus and
-    # writes InterruptACK.
-    assert [b - a for a, b in zip(few, many, strict=True)] == [50, 150]
+    # What the driver does besides the requests cancels out.
+    assert [b - a for a, b in zip(few, many, strict=True)] == [50 * count for count in each]
 
 
 def test_no_kick_reaches_userspace_in_ioeventfd_mode(tmp_path: Path, image: Path) -> None:

@@ -28,11 +28,15 @@ def namespace() -> Iterator[Namespace]:
 
 
 def compare(
-    tmp_path: Path, *arguments: str | Path, modes: str = "trapped,ioeventfd"
+    tmp_path: Path,
+    *arguments: str | Path,
+    modes: str = "trapped,ioeventfd",
+    exit_free: str = "off",
 ) -> dict[str, Any]:
-    """Run `virtiopy exits` and return what it found, by mode."""
+    """Run `virtiopy exits` and return what it found, by mode where each is there once."""
     path = tmp_path / "exits.json"
-    done = virtiopy("exits", "--json", path, "--modes", modes, *arguments)
+    options = ("--json", path, "--modes", modes, "--exit-free", exit_free)
+    done = virtiopy("exits", *options, *arguments)
     assert done.status == 0, done.errors
     document: dict[str, Any] = json.loads(path.read_text())
     document["by_mode"] = {mode["mode"]: mode["measured"] for mode in document["modes"]}
@@ -63,6 +67,37 @@ def test_a_packet_costs_one_queue_notify_exit_when_trapped_and_none_by_ioeventfd
     assert trapped["per_request"]["queue_notify_exits"] == 1
     assert register(ioeventfd, "QueueNotify") == 0
     assert ioeventfd["kicks"] + ioeventfd["kicks_suppressed"] == PACKETS
+
+
+@needs_kvm
+@needs_taps
+@pytest.mark.parametrize("direction", ["send", "receive"])
+def test_without_exits_for_registers_a_packet_costs_none_by_ioeventfd(
+    tmp_path: Path, namespace: Namespace, direction: str
+) -> None:
+    arguments = ("--net", tap(namespace), "--packets", str(PACKETS), "--direction", direction)
+    measured = compare(tmp_path, *arguments, modes="trapped,ioeventfd,vhost-user", exit_free="on")[
+        "by_mode"
+    ]
+
+    assert measured["ioeventfd"]["userspace_exits"] == 0
+    assert measured["vhost-user"]["userspace_exits"] == 0
+    # The interrupt line is a level there, which its acknowledgement lowers.
+    trapped = measured["trapped"]
+    assert register(trapped, "QueueNotify") == register(trapped, "InterruptACK") == PACKETS
+    assert trapped["userspace_exits"] == 2 * PACKETS
+
+
+@needs_kvm
+def test_registers_of_either_kind_are_compared(tmp_path: Path) -> None:
+    image = make_image(tmp_path / "disk.img")
+    document = compare(tmp_path, "--disk", image, "--requests", "20", exit_free="both")
+
+    found = [(mode["mode"], mode["exit_free"]) for mode in document["modes"]]
+    assert found == [(m, free) for m in ("trapped", "ioeventfd") for free in (False, True)]
+    exits = [mode["measured"]["userspace_exits"] for mode in document["modes"]]
+    assert exits[1] < exits[0] == 3 * 20
+    assert exits[3] == 0 < exits[2]
 
 
 @needs_kvm
@@ -146,7 +181,7 @@ def test_each_mode_is_told_as_it_is_done(tmp_path: Path) -> None:
     done = virtiopy("exits", "--disk", image, "--requests", "5", "--modes", "trapped,ioeventfd")
 
     lines = [line.split(":")[1].strip() for line in done.errors.splitlines()]
-    assert lines == ["trapped", "ioeventfd"]
+    assert lines == ["trapped", "trapped exit-free", "ioeventfd", "ioeventfd exit-free"]
     assert max(map(len, done.output.splitlines())) <= 80
 
 
@@ -174,12 +209,15 @@ def test_the_measured_driver_sends_with_qemus_device_too(tmp_path: Path) -> None
 def test_without_kvm_the_kernels_counts_are_left_out(tmp_path: Path) -> None:
     pytest.importorskip("unicorn", reason="the extra `tcg` is not installed")
     image = make_image(tmp_path / "disk.img")
-    document = compare(tmp_path, "--disk", image, "--requests", "10", "--accel", "tcg")
+    arguments = ("--disk", image, "--requests", "10", "--accel", "tcg")
+    document = compare(tmp_path, *arguments, exit_free="both")
 
     assert document["accelerator"] == "tcg"
-    for measured in document["by_mode"].values():
-        assert measured["kernel"] is None
-    assert register(document["by_mode"]["trapped"], "QueueNotify") == 10
+    trapped, without, *_ = document["modes"]
+    assert trapped["measured"]["kernel"] is None
+    assert register(trapped["measured"], "QueueNotify") == 10
+    assert (without["exit_free"], without["measured"]) == (True, None)
+    assert "no registers without exits on tcg" in without["missing"]
 
 
 @needs_kvm

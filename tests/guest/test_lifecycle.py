@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.guest.accelerators import OWN_MODES
 from tests.guest.support import ISOLATED, VIRTIOPY, make_image, needs_isolation, needs_kvm
 from virtiopy.accel.kvm import KvmAccelerator
 from virtiopy.boot.elf import GuestImage
@@ -39,7 +40,7 @@ pytestmark = needs_kvm
 
 CYCLES = 200
 
-MODES = list(IoMode)
+MODES = OWN_MODES
 MAC = bytes.fromhex("020000000001")
 
 #: One line a device: what makes it, in a folder of its own.

@@ -32,7 +32,7 @@ def test_the_blk_guest_passes_on_a_disk_that_is_served(
     tmp_path: Path, image: Path, queues: int
 ) -> None:
     path = tmp_path / "blk.sock"
-    with serve("blk", f"{image},queue-size=128,queues={queues}", path):
+    with serve("blk", f"{image},queues={queues}", path):
         outcome = run_guest(tmp_path, "blk", "--disk", f"vhost-user={path}")
 
     assert outcome.failures() == []
@@ -77,7 +77,7 @@ def test_a_backend_that_is_killed_again_and_again_loses_nothing(
     tmp_path: Path, image: Path, append: str
 ) -> None:
     path = tmp_path / "blk.sock"
-    with serve("blk", f"{image},queue-size=128", path) as backend:
+    with serve("blk", str(image), path) as backend:
         done = threading.Event()
         kills = 0
 

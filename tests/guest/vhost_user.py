@@ -22,12 +22,12 @@ PATIENCE = 20
 
 
 class Backend(Closing):
-    """Runs `command`, which is to listen at `path`; its output is kept."""
+    """Runs `command`, which is to listen at `path`; its output is kept, in `log`."""
 
-    def __init__(self, command: list[str], path: Path) -> None:
+    def __init__(self, command: list[str], path: Path, log: Path | None = None) -> None:
         self.command = command
         self.path = path
-        self.log = path.with_suffix(".log")
+        self.log = log or path.with_suffix(".log")
         self.process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -69,9 +69,9 @@ def _listens(path: Path) -> bool:
     return False
 
 
-def serve(device: str, options: str, path: Path) -> Backend:
+def serve(device: str, options: str, path: Path, log: Path | None = None) -> Backend:
     """Serve a device of virtiopy's."""
-    return Backend([*VIRTIOPY, "-v", "serve", device, options, "--socket", str(path)], path)
+    return Backend([*VIRTIOPY, "-v", "serve", device, options, "--socket", str(path)], path, log)
 
 
 def serve_by_qemu(image: Path, path: Path, driver: str = "raw") -> Backend:

@@ -17,14 +17,30 @@ done >"$share/facts.txt"
 mkfs.ext4 -q -F "$disk"
 mount -t ext4 "$disk" "$folder"
 
-touch "$share/fio.started"
+# What Linux counts of the disk: requests that it has completed, and those in flight.
+(
+	set +x
+	while read -r counters </sys/block/vda/stat; do
+		echo "$counters" >>"$share/counters.txt"
+		sleep 0.05
+	done
+) &
+counting=$!
+
 # Each job is bound to a CPU, which has a queue of its own. Blocks are verified soon after they
 # were written, between other reads and writes, and all of them once more at the end.
-fio --output="$share/fio.json" --output-format=json --name=verified --directory="$folder" \
+set -- --name=verified --directory="$folder" \
 	--numjobs=4 --group_reporting --cpus_allowed=0-3 --cpus_allowed_policy=split \
 	--rw=randrw --bsrange=4k-64k --ioengine=libaio --iodepth=32 --direct=1 \
 	--verify=crc32c --verify_backlog=64 --verify_fatal=1 --verify_state_save=0 "$@"
+# The files, which are there then.
+fio --create_only=1 "$@"
+sync
+
+touch "$share/fio.started"
+fio --output="$share/fio.json" --output-format=json "$@"
 touch "$share/fio.ended"
+kill "$counting"
 grep virtio /proc/interrupts >"$share/interrupts.txt"
 
 cp "$share/known" "$folder/known"

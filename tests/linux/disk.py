@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.guest.vhost_user import Backend
 from tests.lab.machine import Lab
-from tests.linux.backend import Backend
 from tests.linux.guest import boot, chardev
 
 QUEUES = 4
@@ -54,6 +54,16 @@ class LinuxDisk:
         (job,) = json.loads(text[text.index("{") :])["jobs"]
         assert isinstance(job, dict)
         return job
+
+    def completed(self) -> list[int]:
+        """Return how many reads and writes were completed, again and again while fio ran."""
+        try:
+            text = (self.share / "counters.txt").read_text()
+        except FileNotFoundError:
+            return []
+        # The last line may be in the middle of being written. See Documentation/block/stat.rst.
+        lines = [line.split() for line in text.split("\n")[:-1]]
+        return [int(fields[0]) + int(fields[4]) for fields in lines]
 
     def interrupts(self) -> list[int]:
         """Count the interrupts of each queue."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.linux.backend import Backend
+from tests.guest.vhost_user import serve
 from tests.linux.disk import QUEUES, LinuxDisk, make_image
 from tests.linux.guest import finish
 
@@ -15,17 +15,14 @@ pytestmark = pytest.mark.timeout(300)
 SIZE = 32 << 20
 
 
-@pytest.fixture(scope="module", params=[pytest.param("qemu-storage-daemon")])
+@pytest.fixture(scope="module")
 def disk(
     request: pytest.FixtureRequest, share: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> LinuxDisk:
     folder = tmp_path_factory.mktemp("disk")
     image, socket = make_image(folder / "disk.img"), folder / "disk.sock"
-    export = f"vhost-user-blk,id=export,node-name=disk,writable=on,num-queues={QUEUES}"
-    node = f"file,node-name=disk,filename={image},discard=unmap"
-    command = ["qemu-storage-daemon", "--blockdev", node]
-    command += ["--export", f"{export},addr.type=unix,addr.path={socket}"]
-    with Backend(command, socket, share / "backend.log") as backend:
+    options = f"{image},queues={QUEUES}"
+    with serve("blk", options, socket, share / "backend.log") as backend:
         disk = LinuxDisk(image, share, backend)
         with disk.boot(request.config, f"--size={SIZE}") as lab:
             finish(lab, 200)

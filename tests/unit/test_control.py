@@ -39,6 +39,7 @@ class NoAccelerator:
     """What a machine is made with when nothing is executed."""
 
     name = "none"
+    has_read_only_memory = False
 
     def create_cpu(self) -> NoCpu:
         return NoCpu()

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import pytest
 
+from virtiopy._native import ffi
 from virtiopy.boot import pvh
 from virtiopy.boot.elf import GuestImage, LoadSegment
 from virtiopy.bus import UnassignedAccessError
@@ -20,7 +21,7 @@ from virtiopy.kvm.exits import Answer, Exit, ExitReason, InternalErrorExit, IoEx
 from virtiopy.machine import IoMode, Machine
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import DeviceId
-from virtiopy.transport.mmio import MAGIC_VALUE, Register
+from virtiopy.transport.mmio import MAGIC_VALUE, Interrupt, Register
 from virtiopy.virtqueue.split import Chain, SplitQueue
 from virtiopy.x86 import CR0_PE, Registers, SystemRegisters
 
@@ -91,7 +92,10 @@ class FakeAccelerator:
 
     name = "fake"
 
-    def __init__(self) -> None:
+    def __init__(self, *, has_read_only_memory: bool = False) -> None:
+        self.has_read_only_memory = has_read_only_memory
+        #: Host addresses of what is read only, by guest physical address.
+        self.read_only: dict[int, int] = {}
         self.cpu = FakeCpu()
         self.lines: list[tuple[int, bool]] = []
         self.kicks: list[tuple[int, int]] = []
@@ -108,6 +112,17 @@ class FakeAccelerator:
 
     def add_irqfd(self, gsi: int, eventfd: int) -> None:
         self.irqfds.append(gsi)
+
+    def add_read_only_memory(
+        self, guest_address: int, size: int, host_address: int
+    ) -> Callable[[], None]:
+        assert size == 0x1000
+        self.read_only[guest_address] = host_address
+
+        def remove() -> None:
+            del self.read_only[guest_address]
+
+        return remove
 
     def statistics(self) -> dict[str, int]:
         return {}
@@ -566,6 +581,59 @@ def test_an_interrupt_before_the_thread_begins_leaves_it_without_a_turn(
     start(started[0])
     started[0].join()
     assert bench.cpu.counters["exits"] == exits
+
+
+# Registers without exits
+
+
+def ignore(data: bytes) -> None:
+    """Take what the guest writes to the console."""
+
+
+@pytest.mark.parametrize("exit_free", [True, None])
+def test_registers_are_in_read_only_memory_until_the_machine_is_closed(
+    memory: GuestMemory, exit_free: bool | None
+) -> None:
+    accelerator = FakeAccelerator(has_read_only_memory=True)
+    with Machine(memory, accelerator, console=ignore, exit_free=exit_free) as machine:
+        machine.add_device(FakeDevice(), "rng0", IoMode.IOEVENTFD)
+        machine.add_device(FakeDevice(), "rng1", IoMode.TRAPPED)
+        assert set(accelerator.read_only) == {FIRST, SECOND}
+        magic = ffi.cast("uint32_t *", accelerator.read_only[FIRST])
+        assert magic[0] == MAGIC_VALUE
+    assert not accelerator.read_only
+
+
+def test_the_kernel_takes_the_acknowledgements_of_used_buffers_where_interrupts_are_irqfds(
+    memory: GuestMemory,
+) -> None:
+    accelerator = FakeAccelerator(has_read_only_memory=True)
+    with Machine(memory, accelerator, console=ignore) as machine:
+        machine.add_device(FakeDevice(), "rng0", IoMode.IOEVENTFD)
+        machine.add_device(FakeDevice(), "rng1", IoMode.TRAPPED)
+    acknowledgements = [
+        (address, value)
+        for address, value in accelerator.kicks
+        if address & 0xFFF == Register.InterruptACK
+    ]
+    assert acknowledgements == [(FIRST + Register.InterruptACK, Interrupt.USED_BUFFER)]
+
+
+@pytest.mark.parametrize("exit_free", [False, None])
+def test_registers_are_left_to_exits_where_that_is_asked_for_or_nothing_else_can_be_had(
+    memory: GuestMemory, exit_free: bool | None
+) -> None:
+    accelerator = FakeAccelerator(has_read_only_memory=exit_free is False)
+    with Machine(memory, accelerator, console=ignore, exit_free=exit_free) as machine:
+        machine.add_device(FakeDevice(), "rng0", IoMode.IOEVENTFD)
+        assert not machine.exit_free
+        assert not accelerator.read_only
+        assert accelerator.kicks == [(FIRST + Register.QueueNotify, 0)]
+
+
+def test_registers_without_exits_are_refused_where_they_cannot_be_had(memory: GuestMemory) -> None:
+    with pytest.raises(HostError, match=r"no registers without exits on fake.* --accel kvm"):
+        Machine(memory, FakeAccelerator(), console=ignore, exit_free=True)
 
 
 # Boot and end

@@ -66,6 +66,38 @@ def test_a_request_is_served_and_notified(driver: Driver) -> None:
     assert read_sector(driver, 6, queue=1) == bytes([6]) * SECTOR
 
 
+def write_in_pieces(driver: Driver, count: int) -> bytes:
+    """Write as many sectors by one request, its pieces in a table; return its status byte."""
+    status = driver.piece(1)
+    driver.memory.write(status.address, b"\xff")
+    pieces = [driver.piece(header(OUT, 0)), *(driver.piece(b"w" * SECTOR) for _ in range(count))]
+    table = driver.allocator.take(16 * (count + 2), 16)
+    driver.queues[0].driver.add([*pieces, status], direct=0, table=table)
+    driver.queues[0].notify()
+    driver.queues[0].wait()
+    return driver.memory.read(status.address, 1)
+
+
+def test_a_request_of_seg_max_segments_is_served_whatever_the_rings_size(
+    served: Served, image: Path
+) -> None:
+    """Linux makes such ones with QEMU's queue-size=4: seg_max was told before."""
+    with Driver(served.connect(), queue_count=2, queue_size=4) as driver:
+        driver.start()
+        seg_max = int.from_bytes(driver.frontend.get_config(16)[12:16], "little")
+        assert seg_max == 14
+        assert write_in_pieces(driver, seg_max) == b"\0"
+        assert image.read_bytes()[: seg_max * SECTOR] == b"w" * seg_max * SECTOR
+
+
+def test_a_request_of_more_segments_is_given_back_unserved(served: Served, image: Path) -> None:
+    before = image.read_bytes()
+    with Driver(served.connect(), queue_count=2, queue_size=4) as driver:
+        driver.start()
+        assert write_in_pieces(driver, 15) == b"\xff"
+    assert image.read_bytes() == before
+
+
 def test_features_are_the_devices_and_the_rings(driver: Driver) -> None:
     device = Rng()
     assert driver.frontend.features & FEATURES == FEATURES

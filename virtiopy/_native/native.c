@@ -192,6 +192,14 @@ int vp_ofd_is_locked(int fd, int64_t offset)
 	return lock.l_type != F_UNLCK;
 }
 
+/* Maps `length` bytes of a file, to be read only, in place of what is mapped at `address`: at once. */
+int vp_map_over(uintptr_t address, size_t length, int fd, int64_t offset)
+{
+	void *mapped = mmap((void *)address, length, PROT_READ, MAP_SHARED | MAP_FIXED, fd, offset);
+
+	return mapped == MAP_FAILED ? -errno : 0;
+}
+
 /*
  * Memory that another process gave us can be taken away while we read it: it truncates the file, and
  * the next access raises SIGBUS, wherever in Python that is.  A guard makes the lost page one of

@@ -1,5 +1,6 @@
 """What executes guest code, whichever way it does: the one door to it."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 from virtiopy.kvm.exits import Answer, Exit
@@ -43,6 +44,9 @@ class Accelerator(Protocol):
 
     name: str
 
+    #: Whether `add_read_only_memory` can be had.
+    has_read_only_memory: bool
+
     def create_cpu(self) -> Cpu:
         """Make the next virtual CPU."""
 
@@ -57,6 +61,15 @@ class Accelerator(Protocol):
 
     def add_irqfd(self, gsi: int, eventfd: int) -> None:
         """Make a write to `eventfd` pulse an interrupt line."""
+
+    def add_read_only_memory(
+        self, guest_address: int, size: int, host_address: int
+    ) -> Callable[[], None]:
+        """Have the guest read memory of this process; sizes and addresses are of whole pages.
+
+        What it writes there are accesses to be answered, or ioeventfds, as before. Returns what
+        takes the memory away again.
+        """
 
     def statistics(self) -> dict[str, int]:
         """Return the mechanism's counters for the guest as a whole; empty where it has none."""

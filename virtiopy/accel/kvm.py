@@ -1,6 +1,8 @@
 """Guest code executed by KVM."""
 
-from virtiopy.kvm.system import Kvm
+from collections.abc import Callable
+
+from virtiopy.kvm.system import Capability, Kvm
 from virtiopy.kvm.vcpu import Vcpu
 from virtiopy.memory import GuestMemory
 
@@ -16,6 +18,7 @@ class KvmAccelerator:
     def __init__(self, memory: GuestMemory, *, interrupts: bool = True) -> None:
         with Kvm() as system:
             self.vm = system.create_vm()
+            self.has_read_only_memory = system.check_extension(Capability.READONLY_MEM) > 0
         self.vm.place_private_pages()
         if interrupts:
             self.vm.create_irqchip()
@@ -40,6 +43,12 @@ class KvmAccelerator:
     def add_irqfd(self, gsi: int, eventfd: int) -> None:
         """Have the kernel turn an eventfd into an edge-triggered interrupt: KVM_IRQFD."""
         self.vm.add_irqfd(gsi, eventfd)
+
+    def add_read_only_memory(
+        self, guest_address: int, size: int, host_address: int
+    ) -> Callable[[], None]:
+        """Add a memory slot with KVM_MEM_READONLY; returns what removes it."""
+        return self.vm.add_read_only_memory(guest_address, size, host_address)
 
     def statistics(self) -> dict[str, int]:
         """Return KVM's counters for the VM."""

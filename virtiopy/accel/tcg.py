@@ -8,7 +8,7 @@ are models (apic.py), HLT waits. Guest memory is mapped, not copied.
 import contextlib
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from unicorn import Uc, UcError, x86_const
 from unicorn import unicorn_const as uc_const
@@ -341,6 +341,7 @@ class TcgAccelerator:
     """
 
     name = "tcg"
+    has_read_only_memory = False
 
     def __init__(self, memory: GuestMemory, *, interrupts: bool = True) -> None:
         self._memory = memory
@@ -388,6 +389,12 @@ class TcgAccelerator:
             self.set_irq_line(gsi, False)
 
         self._loop.watch(interrupt, READABLE, pulse, f"irqfd of GSI {gsi}")
+
+    def add_read_only_memory(
+        self, guest_address: int, size: int, host_address: int
+    ) -> Callable[[], None]:
+        """Refuse: where memory is, the translator asks nobody about writes."""
+        raise HostError("The software CPU has no read-only memory: use --accel kvm.")
 
     def close(self) -> None:
         """Close the eventfds; the CPU is closed."""

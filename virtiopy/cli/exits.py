@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from virtiopy.exits.model import Comparison
     from virtiopy.exits.runner import Setup
 
+#: What --exit-free says: which of registers with exits and without are compared.
+EXIT_FREE = {"off": (False,), "on": (True,), "both": (False, True)}
+
 MODES = ("trapped", "ioeventfd", "vhost", "vhost-user")
 
 #: Requests in flight at most: what the guest has room for (guest_drivers/virtio/workload.h).
@@ -96,6 +99,14 @@ def _modes(context: click.Context, parameter: click.Parameter, value: str) -> li
     metavar="MODE,...",
     help="What to compare. A mode that this host lacks becomes a row that says why.",
 )
+@click.option(
+    "--exit-free",
+    type=click.Choice(list(EXIT_FREE)),
+    default="both",
+    show_default=True,
+    help="Whether the guest reads registers from memory, and the kernel takes InterruptACK, "
+    "without exits: each mode so, or not, or once each way.",
+)
 @accelerator_option
 @click.option(
     "--timeout",
@@ -128,6 +139,7 @@ def command(
     direction: str | None,
     depth: int,
     modes: list[str],
+    exit_free: str,
     accel: str,
     timeout: float,
     json_path: Path | None,
@@ -170,7 +182,9 @@ def command(
             _open(path, "a").close()
     begun = datetime.now(UTC).astimezone()
     with terminated_as_interrupted():
-        rows, accelerator = compare(setup, [IoMode(mode) for mode in modes], progress=note)
+        rows, accelerator = compare(
+            setup, [IoMode(mode) for mode in modes], EXIT_FREE[exit_free], progress=note
+        )
     comparison = Comparison(
         command=shlex.join(["virtiopy", *sys.argv[1:]]),
         date=begun,

@@ -1,13 +1,16 @@
 """The comparison on a terminal of 80 columns."""
 
+from collections.abc import Iterator, Sequence
+
 from rich.console import Console
 from rich.table import Table
 
 from virtiopy.exits.columns import Columns, tables
 from virtiopy.exits.differences import handled_in_kernel
-from virtiopy.exits.model import Comparison, format_number
+from virtiopy.exits.model import Comparison, Row, format_number
 
 _MISSING = "missing"
+_EXIT_FREE = "exit-free"
 
 
 def show(console: Console, comparison: Comparison) -> None:
@@ -30,12 +33,20 @@ def _table(comparison: Comparison, what: Columns) -> Table:
     table.add_column("mode")
     for column in what.columns:
         table.add_column(column.lines, justify="right")
-    for row in comparison.rows:
+    for name, row in zip(_names(comparison.rows), comparison.rows, strict=True):
         if row.costs is None:
-            table.add_row(row.name, _MISSING, *("-" for _ in what.columns[1:]))
+            table.add_row(name, _MISSING, *("-" for _ in what.columns[1:]))
         else:
-            table.add_row(row.name, *(column.cell(row.costs) for column in what.columns))
+            table.add_row(name, *(column.cell(row.costs) for column in what.columns))
     return table
+
+
+def _names(rows: Sequence[Row]) -> Iterator[str]:
+    """Name the rows; a mode that has just been named is not named again, which is long."""
+    before = ""
+    for row in rows:
+        yield f"{_EXIT_FREE:>12}" if row.exit_free and row.mode == before else row.name
+        before = row.mode
 
 
 def _show_handled_in_kernel(console: Console, comparison: Comparison) -> None:

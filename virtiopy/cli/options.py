@@ -47,6 +47,10 @@ class DeviceOptions:
         """The keys that were given."""
         return [*self._values, *(key for key, values in self._lists.items() if values)]
 
+    def prefer(self, key: str, value: str) -> None:
+        """Take a value for a key that was not given."""
+        self._values.setdefault(key, value)
+
     def text(self, key: str, default: str) -> str:
         """Return a value as it was written."""
         return self._values.get(key, default)

@@ -118,6 +118,7 @@ def write_json(
         "virtiopy": __version__,
         "guest": guest,
         "accelerator": machine.accelerator.name,
+        "exit_free": machine.exit_free,
         "passed": passed,
         "status": result.status,
         "seconds": round(result.seconds, 6),

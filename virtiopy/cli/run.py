@@ -15,6 +15,9 @@ from virtiopy.cli.main import EXIT_GUEST_FAILED
 from virtiopy.cli.options import accelerator_option, note, parse_size
 from virtiopy.errors import ConfigError
 
+#: What --exit-free says, as Machine is told it.
+EXIT_FREE = {"on": True, "off": False, "auto": None}
+
 _STYLES = (("not ok", "red"), ("Bail out!", "red"), ("ok", "green"), ("#", "bright_black"))
 
 
@@ -59,6 +62,14 @@ def _attachment_options(function: Callable[..., int]) -> Callable[..., int]:
     show_default=True,
     help="How kicks travel: as exits to the CPU's thread, or as eventfds to the event loop. A "
     "device's own mode=... goes before.",
+)
+@click.option(
+    "--exit-free",
+    type=click.Choice(list(EXIT_FREE)),
+    default="auto",
+    show_default=True,
+    help="Let the guest read registers from memory, and the kernel take InterruptACK, without "
+    "exits; auto does where KVM can.",
 )
 @click.option("--append", default="", metavar="TEXT", help="More for the guest's command line.")
 @click.option(
@@ -115,6 +126,7 @@ def command(
     guest: str,
     accel: str,
     mode: str,
+    exit_free: str,
     append: str,
     memory: int,
     memory_path: Path | None,
@@ -155,7 +167,11 @@ def command(
         stack.callback(accelerator.close)
         machine = stack.enter_context(
             Machine(
-                ram, accelerator, console=output.write, ignore_unassigned=unassigned == "ignore"
+                ram,
+                accelerator,
+                console=output.write,
+                ignore_unassigned=unassigned == "ignore",
+                exit_free=EXIT_FREE[exit_free],
             )
         )
         if pcap is not None:

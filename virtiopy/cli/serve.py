@@ -17,6 +17,10 @@ SERVED = {
     attachment.prefix: attachment for attachment in ATTACHMENTS if attachment.prefix != "balloon"
 }
 
+#: How large a disk's rings are taken to be, by which its driver is told how many segments a request
+#: may have (seg_max): it asks before the frontend has said. QEMU and cloud-hypervisor have as many.
+QUEUE_SIZE = "128"
+
 
 @click.command(
     epilog="""Example: give QEMU a disk, 4 queues wide:
@@ -121,6 +125,8 @@ def _build(attachment: Attachment, text: str) -> VirtioDevice:
         raise ConfigError(
             f"{options.main} is no raw image: qemu-storage-daemon can serve it over vhost-user."
         )
+    if attachment.prefix == "blk":
+        options.prefer("queue-size", QUEUE_SIZE)
     return attachment.build(options)
 
 

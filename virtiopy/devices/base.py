@@ -115,8 +115,11 @@ class DeviceHost(Protocol):
     def used_buffer_notification(self, queue: SplitQueue) -> None:
         """Tell the driver that buffers of `queue` were used (2.3)."""
 
-    def config_changed(self) -> None:
-        """Tell the driver that the configuration space changed (3.2.1)."""
+    def config_changed(self, *, notify: bool = True) -> None:
+        """Tell the driver that the configuration space changed (3.2.1).
+
+        Without `notify` for a change that the driver itself asked for, by a command.
+        """
 
     def needs_reset(self, reason: str) -> None:
         """Set DEVICE_NEEDS_RESET, for what only a reset can mend (2.1.2), and halt the device."""

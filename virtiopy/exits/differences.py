@@ -131,8 +131,7 @@ def _emulated(costs: Costs) -> Iterator[Part]:
     acknowledged = costs.of("InterruptACK")
     known = {
         "kicks that became an ioeventfd": costs.kicks - costs.of("QueueNotify"),
-        "InterruptACK writes that were queued in the coalesced MMIO ring": costs.interrupts
-        - acknowledged,
+        "InterruptACK writes that became an ioeventfd": costs.interrupts - acknowledged,
         "end-of-interrupt writes to the local APIC, which is in the kernel": costs.interrupts,
         "other accesses that the kernel emulated and answered itself": left,
     }

@@ -1,6 +1,7 @@
 """Run one workload in every mode, each in a fresh VM of the same configuration."""
 
 import contextlib
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -53,17 +54,23 @@ class Setup:
 
 
 def compare(
-    setup: Setup, modes: Sequence[IoMode], *, progress: Callable[[str], None]
+    setup: Setup,
+    modes: Sequence[IoMode],
+    exit_free: Sequence[bool],
+    *,
+    progress: Callable[[str], None],
 ) -> tuple[list[Row], str]:
-    """Run the workload in each mode; returns a row for each, and the accelerator's name.
+    """Run the workload in each mode, with registers of each kind.
+
+    Returns a row for each, and the accelerator's name.
 
     `progress` is given a line for each that was measured. Raises HostError where nothing can be
     measured at all, and as `measure` does.
     """
     rows: list[Row] = []
     names: list[str] = []
-    for mode in modes:
-        row, name = measure(setup, mode, exit_free=False)
+    for mode, without_exits in itertools.product(modes, exit_free):
+        row, name = measure(setup, mode, exit_free=without_exits)
         rows.append(row)
         if row.costs is not None:
             names.append(name)
@@ -86,7 +93,9 @@ def measure(setup: Setup, mode: IoMode, *, exit_free: bool) -> tuple[Row, str]:
             stack.callback(accelerator.close)
             output = bytearray()
             served = stack.enter_context(setup.serve()) if mode is IoMode.VHOST_USER else None
-            machine = stack.enter_context(Machine(memory, accelerator, console=output.extend))
+            machine = stack.enter_context(
+                Machine(memory, accelerator, console=output.extend, exit_free=exit_free)
+            )
             if served is None:
                 device = setup.build()
             else:

@@ -1,6 +1,9 @@
 """A VM: memory slots, the in-kernel interrupt chips, interrupt lines."""
 
+import itertools
 import os
+from collections.abc import Callable
+from functools import partial
 
 from virtiopy._native import CData, ffi, lib
 from virtiopy.closing import Closing
@@ -22,7 +25,7 @@ class Vm(Closing):
         self.fd = fd
         self._vcpu_mmap_size = vcpu_mmap_size
         self._supported_cpuid = supported_cpuid
-        self._slots = 0
+        self._free_slots = itertools.count()
 
     def close(self) -> None:
         """Close the VM's file; the VM goes when its vCPUs are closed too."""
@@ -38,9 +41,19 @@ class Vm(Closing):
         """Give the guest `memory`, one slot a region (api.rst 4.35)."""
         for region in memory.regions:
             self.set_memory_slot(
-                self._slots, region.guest_address, region.size, region.host_address
+                next(self._free_slots), region.guest_address, region.size, region.host_address
             )
-            self._slots += 1
+
+    def add_read_only_memory(
+        self, guest_address: int, size: int, host_address: int
+    ) -> Callable[[], None]:
+        """Have the guest read this memory, and its writes be MMIO exits: KVM_MEM_READONLY.
+
+        Returns what takes it away again.
+        """
+        slot = next(self._free_slots)
+        self.set_memory_slot(slot, guest_address, size, host_address, lib.KVM_MEM_READONLY)
+        return partial(self.set_memory_slot, slot, guest_address, 0, host_address)
 
     def set_memory_slot(
         self, slot: int, guest_address: int, size: int, host_address: int, flags: int = 0

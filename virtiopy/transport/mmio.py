@@ -11,6 +11,7 @@ from virtiopy.errors import DriverError
 from virtiopy.eventloop import EventLoop
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import DeviceStatus, Feature, feature_mask, has_feature
+from virtiopy.transport.registerpage import RegisterPage
 from virtiopy.virtqueue.split import QueueAddresses, SplitQueue
 
 log = logging.getLogger(__name__)
@@ -127,6 +128,8 @@ class MmioTransport:
         self.queue_notifiers: Mapping[int, Notifiers] = {}
         # The queues whose used buffer notifications somebody else sends.
         self._lent: set[int] = set()
+        self._page: RegisterPage | None = None
+        self._sees_acks = True
         self._clear()
         device.attach(self, loop, may_block=may_block)
 
@@ -173,6 +176,8 @@ class MmioTransport:
             return
         with self.device.lock:
             self._write_locked(offset, data)
+            if offset != Register.QueueNotify:
+                self._show()
 
     def _write_locked(self, offset: int, data: bytes) -> None:
         if offset >= Register.Config:
@@ -189,6 +194,37 @@ class MmioTransport:
         with self.device.lock:
             self._write_queue_notify(index)
 
+    # Registers without exits
+
+    def show_on(self, page: RegisterPage, *, sees_acks: bool) -> None:
+        """Show every register on a page, which the guest reads in place of `read`.
+
+        Without `sees_acks` nobody says when the driver acknowledges used buffers: see
+        `read_interrupt_status`.
+        """
+        with self.device.lock:
+            self._page = page
+            self._sees_acks = sees_acks
+            self._show()
+
+    def _show(self) -> None:
+        if self._page is None:
+            return
+        registers = bytearray(REGISTER_RANGE)
+        for offset, reader in _READERS.items():
+            registers[offset : offset + 4] = reader(self).to_bytes(4, "little")
+        config = self.device.config_space()
+        registers[Register.Config : Register.Config + len(config)] = config
+        with self._interrupt_lock:
+            status = self.read_interrupt_status().to_bytes(4, "little")
+            registers[Register.InterruptStatus : Register.InterruptStatus + 4] = status
+            self._page.show(bytes(registers))
+
+    def _show_interrupt_status(self) -> None:
+        """Show InterruptStatus; the caller holds the interrupt lock."""
+        if self._page is not None:
+            self._page.set(Register.InterruptStatus, self.read_interrupt_status())
+
     # The device's side (devices.base.DeviceHost)
 
     def used_buffer_notification(self, queue: SplitQueue) -> None:
@@ -196,10 +232,11 @@ class MmioTransport:
         if self._running:
             self._interrupt(Interrupt.USED_BUFFER)
 
-    def config_changed(self) -> None:
+    def config_changed(self, *, notify: bool = True) -> None:
         """Change ConfigGeneration (4.2.2.1), and notify a driver that is up (3.2.1)."""
         self.config_generation = (self.config_generation + 1) & 0xFFFF_FFFF
-        if self.status & DeviceStatus.DRIVER_OK:
+        self._show()
+        if notify and self.status & DeviceStatus.DRIVER_OK:
             self._interrupt(Interrupt.CONFIG_CHANGE)
 
     def notifiers(self, index: int) -> Notifiers | None:
@@ -213,6 +250,7 @@ class MmioTransport:
         self.device.halt()
         self._running = False
         self.status |= int(DeviceStatus.DEVICE_NEEDS_RESET)
+        self._show()
         if self.status & DeviceStatus.DRIVER_OK:
             self._interrupt(Interrupt.CONFIG_CHANGE)
 
@@ -221,30 +259,38 @@ class MmioTransport:
     def _interrupt(self, event: Interrupt) -> None:
         with self._interrupt_lock:
             self.interrupt_status |= int(event)
+            self._show_interrupt_status()
             self._set_interrupt(True)
 
     def _acknowledge(self, events: int) -> None:
         with self._interrupt_lock:
             was = self.interrupt_status
             self.interrupt_status = was & ~events
+            self._show_interrupt_status()
             if was and not self.interrupt_status:
                 self._set_interrupt(False)
 
     def read_interrupt_status(self) -> int:
         """Return InterruptStatus.
 
-        Who sends used buffer notifications in our place does not say so here. While there is
-        anyone, each interrupt may be one.
+        Who sends used buffer notifications in our place does not say so here; and where the
+        kernel takes the driver's acknowledgements, nobody says when they come. Each interrupt may
+        be one for used buffers then.
         """
-        return self.interrupt_status | (Interrupt.USED_BUFFER if self._lent else 0)
+        unseen = not self._sees_acks and self.status & DeviceStatus.DRIVER_OK
+        return self.interrupt_status | (Interrupt.USED_BUFFER if self._lent or unseen else 0)
 
     def lend_interrupt(self, index: int) -> None:
         """Take note that somebody else sends the used buffer notifications of a queue."""
         self._lent.add(index)
+        with self._interrupt_lock:
+            self._show_interrupt_status()
 
     def take_interrupt_back(self, index: int) -> None:
         """Take note that nobody else does any more."""
         self._lent.discard(index)
+        with self._interrupt_lock:
+            self._show_interrupt_status()
         # The driver may not have read InterruptStatus since the other's last notification.
         if self._running:
             self._interrupt(Interrupt.USED_BUFFER)

@@ -95,6 +95,8 @@ class SplitQueue:
         self.index = index
         self.event_idx = event_idx
         self.indirect = indirect
+        #: The most descriptors of a chain: no more than the queue has (2.7.5.3.1).
+        self.longest_chain = size
 
         self._descriptors = ffi.cast(
             "struct vring_desc *",
@@ -210,7 +212,7 @@ class SplitQueue:
                 continue
 
             count += 1
-            if count > self.size:
+            if count > self.longest_chain:
                 raise ChainError("2.7.5.3.1", "a chain longer than the queue, or one with a loop")
             length += size
             if length > CHAIN_BYTES_MAX:

@@ -137,6 +137,9 @@ class Controlled(Protocol):
     def announce_acknowledged(self) -> None:
         """Clear VIRTIO_NET_S_ANNOUNCE."""
 
+    def set_mac(self, mac: bytes) -> None:
+        """Take the driver's own address."""
+
     def set_pairs(self, count: int) -> None:
         """Use the first `count` pairs of virtqueues."""
 
@@ -238,7 +241,7 @@ class Control:
     def _set_address(self, data: bytes) -> None:
         if len(data) != MAC_SIZE or is_multicast(data) or not any(data):
             raise CommandError("no unicast MAC address")
-        self._device.filter.mac = data
+        self._device.set_mac(data)
 
     def _add_vlan(self, data: bytes) -> None:
         self._device.filter.vlans.add(_vlan_id(data))

@@ -439,11 +439,16 @@ class Net(VirtioDevice):
             if self._has(NetFeature.VIRTIO_NET_F_GUEST_ANNOUNCE):
                 self._set_status(self._status | Status.ANNOUNCE)
 
+    def set_mac(self, mac: bytes) -> None:
+        """Take the address that the driver has set (5.1.9.5.2)."""
+        self.filter.mac = mac
+        self.host.config_changed(notify=False)
+
     def announce_acknowledged(self) -> None:
         """Clear VIRTIO_NET_S_ANNOUNCE: the driver has seen it."""
-        self._status &= ~Status.ANNOUNCE
+        self._set_status(self._status & ~Status.ANNOUNCE, notify=False)
 
-    def _set_status(self, status: Status) -> None:
+    def _set_status(self, status: Status, *, notify: bool = True) -> None:
         if status != self._status:
             self._status = status
-            self.host.config_changed()
+            self.host.config_changed(notify=notify)

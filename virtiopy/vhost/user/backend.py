@@ -215,9 +215,9 @@ class Backend(Closing):
         if not self._broken:
             self._rings[queue.index].notify()
 
-    def config_changed(self) -> None:
+    def config_changed(self, *, notify: bool = True) -> None:
         """Send CONFIG_CHANGE_MSG, where the frontend has opened a channel for it."""
-        if self._channel is None or not self._has(ProtocolFeature.CONFIG):
+        if not notify or self._channel is None or not self._has(ProtocolFeature.CONFIG):
             return
         try:
             self._channel.send(Message(BackendRequest.CONFIG_CHANGE_MSG))
@@ -273,6 +273,8 @@ class Backend(Closing):
             event_idx=has_feature(features, Feature.VIRTIO_F_EVENT_IDX),
             indirect=has_feature(features, Feature.VIRTIO_F_INDIRECT_DESC),
         )
+        if queue.inherited:
+            log.info("ring %d: %d requests in flight go on", ring.index, queue.inherited)
         if self._active:
             self.device.start_queue(ring.index, queue)
         else:

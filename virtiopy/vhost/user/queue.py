@@ -26,6 +26,8 @@ class Accounts:
 class UserQueue(SplitQueue):
     """A SplitQueue that goes on from `last_available`, or from what a killed backend left.
 
+    A chain may have `longest_chain` descriptors, in a table where the queue is smaller.
+
     Raises QueueError as SplitQueue does, PeerError for an account of things in flight that lies.
     """
 
@@ -40,11 +42,13 @@ class UserQueue(SplitQueue):
         event_idx: bool,
         indirect: bool,
         last_available: int,
+        longest_chain: int,
     ) -> None:
         super().__init__(
             memory, size, addresses, index=index, event_idx=event_idx, indirect=indirect
         )
         self.accounts = accounts
+        self.longest_chain = max(size, longest_chain)
         # The heads that are in flight, in the order in which they were taken.
         self._taken: dict[int, None] = {}
         self.resume(last_available)
@@ -54,6 +58,8 @@ class UserQueue(SplitQueue):
             if self._again:
                 # The frontend could not ask the one that was killed how far it had come.
                 self.resume((self.used_index + len(self._again)) % INDEX_MODULUS)
+        #: Chains that a killed backend had taken, and that are to be served again.
+        self.inherited = len(self._again)
 
     def _next_head(self) -> int | None:
         if self._again:

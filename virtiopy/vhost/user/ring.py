@@ -120,6 +120,9 @@ class Ring(Closing):
             event_idx=event_idx,
             indirect=indirect,
             last_available=self.base,
+            # The driver counts on what the configuration space has said, as seg_max, before the
+            # frontend chose a size for the ring.
+            longest_chain=self._device.queue_sizes[self.index],
         )
         self._watch_kick()
         return self.queue

@@ -1,0 +1,124 @@
+"""The backend of Linux's disk is killed while fio reads and writes, and starts again."""
+
+import hashlib
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.guest.vhost_user import serve
+from tests.lab.machine import Lab
+from tests.linux.disk import QUEUES, LinuxDisk, make_image
+from tests.linux.guest import finish
+
+pytestmark = pytest.mark.timeout(400)
+
+KILLS = 20
+
+#: Of each of the four jobs' files, and how much one request reads or writes of it.
+SIZE = 18 << 20
+FIO = (f"--size={SIZE}", "--bsrange=4k-8k")
+
+#: What each backend writes before it is killed, bytes: all that can be in flight when it comes, so
+#: that some of it has to be completed, and other requests written.
+PROGRESS = QUEUES * 32 * (8 << 10)
+
+#: How long that may take, or fio until it begins, seconds.
+PATIENCE = 60.0
+
+
+class FioRun:
+    """fio in the guest, on a disk."""
+
+    def __init__(self, lab: Lab, disk: LinuxDisk) -> None:
+        self._lab = lab
+        self._disk = disk
+        # How many requests were completed when the last backend was killed.
+        self._stood_at = 0
+
+    def _await(self, is_so: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not is_so():
+            assert self._lab.process.poll() is None, "Linux has ended"
+            assert not (self._disk.share / "fio.ended").exists(), "fio is done too early"
+            assert time.monotonic() < deadline, f"{what} does not happen"
+            time.sleep(0.0005)
+
+    def await_start(self) -> None:
+        self._await((self._disk.share / "fio.started").exists, "the start of fio")
+
+    def await_progress(self) -> None:
+        """Wait until Linux has more requests completed than when the last backend was killed."""
+        self._await(lambda: self._count() > self._stood_at, "the end of a request")
+
+    def kill_backend(self) -> None:
+        """Kill the backend in the middle of what it does for fio."""
+        goal = self._written() + PROGRESS
+        self._await(lambda: self._written() > goal, "what is to be written")
+        self._disk.backend.kill()
+        # Requests are completed no more. The first of two counts may have been begun before.
+        counts = len(self._disk.completed()) + 2
+        self._await(lambda: len(self._disk.completed()) >= counts, "a count of requests")
+        assert self._count() > self._stood_at, "the backend has completed nothing"
+        self._stood_at = self._count()
+
+    def _count(self) -> int:
+        return (self._disk.completed() or [0])[-1]
+
+    def _written(self) -> int:
+        """Count the bytes that this backend has written, to the image above all."""
+        counters = Path(f"/proc/{self._disk.backend.process.pid}/io").read_text()
+        found = re.search(r"^wchar: (\d+)$", counters, re.MULTILINE)
+        assert found is not None
+        return int(found[1])
+
+
+@pytest.fixture(scope="module")
+def disk(
+    request: pytest.FixtureRequest, share: Path, tmp_path_factory: pytest.TempPathFactory
+) -> LinuxDisk:
+    """A disk whose backend was killed; between two kills, and after the last, fio went on."""
+    folder = tmp_path_factory.mktemp("disk")
+    image, socket = make_image(folder / "disk.img"), folder / "disk.sock"
+    with serve("blk", f"{image},queues={QUEUES}", socket, share / "backend.log") as backend:
+        disk = LinuxDisk(image, share, backend)
+        with disk.boot(request.config, *FIO) as lab:
+            run = FioRun(lab, disk)
+            run.await_start()
+            for _ in range(KILLS):
+                run.kill_backend()
+                backend.restart()
+            run.await_progress()
+            finish(lab, 200)
+    return disk
+
+
+def test_fio_reads_what_it_wrote(disk: LinuxDisk) -> None:
+    job = disk.fio_job()
+
+    assert job["error"] == 0
+    assert job["write"]["io_bytes"] + job["read"]["io_bytes"] >= QUEUES * SIZE
+
+
+def test_requests_in_flight_went_on_in_another_backend(disk: LinuxDisk) -> None:
+    lives = (disk.share / "backend.log").read_text().split("blk is ready")[2:]
+
+    assert len(lives) == KILLS
+    # Not in every life: the backend waits for Linux on an emulated CPU, mostly.
+    assert any("requests in flight go on" in life for life in lives)
+
+
+def test_the_file_system_is_clean_in_the_guest_and_on_the_host(disk: LinuxDisk) -> None:
+    assert "Pass 5" in (disk.share / "fsck.txt").read_text()
+    check = disk.check_on_host()
+    assert check.returncode == 0, check.stdout
+
+
+def test_the_image_holds_the_files_that_the_guest_wrote(disk: LinuxDisk) -> None:
+    sums = disk.sums()
+
+    assert set(sums) == {"known", *(f"verified.{job}.0" for job in range(QUEUES))}
+    assert sums["known"] == hashlib.sha256(disk.known).hexdigest()
+    assert {name: disk.sum_on_host(name) for name in sums} == sums
