@@ -6,7 +6,7 @@ from typing import cast
 import pytest
 
 from virtiopy.conformance.collection import PATIENCE_KEY, TRACE, target_of
-from virtiopy.conformance.drivers import DRIVERS
+from virtiopy.conformance.drivers import driver_of
 from virtiopy.conformance.drivers.balloon import BalloonDriver
 from virtiopy.conformance.drivers.base import DeviceDriver
 from virtiopy.conformance.drivers.blk import BlkDriver
@@ -15,7 +15,7 @@ from virtiopy.conformance.drivers.net import NetDriver
 from virtiopy.conformance.drivers.rng import RngDriver
 from virtiopy.conformance.problems import NotApplicableError
 from virtiopy.conformance.session import Session
-from virtiopy.conformance.targets import Target, device_name
+from virtiopy.conformance.targets import Target
 from virtiopy.conformance.trace import Trace
 from virtiopy.conformance.verdict import Judge
 from virtiopy.conformance.vhostuser import VhostUserSession
@@ -55,9 +55,7 @@ def session(request: pytest.FixtureRequest, virtio_target: Target) -> Iterator[S
 @pytest.fixture
 def driver(session: Session) -> DeviceDriver:
     """Give the driver of the session's device, whichever type that is; it has done nothing yet."""
-    name = device_name(session.device_id)
-    assert name is not None, f"the suite has no driver of {session.device_id.name} devices"
-    return DRIVERS[name](session)
+    return driver_of(session)
 
 
 @pytest.fixture

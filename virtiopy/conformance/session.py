@@ -202,6 +202,13 @@ class Session(Closing):
     def reset(self) -> None:
         """Reset the device, by whatever the transport has for it; its queues are forgotten."""
 
+    def reconnect(self) -> None:
+        """Have the backend go on with the rings in a new session: hot reconnect.
+
+        Not applicable where there is no backend.
+        """
+        raise NotApplicableError(f"a device over {self.transport} is no vhost-user backend")
+
     @abstractmethod
     def raise_failure(self) -> None:
         """Raise the DeviceError that is known of, if any; it costs little."""

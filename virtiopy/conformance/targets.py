@@ -14,7 +14,6 @@ from virtiopy.conformance.trace import Trace
 from virtiopy.conformance.vhostuser import VhostUserSession
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.errors import ConfigError
-from virtiopy.spec import DeviceId
 from virtiopy.transport.mmio import MmioTransport
 from virtiopy.vhost.user.frontend import connect
 
@@ -171,8 +170,3 @@ def _import(text: str) -> Factory:
             "and what makes the device in it, as in python:mydevices:MyDisk."
         ) from error
     return factory
-
-
-def device_name(device_id: DeviceId) -> str | None:
-    """Return what a device type is called on the command line; None for one with no driver."""
-    return _NAMES.get(device_id)

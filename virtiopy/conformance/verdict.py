@@ -4,15 +4,15 @@ import enum
 import time
 from collections.abc import Callable
 
-from virtiopy.conformance.drivers.base import DeviceDriver
+from virtiopy.conformance.drivers.base import DeviceDriver, Request
 from virtiopy.conformance.problems import (
-    DeviceError,
     DiedError,
     LeftError,
     NoAnswerError,
     WedgedError,
 )
 from virtiopy.conformance.session import Session
+from virtiopy.virtqueue.layout import INDEX_MODULUS
 
 
 class Verdict(enum.Enum):
@@ -35,6 +35,9 @@ class Verdict(enum.Enum):
         return self not in {Verdict.WEDGED, Verdict.DIED}
 
 
+_WORDS = {Verdict.WEDGED: "is wedged", Verdict.DIED: "died"}
+
+
 class Judge:
     """Whoever watches a device while its driver misbehaves."""
 
@@ -42,15 +45,16 @@ class Judge:
         self._session = session
         self._driver = driver
 
-    def verdict(self, act: Callable[[], None]) -> Verdict:
+    def verdict(self, act: Callable[[], None], *, queue: int | None = None) -> Verdict:
         """Do `act`, follow it with a good request, and say how the device took it.
 
         The device was started before. `act` breaks what it likes of it, and kicks. Where the
         device asks for a reset or has left, or the act itself has reset it, it is reset and
-        started again, and has to serve a good request then. Raises no DeviceError.
+        started again, and has to serve a good request then. The good request is one for the
+        driver's main queue, and another for `queue`, if there can be any. Raises no DeviceError.
         """
         try:
-            return self._watch(act)
+            return self._watch(act, queue)
         except DiedError as error:
             self._session.trace.note(f"died: {error}")
             return Verdict.DIED
@@ -58,38 +62,42 @@ class Judge:
             self._session.trace.note(f"wedged: {error}")
             return Verdict.WEDGED
 
-    def check(self, act: Callable[[], None]) -> Verdict:
+    def check(self, act: Callable[[], None], *, queue: int | None = None) -> Verdict:
         """Do the same, and fail the test where the device is wedged or died."""
-        verdict = self.verdict(act)
-        assert verdict.passes, f"the device {verdict.value}"
+        verdict = self.verdict(act, queue=queue)
+        assert verdict.passes, f"the device {_WORDS[verdict]}"
         return verdict
 
-    def _watch(self, act: Callable[[], None]) -> Verdict:
+    def _watch(self, act: Callable[[], None], queue: int | None) -> Verdict:
+        before = self._unused()
         try:
             act()
-            verdict = self._answer()
+            verdict = self._answer(self._driver.good_request())
+            for request in self._driver.requests() if queue is not None else ():
+                if verdict is Verdict.SERVED and request.queue == queue:
+                    verdict = self._answer(request)
         except LeftError as error:
             self._session.trace.note(f"the session is over: {error}")
             verdict = Verdict.REJECTED
         else:
             if verdict is Verdict.SERVED:
-                return verdict if self._nothing_is_left() else Verdict.REJECTED
-        return self._after_reset(verdict)
+                return verdict if self._unused() <= before else Verdict.REJECTED
+        return self._after_reset(verdict or Verdict.SERVED)
 
-    def _answer(self) -> Verdict:
+    def _answer(self, request: Request) -> Verdict | None:
         """Have a good request served; NEEDS_RESET where the device says so, or else REJECTED.
 
-        Raises WedgedError when it is not served, and the device does not say why.
+        None where the act itself has reset the device, or the queue. Raises WedgedError when it is
+        not served, and the device does not say why.
         """
         session, driver = self._session, self._driver
-        queue = session.queues.get(driver.main_queue)
         if session.needs_reset:
             return Verdict.NEEDS_RESET
+        queue = session.queues.get(request.queue)
         if queue is None:
-            # The act itself has reset the device.
-            return Verdict.REJECTED
+            return None
         try:
-            sent = driver.place(driver.good_request())
+            sent = driver.place(request)
         except IndexError:
             # The act has taken all descriptors.
             return Verdict.REJECTED
@@ -114,12 +122,13 @@ class Judge:
         driver.start()
         try:
             driver.good()
-        except (NoAnswerError, DeviceError) as error:
+        except (NoAnswerError, LeftError) as error:
             raise WedgedError(f"no good request is served after a reset: {error}") from error
         return verdict
 
-    def _nothing_is_left(self) -> bool:
-        """Say whether every buffer of every queue that was made available was used."""
-        return all(
-            queue.used_idx == queue.next_available for queue in self._session.queues.values()
+    def _unused(self) -> int:
+        """Count the buffers that are available and were not used."""
+        return sum(
+            (queue.next_available - queue.used_idx) % INDEX_MODULUS
+            for queue in self._session.queues.values()
         )

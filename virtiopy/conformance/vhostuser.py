@@ -367,9 +367,11 @@ class VhostUserSession(Session):
     # Operation
 
     def kick(self, index: int) -> None:
-        """Write the ring's kick eventfd."""
+        """Write the ring's kick eventfd; not applicable where the ring was not set up."""
+        if (line := self._lines.get(index)) is None:
+            raise NotApplicableError("a ring that was not set up has nothing to be kicked by")
         self.trace.note(f"kick {index}")
-        os.eventfd_write(self._lines[index].kick, 1)
+        os.eventfd_write(line.kick, 1)
 
     def take_notifications(self, index: int) -> int:
         """Return how often the ring's call eventfd was written since the last call."""
