@@ -1,5 +1,6 @@
 """The plugin: what it costs those who do not ask for it, and what it says to those who do."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -78,12 +79,15 @@ def test_a_device_that_does_not_work_fails_and_does_not_end_the_run(
 ) -> None:
     own_device(tmp_path, device, "Broken", options)
     run = run_pytest(
-        "--virtio-patience=0.2", "-k", "leaves_notifications_out or version_1_is", folder=tmp_path
+        "--virtio-patience=0.2",
+        "-k",
+        "leaves_notifications_out or version_1_is_offered",
+        folder=tmp_path,
     )
     assert run.returncode == pytest.ExitCode.TESTS_FAILED, run.stdout
     assert verdict in run.stdout
     assert "virtio trace" in run.stdout
-    assert "1 failed, 1 passed" in run.stdout
+    assert "1 failed, 1 passed" in run.stdout.splitlines()[-1]
 
 
 def test_a_feature_that_was_not_offered_makes_a_test_not_applicable(tmp_path: Path) -> None:
@@ -112,3 +116,29 @@ def test_what_the_user_got_wrong_is_one_sentence(
     assert run.returncode == pytest.ExitCode.USAGE_ERROR
     assert sentence in run.stderr
     assert "Traceback" not in run.stderr
+
+
+def test_the_report_says_what_every_statement_came_to_and_why(tmp_path: Path) -> None:
+    own_device(tmp_path, SILENT, "Broken")
+    path = tmp_path / "report.json"
+    run = run_pytest(
+        "--virtio-patience=0.2",
+        f"--virtio-report={path}",
+        "-k",
+        "leaves_notifications_out or version_1_is_offered",
+        folder=tmp_path,
+    )
+    assert run.returncode == pytest.ExitCode.TESTS_FAILED, run.stdout
+    report = json.loads(path.read_text())
+    [subject] = report["subjects"]
+    assert (subject["device"], subject["transport"]) == ("rng", "mmio")
+    clauses = {clause["id"]: clause for clause in subject["clauses"]}
+    assert clauses["2.7.7.2:2"]["outcome"] == "failed"
+    assert "not within 0.2 s" in clauses["2.7.7.2:2"]["reason"]
+    assert clauses["6.2:1"]["outcome"] == "passed"
+    assert clauses["6.2:3"]["outcome"] == "not observable"
+    assert clauses["3.4.2:1"]["reason"] == "VIRTIO_F_SUSPEND was not offered"
+    assert "5.2.6.2:1" not in clauses
+    [failed] = [test for test in report["tests"] if test["outcome"] == "failed"]
+    assert failed["clauses"] == ["2.7.7.2:2"]
+    assert any("write QueueNotify" in line for line in failed["trace"])

@@ -26,6 +26,8 @@ from virtiopy.errors import ConfigError
     help="How a device of this process is reached (mmio).",
 )
 @click.option("--patience", metavar="SECONDS", help="Wait so long for what has to come (5).")
+@click.option("--report", metavar="FILE", help="Write what every statement came to (.json).")
+@click.option("--clauses", is_flag=True, help="List the statements and their tests, and test none.")
 def command(
     *,
     target: str | None,
@@ -34,6 +36,8 @@ def command(
     spawn: str | None,
     transport: str | None,
     patience: str | None,
+    report: str | None,
+    clauses: bool,
 ) -> int:
     """Put TARGET through the virtio specification, and say what it does not meet.
 
@@ -43,6 +47,9 @@ def command(
     """
     import pytest
 
+    if clauses:
+        _list_clauses()
+        return 0
     rest = list(pytest_options)
     if target is not None and target.startswith("-"):
         # An option of pytest's, and no target.
@@ -56,9 +63,27 @@ def command(
         "spawn": spawn,
         "transport": transport,
         "patience": patience,
+        "report": report,
     }
     options = [f"--virtio-{name}={value}" for name, value in given.items() if value is not None]
     # Nobody's settings but the suite's own: whatever folder this is.
     alone = ["-c", "/dev/null", "-p", "no:cacheprovider", "--strict-markers"]
     status = pytest.main([*alone, "--pyargs", "virtiopy.conformance", *options, *rest])
     return EXIT_ERROR if status == pytest.ExitCode.USAGE_ERROR else int(status)
+
+
+def _list_clauses() -> None:
+    """Show every statement: its tests, or why there is none."""
+    from virtiopy.conformance.catalogue import load
+    from virtiopy.conformance.marks import clauses_to_tests
+
+    tests = clauses_to_tests()
+    for clause in load().values():
+        click.echo(f"{clause.id:<14}{clause.keyword.value:<11}{clause.paraphrase}")
+        condition = f" (needs {clause.feature})" if clause.feature else ""
+        if clause.unobservable is not None:
+            click.echo(f"{'':<14}not observable: {clause.unobservable}")
+        for test in tests.get(clause.id, []):
+            click.echo(f"{'':<14}{test}{condition}")
+        if clause.unobservable is None and clause.id not in tests:
+            click.echo(f"{'':<14}no test{condition}")

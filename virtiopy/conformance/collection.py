@@ -5,20 +5,21 @@ from pathlib import Path
 
 import pytest
 
-from virtiopy.conformance import suite
+from virtiopy.conformance import reports
+from virtiopy.conformance.catalogue import load
 from virtiopy.conformance.drivers import DRIVERS
+from virtiopy.conformance.marks import suite_files
 from virtiopy.conformance.problems import NotApplicableError
-from virtiopy.conformance.results import Result, Results
+from virtiopy.conformance.results import Outcome, Result, Results, summary
 from virtiopy.conformance.targets import PATIENCE, Target, parse
 from virtiopy.conformance.trace import Trace
 from virtiopy.errors import ConfigError
-
-SUITE = Path(suite.__file__).parent
 
 TARGET = pytest.StashKey[Target]()
 PATIENCE_KEY = pytest.StashKey[float]()
 TRACE = pytest.StashKey[Trace]()
 RESULTS = pytest.StashKey[Results]()
+REPORT = pytest.StashKey[Path]()
 _REASON = "virtio_not_applicable"
 
 
@@ -29,6 +30,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[RESULTS] = Results()
     try:
         config.stash[PATIENCE_KEY] = _seconds(option("virtio_patience"))
+        if (report := option("virtio_report")) is not None:
+            config.stash[REPORT] = reports.check_path(report)
         if option("virtio_target") or option("virtio_spawn"):
             config.stash[TARGET] = _target(config)
     except ConfigError as error:
@@ -74,7 +77,7 @@ class Suite(pytest.Collector):
 
     def collect(self) -> Iterator[pytest.Collector]:
         """Collect every file of the suite."""
-        for path in sorted(SUITE.rglob("test_*.py")):
+        for path in suite_files():
             nodeid = f"{self.nodeid}::{path.stem}"
             yield pytest.Module.from_parent(self, path=path, nodeid=nodeid)
 
@@ -143,7 +146,7 @@ def pytest_runtest_makereport(
             test=item.nodeid,
             target=target_of(item).name,
             clauses=clauses_of(item),
-            outcome="not applicable" if _is_not_applicable(report) else report.outcome,
+            outcome=_outcome(report),
             reason=_reason(report),
             trace=lines,
         )
@@ -154,6 +157,10 @@ def pytest_runtest_makereport(
 def clauses_of(item: pytest.Item) -> Sequence[str]:
     """Return the IDs of the statements that a test is about."""
     return [clause for mark in item.iter_markers("clause") for clause in mark.args]
+
+
+def _outcome(report: pytest.TestReport) -> Outcome:
+    return Outcome.NOT_APPLICABLE if _is_not_applicable(report) else Outcome(report.outcome)
 
 
 def _is_not_applicable(report: pytest.TestReport) -> bool:
@@ -177,10 +184,20 @@ def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] 
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    """Show how many statements were met, section by section."""
+    """Show what the statements came to, section by section, and say where the report is."""
     results = config.stash[RESULTS]
-    if not results:
-        return
-    terminalreporter.section("virtio 1.4: statements tested, by section")
-    for line in results.summary():
-        terminalreporter.line(line)
+    clauses = list(load().values())
+    for subject in results.subjects.values():
+        terminalreporter.section(f"{subject.target}: statements of {reports.SPECIFICATION}")
+        for line in summary(list(results.clauses(subject, clauses))):
+            terminalreporter.line(line)
+    path = config.stash.get(REPORT, None)
+    if path is not None:
+        terminalreporter.line(f"report: {path}")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Write the report."""
+    path = session.config.stash.get(REPORT, None)
+    if path is not None:
+        reports.write(path, session.config.stash[RESULTS])

@@ -5,7 +5,7 @@ from typing import cast
 
 import pytest
 
-from virtiopy.conformance.collection import PATIENCE_KEY, TRACE, target_of
+from virtiopy.conformance.collection import PATIENCE_KEY, RESULTS, TRACE, target_of
 from virtiopy.conformance.drivers import driver_of
 from virtiopy.conformance.drivers.balloon import BalloonDriver
 from virtiopy.conformance.drivers.base import DeviceDriver
@@ -14,6 +14,7 @@ from virtiopy.conformance.drivers.console import ConsoleDriver
 from virtiopy.conformance.drivers.net import NetDriver
 from virtiopy.conformance.drivers.rng import RngDriver
 from virtiopy.conformance.problems import NotApplicableError
+from virtiopy.conformance.results import Subject
 from virtiopy.conformance.session import Session
 from virtiopy.conformance.targets import Target
 from virtiopy.conformance.trace import Trace
@@ -43,6 +44,13 @@ def session(request: pytest.FixtureRequest, virtio_target: Target) -> Iterator[S
         # The user's, and so for every test.
         pytest.exit(str(error), returncode=pytest.ExitCode.USAGE_ERROR)
     with session:
+        if virtio_target.name not in node.config.stash[RESULTS].subjects:
+            node.config.stash[RESULTS].subjects[virtio_target.name] = Subject(
+                virtio_target.name,
+                driver_of(session).name,
+                session.transport,
+                session.offered,
+            )
         for mark in node.iter_markers("feature"):
             session.require(*mark.args)
         for mark in node.iter_markers("unless_feature"):

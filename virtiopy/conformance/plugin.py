@@ -13,6 +13,7 @@ _OPTIONS = (
     ("device", "DEVICE", "what the target is: blk, net, console, rng or balloon"),
     ("transport", "TRANSPORT", "mmio or vhost-user, for targets of this process"),
     ("spawn", "COMMAND", "starts a vhost-user backend for each test, at the socket {socket}"),
+    ("report", "FILE.json", "where to write what every statement came to, with the evidence"),
     ("patience", "SECONDS", "how long is waited for what has to come (5)"),
 )
 

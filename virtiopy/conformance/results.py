@@ -1,29 +1,63 @@
-"""What became of every test, and so of every statement that it is about."""
+"""What became of every test, and so of every statement of the specification."""
 
+import enum
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-#: What a test or a statement comes to, the one that counts most first.
-OUTCOMES = ("failed", "passed", "not applicable", "skipped")
+from virtiopy.conformance.catalogue import Area, Clause, Transport
+
+
+class Outcome(enum.Enum):
+    """What a test or a statement comes to, the one that counts most first."""
+
+    FAILED = "failed"
+    PASSED = "passed"
+    SKIPPED = "skipped"
+    NOT_APPLICABLE = "not applicable"
+    NOT_OBSERVABLE = "not observable"
+    #: There is no test for it, and no reason why: a hole.
+    NOT_TESTED = "not tested"
+
+
+@dataclass(slots=True, frozen=True)
+class Subject:
+    """What was put to the test; `offered` is the feature set that it offers."""
+
+    target: str
+    device: str
+    transport: str
+    offered: int
 
 
 @dataclass(slots=True, frozen=True)
 class Result:
-    """A test, or one of its phases: its name, the statements it is about, what became of it."""
+    """A test: its name, the statements it is about, what became of it, and the evidence."""
 
     test: str
     target: str
     clauses: Sequence[str]
-    outcome: str
+    outcome: Outcome
     reason: str
     trace: Sequence[str]
+
+
+@dataclass(slots=True, frozen=True)
+class ClauseResult:
+    """What became of a statement: by its tests, or for a reason."""
+
+    clause: Clause
+    outcome: Outcome
+    reason: str
+    tests: Sequence[Result]
 
 
 class Results:
     """The results of a run, in the order of the tests."""
 
     def __init__(self) -> None:
+        #: By the target's name.
+        self.subjects: dict[str, Subject] = {}
         self._results: dict[tuple[str, str], Result] = {}
 
     def __len__(self) -> int:
@@ -33,34 +67,49 @@ class Results:
         return iter(self._results.values())
 
     def add(self, result: Result) -> None:
-        """Add a phase of a test: of its phases the one that counts most stands."""
+        """Add a phase of a test: a setup that passes gives way to the call, and so on."""
         key = result.target, result.test
         before = self._results.get(key)
-        # A setup that passes says nothing; that a teardown does neither.
-        if before is None or before.outcome == "passed":
+        if before is None or before.outcome is Outcome.PASSED:
             self._results[key] = result
 
-    def by_clause(self) -> dict[str, str]:
-        """Return what became of each statement: the outcome of its tests that counts most."""
-        outcomes: defaultdict[str, set[str]] = defaultdict(set)
+    def clauses(self, subject: Subject, clauses: Sequence[Clause]) -> Iterator[ClauseResult]:
+        """Yield what became of each statement that is one to devices of the subject's type."""
+        by_clause: defaultdict[str, list[Result]] = defaultdict(list)
         for result in self:
-            for clause in result.clauses:
-                outcomes[clause].add(result.outcome)
-        return {
-            clause: next(outcome for outcome in OUTCOMES if outcome in found)
-            for clause, found in outcomes.items()
-        }
-
-    def summary(self) -> Iterator[str]:
-        """Yield a line for each section."""
-        sections: defaultdict[str, list[str]] = defaultdict(list)
-        for clause, outcome in self.by_clause().items():
-            sections[clause.rpartition(":")[0]].append(outcome)
-        for section in sorted(sections, key=_section_key):
-            found = sections[section]
-            words = ", ".join(f"{found.count(o)} {o}" for o in OUTCOMES if o in found)
-            yield f"{section:<12} {words}"
+            if result.target == subject.target:
+                for identity in result.clauses:
+                    by_clause[identity].append(result)
+        for clause in clauses:
+            if clause.area in {Area.BASIC, Area.SPLIT, Area.MMIO, Area(subject.device)}:
+                yield _clause_result(clause, by_clause[clause.id], subject)
 
 
-def _section_key(section: str) -> list[int]:
-    return [int(part) for part in section.split(".")]
+def _clause_result(clause: Clause, tests: Sequence[Result], subject: Subject) -> ClauseResult:
+    if clause.unobservable is not None:
+        return ClauseResult(clause, Outcome.NOT_OBSERVABLE, clause.unobservable, tests)
+    found = {test.outcome for test in tests}
+    for outcome in (Outcome.FAILED, Outcome.PASSED, Outcome.SKIPPED):
+        if outcome in found:
+            reasons = [test.reason for test in tests if test.outcome is outcome]
+            return ClauseResult(clause, outcome, next(filter(None, reasons), ""), tests)
+    if not clause.applies(subject.offered):
+        reason = f"{clause.feature} was not offered"
+        return ClauseResult(clause, Outcome.NOT_APPLICABLE, reason, tests)
+    if Transport(subject.transport) not in clause.transports:
+        reason = f"it cannot be seen over {subject.transport}"
+        return ClauseResult(clause, Outcome.NOT_APPLICABLE, reason, tests)
+    if tests:
+        return ClauseResult(clause, Outcome.NOT_APPLICABLE, tests[0].reason, tests)
+    return ClauseResult(clause, Outcome.NOT_TESTED, "there is no test for it", tests)
+
+
+def summary(results: Sequence[ClauseResult]) -> Iterator[str]:
+    """Yield a line for each section: how many statements came to what."""
+    sections: defaultdict[tuple[str, str], list[Outcome]] = defaultdict(list)
+    for result in results:
+        title = result.clause.title.removeprefix("Device Requirements: ")
+        sections[result.clause.section, title].append(result.outcome)
+    for (section, title), found in sections.items():
+        words = ", ".join(f"{found.count(o)} {o.value}" for o in Outcome if o in found)
+        yield f"{section:<12}{title}: {words}"
