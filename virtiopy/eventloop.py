@@ -130,12 +130,15 @@ class EventLoop(Closing):
 
     # Life
 
-    def start(self) -> None:
-        """Run the loop on a thread of its own; again, after it was stopped."""
+    def start(self, *, daemon: bool = False) -> None:
+        """Run the loop on a thread of its own; again, after it was stopped.
+
+        Of a daemon nobody waits for the end: not even the interpreter, when a callback is stuck.
+        """
         self._stopping = False
         self._ended.clear()
         self._is_ours = True
-        self._thread = threading.Thread(target=self.run, name=self.name)
+        self._thread = threading.Thread(target=self.run, name=self.name, daemon=daemon)
         self._thread.start()
 
     def stop(self) -> None:

@@ -136,8 +136,13 @@ class MmioDriver:
             self.allocator,
             event_idx=has_feature(self.features, Feature.VIRTIO_F_EVENT_IDX),
         )
+        self.announce_queue(index, queue)
+        return queue
+
+    def announce_queue(self, index: int, queue: DriverQueue) -> None:
+        """Tell the device about a virtqueue, and that it is ready."""
         self.write(Register.QueueSel, index)
-        self.write(Register.QueueSize, size)
+        self.write(Register.QueueSize, queue.size)
         for register, address in (
             (Register.QueueDescLow, queue.addresses.descriptor_table),
             (Register.QueueDriverLow, queue.addresses.available_ring),
@@ -147,7 +152,6 @@ class MmioDriver:
             self.write(register + 4, address >> 32)
         self.write(Register.QueueReady, 1)
         self.queues[index] = queue
-        return queue
 
     # Operation
 

@@ -5,6 +5,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from virtiopy.devices.base import Notifiers, VirtioDevice
 from virtiopy.errors import DriverError
@@ -106,6 +107,9 @@ class MmioTransport:
     of InterruptStatus is set (4.2.3.4). The device is attached to the transport, with `loop` for
     what it does of itself; `may_block` says whether kicks may wait for what they cause.
     """
+
+    #: What works the device's side of a virtqueue.
+    queue_type: ClassVar[type[SplitQueue]] = SplitQueue
 
     def __init__(
         self,
@@ -402,7 +406,7 @@ class MmioTransport:
             self.needs_reset(f"QueueSize {registers.size} above QueueSizeMax (4.2.2.2)")
             return
         try:
-            self._live[index] = SplitQueue(
+            self._live[index] = self.queue_type(
                 self.memory,
                 registers.size,
                 QueueAddresses(

@@ -63,6 +63,10 @@ WANTED = feature_mask(
 _NOT_VIRTIO = feature_mask([VHOST_F_LOG_ALL, VHOST_USER_F_PROTOCOL_FEATURES])
 
 
+class RefusedError(PeerError):
+    """The backend answered that it does not do what it was told to."""
+
+
 @dataclass(slots=True)
 class InflightFile:
     """Where a backend tracks what is in flight: the frontend keeps it from one to the next."""
@@ -86,22 +90,24 @@ def connect(path: Path) -> socket.socket:
 
 
 class VhostUserFrontend(Closing):
-    """A session with the backend at the other end of `stream`, which is closed with it.
+    """A session with the backend at the other end of `connection`, which is closed with it.
 
     To make it is to negotiate protocol features and to own the session. Each method is a request
     or two, waits for the answer where there is one, and raises PeerError for a backend that gives
     none in time or a wrong one: the session is over then.
     """
 
-    def __init__(self, stream: socket.socket, *, wanted: int = WANTED) -> None:
-        stream.settimeout(ANSWER_TIME)
-        self.connection = Connection(stream)
+    def __init__(self, connection: socket.socket | Connection, *, wanted: int = WANTED) -> None:
+        if isinstance(connection, socket.socket):
+            connection.settimeout(ANSWER_TIME)
+            connection = Connection(connection)
+        self.connection = connection
         #: A socket on which the backend speaks by itself, where it does.
         self.channel: Connection | None = None
         self._protocol_features = 0
         try:
             #: The feature bits that the backend offers, those of the protocol left out.
-            self.features = self._ask_u64(Request.GET_FEATURES)
+            self.features = self.get_features()
             self._tell(Request.SET_OWNER)
             self._has_states = has_feature(self.features, VHOST_USER_F_PROTOCOL_FEATURES)
             if self._has_states:
@@ -158,7 +164,7 @@ class VhostUserFrontend(Closing):
             answer = self._answer(request)
             close_all(answer.fds)
             if to_u64(answer):
-                raise PeerError(f"it refused {request.name}")
+                raise RefusedError(f"it refused {request.name}")
 
     def _ask(self, request: Request, payload: bytes = b"", fds: int = 0) -> Message:
         """Send what has an answer; `fds` are how many file descriptors come with that."""
@@ -179,6 +185,10 @@ class VhostUserFrontend(Closing):
     def queue_count(self) -> int | None:
         """Return how many queues it has, pairs for a network device; None where it cannot say."""
         return self._ask_u64(Request.GET_QUEUE_NUM) if self.has(ProtocolFeature.MQ) else None
+
+    def get_features(self) -> int:
+        """Ask again for the feature bits that the backend offers, those of the protocol too."""
+        return self._ask_u64(Request.GET_FEATURES)
 
     def set_features(self, features: int) -> None:
         """Say which of `features` the driver took."""

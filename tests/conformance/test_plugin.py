@@ -1,0 +1,144 @@
+"""The plugin: what it costs those who do not ask for it, and what it says to those who do."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conformance.runs import run_pytest, run_suite
+
+OWN_DEVICE = """\
+from virtiopy.conformance.targets import inproc
+from virtiopy.devices.rng import Rng
+
+{device}
+
+virtio_target = inproc({name}{options})
+"""
+
+RAISES = """\
+class Broken(Rng):
+    def serve(self, queue, chain):
+        raise RuntimeError("out of randomness")
+"""
+
+SILENT = """\
+class Broken(Rng):
+    def handle(self, queue):
+        pass
+"""
+
+STUCK = """\
+import threading
+
+class Broken(Rng):
+    def serve(self, queue, chain):
+        threading.Event().wait(20)
+        return 1
+"""
+
+
+def own_device(folder: Path, device: str = "", name: str = "Rng", options: str = "") -> Path:
+    path = folder / "test_own.py"
+    path.write_text(OWN_DEVICE.format(device=device, name=name, options=options))
+    return path
+
+
+def test_the_plugin_imports_nothing_of_virtiopy_that_it_does_not_need() -> None:
+    code = (
+        "import sys, pytest, virtiopy.conformance.plugin; "
+        "print(sorted(m for m in sys.modules if m.startswith('virtiopy')))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == str(
+        ["virtiopy", "virtiopy.conformance", "virtiopy.conformance.plugin"]
+    )
+
+
+def test_a_device_of_ones_own_gets_the_whole_suite_by_a_variable(tmp_path: Path) -> None:
+    own_device(tmp_path)
+    run = run_pytest("-v", "-k", "split", folder=tmp_path)
+    assert run.returncode == 0, run.stdout
+    assert "test_own.py::virtio_target::test_split::test_kicks_with_nothing_new" in run.stdout
+
+
+@pytest.mark.parametrize("options", ["", ", served=True"], ids=["mmio", "vhost-user"])
+@pytest.mark.parametrize(
+    ("device", "verdict"),
+    [
+        (RAISES, "RuntimeError: out of randomness"),
+        (SILENT, "the buffer with head 0 of queue 0 used: not within"),
+        (STUCK, "WedgedError"),
+    ],
+    ids=["raises", "silent", "stuck"],
+)
+def test_a_device_that_does_not_work_fails_and_does_not_end_the_run(
+    tmp_path: Path, device: str, verdict: str, options: str
+) -> None:
+    own_device(tmp_path, device, "Broken", options)
+    run = run_pytest(
+        "--virtio-patience=0.2",
+        "-k",
+        "leaves_notifications_out or version_1_is_offered",
+        folder=tmp_path,
+    )
+    assert run.returncode == pytest.ExitCode.TESTS_FAILED, run.stdout
+    assert verdict in run.stdout
+    assert "virtio trace" in run.stdout
+    assert "1 failed, 1 passed" in run.stdout.splitlines()[-1]
+
+
+def test_a_feature_that_was_not_offered_makes_a_test_not_applicable(tmp_path: Path) -> None:
+    own_device(tmp_path)
+    run = run_pytest("-v", "-k", "in_order", folder=tmp_path)
+    assert run.returncode == 0
+    assert "1 not applicable" in run.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "Say what to put to the test"),
+        (["--virtio-target=inproc:disk"], "There is no device 'disk' here"),
+        (["--virtio-target=vhost-user:x.sock"], "say --virtio-device=blk"),
+        (["--virtio-spawn=true", "--virtio-device=blk"], "has no {socket} in it"),
+        (["--virtio-target=python:nowhere:Disk"], "python:nowhere:Disk cannot be imported"),
+        (["--virtio-target=inproc:blk", "--virtio-patience=soon"], "give a number of seconds"),
+        (["--virtio-target=inproc:blk", "--virtio-device=net"], "The target is blk, and no net"),
+    ],
+)
+def test_what_the_user_got_wrong_is_one_sentence(
+    tmp_path: Path, arguments: list[str], sentence: str
+) -> None:
+    run = run_suite(*arguments, folder=tmp_path)
+    assert run.returncode == pytest.ExitCode.USAGE_ERROR
+    assert sentence in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_the_report_says_what_every_statement_came_to_and_why(tmp_path: Path) -> None:
+    own_device(tmp_path, SILENT, "Broken")
+    path = tmp_path / "report.json"
+    run = run_pytest(
+        "--virtio-patience=0.2",
+        f"--virtio-report={path}",
+        "-k",
+        "leaves_notifications_out or version_1_is_offered",
+        folder=tmp_path,
+    )
+    assert run.returncode == pytest.ExitCode.TESTS_FAILED, run.stdout
+    report = json.loads(path.read_text())
+    [subject] = report["subjects"]
+    assert (subject["device"], subject["transport"]) == ("rng", "mmio")
+    clauses = {clause["id"]: clause for clause in subject["clauses"]}
+    assert clauses["2.7.7.2:2"]["outcome"] == "failed"
+    assert "not within 0.2 s" in clauses["2.7.7.2:2"]["reason"]
+    assert clauses["6.2:1"]["outcome"] == "passed"
+    assert clauses["6.2:3"]["outcome"] == "not observable"
+    assert clauses["3.4.2:1"]["reason"] == "VIRTIO_F_SUSPEND was not offered"
+    assert "5.2.6.2:1" not in clauses
+    [failed] = [test for test in report["tests"] if test["outcome"] == "failed"]
+    assert failed["clauses"] == ["2.7.7.2:2"]
+    assert any("write QueueNotify" in line for line in failed["trace"])

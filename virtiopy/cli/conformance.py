@@ -1,0 +1,89 @@
+"""virtiopy conformance: the conformance suite, put to a target."""
+
+import click
+
+from virtiopy.cli.main import EXIT_ERROR
+from virtiopy.errors import ConfigError
+
+
+@click.command(
+    context_settings={"ignore_unknown_options": True},
+    epilog="""Example: a disk of qemu-storage-daemon's, a fresh one for each test:
+
+\b
+  virtiopy conformance --device blk --spawn 'qemu-storage-daemon
+    --blockdev driver=file,node-name=d,filename=scratch.img
+    --export vhost-user-blk,id=e,node-name=d,writable=on,addr.type=unix,addr.path={socket}'
+""",
+)
+@click.argument("target", required=False)
+@click.argument("pytest_options", nargs=-1, type=click.UNPROCESSED)
+@click.option("--device", metavar="NAME", help="What it is: blk, net, console, rng or balloon.")
+@click.option("--spawn", metavar="COMMAND", help="Start a backend a test, at the socket {socket}.")
+@click.option(
+    "--transport",
+    type=click.Choice(["mmio", "vhost-user"]),
+    help="How a device of this process is reached (mmio).",
+)
+@click.option("--patience", metavar="SECONDS", help="Wait so long for what has to come (5).")
+@click.option("--report", metavar="FILE", help="Write what every statement came to (.json).")
+@click.option("--clauses", is_flag=True, help="List the statements and their tests, and test none.")
+def command(
+    *,
+    target: str | None,
+    pytest_options: tuple[str, ...],
+    device: str | None,
+    spawn: str | None,
+    transport: str | None,
+    patience: str | None,
+    report: str | None,
+    clauses: bool,
+) -> int:
+    """Put TARGET through the virtio specification, and say what it does not meet.
+
+    TARGET is inproc:NAME for a device of virtiopy's, vhost-user:SOCKET for a backend that
+    listens there, or python:MODULE:FACTORY for a device of your own. What a disk has on it is
+    lost. PYTEST_OPTIONS go to pytest: -k WORDS for some tests, -x to stop at the first failure.
+    """
+    import pytest
+
+    if clauses:
+        _list_clauses()
+        return 0
+    rest = list(pytest_options)
+    if target is not None and target.startswith("-"):
+        # An option of pytest's, and no target.
+        rest.insert(0, target)
+        target = None
+    if target is None and spawn is None:
+        raise ConfigError("Say what to put to the test: inproc:blk, for one, or --spawn COMMAND.")
+    given = {
+        "target": target,
+        "device": device,
+        "spawn": spawn,
+        "transport": transport,
+        "patience": patience,
+        "report": report,
+    }
+    options = [f"--virtio-{name}={value}" for name, value in given.items() if value is not None]
+    # Nobody's settings but the suite's own: whatever folder this is.
+    alone = ["-c", "/dev/null", "-p", "no:cacheprovider", "--strict-markers"]
+    status = pytest.main([*alone, "--pyargs", "virtiopy.conformance", *options, *rest])
+    return EXIT_ERROR if status == pytest.ExitCode.USAGE_ERROR else int(status)
+
+
+def _list_clauses() -> None:
+    """Show every statement: its tests, or why there is none."""
+    from virtiopy.conformance.catalogue import load
+    from virtiopy.conformance.marks import clauses_to_tests
+
+    tests = clauses_to_tests()
+    for clause in load().values():
+        click.echo(f"{clause.id:<14}{clause.keyword.value:<11}{clause.paraphrase}")
+        condition = f" (needs {clause.feature})" if clause.feature else ""
+        if clause.unobservable is not None:
+            click.echo(f"{'':<14}not observable: {clause.unobservable}")
+        for test in tests.get(clause.id, []):
+            click.echo(f"{'':<14}{test}{condition}")
+        if clause.unobservable is None and clause.id not in tests:
+            click.echo(f"{'':<14}no test{condition}")

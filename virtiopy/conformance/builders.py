@@ -1,0 +1,73 @@
+"""virtiopy's own devices on the suite's side of a host: what `inproc:NAME` is.
+
+A class that takes another's place is made with the same arguments, as a subclass of it is.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from virtiopy.conformance.hosts import BalloonHost, BlkHost, ConsoleHost, Host, Link, NetHost
+from virtiopy.devices.balloon import Balloon
+from virtiopy.devices.base import VirtioDevice
+from virtiopy.devices.blk import Blk
+from virtiopy.devices.console import Console
+from virtiopy.devices.net import Net
+from virtiopy.devices.rng import Rng
+from virtiopy.host.disk import DiskImage
+
+#: The MAC address of `inproc:net`.
+MAC = bytes.fromhex("020000000001")
+
+
+@dataclass(slots=True)
+class Rig:
+    """A device, and the suite's hand in its host's side."""
+
+    device: VirtioDevice
+    host: Host = field(default_factory=Host)
+
+
+#: What makes the device of a session; each session has one of its own.
+Factory = Callable[[], VirtioDevice | Rig]
+
+
+def build_blk(kind: type[Blk] = Blk) -> Rig:
+    """Make a disk of 2 MiB, two queues wide."""
+    host = BlkHost()
+    device = kind(DiskImage(host.path), serial="conformance", num_queues=2, queue_size=128)
+    return Rig(device, host)
+
+
+def build_net(kind: type[Net] = Net) -> Rig:
+    """Make a network device with two pairs of virtqueues."""
+    link = Link(pairs=2)
+    return Rig(kind(link, mac=MAC, queue_size=128), NetHost(link))
+
+
+def build_console(kind: type[Console] = Console) -> Rig:
+    """Make a console with a port more."""
+    host = ConsoleHost()
+    console, *others = host.terminals
+    device = kind(console, dict(zip(host.names, others, strict=True)), max_nr_ports=3)
+    return Rig(device, host)
+
+
+def build_rng(kind: type[Rng] = Rng) -> Rig:
+    """Make an entropy device."""
+    return Rig(kind())
+
+
+def build_balloon(kind: type[Balloon] = Balloon) -> Rig:
+    """Make a balloon that has everything to offer."""
+    device = kind(deflate_on_oom=True)
+    return Rig(device, BalloonHost(device))
+
+
+#: By the name that stands in `inproc:NAME`.
+BUILDERS: dict[str, Factory] = {
+    "blk": build_blk,
+    "net": build_net,
+    "console": build_console,
+    "rng": build_rng,
+    "balloon": build_balloon,
+}

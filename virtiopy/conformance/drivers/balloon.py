@@ -1,0 +1,126 @@
+"""The driver of the traditional memory balloon device (5.5)."""
+
+import enum
+from collections.abc import Sequence
+from itertools import count
+from typing import ClassVar
+
+from virtiopy._native import ffi
+from virtiopy.conformance.drivers.base import WHOLE, DeviceDriver, Framing, Request
+from virtiopy.conformance.hosts import BalloonHost
+from virtiopy.conformance.memory import SPARE
+from virtiopy.conformance.problems import NotApplicableError
+from virtiopy.conformance.session import Session
+from virtiopy.spec import DeviceId
+
+#: Bytes of a page of the balloon's (5.5.6).
+PAGE = 4096
+
+#: Page numbers of memory that nothing else is in.
+FIRST_PFN, END_PFN = SPARE[0] // PAGE, SPARE[1] // PAGE
+
+
+class Virtqueue(enum.IntEnum):
+    """The virtqueues (5.5.2)."""
+
+    inflateq = 0
+    deflateq = 1
+    statsq = 2
+    free_page_vq = 3
+    reporting_vq = 4
+
+
+class Field(enum.IntEnum):
+    """The offsets of the fields of struct virtio_balloon_config, 4 bytes each (5.5.4)."""
+
+    num_pages = 0
+    actual = 4
+    free_page_hint_cmd_id = 8
+    poison_val = 12
+
+
+def pfns(numbers: Sequence[int]) -> bytes:
+    """Return an array of page numbers (5.5.6)."""
+    return bytes(ffi.buffer(ffi.new("uint32_t[]", list(numbers))))
+
+
+def statistics(values: dict[int, int]) -> bytes:
+    """Return an array of struct virtio_balloon_stat (5.5.6.3), by tag."""
+    size = ffi.sizeof("struct virtio_balloon_stat")
+    array = ffi.new("struct virtio_balloon_stat[]", len(values))
+    for entry, (tag, value) in zip(array, values.items(), strict=True):
+        entry.tag, entry.val = tag, value
+    return bytes(ffi.buffer(array)[: size * len(values)])
+
+
+class BalloonDriver(DeviceDriver):
+    """A driver that puts pages of SPARE memory into the balloon, and takes them out again."""
+
+    device_id: ClassVar[DeviceId] = DeviceId.BALLOON
+    name: ClassVar[str] = "balloon"
+
+    understood = (
+        "VIRTIO_BALLOON_F_MUST_TELL_HOST",
+        "VIRTIO_BALLOON_F_STATS_VQ",
+        "VIRTIO_BALLOON_F_DEFLATE_ON_OOM",
+        "VIRTIO_BALLOON_F_PAGE_POISON",
+        "VIRTIO_BALLOON_F_PAGE_REPORTING",
+    )
+
+    def __init__(self, session: Session) -> None:
+        super().__init__(session)
+        self._next_page = count()
+
+    def fresh_pfn(self) -> int:
+        """Return the number of a page that was not in the balloon yet, or long ago."""
+        return FIRST_PFN + next(self._next_page) % (END_PFN - FIRST_PFN)
+
+    def _request(self, queue: int, readable: bytes) -> Request:
+        def check(content: bytes, length: int) -> None:
+            assert length == 0, f"{length} bytes written to a buffer with no room"
+
+        return Request(queue, readable, 0, check)
+
+    def inflation(self, *numbers: int) -> Request:
+        """Return a request to put pages into the balloon."""
+        return self._request(Virtqueue.inflateq, pfns(numbers))
+
+    def deflation(self, *numbers: int) -> Request:
+        """Return a request to take pages out of the balloon."""
+        return self._request(Virtqueue.deflateq, pfns(numbers))
+
+    def good_request(self) -> Request:
+        """Return a request to put a page into the balloon."""
+        return self.inflation(self.fresh_pfn())
+
+    def requests(self) -> list[Request]:
+        """Return requests to put a page in, and to take it out."""
+        pfn = self.fresh_pfn()
+        return [self.inflation(pfn), self.deflation(pfn)]
+
+    def inflate(self, *numbers: int, framing: Framing = WHOLE) -> None:
+        """Put pages into the balloon."""
+        self.do(self.inflation(*numbers), framing)
+
+    def deflate(self, *numbers: int, framing: Framing = WHOLE) -> None:
+        """Take pages out of the balloon."""
+        self.do(self.deflation(*numbers), framing)
+
+    def supply_statistics(self, values: dict[int, int], framing: Framing = WHOLE) -> int:
+        """Give the device a buffer of statistics, which it keeps; returns the head (5.5.6.3)."""
+        return self.send(self._request(Virtqueue.statsq, statistics(values)), framing).head
+
+    def field(self, field: Field) -> int:
+        """Read a field of the configuration space."""
+        return self.session.config(field, 4)
+
+    def set_field(self, field: Field, value: int) -> None:
+        """Write a field of the configuration space."""
+        self.session.write_config(field, value.to_bytes(4, "little"))
+
+    @property
+    def balloon_host(self) -> BalloonHost:
+        """The host's side; the test is not applicable where the suite has no hand in it."""
+        if not isinstance(self.session.host, BalloonHost):
+            raise NotApplicableError("nobody here can ask this backend for memory or statistics")
+        return self.session.host

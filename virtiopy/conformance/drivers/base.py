@@ -1,0 +1,177 @@
+"""What the drivers of all device types have in common: requests, in any framing, and answers."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar
+
+from virtiopy.conformance import features as named
+from virtiopy.conformance.session import FeatureLike, Session
+from virtiopy.spec import DeviceId, feature_mask
+from virtiopy.virtqueue.driver import Piece, Used
+from virtiopy.virtqueue.layout import DESCRIPTOR_SIZE
+
+
+def nothing() -> None:
+    """Do nothing."""
+
+
+@dataclass(slots=True, frozen=True)
+class Request:
+    """A request as its device's section has it, whatever the framing.
+
+    The device reads `readable` and may write `room` bytes. `check` is given what is in those
+    afterwards, and the length in the used ring, and raises AssertionError. `stimulus` is what the
+    host's side does to have the buffer used, once it is available; the device asks nobody.
+    """
+
+    queue: int
+    readable: bytes
+    room: int
+    check: Callable[[bytes, int], None]
+    stimulus: Callable[[], None] = nothing
+
+
+@dataclass(slots=True, frozen=True)
+class Framing:
+    """How a buffer is cut into descriptors (2.7.4): where, in bytes of either of its parts.
+
+    The first `direct` descriptors are in the queue's table, and the others in an indirect table;
+    None for all in the queue's.
+    """
+
+    readable: Sequence[int] = ()
+    writable: Sequence[int] = ()
+    direct: int | None = None
+
+
+#: A descriptor for each part that there is.
+WHOLE = Framing()
+
+#: The same, in an indirect table.
+INDIRECT = Framing(direct=0)
+
+
+def bytewise(request: Request, *, direct: int | None = None) -> Framing:
+    """Return the framing with a descriptor for each byte."""
+    return Framing(range(1, len(request.readable)), range(1, request.room), direct)
+
+
+@dataclass(slots=True, frozen=True)
+class Sent:
+    """A request that is in a queue: the head of its chain, and its buffers."""
+
+    request: Request
+    head: int
+    pieces: Sequence[Piece]
+
+
+class DeviceDriver:
+    """A driver of one device, on a session.
+
+    It keeps to the specification; tests that do not have the session for it.
+    """
+
+    device_id: ClassVar[DeviceId]
+
+    #: What devices of the type are called on the command line.
+    name: ClassVar[str]
+
+    #: The device type's features that it can work with, when they are negotiated.
+    understood: ClassVar[Iterable[FeatureLike]] = ()
+
+    #: The queue that `good_request` goes to.
+    main_queue: ClassVar[int] = 0
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        session.understood |= feature_mask(named.bits(self.understood))
+
+    def start(
+        self,
+        features: Iterable[FeatureLike] | None = None,
+        *,
+        without: Iterable[FeatureLike] = (),
+        queue_size: int | None = None,
+    ) -> None:
+        """Reset the device and bring it up with these features, ready for requests."""
+        self.session.start(features, without=without, queue_size=queue_size)
+
+    # Requests that any device of this type has to serve
+
+    @abstractmethod
+    def good_request(self) -> Request:
+        """Return a request for `main_queue` that does not depend on any other; each differs."""
+
+    def requests(self) -> Sequence[Request]:
+        """Return one such request for each queue that can be worked here."""
+        return [self.good_request()]
+
+    # The life of a request
+
+    def pieces(self, request: Request, framing: Framing = WHOLE) -> list[Piece]:
+        """Put a request into memory; returns its buffers, in a chain's order."""
+        session = self.session
+        data = request.readable
+        pieces = [
+            session.place(data[start:end]) for start, end in _cut(len(data), framing.readable)
+        ]
+        pieces += [session.room(end - start) for start, end in _cut(request.room, framing.writable)]
+        return pieces
+
+    def place(self, request: Request, framing: Framing = WHOLE) -> Sent:
+        """Put a request into descriptors; it is not available yet."""
+        pieces = self.pieces(request, framing)
+        table = None
+        if framing.direct is not None and framing.direct < len(pieces):
+            size = DESCRIPTOR_SIZE * (len(pieces) - framing.direct)
+            table = self.session.allocator.take(size, DESCRIPTOR_SIZE)
+        queue = self.session.queues[request.queue]
+        head = queue.place(pieces, direct=framing.direct, table=table)
+        return Sent(request, head, pieces)
+
+    def offer(self, *sent: Sent) -> None:
+        """Make requests of one queue available, with one update of idx, and kick if asked to."""
+        [index] = {one.request.queue for one in sent}
+        queue = self.session.queues[index]
+        queue.make_available(*(one.head for one in sent))
+        if queue.should_kick():
+            self.session.kick(index)
+        for one in sent:
+            one.request.stimulus()
+
+    def send(self, request: Request, framing: Framing = WHOLE) -> Sent:
+        """Place a request, make it available, and kick if the device asks for it."""
+        sent = self.place(request, framing)
+        self.offer(sent)
+        return sent
+
+    def finish(self, sent: Sent) -> bytes:
+        """Wait until a request was used, and check the answer; returns what was written."""
+        return self.check(sent, self.session.wait_for(sent.request.queue, sent.head))
+
+    def check(self, sent: Sent, used: Used) -> bytes:
+        """Check the answer to a request; returns what is in its device-writable part."""
+        assert used.head == sent.head, f"head {used.head} used, not {sent.head}"
+        assert used.length <= sent.request.room, (
+            f"{used.length} bytes written to a buffer with room for {sent.request.room}"
+        )
+        content = self.session.content(*(piece for piece in sent.pieces if piece.writable))
+        sent.request.check(content, used.length)
+        return content
+
+    def do(self, request: Request, framing: Framing = WHOLE) -> bytes:
+        """Send a request, wait for it, check the answer, and return what was written."""
+        return self.finish(self.send(request, framing))
+
+    def good(self) -> None:
+        """Have a good request served: the device works."""
+        self.do(self.good_request())
+
+
+def _cut(size: int, positions: Sequence[int]) -> list[tuple[int, int]]:
+    """Return [start, end) of the parts of `size` bytes, cut at `positions`."""
+    if size == 0:
+        return []
+    return list(pairwise([0, *sorted(p for p in set(positions) if 0 < p < size), size]))

@@ -1,0 +1,117 @@
+"""The fixtures of the suite: what its tests are written with."""
+
+from collections.abc import Iterator
+from typing import cast
+
+import pytest
+
+from virtiopy.conformance.collection import PATIENCE_KEY, RESULTS, TRACE, target_of
+from virtiopy.conformance.drivers import driver_of
+from virtiopy.conformance.drivers.balloon import BalloonDriver
+from virtiopy.conformance.drivers.base import DeviceDriver
+from virtiopy.conformance.drivers.blk import BlkDriver
+from virtiopy.conformance.drivers.console import ConsoleDriver
+from virtiopy.conformance.drivers.net import NetDriver
+from virtiopy.conformance.drivers.rng import RngDriver
+from virtiopy.conformance.problems import NotApplicableError
+from virtiopy.conformance.results import Subject
+from virtiopy.conformance.session import Session
+from virtiopy.conformance.targets import Target
+from virtiopy.conformance.trace import Trace
+from virtiopy.conformance.verdict import Judge
+from virtiopy.conformance.vhostuser import VhostUserSession
+from virtiopy.errors import ConfigError
+from virtiopy.transport.driver import MmioDriver
+
+
+@pytest.fixture
+def virtio_target(request: pytest.FixtureRequest) -> Target:
+    """Give what is put to the test."""
+    return target_of(request.node)
+
+
+@pytest.fixture
+def session(request: pytest.FixtureRequest, virtio_target: Target) -> Iterator[Session]:
+    """Give a session with a device that was just made or reset; nothing is negotiated yet.
+
+    The test's marks `feature` and `unless_feature` are looked at here.
+    """
+    node = request.node
+    trace = node.stash[TRACE] = Trace()
+    try:
+        session = virtio_target.open(trace, node.config.stash[PATIENCE_KEY])
+    except ConfigError as error:
+        # The user's, and so for every test.
+        pytest.exit(str(error), returncode=pytest.ExitCode.USAGE_ERROR)
+    with session:
+        if virtio_target.name not in node.config.stash[RESULTS].subjects:
+            node.config.stash[RESULTS].subjects[virtio_target.name] = Subject(
+                virtio_target.name,
+                driver_of(session).name,
+                session.transport,
+                session.offered,
+            )
+        for mark in node.iter_markers("feature"):
+            session.require(*mark.args)
+        for mark in node.iter_markers("unless_feature"):
+            for name in mark.args:
+                if session.offers(name):
+                    raise NotApplicableError(f"{name} was offered")
+        yield session
+
+
+@pytest.fixture
+def driver(session: Session) -> DeviceDriver:
+    """Give the driver of the session's device, whichever type that is; it has done nothing yet."""
+    return driver_of(session)
+
+
+@pytest.fixture
+def blk(driver: DeviceDriver) -> BlkDriver:
+    """Give the driver of a block device: the test is one of block devices."""
+    return cast("BlkDriver", driver)
+
+
+@pytest.fixture
+def net(driver: DeviceDriver) -> NetDriver:
+    """Give the driver of a network device: the test is one of network devices."""
+    return cast("NetDriver", driver)
+
+
+@pytest.fixture
+def console(driver: DeviceDriver) -> ConsoleDriver:
+    """Give the driver of a console device: the test is one of console devices."""
+    return cast("ConsoleDriver", driver)
+
+
+@pytest.fixture
+def rng(driver: DeviceDriver) -> RngDriver:
+    """Give the driver of an entropy device: the test is one of entropy devices."""
+    return cast("RngDriver", driver)
+
+
+@pytest.fixture
+def balloon(driver: DeviceDriver) -> BalloonDriver:
+    """Give the driver of a balloon device: the test is one of balloon devices."""
+    return cast("BalloonDriver", driver)
+
+
+@pytest.fixture
+def registers(session: Session, driver: DeviceDriver) -> MmioDriver:
+    """Give the device's MMIO registers; not applicable where there are none."""
+    return session.registers
+
+
+@pytest.fixture
+def vhost_user(session: Session, driver: DeviceDriver) -> VhostUserSession:
+    """Give the session, where it is one over vhost-user; not applicable where it is not."""
+    if not isinstance(session, VhostUserSession):
+        raise NotApplicableError(f"a device over {session.transport} is no vhost-user backend")
+    return session
+
+
+@pytest.fixture
+def judge(session: Session, driver: DeviceDriver) -> Judge:
+    """Give whoever says how the device takes what its driver does to it; the device is started."""
+    driver.start()
+    return Judge(session, driver)

@@ -1,0 +1,37 @@
+"""The guest memory of a test: with a seam and a hole in it, as that of many machines has."""
+
+import os
+
+from virtiopy.memory import GuestMemory, Region
+
+MIB = 1 << 20
+
+#: Guest physical addresses of the regions, [start, end). The driver's rings and buffers are in
+#: the first. The second is its neighbour in the guest's addresses, though not in the host's, so a
+#: buffer may lie on both sides of SEAM. From HOLE on there is no memory until the third.
+REGIONS = ((0, 32 * MIB), (32 * MIB, 48 * MIB), (64 * MIB, 80 * MIB))
+SEAM = REGIONS[0][1]
+HOLE = REGIONS[1][1]
+HOLE_SIZE = REGIONS[2][0] - HOLE
+END = REGIONS[2][1]
+
+#: The part that sessions hand out; page 0 stays unused, so that an address of 0 is a fault's.
+DRIVERS_PART = (0x1000, REGIONS[0][1] - MIB)
+
+#: Memory that no ring and no buffer of a session's is in: what a driver may put into a balloon.
+SPARE = (36 * MIB, 44 * MIB)
+
+
+class SessionMemory(GuestMemory):
+    """The memory of one test, all of it zeroes."""
+
+    def __init__(self) -> None:
+        fd = os.memfd_create("virtiopy-conformance", os.MFD_CLOEXEC)
+        os.ftruncate(fd, sum(end - start for start, end in REGIONS))
+        regions = []
+        offset = 0
+        for start, end in REGIONS:
+            regions.append(Region.map(start, end - start, fd, offset))
+            offset += end - start
+        super().__init__(regions)
+        self._fds.append(fd)

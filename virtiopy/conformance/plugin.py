@@ -1,0 +1,64 @@
+"""The pytest plugin: options and marks, and the suite where it is asked for.
+
+pytest imports this for everybody who has virtiopy installed, so it imports nothing of it until
+the suite is asked for: by an option, or by a variable `virtio_target` of a test module.
+"""
+
+from types import ModuleType
+
+import pytest
+
+_OPTIONS = (
+    ("target", "TARGET", "inproc:NAME, vhost-user:SOCKET or python:MODULE:FACTORY"),
+    ("device", "DEVICE", "what the target is: blk, net, console, rng or balloon"),
+    ("transport", "TRANSPORT", "mmio or vhost-user, for targets of this process"),
+    ("spawn", "COMMAND", "starts a vhost-user backend for each test, at the socket {socket}"),
+    ("report", "FILE.json", "where to write what every statement came to, with the evidence"),
+    ("patience", "SECONDS", "how long is waited for what has to come (5)"),
+)
+
+_MARKS = (
+    "clause(*ids): the statements of the specification that the test is about, as 2.7.7.2:1",
+    "feature(*names): the test only applies where the device offers these features",
+    "unless_feature(*names): the test only applies where the device offers none of these features",
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options."""
+    group = parser.getgroup("virtio", "conformance of a virtio device")
+    for name, metavar, text in _OPTIONS:
+        group.addoption(f"--virtio-{name}", metavar=metavar, help=text)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the marks; load the suite where an option names a target."""
+    for mark in _MARKS:
+        config.addinivalue_line("markers", mark)
+    if config.getoption("virtio_target") or config.getoption("virtio_spawn"):
+        _load(config)
+    elif any(arg.startswith("virtiopy.conformance") for arg in config.args):
+        raise pytest.UsageError(
+            "Say what to put to the test: --virtio-target=inproc:blk, for one, or "
+            "--virtio-spawn='COMMAND {socket}' --virtio-device=blk."
+        )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pycollect_makeitem(
+    collector: pytest.Module | pytest.Class, name: str, obj: object
+) -> pytest.Collector | None:
+    """Collect the suite for a variable `virtio_target` of a module."""
+    if name != "virtio_target" or not isinstance(collector, pytest.Module):
+        return None
+    suite: pytest.Collector = _load(collector.config).suite_for(collector, obj)
+    return suite
+
+
+def _load(config: pytest.Config) -> ModuleType:
+    from virtiopy.conformance import collection, fixtures
+
+    for plugin in (collection, fixtures):
+        if not config.pluginmanager.is_registered(plugin):
+            config.pluginmanager.register(plugin, plugin.__name__)
+    return collection

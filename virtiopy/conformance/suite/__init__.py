@@ -1,0 +1,1 @@
+"""The tests. `pytest --pyargs virtiopy.conformance --virtio-target=...` collects them."""
