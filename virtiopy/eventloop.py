@@ -162,6 +162,8 @@ class EventLoop(Closing):
             self._workers.shutdown()
         # Completions that came too late: what they hold is let go.
         self._soon.clear()
+        # Whoever is closed after the loop has nothing to unwatch any more.
+        self._watches.clear()
         self._closed = True
         self._epoll.close()
         os.close(self._wake)

@@ -407,6 +407,14 @@ def test_no_file_stays_open_and_closing_twice_closes_nothing_of_others() -> None
         os.close(fd)
 
 
+def test_a_file_may_be_unwatched_after_the_loop_was_closed(pipe: tuple[int, int]) -> None:
+    reader, _ = pipe
+    loop = EventLoop()
+    watch = loop.watch(reader, READABLE, lambda events: None, "pipe")
+    loop.close()
+    loop.unwatch(watch)
+
+
 def test_a_timer_wakes_a_loop_that_waits(loop: EventLoop) -> None:
     ran = threading.Event()
     begin = time.monotonic()

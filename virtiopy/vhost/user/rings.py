@@ -116,7 +116,7 @@ class Rings(Closing):
         return (
             features is not None
             and has_feature(features, Feature.VIRTIO_F_VERSION_1)
-            and self._device.accepts(features & ~_NOT_VIRTIO)
+            and self._device.accepts(features & ~_NOT_VIRTIO | self._device.vmm_features)
         )
 
     def reset(self) -> None:
