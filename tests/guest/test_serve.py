@@ -14,7 +14,7 @@ import pytest
 from tests.guest.vhost_user import Backend, serve
 from tests.namespace import Namespace, needs_taps
 from tests.unit.vhost_user import FEATURES, PATIENCE, Driver
-from tests.unit.vhost_user_peer import SECTOR, make_image, read_sector
+from tests.unit.vhost_user_peer import SECTOR, make_image, read_sector, shrinkable_memory
 from virtiopy.vhost.user.frontend import VhostUserFrontend, connect
 from virtiopy.vhost.user.messages import Message, Request
 
@@ -164,7 +164,10 @@ def exchange(driver: Driver, host: socket.socket) -> None:
 def test_a_frontend_that_takes_its_memory_away_does_not_end_the_process(tmp_path: Path) -> None:
     image = make_image(tmp_path / "disk.img")
     with served("blk", str(image), tmp_path) as backend:
-        with driver_of(backend, 1) as driver:
+        with (
+            shrinkable_memory() as memory,
+            Driver(connect(backend.path), memory=memory) as driver,
+        ):
             driver.start()
             assert read_sector(driver, 3) == bytes([3]) * SECTOR
             os.ftruncate(driver.memory.regions[0].fd, 0)
