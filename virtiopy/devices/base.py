@@ -140,6 +140,10 @@ class VirtioDevice:
     #: The device type's own feature bits (a mask) that are offered.
     features: int = 0
 
+    #: Those of them that a VMM may see to by itself where another process serves the device: its
+    #: driver has them, and the device is not told.
+    vmm_features: int = 0
+
     #: The largest size of each virtqueue: QueueSizeMax, a power of 2.
     queue_sizes: Sequence[int]
 

@@ -261,7 +261,7 @@ class Backend(Closing):
         if not has_feature(features, Feature.VIRTIO_F_VERSION_1):
             log.warning("ring %d does not start: the driver has no VERSION_1", ring.index)
             return
-        if not self.device.accepts(features & ~_NOT_VIRTIO):
+        if not self.device.accepts(features & ~_NOT_VIRTIO | self.device.vmm_features):
             log.warning("ring %d does not start: features %#x (2.2.2)", ring.index, features)
             return
         inflight = None

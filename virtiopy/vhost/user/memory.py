@@ -1,6 +1,7 @@
 """The frontend's memory as a backend sees it: files that were sent, mapped, and kept watch over."""
 
 import contextlib
+import dataclasses
 import itertools
 import mmap
 import os
@@ -115,6 +116,8 @@ class _Mapped:
     identity: tuple[int, int]
     file: SharedFile
     region: Region
+    #: How often it was given, beyond the first time.
+    again: int = 0
 
 
 class FrontendMemory(GuestMemory):
@@ -152,7 +155,7 @@ class FrontendMemory(GuestMemory):
                 kept = before.pop((described, _identity(fd)), None)
                 if kept is not None:
                     os.close(fd)
-                    mapped.append(kept)
+                    mapped.append(dataclasses.replace(kept, again=0))
                 else:
                     mapped.append(self._map(described, fd))
                 self._check(mapped)
@@ -164,7 +167,16 @@ class FrontendMemory(GuestMemory):
         self._set(mapped)
 
     def add(self, described: MemoryRegion, fd: int) -> None:
-        """Take one more region: ADD_MEM_REG. Raises PeerError, and is as before then."""
+        """Take one more region: ADD_MEM_REG. Raises PeerError, and is as before then.
+
+        QEMU before 8.0 adds each once for every pair of virtqueues, and removes it as often.
+        """
+        identity = _identity(fd)
+        for index, it in enumerate(self._mapped):
+            if (it.described, it.identity) == (described, identity):
+                os.close(fd)
+                self._mapped[index] = dataclasses.replace(it, again=it.again + 1)
+                return
         if len(self._mapped) == SLOTS_MAX:
             os.close(fd)
             raise PeerError(f"more than {SLOTS_MAX} memory regions")
@@ -179,6 +191,10 @@ class FrontendMemory(GuestMemory):
     def remove(self, described: MemoryRegion) -> None:
         """Forget the region with these addresses and this size: REM_MEM_REG. Raises PeerError."""
         key = _key(described)
+        for index, it in enumerate(self._mapped):
+            if _key(it.described) == key and it.again:
+                self._mapped[index] = dataclasses.replace(it, again=it.again - 1)
+                return
         left = [mapped for mapped in self._mapped if _key(mapped.described) != key]
         if len(left) == len(self._mapped):
             raise PeerError("REM_MEM_REG of a region that was never added")
@@ -230,7 +246,7 @@ class FrontendMemory(GuestMemory):
         self._mapped = mapped
         self.set_regions(it.region for it in mapped)
         for it in gone:
-            if not any(it is kept for kept in mapped):
+            if not any(it.file is kept.file for kept in mapped):
                 _unmap(it)
 
 
