@@ -252,11 +252,13 @@ class Blk(VirtioDevice):
         """Return struct virtio_blk_config."""
         return bytes(self._config)
 
-    def write_config(self, offset: int, data: bytes) -> None:
+    def write_config(self, offset: int, data: bytes) -> bool:
         """Take a new cache mode in `writeback` (5.2.5); nothing else can be written."""
         negotiated = has_feature(self.driver_features, BlkFeature.VIRTIO_BLK_F_CONFIG_WCE)
-        if offset == _WRITEBACK_OFFSET and len(data) == 1 and negotiated:
-            self.writeback = bool(data[0])
+        if offset != _WRITEBACK_OFFSET or len(data) != 1 or not negotiated:
+            return False
+        self.writeback = bool(data[0])
+        return True
 
     @property
     def writeback(self) -> bool:
