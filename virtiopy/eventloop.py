@@ -162,6 +162,8 @@ class EventLoop(Closing):
             self._workers.shutdown()
         # Completions that came too late: what they hold is let go.
         self._soon.clear()
+        # Whoever is closed after the loop has nothing to unwatch any more.
+        self._watches.clear()
         self._closed = True
         self._epoll.close()
         os.close(self._wake)
@@ -233,13 +235,14 @@ class EventLoop(Closing):
         return watch
 
     def unwatch(self, watch: Watch) -> None:
-        """Watch a file no more, before it is closed; from any thread."""
+        """Watch a file no more, before it is closed; from any thread, and after the loop too."""
         # Where the file was closed first, its number may be another's by now.
         if self._watches.get(watch.fd) is watch:
             del self._watches[watch.fd]
-            # The file may be gone already, and its registration with it.
-            with contextlib.suppress(OSError):
-                self._epoll.unregister(watch.fd)
+            # The file may be gone already, or the loop, and its registration with it.
+            if not self._closed:
+                with contextlib.suppress(OSError):
+                    self._epoll.unregister(watch.fd)
 
     # Timers
 

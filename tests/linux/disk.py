@@ -19,6 +19,9 @@ QUEUES = 4
 IMAGE_SIZE = 1 << 30
 _KNOWN_SIZE = 4 << 20
 
+#: What runs in the guest and on the host, by its Debian package.
+_TOOLS = {"fio": "fio", "mkfs.ext4": "e2fsprogs", "e2fsck": "e2fsprogs", "debugfs": "e2fsprogs"}
+
 _PATH = {"PATH": os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])}
 
 
@@ -42,6 +45,7 @@ class LinuxDisk:
             *fio,
             qemu=[*chardev("disk", self.backend.path), "-device", device],
             modules=("virtio_blk", "ext4"),
+            tools=_TOOLS,
             cpus=QUEUES,
         )
 

@@ -12,9 +12,6 @@ from tests.lab.plugin import NOT_TO_BE_HAD
 
 MEMORY = 1024
 
-#: What the tests run in the guest and on the host, by its Debian package.
-_TOOLS = {"fio": "fio", "mkfs.ext4": "e2fsprogs", "e2fsck": "e2fsprogs", "debugfs": "e2fsprogs"}
-
 _SCRIPTS = Path(__file__).parent
 
 
@@ -30,13 +27,15 @@ def boot(
     *arguments: str,
     qemu: list[str],
     modules: tuple[str, ...],
-    cpus: int = 4,
+    tools: dict[str, str],
+    cpus: int,
 ) -> Lab:
     """Boot Linux with `qemu`'s devices; it runs a script of this folder, with `arguments`.
 
-    The script's output, and what it leaves, is in `share`. Skips the test where there is none.
+    The script's output, and what it leaves, is in `share`. Skips the test where there is no Linux
+    to be had, or one of the `tools`, each with its Debian package.
     """
-    missing = {package for tool, package in _TOOLS.items() if not _is_there(tool)}
+    missing = {package for tool, package in tools.items() if not _is_there(tool)}
     if missing:
         pytest.skip(f"{NOT_TO_BE_HAD}: missing here: apt-get install {' '.join(sorted(missing))}")
     if config.getoption("--lab") == "off":

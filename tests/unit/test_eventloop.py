@@ -147,6 +147,14 @@ def test_events_of_a_closed_file_are_not_taken_for_those_of_its_successor(
         os.close(fd)
 
 
+def test_a_file_can_be_unwatched_when_the_loop_is_closed(
+    loop: EventLoop, pipe: tuple[int, int]
+) -> None:
+    watch = loop.watch(pipe[0], READABLE, lambda events: None, "pipe")
+    loop.close()
+    loop.unwatch(watch)
+
+
 def test_to_unwatch_a_closed_file_leaves_its_successor_alone(loop: EventLoop) -> None:
     (reader, writer), (other, feeder) = os.pipe(), os.pipe()
     seen: list[str] = []
@@ -397,6 +405,14 @@ def test_no_file_stays_open_and_closing_twice_closes_nothing_of_others() -> None
     for fd in others:
         os.fstat(fd)
         os.close(fd)
+
+
+def test_a_file_may_be_unwatched_after_the_loop_was_closed(pipe: tuple[int, int]) -> None:
+    reader, _ = pipe
+    loop = EventLoop()
+    watch = loop.watch(reader, READABLE, lambda events: None, "pipe")
+    loop.close()
+    loop.unwatch(watch)
 
 
 def test_a_timer_wakes_a_loop_that_waits(loop: EventLoop) -> None:

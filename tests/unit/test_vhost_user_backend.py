@@ -8,14 +8,20 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.test_net import MAC
+from tests.unit.vhost_model import WireLink
 from tests.unit.vhost_user import FEATURES, Driver, Served, readable
 from virtiopy.devices.blk import Blk
+from virtiopy.devices.net import Net
+from virtiopy.devices.net.features import NetFeature
+from virtiopy.devices.net.header import HEADER_SIZE
 from virtiopy.devices.rng import Rng
 from virtiopy.host.disk import DiskImage
 from virtiopy.spec import DeviceStatus, Feature, feature_mask
 from virtiopy.vhost.user.messages import (
     VHOST_F_LOG_ALL,
     LogArea,
+    MemoryRegion,
     Message,
     ProtocolFeature,
     Request,
@@ -24,6 +30,8 @@ from virtiopy.vhost.user.messages import (
 )
 
 SECTOR = 512
+FRAME = MAC + bytes(60)
+MULTICAST = bytes.fromhex("01005e000001") + bytes(60)
 IN, OUT = 0, 1
 
 
@@ -244,24 +252,47 @@ def test_memory_may_change_under_a_ring_that_is_worked(driver: Driver) -> None:
     assert read_sector(driver, 2) == bytes([2]) * SECTOR
 
 
+def use_memory_slots(driver: Driver) -> MemoryRegion:
+    """Negotiate that memory is given by regions, and describe the driver's."""
+    frontend = driver.frontend
+    frontend._protocol_features |= 1 << ProtocolFeature.CONFIGURE_MEM_SLOTS
+    frontend._tell(
+        Request.SET_PROTOCOL_FEATURES,
+        frontend._protocol_features.to_bytes(8, "little"),
+    )
+    (region,) = driver.memory.regions
+    return MemoryRegion(0, region.size, region.host_address, 0)
+
+
 def test_memory_comes_and_goes_by_regions(served: Served) -> None:
     with Driver(served.connect()) as driver:
         frontend = driver.frontend
-        frontend._protocol_features |= 1 << ProtocolFeature.CONFIGURE_MEM_SLOTS
-        frontend._tell(
-            Request.SET_PROTOCOL_FEATURES,
-            frontend._protocol_features.to_bytes(8, "little"),
-        )
+        described = use_memory_slots(driver)
         assert frontend._ask_u64(Request.GET_MAX_MEM_SLOTS) == 64
         frontend.set_features(FEATURES)
         (region,) = driver.memory.regions
-        from virtiopy.vhost.user.messages import MemoryRegion
-
-        described = MemoryRegion(0, region.size, region.host_address, 0)
         frontend._tell(Request.ADD_MEM_REG, described.encode(), [region.fd])
         frontend.start_ring(0, driver.queues[0].ring(), driver.memory)
         assert read_sector(driver, 9) == bytes([9]) * SECTOR
         assert frontend.stop_ring(0) == 1
+        frontend._tell(Request.REM_MEM_REG, described.encode())
+        assert served.server.backend.memory.regions == []
+
+
+def test_memory_that_was_given_twice_is_there_until_it_was_taken_twice(served: Served) -> None:
+    """QEMU 7.2 gives each region once for every pair of a network device's virtqueues."""
+    with Driver(served.connect()) as driver:
+        frontend = driver.frontend
+        described = use_memory_slots(driver)
+        frontend.set_features(FEATURES)
+        (region,) = driver.memory.regions
+        frontend._tell(Request.ADD_MEM_REG, described.encode(), [region.fd])
+        frontend.start_ring(0, driver.queues[0].ring(), driver.memory)
+        frontend._tell(Request.ADD_MEM_REG, described.encode(), [region.fd])
+        assert read_sector(driver, 9) == bytes([9]) * SECTOR
+        frontend._tell(Request.REM_MEM_REG, described.encode())
+        assert read_sector(driver, 10) == bytes([10]) * SECTOR
+        assert frontend.stop_ring(0) == 2
         frontend._tell(Request.REM_MEM_REG, described.encode())
         assert served.server.backend.memory.regions == []
 
@@ -339,3 +370,44 @@ def test_a_notification_that_the_last_backend_owed_is_sent(driver: Driver) -> No
         os.eventfd_read(queue.call)
     driver.frontend.start_ring(0, queue.ring(base), driver.memory)
     readable(queue.call)
+
+
+@pytest.fixture
+def link() -> WireLink:
+    return WireLink(pairs=2)
+
+
+@pytest.fixture
+def net(tmp_path: Path, link: WireLink) -> Iterator[Served]:
+    with Served(Net(link, mac=MAC, queue_size=16), tmp_path / "net.sock") as served:
+        yield served
+
+
+def test_a_frontend_may_keep_controlq_to_itself(net: Served, link: WireLink) -> None:
+    """As QEMU does: what requires CTRL_VQ is negotiated here without it."""
+    features = FEATURES | feature_mask(
+        [NetFeature.VIRTIO_NET_F_MQ, NetFeature.VIRTIO_NET_F_GUEST_ANNOUNCE]
+    )
+    with Driver(net.connect(), queue_count=4, features=features) as driver:
+        driver.start()
+        for pair in range(2):
+            link.arrive(FRAME, pair=pair)
+            room = driver.piece(2048)
+            receiveq = driver.queues[2 * pair]
+            receiveq.driver.add([room])
+            receiveq.notify()
+            (used,) = receiveq.wait()
+            assert driver.memory.read(room.address, used.length)[HEADER_SIZE:] == FRAME
+
+
+def test_without_controlq_every_frame_is_received(net: Served, link: WireLink) -> None:
+    """Nobody could ask for a multicast address."""
+    features = FEATURES | feature_mask([NetFeature.VIRTIO_NET_F_CTRL_RX])
+    with Driver(net.connect(), queue_count=4, features=features) as driver:
+        driver.start()
+        room = driver.piece(2048)
+        driver.queues[0].driver.add([room])
+        driver.queues[0].notify()
+        link.arrive(MULTICAST)
+        (used,) = driver.queues[0].wait()
+        assert driver.memory.read(room.address, used.length)[HEADER_SIZE:] == MULTICAST

@@ -13,11 +13,13 @@ from virtiopy.conformance.problems import NotApplicableError
 from virtiopy.conformance.results import Outcome, Result, Results, summary
 from virtiopy.conformance.targets import PATIENCE, Target, parse
 from virtiopy.conformance.trace import Trace
+from virtiopy.conformance.verdict import Judge, Verdict
 from virtiopy.errors import ConfigError
 
 TARGET = pytest.StashKey[Target]()
 PATIENCE_KEY = pytest.StashKey[float]()
 TRACE = pytest.StashKey[Trace]()
+JUDGE = pytest.StashKey[Judge]()
 RESULTS = pytest.StashKey[Results]()
 REPORT = pytest.StashKey[Path]()
 _REASON = "virtio_not_applicable"
@@ -149,9 +151,14 @@ def pytest_runtest_makereport(
             outcome=_outcome(report),
             reason=_reason(report),
             trace=lines,
+            verdicts=_verdicts(item),
         )
     )
     return report
+
+
+def _verdicts(item: pytest.Item) -> Sequence[Verdict]:
+    return tuple(item.stash[JUDGE].verdicts) if JUDGE in item.stash else ()
 
 
 def clauses_of(item: pytest.Item) -> Sequence[str]:

@@ -5,7 +5,7 @@ from typing import cast
 
 import pytest
 
-from virtiopy.conformance.collection import PATIENCE_KEY, RESULTS, TRACE, target_of
+from virtiopy.conformance.collection import JUDGE, PATIENCE_KEY, RESULTS, TRACE, target_of
 from virtiopy.conformance.drivers import driver_of
 from virtiopy.conformance.drivers.balloon import BalloonDriver
 from virtiopy.conformance.drivers.base import DeviceDriver
@@ -111,7 +111,8 @@ def vhost_user(session: Session, driver: DeviceDriver) -> VhostUserSession:
 
 
 @pytest.fixture
-def judge(session: Session, driver: DeviceDriver) -> Judge:
+def judge(request: pytest.FixtureRequest, session: Session, driver: DeviceDriver) -> Judge:
     """Give whoever says how the device takes what its driver does to it; the device is started."""
     driver.start()
-    return Judge(session, driver)
+    judge = request.node.stash[JUDGE] = Judge(session, driver)
+    return judge

@@ -4,9 +4,7 @@ import contextlib
 import os
 import select
 import socket
-import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Protocol
 
 from virtiopy.closing import Closing
@@ -28,30 +26,6 @@ class Host(Closing):
 
     def close(self) -> None:
         """Give back what is held."""
-
-
-class BlkHost(Host):
-    """A disk: a file of `sectors` sectors of 512 bytes, whose content says where it is."""
-
-    def __init__(self, sectors: int = 4096) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="virtiopy-")
-        self.path = Path(self._folder.name) / "disk.img"
-        self.path.write_bytes(b"".join(sector_content(sector) for sector in range(sectors)))
-
-    def content(self, sector: int, count: int = 1) -> bytes:
-        """Return what is on the disk now."""
-        with self.path.open("rb") as file:
-            file.seek(sector * 512)
-            return file.read(count * 512)
-
-    def close(self) -> None:
-        """Remove the disk."""
-        self._folder.cleanup()
-
-
-def sector_content(sector: int) -> bytes:
-    """Return what is in a sector of a fresh disk: its number, over and over."""
-    return sector.to_bytes(8, "little") * 64
 
 
 class Link:

@@ -48,6 +48,7 @@ def document(results: Results) -> dict[str, object]:
                 "clauses": list(result.clauses),
                 "outcome": result.outcome.value,
                 "reason": result.reason,
+                "verdicts": [verdict.value for verdict in result.verdicts],
                 "trace": list(result.trace),
             }
             for result in results

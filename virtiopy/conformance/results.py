@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from virtiopy.conformance.catalogue import Area, Clause, Transport
+from virtiopy.conformance.verdict import Verdict
 
 
 class Outcome(enum.Enum):
@@ -32,7 +33,10 @@ class Subject:
 
 @dataclass(slots=True, frozen=True)
 class Result:
-    """A test: its name, the statements it is about, what became of it, and the evidence."""
+    """A test: its name, the statements it is about, what became of it, and the evidence.
+
+    `verdicts` say how the device took each hostile act of the test, if there were any.
+    """
 
     test: str
     target: str
@@ -40,6 +44,7 @@ class Result:
     outcome: Outcome
     reason: str
     trace: Sequence[str]
+    verdicts: Sequence[Verdict] = ()
 
 
 @dataclass(slots=True, frozen=True)

@@ -42,6 +42,8 @@ class Judge:
     """Whoever watches a device while its driver misbehaves."""
 
     def __init__(self, session: Session, driver: DeviceDriver) -> None:
+        #: How the device took each act, in their order: reports count them.
+        self.verdicts: list[Verdict] = []
         self._session = session
         self._driver = driver
 
@@ -54,13 +56,15 @@ class Judge:
         driver's main queue, and another for `queue`, if there can be any. Raises no DeviceError.
         """
         try:
-            return self._watch(act, queue)
+            verdict = self._watch(act, queue)
         except DiedError as error:
             self._session.trace.note(f"died: {error}")
-            return Verdict.DIED
+            verdict = Verdict.DIED
         except WedgedError as error:
             self._session.trace.note(f"wedged: {error}")
-            return Verdict.WEDGED
+            verdict = Verdict.WEDGED
+        self.verdicts.append(verdict)
+        return verdict
 
     def check(self, act: Callable[[], None], *, queue: int | None = None) -> Verdict:
         """Do the same, and fail the test where the device is wedged or died."""

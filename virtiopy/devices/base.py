@@ -140,6 +140,10 @@ class VirtioDevice:
     #: The device type's own feature bits (a mask) that are offered.
     features: int = 0
 
+    #: Those of them that a VMM may see to by itself where another process serves the device: its
+    #: driver has them, and the device is not told.
+    vmm_features: int = 0
+
     #: The largest size of each virtqueue: QueueSizeMax, a power of 2.
     queue_sizes: Sequence[int]
 
@@ -199,8 +203,12 @@ class VirtioDevice:
         """Return the whole configuration space as it is now."""
         return b""
 
-    def write_config(self, offset: int, data: bytes) -> None:
-        """Take the driver's write of `data` at `offset`; by default no field can be written."""
+    def write_config(self, offset: int, data: bytes) -> bool:
+        """Take the driver's write of `data`, 1 byte or more, at `offset`.
+
+        Returns whether there is anything there that can be written; by default there is not.
+        """
+        return False
 
     # Life (2.1, 2.4, 2.6.1)
 

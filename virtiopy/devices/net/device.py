@@ -59,6 +59,9 @@ class Net(VirtioDevice):
 
     device_id: ClassVar[DeviceId] = DeviceId.NETWORK
 
+    #: VMMs keep controlq for themselves.
+    vmm_features = feature_mask([NetFeature.VIRTIO_NET_F_CTRL_VQ])
+
     def __init__(
         self, link: FrameLink, *, mac: bytes, queue_size: int = 256, busy_poll: int = 0
     ) -> None:
@@ -102,8 +105,10 @@ class Net(VirtioDevice):
         """Agree with driver and link on what may be in frames."""
         super().negotiated(driver_features)
         self._terms = Terms.of(driver_features, self.mtu)
-        self.filter.filters_addresses = self._has(NetFeature.VIRTIO_NET_F_CTRL_RX)
-        self.filter.filters_vlans = self._has(NetFeature.VIRTIO_NET_F_CTRL_VLAN)
+        # Of what a VMM is commanded in the device's place, nobody is told here.
+        commanded = self._has(NetFeature.VIRTIO_NET_F_CTRL_VQ)
+        self.filter.filters_addresses = commanded and self._has(NetFeature.VIRTIO_NET_F_CTRL_RX)
+        self.filter.filters_vlans = commanded and self._has(NetFeature.VIRTIO_NET_F_CTRL_VLAN)
         self._set_offloads()
 
     def _set_offloads(self) -> None:

@@ -32,6 +32,7 @@ from virtiopy.devices.net.header import (
     longest_frame,
 )
 from virtiopy.devices.net.link import FrameLink
+from virtiopy.errors import DriverError
 from virtiopy.virtqueue.buffers import Buffers, gather, scatter, split_at, total
 from virtiopy.virtqueue.split import Chain, SplitQueue
 
@@ -204,6 +205,11 @@ class Receiver:
             length = self._link.read(self._pair, [*views, self._overflow])
         except BlockingIOError:
             return False
+        except OSError as error:
+            if error.errno == errno.EFAULT:
+                # The link is sound: a buffer is no memory any more.
+                raise DriverError("a receive buffer was taken away") from error
+            raise
         if length > room:
             frame = gather(views) + bytes(self._overflow[: length - room])
             if self._admits(frame[:_START], length):
