@@ -58,7 +58,8 @@ def build_writethrough_blk(kind: type[Blk] = Blk) -> Rig:
 def build_net(kind: type[Net] = Net) -> Rig:
     """Make a network device with two pairs of virtqueues."""
     link = Link(pairs=2)
-    return Rig(kind(link, mac=MAC, queue_size=128), NetHost(link))
+    device = kind(link, mac=MAC, queue_size=128)
+    return Rig(device, NetHost(link, device.announce))
 
 
 def build_console(kind: type[Console] = Console) -> Rig:
@@ -66,6 +67,7 @@ def build_console(kind: type[Console] = Console) -> Rig:
     host = ConsoleHost()
     console, *others = host.terminals
     device = kind(console, dict(zip(host.names, others, strict=True)), max_nr_ports=3)
+    host.ports = device
     return Rig(device, host)
 
 

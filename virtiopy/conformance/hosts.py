@@ -4,7 +4,8 @@ import contextlib
 import os
 import select
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from virtiopy.closing import Closing
 from virtiopy.devices.balloon import Balloon
@@ -40,6 +41,8 @@ class Link:
         self.pairs = pairs
         #: What the device lets the link put into frames.
         self.offloads: set[str] = set()
+        #: By how many of the queues frames come now.
+        self.active = pairs
         self._ends = [_socket_pair(socket.SOCK_SEQPACKET) for _ in range(pairs)]
         self._state = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._up = True
@@ -49,6 +52,10 @@ class Link:
     def inject(self, data: bytes, pair: int = 0) -> None:
         """Have the link receive a frame, its header before it."""
         self._ends[pair][1].send(data)
+
+    def inject_flow(self, data: bytes, flow: int) -> None:
+        """Have the link receive a frame of one of many flows, by a queue that it may come by."""
+        self.inject(data, flow % self.active)
 
     def sent(self, pair: int = 0, *, seconds: float = PATIENCE) -> bytes | None:
         """Return the next frame that the device sent, header and all; None without one in time."""
@@ -87,7 +94,12 @@ class Link:
         self.offloads = {name for name, wanted in offloads.items() if wanted}
 
     def set_pairs(self, count: int) -> None:
-        """Take any number of queues: frames come as the suite sends them."""
+        """Let flows come by the first `count` queues only; what is in the others is lost."""
+        self.active = count
+        for end, _ in self._ends[count:]:
+            with contextlib.suppress(BlockingIOError):
+                while end.recv(1):
+                    pass
 
     def lend(self, pair: int, mtu: int) -> int:
         """Return the file of a queue."""
@@ -115,10 +127,14 @@ class Link:
 
 
 class NetHost(Host):
-    """The network at the other end of a device's link."""
+    """The network at the other end of a device's link.
 
-    def __init__(self, link: Link) -> None:
+    `announce` has the device ask its driver to announce itself (5.1.9.5.4), where it ever does.
+    """
+
+    def __init__(self, link: Link, announce: Callable[[], None] | None = None) -> None:
         self.link = link
+        self.announce = announce
 
     def close(self) -> None:
         """Close the suite's ends."""
@@ -198,16 +214,42 @@ class Terminal:
         self._channel.close()
 
 
+class Ports(Protocol):
+    """A console device whose ports come and go."""
+
+    def add_port(self, number: int, stream: Terminal, name: str) -> object:
+        """Plug a port in, whose host's side is `stream`."""
+
+    def remove_port(self, number: int) -> None:
+        """Unplug a port."""
+
+
 class ConsoleHost(Host):
-    """Terminals by port number: port 0, the console, has a size; the others have names."""
+    """Terminals by port number: port 0, the console, has a size; the others have names.
+
+    With `ports` they can be plugged in and unplugged.
+    """
 
     def __init__(self, names: Sequence[str] = ("conformance.1",)) -> None:
         self.names = names
         self.terminals = [Terminal(Size(80, 25)), *(Terminal() for _ in names)]
+        self.ports: Ports | None = None
+        self._plugged: list[Terminal] = []
+
+    def plug(self, number: int) -> None:
+        """Plug a port in."""
+        if self.ports is not None:
+            self._plugged.append(Terminal())
+            self.ports.add_port(number, self._plugged[-1], f"conformance.{number}")
+
+    def unplug(self, number: int) -> None:
+        """Unplug a port."""
+        if self.ports is not None:
+            self.ports.remove_port(number)
 
     def close(self) -> None:
         """Close the suite's ends."""
-        for terminal in self.terminals:
+        for terminal in [*self.terminals, *self._plugged]:
             terminal.release()
 
 
