@@ -1,5 +1,6 @@
 """virtiopy conformance: the conformance suite, put to a target; and two of its reports compared."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -82,7 +83,11 @@ virtiopy conformance compare A.json B.json puts two reports side by side.
     multiple=True,
     help="Write what every statement came to: .html, .json or .xml (JUnit). May come twice.",
 )
-@click.option("--clauses", is_flag=True, help="List the statements and their tests, and test none.")
+@click.option(
+    "--clauses",
+    is_flag=True,
+    help="List the statements and their tests, all or those of the section in TARGET's place.",
+)
 def command(
     *,
     target: str | None,
@@ -103,7 +108,7 @@ def command(
     import pytest
 
     if clauses:
-        _list_clauses()
+        _list_clauses(target)
         return 0
     rest = list(pytest_options)
     if target is not None and target.startswith("-"):
@@ -131,18 +136,11 @@ def command(
     return EXIT_ERROR if status == pytest.ExitCode.USAGE_ERROR else int(status)
 
 
-def _list_clauses() -> None:
+def _list_clauses(part: str | None) -> None:
     """Show every statement: its tests, or why there is none."""
-    from virtiopy.conformance.catalogue import load
-    from virtiopy.conformance.marks import clauses_to_tests
+    from virtiopy.conformance.listing import listing
 
-    tests = clauses_to_tests()
-    for clause in load().values():
-        click.echo(f"{clause.id:<14}{clause.keyword.value:<11}{clause.paraphrase}")
-        condition = f" (needs {clause.feature})" if clause.feature else ""
-        if clause.unobservable is not None:
-            click.echo(f"{'':<14}not observable: {clause.unobservable}")
-        for test in tests.get(clause.id, []):
-            click.echo(f"{'':<14}{test}{condition}")
-        if clause.unobservable is None and clause.id not in tests:
-            click.echo(f"{'':<14}no test{condition}")
+    # Whoever searches the list does not want it wrapped.
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    for line in listing(part, width):
+        click.echo(line)
