@@ -5,12 +5,13 @@ left behind either way.
 """
 
 import contextlib
+import gc
 import itertools
 import os
 import select
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -175,7 +176,15 @@ FAULTS: dict[str, Misbehave] = {
 
 @pytest.fixture(autouse=True)
 def _short_answer_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(frontend_module, "ANSWER_TIME", 0.05)
+    monkeypatch.setattr(frontend_module, "ANSWER_TIME", 0.3)
+
+
+@pytest.fixture(autouse=True)
+def _what_others_left_stays() -> Iterator[None]:
+    """Collect no garbage, which may hold files: what a test finds open is there at its end."""
+    gc.disable()
+    yield
+    gc.enable()
 
 
 def assert_one_sentence(error: ConfigError) -> None:
