@@ -427,10 +427,11 @@ class Net(VirtioDevice):
             if events & _LINK_FAILED:
                 self._link_is_gone("it is no more")
                 return
-            if events & READABLE and pair.taker is None:
-                self._drop(pair)
-            elif events & READABLE:
-                self._guarded(self._receive, pair.taker)
+            if events & READABLE:
+                if pair.taker is None:
+                    self._drop(pair)
+                else:
+                    self._guarded(self._receive, pair.taker)
             if events & WRITABLE:
                 self._guarded(self._transmit, pair)
 
