@@ -73,6 +73,11 @@ class SessionQueue(DriverQueue):
         """The used ring's idx, as the device has it now."""
         return int(lib.vp_load_acquire(self._used_idx))
 
+    @property
+    def unused(self) -> int:
+        """How many buffers are available and were not used yet."""
+        return (self.next_available - self.used_idx) % INDEX_MODULUS
+
 
 def _descriptor(address: int, length: int, flags: int, following: int) -> str:
     known = "|".join(flag.name for flag in DescriptorFlag if flags & flag and flag.name)

@@ -8,7 +8,7 @@ from virtiopy.memory import GuestMemory
 from virtiopy.vhost.user.inflight import QueueInflight
 from virtiopy.vhost.user.memory import DirtyLog
 from virtiopy.virtqueue.layout import INDEX_MODULUS
-from virtiopy.virtqueue.split import Chain, QueueAddresses, SplitQueue
+from virtiopy.virtqueue.split import Chain, QueueAddresses, QueueError, SplitQueue
 
 
 @dataclass(slots=True)
@@ -68,6 +68,11 @@ class UserQueue(SplitQueue):
         else:
             head = super()._next_head()
         if head is not None:
+            if head in self._taken:
+                # It is still available: it can be taken once, and given back once.
+                self.in_flight -= 1
+                self.last_available = (self.last_available - 1) % INDEX_MODULUS
+                raise QueueError(f"queue {self.index}: head {head} is in flight already (2.7.13)")
             self._taken[head] = None
             if self.accounts.inflight is not None:
                 self.accounts.inflight.taken(head)
