@@ -57,7 +57,8 @@ class Stream(Protocol):
     def write(self, buffers: Buffers) -> int:
         """Take bytes, and return how many; fewer than there are where more would block.
 
-        With nobody at the host's side they are all taken, and dropped.
+        With nobody at the host's side they are all taken, and dropped. Raises DriverError
+        for a buffer that is no memory any more: nothing of it is written.
         """
 
     def watch_input(self, on: bool) -> None:

@@ -28,3 +28,15 @@ def run_pytest(
 def run_suite(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run the suite on what the arguments say."""
     return run_pytest("--pyargs", "virtiopy.conformance", *arguments, folder=folder)
+
+
+def run_command(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run `virtiopy conformance` in a folder."""
+    return subprocess.run(
+        [sys.executable, "-m", "virtiopy.cli.main", "conformance", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=RUN_TIME,
+        check=False,
+    )

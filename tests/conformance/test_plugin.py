@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conformance.runs import run_pytest, run_suite
+from tests.conformance.runs import run_command, run_pytest, run_suite
 
 OWN_DEVICE = """\
 from virtiopy.conformance.targets import inproc
@@ -95,6 +95,66 @@ def test_a_feature_that_was_not_offered_makes_a_test_not_applicable(tmp_path: Pa
     run = run_pytest("-v", "-k", "in_order", folder=tmp_path)
     assert run.returncode == 0
     assert "1 not applicable" in run.stdout
+
+
+# Says which options it does not take once it has been connected to.
+DIES = """\
+import socket, sys
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[1])
+listener.listen()
+listener.accept()[0].close()
+sys.exit("there is no such option")
+"""
+
+
+# Ends with its first session, as the backends of several libraries do.
+ONCE = """\
+import os, sys
+from pathlib import Path
+from virtiopy.devices.rng import Rng
+from virtiopy.eventloop import EventLoop
+from virtiopy.vhost.user.backend import Backend
+from virtiopy.vhost.user.server import listen
+
+loop = EventLoop()
+backend = Backend(Rng(), loop, lambda: os._exit(0))
+with listen(Path(sys.argv[1])) as listener:
+    stream, _ = listener.accept()
+backend.connect(stream)
+loop.run()
+"""
+
+
+def test_a_backend_that_listens_and_dies_is_the_users_fault(tmp_path: Path) -> None:
+    (tmp_path / "dies.py").write_text(DIES)
+    run = run_command(
+        "--device", "rng", "--spawn", f"{sys.executable} dies.py {{socket}}", folder=tmp_path
+    )
+    assert run.returncode == 2
+    assert "ended with status 1. there is no such option" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_a_backend_may_serve_one_connection_and_no_more(tmp_path: Path) -> None:
+    (tmp_path / "once.py").write_text(ONCE)
+    command = f"{sys.executable} once.py {{socket}}"
+    run = run_command("--device", "rng", "--spawn", command, "-k", "framing", folder=tmp_path)
+    assert run.returncode == 0, run.stdout
+
+
+def test_a_socket_that_nobody_serves_is_the_users_fault(tmp_path: Path) -> None:
+    run = run_command("vhost-user:nobody.sock", "--device", "rng", folder=tmp_path)
+    assert run.returncode == 2
+    assert "Nobody serves a device at nobody.sock" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert "Exit" not in run.stdout
+
+
+def test_a_device_that_wants_arguments_is_the_users_fault(tmp_path: Path) -> None:
+    run = run_command("python:virtiopy.devices.blk:Blk", folder=tmp_path)
+    assert run.returncode == 2
+    assert "give what makes the device without arguments" in run.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The block device (5.2), driven over its registers by the driver side of virtio-mmio."""
 
 import errno
+import os
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from virtiopy.host.disk import DiskImage
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import DeviceStatus, Feature, has_feature
 from virtiopy.transport.driver import MmioDriver
-from virtiopy.transport.mmio import Interrupt, MmioTransport
+from virtiopy.transport.mmio import Interrupt, MmioTransport, Register
 from virtiopy.virtqueue.buffers import Buffers, gather, scatter, total
 from virtiopy.virtqueue.driver import Allocator, Piece
 
@@ -98,6 +99,9 @@ class FakeDisk:
         self.observed.append(self.observe())
         if self.error is not None:
             raise self.error
+
+    def measure(self) -> None:
+        self.size = len(self.content)
 
     def read(self, offset: int, buffers: Buffers) -> None:
         if self.error is not None:
@@ -238,6 +242,24 @@ def faked(disk: FakeDisk) -> Iterator[Bench]:
     """A device on `disk`, which is not started."""
     with bench_of(disk) as bench:
         yield bench
+
+
+# Capacity (5.2.6.2)
+
+
+def test_a_disk_that_grows_has_its_new_capacity_told_and_used(bench: Bench, image: Path) -> None:
+    os.truncate(image, (SECTORS + 8) * SECTOR)
+    bench.device.capacity_changed()
+    assert bench.driver.read(Register.InterruptStatus) == Interrupt.CONFIG_CHANGE
+    assert bench.config(CAPACITY) == SECTORS + 8
+    assert bench.request(IN, SECTORS + 7, room=SECTOR) == Reply(SECTOR + 1, bytes(SECTOR), OK)
+
+
+def test_nothing_is_read_beyond_the_end_of_a_disk_that_shrank(bench: Bench, image: Path) -> None:
+    os.truncate(image, 8 * SECTOR)
+    bench.device.capacity_changed()
+    assert bench.config(CAPACITY) == 8
+    assert bench.request(IN, 8, room=SECTOR).status == IOERR
 
 
 # Requests (5.2.6)

@@ -146,10 +146,11 @@ class FakeDevice(VirtioDevice):
     def config_space(self) -> bytes:
         return self.config
 
-    def write_config(self, offset: int, data: bytes) -> None:
+    def write_config(self, offset: int, data: bytes) -> bool:
         if self.error is not None:
             raise self.error
         self.config = self.config[:offset] + data + self.config[offset + len(data) :]
+        return True
 
     def serve(self, queue: SplitQueue, chain: Chain) -> int:
         return 0

@@ -93,8 +93,9 @@ class FakeDevice(VirtioDevice):
     def config_space(self) -> bytes:
         return bytes(self.config)
 
-    def write_config(self, offset: int, data: bytes) -> None:
+    def write_config(self, offset: int, data: bytes) -> bool:
         self.calls.append(("write_config", offset, data))
+        return True
 
     def activate(self, queues: Mapping[int, SplitQueue]) -> None:
         super().activate(queues)

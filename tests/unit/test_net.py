@@ -886,6 +886,9 @@ def test_a_large_segmented_frame_is_received_in_merged_buffers() -> None:
         ((), header(NEEDS_CSUM, csum_start=34, csum_offset=6)),
         ((F.VIRTIO_NET_F_GUEST_CSUM,), header(NEEDS_CSUM, GsoType.TCPV4, 54, 1448, 34, 16)),
         (GUEST_TSO, header(NEEDS_CSUM, GsoType.TCPV4 | GsoType.ECN, 54, 1448, 34, 16)),
+        # To be segmented, without a checksum to complete or a size (5.1.9.4.1).
+        (GUEST_TSO, header(0, GsoType.TCPV4, 54, 1448, 34, 16)),
+        (GUEST_TSO, header(NEEDS_CSUM, GsoType.TCPV4, 54, 0, 34, 16)),
     ],
 )
 def test_a_frame_with_offloads_for_an_earlier_driver_is_dropped(
@@ -908,6 +911,15 @@ def test_flags_are_zero_without_guest_csum(features: Iterable[int], flags: int) 
     rig.driver.kick(RX)
     rig.arrive(frame(), header_=header(HeaderFlag.DATA_VALID))
     assert rig.received() == [header(flags, num_buffers=1) + frame()]
+
+
+@pytest.mark.parametrize("flag", [1 << bit for bit in range(2, 8)])
+def test_a_flag_of_a_feature_that_is_not_offered_never_reaches_the_driver(flag: int) -> None:
+    rig = Rig((F.VIRTIO_NET_F_GUEST_CSUM,))
+    rig.supply(2048)
+    rig.driver.kick(RX)
+    rig.arrive(frame(), header_=header(HeaderFlag.DATA_VALID | flag))
+    assert rig.received() == [header(HeaderFlag.DATA_VALID, num_buffers=1) + frame()]
 
 
 def test_many_frames_are_received_in_turns_with_others() -> None:

@@ -42,8 +42,9 @@ class Configured(VirtioDevice):
     def config_space(self) -> bytes:
         return self.fields.to_bytes(4, "little") * 2
 
-    def write_config(self, offset: int, data: bytes) -> None:
+    def write_config(self, offset: int, data: bytes) -> bool:
         self.fields = int.from_bytes(data, "little")
+        return True
 
     def change(self) -> None:
         with self.lock:

@@ -17,7 +17,6 @@ from virtiopy.devices.net.features import NetFeature
 from virtiopy.devices.net.header import HEADER_SIZE
 from virtiopy.devices.rng import Rng
 from virtiopy.host.disk import DiskImage
-from virtiopy.memory import GuestMemory
 from virtiopy.spec import DeviceStatus, Feature, feature_mask
 from virtiopy.vhost.user.messages import (
     VHOST_F_LOG_ALL,
@@ -29,9 +28,6 @@ from virtiopy.vhost.user.messages import (
     RingAddresses,
     ring_file,
 )
-from virtiopy.vhost.user.queue import Accounts, UserQueue
-from virtiopy.virtqueue.driver import Allocator, DriverQueue, Piece
-from virtiopy.virtqueue.split import QueueError
 
 SECTOR = 512
 FRAME = MAC + bytes(60)
@@ -225,29 +221,6 @@ def test_a_broken_ring_is_told_and_another_life_is_good(driver: Driver) -> None:
     with Driver(driver.frontend.connection.socket.dup()) as again:
         again.start()
         assert read_sector(again, 3) == bytes([3]) * SECTOR
-
-
-def test_a_chain_that_is_in_flight_twice_breaks_the_ring_and_is_put_back_once() -> None:
-    memory = GuestMemory.allocate(1 << 16)
-    driver = DriverQueue(memory, 4, Allocator(0x1000, 1 << 16))
-    queue = UserQueue(
-        memory,
-        4,
-        driver.addresses,
-        Accounts(),
-        index=0,
-        event_idx=False,
-        indirect=False,
-        last_available=0,
-        longest_chain=4,
-    )
-    head = driver.place([Piece(0x800, 8, writable=True)])
-    driver.make_available(head, head)
-    assert queue.pop() is not None
-    with pytest.raises(QueueError, match="in flight already"):
-        queue.pop()
-    queue.unpop(queue.in_flight)
-    assert (queue.in_flight, queue.last_available) == (0, 0)
 
 
 def test_the_next_frontend_finds_a_working_device(served: Served) -> None:

@@ -1,4 +1,8 @@
-"""virtiopy conformance: the conformance suite, put to a target."""
+"""virtiopy conformance: the conformance suite, put to a target; and two of its reports compared."""
+
+import shutil
+import sys
+from pathlib import Path
 
 import click
 
@@ -6,7 +10,51 @@ from virtiopy.cli.main import EXIT_ERROR
 from virtiopy.errors import ConfigError
 
 
+@click.command("virtiopy conformance compare")
+@click.argument("reports", metavar="A.json B.json", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--html", metavar="FILE", help="Write them side by side as a page to this file.")
+def compare(*, reports: tuple[Path, ...], html: str | None) -> int:
+    """Put the reports of runs side by side, and show first where they differ.
+
+    The exit status is 1 if a statement that one of them meets is not met by another.
+    """
+    from virtiopy.conformance import comparison, summary
+    from virtiopy.conformance.document import read
+    from virtiopy.conformance.reports import check_path, page_of, write_text
+
+    if len(reports) < 2:
+        raise ConfigError(
+            "Name two reports to compare, as virtiopy conformance TARGET --report A.json made them."
+        )
+    page = check_path(html, {".html"}) if html is not None else None
+    documents = [(str(path), read(path)) for path in reports]
+    sides = comparison.sides(documents)
+    rows = comparison.rows(sides)
+    for line in summary.compared(sides, rows):
+        click.echo(line)
+    if page is not None:
+        write_text(page, page_of(documents))
+    return int(any(comparison.contradicts(row) for row in rows))
+
+
+class _WithCompare(click.Command):
+    """The command, with `compare` in its target's place for one of its own."""
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: object,
+    ) -> click.Context:
+        """Go to `compare` by its name."""
+        if args[:1] == ["compare"]:
+            return compare.make_context(f"{info_name} compare", args[1:], parent)
+        return super().make_context(info_name, args, parent, **extra)
+
+
 @click.command(
+    cls=_WithCompare,
     context_settings={"ignore_unknown_options": True},
     epilog="""Example: a disk of qemu-storage-daemon's, a fresh one for each test:
 
@@ -14,6 +62,8 @@ from virtiopy.errors import ConfigError
   virtiopy conformance --device blk --spawn 'qemu-storage-daemon
     --blockdev driver=file,node-name=d,filename=scratch.img
     --export vhost-user-blk,id=e,node-name=d,writable=on,addr.type=unix,addr.path={socket}'
+
+virtiopy conformance compare A.json B.json puts two reports side by side.
 """,
 )
 @click.argument("target", required=False)
@@ -26,8 +76,18 @@ from virtiopy.errors import ConfigError
     help="How a device of this process is reached (mmio).",
 )
 @click.option("--patience", metavar="SECONDS", help="Wait so long for what has to come (5).")
-@click.option("--report", metavar="FILE", help="Write what every statement came to (.json).")
-@click.option("--clauses", is_flag=True, help="List the statements and their tests, and test none.")
+@click.option(
+    "--report",
+    "reports",
+    metavar="FILE",
+    multiple=True,
+    help="Write what every statement came to: .html, .json or .xml (JUnit). May come twice.",
+)
+@click.option(
+    "--clauses",
+    is_flag=True,
+    help="List the statements and their tests, all or those of the section in TARGET's place.",
+)
 def command(
     *,
     target: str | None,
@@ -36,7 +96,7 @@ def command(
     spawn: str | None,
     transport: str | None,
     patience: str | None,
-    report: str | None,
+    reports: tuple[str, ...],
     clauses: bool,
 ) -> int:
     """Put TARGET through the virtio specification, and say what it does not meet.
@@ -48,7 +108,7 @@ def command(
     import pytest
 
     if clauses:
-        _list_clauses()
+        _list_clauses(target)
         return 0
     rest = list(pytest_options)
     if target is not None and target.startswith("-"):
@@ -63,27 +123,24 @@ def command(
         "spawn": spawn,
         "transport": transport,
         "patience": patience,
-        "report": report,
     }
     options = [f"--virtio-{name}={value}" for name, value in given.items() if value is not None]
+    options += [f"--virtio-report={report}" for report in reports]
+    # A module of the user's is imported from where they are.
+    sys.path.insert(0, str(Path.cwd()))
     # Nobody's settings but the suite's own: whatever folder this is.
     alone = ["-c", "/dev/null", "-p", "no:cacheprovider", "--strict-markers"]
+    # Of the package itself: the command line has it before pytest looks at its plugins.
+    alone += ["-W", "ignore:Module already imported"]
     status = pytest.main([*alone, "--pyargs", "virtiopy.conformance", *options, *rest])
     return EXIT_ERROR if status == pytest.ExitCode.USAGE_ERROR else int(status)
 
 
-def _list_clauses() -> None:
+def _list_clauses(part: str | None) -> None:
     """Show every statement: its tests, or why there is none."""
-    from virtiopy.conformance.catalogue import load
-    from virtiopy.conformance.marks import clauses_to_tests
+    from virtiopy.conformance.listing import listing
 
-    tests = clauses_to_tests()
-    for clause in load().values():
-        click.echo(f"{clause.id:<14}{clause.keyword.value:<11}{clause.paraphrase}")
-        condition = f" (needs {clause.feature})" if clause.feature else ""
-        if clause.unobservable is not None:
-            click.echo(f"{'':<14}not observable: {clause.unobservable}")
-        for test in tests.get(clause.id, []):
-            click.echo(f"{'':<14}{test}{condition}")
-        if clause.unobservable is None and clause.id not in tests:
-            click.echo(f"{'':<14}no test{condition}")
+    # Whoever searches the list does not want it wrapped.
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    for line in listing(part, width):
+        click.echo(line)

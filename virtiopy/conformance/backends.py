@@ -13,9 +13,10 @@ from virtiopy.closing import Closing
 from virtiopy.conformance.loops import raise_failure, turns
 from virtiopy.conformance.problems import DiedError
 from virtiopy.devices.base import VirtioDevice
-from virtiopy.errors import ConfigError
+from virtiopy.errors import ConfigError, PeerError
 from virtiopy.eventloop import EventLoop
-from virtiopy.vhost.user.frontend import connect
+from virtiopy.vhost.user.connection import Connection
+from virtiopy.vhost.user.frontend import VhostUserFrontend, connect
 from virtiopy.vhost.user.server import Server, listen
 
 #: Seconds that a backend which was spawned may take to listen, or to end when it is told to.
@@ -77,6 +78,8 @@ class SpawnedBackend(_OwnBackend):
 
     def __init__(self, command: str) -> None:
         self._command = command
+        # That it listens is found out by connecting, and some serve one connection and no more.
+        self._first: socket.socket | None = None
         super().__init__()
 
     def _start(self) -> None:
@@ -95,12 +98,37 @@ class SpawnedBackend(_OwnBackend):
                 f"{words[0]} cannot be started ({error.strerror}): give a command that can."
             ) from error
         try:
-            self.connect(SPAWN_TIME).close()
+            self._first = self.connect(SPAWN_TIME)
         except DiedError as error:
             self._end()
             raise ConfigError(
                 f"The command to spawn serves no vhost-user at {{socket}}: {error}"
             ) from error
+
+    def connect(self, patience: float) -> socket.socket:
+        """Connect, within so many seconds; raises DiedError."""
+        first, self._first = self._first, None
+        return first if first is not None else super().connect(patience)
+
+    def greet(self) -> None:
+        """Have it answer; raises ConfigError where its process ends instead, as by a wrong option.
+
+        What else is wrong with its answer is for the tests to find.
+        """
+        stream = self.connect(SPAWN_TIME)
+        stream.settimeout(SPAWN_TIME)
+        try:
+            VhostUserFrontend(Connection(stream)).close()
+        except PeerError:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                # It may still be on its way out.
+                self._process.wait(1)
+            try:
+                self.check()
+            except DiedError as error:
+                raise ConfigError(
+                    f"The command to spawn serves nothing at {{socket}}: {error}"
+                ) from error
 
     def check(self) -> None:
         """Raise DiedError where the process has ended."""
@@ -111,6 +139,8 @@ class SpawnedBackend(_OwnBackend):
             raise DiedError(f"the backend's process ended with status {status}. {said}")
 
     def _end(self) -> None:
+        if self._first is not None:
+            self._first.close()
         self._process.terminate()
         try:
             self._process.wait(SPAWN_TIME)

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from virtiopy.conformance import reports
-from virtiopy.conformance.catalogue import load
+from virtiopy.conformance import reports, summary
+from virtiopy.conformance.comparison import sides
+from virtiopy.conformance.document import SPECIFICATION, document
 from virtiopy.conformance.drivers import DRIVERS
-from virtiopy.conformance.marks import suite_files
+from virtiopy.conformance.marks import SUITE, suite_files
 from virtiopy.conformance.problems import NotApplicableError
-from virtiopy.conformance.results import Outcome, Result, Results, summary
+from virtiopy.conformance.results import Outcome, Result, Results
 from virtiopy.conformance.targets import PATIENCE, Target, parse
 from virtiopy.conformance.trace import Trace
 from virtiopy.conformance.verdict import Judge, Verdict
@@ -21,7 +22,7 @@ PATIENCE_KEY = pytest.StashKey[float]()
 TRACE = pytest.StashKey[Trace]()
 JUDGE = pytest.StashKey[Judge]()
 RESULTS = pytest.StashKey[Results]()
-REPORT = pytest.StashKey[Path]()
+REPORTS = pytest.StashKey[list[Path]]()
 _REASON = "virtio_not_applicable"
 
 
@@ -32,8 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[RESULTS] = Results()
     try:
         config.stash[PATIENCE_KEY] = _seconds(option("virtio_patience"))
-        if (report := option("virtio_report")) is not None:
-            config.stash[REPORT] = reports.check_path(report)
+        config.stash[REPORTS] = [reports.check_path(text) for text in option("virtio_report")]
         if option("virtio_target") or option("virtio_spawn"):
             config.stash[TARGET] = _target(config)
     except ConfigError as error:
@@ -124,6 +124,18 @@ def _concerns(item: pytest.Item) -> bool:
     return not asked_for or asked_for == {target_of(item).device}
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> None:
+    """Look whether there is anything to test, before any test says so."""
+    if session.config.option.collectonly:
+        return
+    try:
+        for target in {target_of(item) for item in session.items if in_suite(item)}:
+            target.check()
+    except ConfigError as error:
+        raise pytest.UsageError(str(error)) from error
+
+
 # Results
 
 
@@ -145,16 +157,25 @@ def pytest_runtest_makereport(
         report.sections.append(("virtio trace", "\n".join(lines)))
     item.config.stash[RESULTS].add(
         Result(
-            test=item.nodeid,
+            test=_name(item),
             target=target_of(item).name,
             clauses=clauses_of(item),
             outcome=_outcome(report),
             reason=_reason(report),
+            details=report.longreprtext if report.failed else "",
+            seconds=report.duration,
             trace=lines,
             verdicts=_verdicts(item),
         )
     )
     return report
+
+
+def _name(item: pytest.Item) -> str:
+    """Return what a test is called, from whatever folder and for whatever target it is run."""
+    if item.path.is_relative_to(SUITE):
+        return f"{item.path.relative_to(SUITE)}::{item.name}"
+    return item.nodeid
 
 
 def _verdicts(item: pytest.Item) -> Sequence[Verdict]:
@@ -178,7 +199,10 @@ def _reason(report: pytest.TestReport) -> str:
     for key, value in report.user_properties:
         if key == _REASON:
             return str(value)
-    return report.longreprtext if report.failed else ""
+    if not report.failed:
+        return ""
+    crash = getattr(report.longrepr, "reprcrash", None)
+    return str(crash.message) if crash is not None else report.longreprtext
 
 
 def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] | None:
@@ -192,19 +216,19 @@ def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
     """Show what the statements came to, section by section, and say where the report is."""
-    results = config.stash[RESULTS]
-    clauses = list(load().values())
-    for subject in results.subjects.values():
-        terminalreporter.section(f"{subject.target}: statements of {reports.SPECIFICATION}")
-        for line in summary(list(results.clauses(subject, clauses))):
+    for side in sides([("", document(config.stash[RESULTS]))]):
+        terminalreporter.section(f"{side.subject['target']}, against {SPECIFICATION}")
+        for line in summary.run(side):
             terminalreporter.line(line)
-    path = config.stash.get(REPORT, None)
-    if path is not None:
+    for path in config.stash[REPORTS]:
         terminalreporter.line(f"report: {path}")
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Write the report."""
-    path = session.config.stash.get(REPORT, None)
-    if path is not None:
-        reports.write(path, session.config.stash[RESULTS])
+    """Write the reports, if anything was tested."""
+    results = session.config.stash[RESULTS]
+    paths = session.config.stash[REPORTS]
+    if not results.subjects:
+        paths.clear()
+    for path in paths:
+        reports.write(path, document(results))

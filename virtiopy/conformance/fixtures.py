@@ -47,6 +47,7 @@ def session(request: pytest.FixtureRequest, virtio_target: Target) -> Iterator[S
         if virtio_target.name not in node.config.stash[RESULTS].subjects:
             node.config.stash[RESULTS].subjects[virtio_target.name] = Subject(
                 virtio_target.name,
+                session.device_id,
                 driver_of(session).name,
                 session.transport,
                 session.offered,

@@ -4,9 +4,8 @@ import contextlib
 import os
 import select
 import socket
-import tempfile
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from virtiopy.closing import Closing
 from virtiopy.devices.balloon import Balloon
@@ -29,30 +28,6 @@ class Host(Closing):
         """Give back what is held."""
 
 
-class BlkHost(Host):
-    """A disk: a file of `sectors` sectors of 512 bytes, whose content says where it is."""
-
-    def __init__(self, sectors: int = 4096) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="virtiopy-")
-        self.path = Path(self._folder.name) / "disk.img"
-        self.path.write_bytes(b"".join(sector_content(sector) for sector in range(sectors)))
-
-    def content(self, sector: int, count: int = 1) -> bytes:
-        """Return what is on the disk now."""
-        with self.path.open("rb") as file:
-            file.seek(sector * 512)
-            return file.read(count * 512)
-
-    def close(self) -> None:
-        """Remove the disk."""
-        self._folder.cleanup()
-
-
-def sector_content(sector: int) -> bytes:
-    """Return what is in a sector of a fresh disk: its number, over and over."""
-    return sector.to_bytes(8, "little") * 64
-
-
 class Link:
     """A link whose other end the suite has (devices.net.FrameLink), one queue a pair.
 
@@ -66,6 +41,8 @@ class Link:
         self.pairs = pairs
         #: What the device lets the link put into frames.
         self.offloads: set[str] = set()
+        #: By how many of the queues frames come now.
+        self.active = pairs
         self._ends = [_socket_pair(socket.SOCK_SEQPACKET) for _ in range(pairs)]
         self._state = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._up = True
@@ -75,6 +52,10 @@ class Link:
     def inject(self, data: bytes, pair: int = 0) -> None:
         """Have the link receive a frame, its header before it."""
         self._ends[pair][1].send(data)
+
+    def inject_flow(self, data: bytes, flow: int) -> None:
+        """Have the link receive a frame of one of many flows, by a queue that it may come by."""
+        self.inject(data, flow % self.active)
 
     def sent(self, pair: int = 0, *, seconds: float = PATIENCE) -> bytes | None:
         """Return the next frame that the device sent, header and all; None without one in time."""
@@ -113,7 +94,12 @@ class Link:
         self.offloads = {name for name, wanted in offloads.items() if wanted}
 
     def set_pairs(self, count: int) -> None:
-        """Take any number of queues: frames come as the suite sends them."""
+        """Let flows come by the first `count` queues only; what is in the others is lost."""
+        self.active = count
+        for end, _ in self._ends[count:]:
+            with contextlib.suppress(BlockingIOError):
+                while end.recv(1):
+                    pass
 
     def lend(self, pair: int, mtu: int) -> int:
         """Return the file of a queue."""
@@ -141,10 +127,14 @@ class Link:
 
 
 class NetHost(Host):
-    """The network at the other end of a device's link."""
+    """The network at the other end of a device's link.
 
-    def __init__(self, link: Link) -> None:
+    `announce` has the device ask its driver to announce itself (5.1.9.5.4), where it ever does.
+    """
+
+    def __init__(self, link: Link, announce: Callable[[], None] | None = None) -> None:
         self.link = link
+        self.announce = announce
 
     def close(self) -> None:
         """Close the suite's ends."""
@@ -224,16 +214,42 @@ class Terminal:
         self._channel.close()
 
 
+class Ports(Protocol):
+    """A console device whose ports come and go."""
+
+    def add_port(self, number: int, stream: Terminal, name: str) -> object:
+        """Plug a port in, whose host's side is `stream`."""
+
+    def remove_port(self, number: int) -> None:
+        """Unplug a port."""
+
+
 class ConsoleHost(Host):
-    """Terminals by port number: port 0, the console, has a size; the others have names."""
+    """Terminals by port number: port 0, the console, has a size; the others have names.
+
+    With `ports` they can be plugged in and unplugged.
+    """
 
     def __init__(self, names: Sequence[str] = ("conformance.1",)) -> None:
         self.names = names
         self.terminals = [Terminal(Size(80, 25)), *(Terminal() for _ in names)]
+        self.ports: Ports | None = None
+        self._plugged: list[Terminal] = []
+
+    def plug(self, number: int) -> None:
+        """Plug a port in."""
+        if self.ports is not None:
+            self._plugged.append(Terminal())
+            self.ports.add_port(number, self._plugged[-1], f"conformance.{number}")
+
+    def unplug(self, number: int) -> None:
+        """Unplug a port."""
+        if self.ports is not None:
+            self.ports.remove_port(number)
 
     def close(self) -> None:
         """Close the suite's ends."""
-        for terminal in self.terminals:
+        for terminal in [*self.terminals, *self._plugged]:
             terminal.release()
 
 

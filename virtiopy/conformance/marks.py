@@ -1,6 +1,7 @@
 """Which tests of the suite are about which statements, by their sources: no test is imported."""
 
 import ast
+import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -12,6 +13,7 @@ def suite_files() -> list[Path]:
     return sorted(SUITE.rglob("test_*.py"))
 
 
+@functools.cache
 def clauses_to_tests() -> Mapping[str, list[str]]:
     """Return the tests of each statement that has any, as FILE::TEST, by the statement's ID."""
     tests: dict[str, list[str]] = {}

@@ -13,7 +13,6 @@ _OPTIONS = (
     ("device", "DEVICE", "what the target is: blk, net, console, rng or balloon"),
     ("transport", "TRANSPORT", "mmio or vhost-user, for targets of this process"),
     ("spawn", "COMMAND", "starts a vhost-user backend for each test, at the socket {socket}"),
-    ("report", "FILE.json", "where to write what every statement came to, with the evidence"),
     ("patience", "SECONDS", "how long is waited for what has to come (5)"),
 )
 
@@ -29,6 +28,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("virtio", "conformance of a virtio device")
     for name, metavar, text in _OPTIONS:
         group.addoption(f"--virtio-{name}", metavar=metavar, help=text)
+    group.addoption(
+        "--virtio-report",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="write what every statement came to, with the evidence: .html, .json or .xml",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

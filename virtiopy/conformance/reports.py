@@ -1,68 +1,64 @@
 """What is written of a run, for people and for programs."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Collection
 from pathlib import Path
 
-from virtiopy.conformance.catalogue import load
-from virtiopy.conformance.results import ClauseResult, Results
+from virtiopy.conformance import junit
+from virtiopy.conformance.document import Document
 from virtiopy.errors import ConfigError
 
-SPECIFICATION = "virtio 1.4 CS01"
+
+def _page(document: Document) -> str:
+    return page_of([("", document)])
 
 
-def check_path(text: str) -> Path:
-    """Return where a report goes; raises ConfigError for what cannot be one."""
+def page_of(documents: list[tuple[str, Document]]) -> str:
+    """Return the HTML page of one run, or of several side by side, which come with their names.
+
+    Raises ConfigError where the extra that it needs is missing.
+    """
+    try:
+        from virtiopy.conformance.page import render
+    except ImportError as error:
+        raise ConfigError(
+            f"An HTML report needs what is not here ({error}): "
+            "install it with pip install 'virtiopy[reports]'."
+        ) from error
+    return render(documents)
+
+
+#: By the suffix of the file's name.
+_KINDS: dict[str, Callable[[Document], str]] = {
+    ".html": _page,
+    ".json": lambda document: json.dumps(document, indent=1) + "\n",
+    ".xml": junit.render,
+}
+
+
+def check_path(text: str, kinds: Collection[str] = _KINDS.keys()) -> Path:
+    """Return where a report goes; raises ConfigError for what cannot be one of these suffixes."""
     path = Path(text)
-    if path.suffix != ".json":
-        raise ConfigError(f"The report {text}: give a name that ends in .json.")
+    if path.suffix not in kinds:
+        raise ConfigError(f"The report {text}: give a name that ends in {', '.join(kinds)}.")
     if not path.parent.is_dir():
         raise ConfigError(f"The report {text}: there is no folder {path.parent}, make it first.")
+    if path.suffix == ".html":
+        # Before the run, not after it.
+        page_of([])
     return path
 
 
-def write(path: Path, results: Results) -> None:
-    """Write a report, of the kind that the path's suffix says."""
-    path.write_text(json.dumps(document(results), indent=1) + "\n")
+def write(path: Path, document: Document) -> None:
+    """Write a report, of the kind that the path's suffix says; raises ConfigError."""
+    write_text(path, _KINDS[path.suffix](document))
 
 
-def document(results: Results) -> dict[str, object]:
-    """Return all of a run, as JSON has it."""
-    clauses = list(load().values())
-    return {
-        "specification": SPECIFICATION,
-        "subjects": [
-            {
-                "target": subject.target,
-                "device": subject.device,
-                "transport": subject.transport,
-                "offered": f"{subject.offered:#x}",
-                "clauses": [_clause(it) for it in results.clauses(subject, clauses)],
-            }
-            for subject in results.subjects.values()
-        ],
-        "tests": [
-            {
-                "test": result.test,
-                "target": result.target,
-                "clauses": list(result.clauses),
-                "outcome": result.outcome.value,
-                "reason": result.reason,
-                "verdicts": [verdict.value for verdict in result.verdicts],
-                "trace": list(result.trace),
-            }
-            for result in results
-        ],
-    }
-
-
-def _clause(result: ClauseResult) -> dict[str, object]:
-    tests: Sequence[str] = [test.test for test in result.tests]
-    return {
-        "id": result.clause.id,
-        "keyword": result.clause.keyword.value,
-        "paraphrase": result.clause.paraphrase,
-        "outcome": result.outcome.value,
-        "reason": result.reason,
-        "tests": tests,
-    }
+def write_text(path: Path, text: str) -> None:
+    """Write a file; raises ConfigError where it cannot be."""
+    try:
+        path.write_text(text)
+    except OSError as error:
+        raise ConfigError(
+            f"The report {path} cannot be written ({error.strerror}): name a file that can."
+        ) from error

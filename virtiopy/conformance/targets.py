@@ -34,6 +34,9 @@ class Target(ABC):
     #: The name of the device's type; None where it is not known until there is a session.
     device: str | None
 
+    def check(self) -> None:
+        """Raise ConfigError where there is nothing to have a session with; a run begins with it."""
+
     @abstractmethod
     def open(self, trace: Trace, patience: float = PATIENCE) -> Session:
         """Make a session. Raises ConfigError where there is nothing to have one with."""
@@ -60,7 +63,13 @@ class InprocTarget(Target):
         rig.host.close()
 
     def _build(self) -> Rig:
-        made = self._factory()
+        try:
+            made = self._factory()
+        except TypeError as error:
+            raise ConfigError(
+                f"{self.name} cannot be called ({error}): give what makes the device without "
+                "arguments, a function of your own for one."
+            ) from error
         rig = Rig(made) if isinstance(made, VirtioDevice) else made
         if not isinstance(rig, Rig):
             raise ConfigError(
@@ -86,10 +95,12 @@ class SocketTarget(Target):
         self._device_id = DRIVERS[device].device_id
         self._path = path
 
+    def check(self) -> None:
+        """Connect once: if nobody is there it is the user's fault, and later the backend's."""
+        connect(self._path).close()
+
     def open(self, trace: Trace, patience: float = PATIENCE) -> Session:
         """Connect."""
-        # If nobody is there from the start it is the user's fault, and later the backend's.
-        connect(self._path).close()
         return VhostUserSession(self._device_id, Backend(self._path), Host(), trace, patience)
 
 
@@ -101,6 +112,14 @@ class SpawnTarget(Target):
         self.device = device
         self._device_id = DRIVERS[device].device_id
         split(command)
+
+    def check(self) -> None:
+        """Start the backend once, and have it say what it offers."""
+        backend = SpawnedBackend(self.name)
+        try:
+            backend.greet()
+        finally:
+            backend.close()
 
     def open(self, trace: Trace, patience: float = PATIENCE) -> Session:
         """Start the backend, and connect to it."""

@@ -399,8 +399,9 @@ class VhostUserSession(Session):
     def read_config(self, offset: int, size: int) -> bytes:
         """Read bytes of the configuration space; not applicable where the backend has none."""
         self._need_config()
+        # From the start, as QEMU does: there are backends that take no heed of the offset.
         with self._peer():
-            return self.frontend.get_config(size, offset)
+            return self.frontend.get_config(offset + size)[offset:]
 
     def write_config(self, offset: int, data: bytes) -> None:
         """Write a field of the configuration space."""

@@ -235,15 +235,18 @@ class Balloon(VirtioDevice):
         config.poison_val = self._poison_value
         return bytes(ffi.buffer(config))
 
-    def write_config(self, offset: int, data: bytes) -> None:
+    def write_config(self, offset: int, data: bytes) -> bool:
         """Take `actual`, and `poison_val` before DRIVER_OK (5.5.6.6.1)."""
         value = int.from_bytes(data, "little")
         if len(data) != 4:
             log.debug("balloon: write of %d bytes to the configuration space", len(data))
         elif offset == _ACTUAL_OFFSET:
             self.actual = value * PAGE_SIZE
+            return True
         elif offset == _POISON_OFFSET and not self._started:
             self._poison_value = value
+            return True
+        return False
 
     # Life
 

@@ -203,8 +203,12 @@ class VirtioDevice:
         """Return the whole configuration space as it is now."""
         return b""
 
-    def write_config(self, offset: int, data: bytes) -> None:
-        """Take the driver's write of `data` at `offset`; by default no field can be written."""
+    def write_config(self, offset: int, data: bytes) -> bool:
+        """Take the driver's write of `data`, 1 byte or more, at `offset`.
+
+        Returns whether there is anything there that can be written; by default there is not.
+        """
+        return False
 
     # Life (2.1, 2.4, 2.6.1)
 

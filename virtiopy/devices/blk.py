@@ -82,6 +82,7 @@ FLAG_UNMAP = 1
 _HEADER_SIZE = ffi.sizeof("struct virtio_blk_outhdr")
 _SEGMENT_SIZE = ffi.sizeof("struct virtio_blk_discard_write_zeroes")
 _ZEROES = bytes(1 << 16)
+_CAPACITY_SIZE = ffi.sizeof("uint64_t")  # the first field
 _WRITEBACK_OFFSET = ffi.offsetof("struct virtio_blk_config", "wce")
 
 
@@ -96,6 +97,9 @@ class Disk(Protocol):
     alignment: int
     physical_block_size: int
     can_punch_holes: bool
+
+    def measure(self) -> None:
+        """Take the size that the disk has now."""
 
     def read(self, offset: int, buffers: Buffers) -> None:
         """Fill `buffers`."""
@@ -236,15 +240,25 @@ class Blk(VirtioDevice):
             config.write_zeroes_may_unmap = self.disk.can_punch_holes
         return bytearray(ffi.buffer(config))
 
+    def capacity_changed(self) -> None:
+        """Take the size that the disk has now, and tell the driver (5.2.6.2); from any thread."""
+        with self.lock:
+            self.disk.measure()
+            capacity = self.disk.size // SECTOR_SIZE
+            self._config[:_CAPACITY_SIZE] = capacity.to_bytes(_CAPACITY_SIZE, "little")
+            self.host.config_changed()
+
     def config_space(self) -> bytes:
         """Return struct virtio_blk_config."""
         return bytes(self._config)
 
-    def write_config(self, offset: int, data: bytes) -> None:
+    def write_config(self, offset: int, data: bytes) -> bool:
         """Take a new cache mode in `writeback` (5.2.5); nothing else can be written."""
         negotiated = has_feature(self.driver_features, BlkFeature.VIRTIO_BLK_F_CONFIG_WCE)
-        if offset == _WRITEBACK_OFFSET and len(data) == 1 and negotiated:
-            self.writeback = bool(data[0])
+        if offset != _WRITEBACK_OFFSET or len(data) != 1 or not negotiated:
+            return False
+        self.writeback = bool(data[0])
+        return True
 
     @property
     def writeback(self) -> bool:

@@ -295,10 +295,12 @@ class Console(VirtioDevice):
         config.max_nr_ports = self.max_nr_ports
         return bytes(ffi.buffer(config))
 
-    def write_config(self, offset: int, data: bytes) -> None:
+    def write_config(self, offset: int, data: bytes) -> bool:
         """Print the lower byte written to `emerg_wr`, also on an unconfigured device (5.3.5.1)."""
-        if offset == _EMERG_WR_OFFSET:
-            self.ports[0].emergency_write(data[0])
+        if offset != _EMERG_WR_OFFSET:
+            return False
+        self.ports[0].emergency_write(data[0])
+        return True
 
     # Life
 

@@ -122,6 +122,10 @@ class DiskImage(Closing):
             )
         return size
 
+    def measure(self) -> None:
+        """Take the size that the image has now; raises ConfigError for one that it cannot have."""
+        self.size = self._find_size()
+
     def _ioctl_int(self, request: int) -> int:
         buffer = bytearray(4)
         fcntl.ioctl(self._fd, request, buffer)

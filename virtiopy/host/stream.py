@@ -20,7 +20,7 @@ import tty
 from collections.abc import Callable
 from pathlib import Path
 
-from virtiopy.errors import ConfigError
+from virtiopy.errors import ConfigError, DriverError
 from virtiopy.eventloop import READABLE, WRITABLE, EventLoop, Watch
 from virtiopy.streams import Size, StreamUser
 from virtiopy.virtqueue.buffers import Buffers, total
@@ -123,13 +123,18 @@ class Channel:
         return data
 
     def write(self, buffers: Buffers) -> int:
-        """Take bytes, and return how many: all and to no end, where the other end is gone."""
+        """Take bytes, and return how many: all and to no end, where the other end is gone.
+
+        Raises DriverError for buffers that are no memory any more.
+        """
         if self.fd >= 0:
             try:
                 return os.writev(self.fd, buffers[:IOV_MAX])
             except BlockingIOError:
                 return 0
             except OSError as error:
+                if error.errno == errno.EFAULT:
+                    raise DriverError("a buffer to be written was taken away") from error
                 self._complain(error)
         length = total(buffers)
         self.dropped += length

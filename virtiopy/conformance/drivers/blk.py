@@ -1,13 +1,15 @@
 """The driver of the block device (5.2)."""
 
 import enum
+import math
 from dataclasses import dataclass
 from itertools import count
 from typing import ClassVar
 
 from virtiopy._native import ffi
+from virtiopy.conformance.disks import BlkHost
 from virtiopy.conformance.drivers.base import WHOLE, DeviceDriver, Framing, Request
-from virtiopy.conformance.hosts import BlkHost
+from virtiopy.conformance.problems import NotApplicableError
 from virtiopy.conformance.session import Session
 from virtiopy.spec import DeviceId
 
@@ -35,12 +37,59 @@ class Type(enum.IntEnum):
     SECURE_ERASE = 14
 
 
+#: What only zoned devices know (5.2.6).
+ZONE_TYPES = {
+    "ZONE_APPEND": 15,
+    "ZONE_REPORT": 16,
+    "ZONE_OPEN": 18,
+    "ZONE_CLOSE": 20,
+    "ZONE_FINISH": 22,
+    "ZONE_RESET": 24,
+    "ZONE_RESET_ALL": 26,
+}
+
+
 class Status(enum.IntEnum):
     """VIRTIO_BLK_S_* (5.2.6)."""
 
     OK = 0
     IOERR = 1
     UNSUPP = 2
+
+
+class Field(enum.Enum):
+    """Fields of struct virtio_blk_config (5.2.4): offset and bytes."""
+
+    capacity = 0, 8
+    size_max = 8, 4
+    seg_max = 12, 4
+    blk_size = 20, 4
+    writeback = 32, 1
+    unused0 = 33, 1
+    num_queues = 34, 2
+    max_discard_sectors = 36, 4
+    max_discard_seg = 40, 4
+    discard_sector_alignment = 44, 4
+    max_write_zeroes_sectors = 48, 4
+    max_write_zeroes_seg = 52, 4
+    write_zeroes_may_unmap = 56, 1
+    unused1 = 57, 3
+    max_secure_erase_sectors = 60, 4
+    max_secure_erase_seg = 64, 4
+    secure_erase_sector_alignment = 68, 4
+    zoned_model = 92, 1
+
+
+class Zoned(enum.IntEnum):
+    """VIRTIO_BLK_Z_*: values of zoned_model (5.2.4)."""
+
+    NONE = 0
+    HM = 1
+    HA = 2
+
+
+#: Flags of a discard, write zeroes or secure erase segment (5.2.6).
+UNMAP = 1
 
 
 @dataclass(slots=True, frozen=True)
@@ -144,12 +193,51 @@ class BlkDriver(DeviceDriver):
 
     # The disk
 
+    def field(self, field: Field) -> int:
+        """Read a field of the configuration space."""
+        return self.session.config(*field.value)
+
+    def set_writeback(self, *, on: bool) -> None:
+        """Choose the cache mode (5.2.5.1): CONFIG_WCE was negotiated."""
+        self.session.write_config(Field.writeback.value[0], bytes([on]))
+
     @property
     def capacity(self) -> int:
         """Sectors of 512 bytes, as the configuration space says (5.2.4)."""
-        return self.session.config(0, 8)
+        return self.field(Field.capacity)
 
     @property
-    def disk(self) -> BlkHost | None:
-        """The host's side of the disk, where the suite has it."""
-        return self.session.host if isinstance(self.session.host, BlkHost) else None
+    def block(self) -> int:
+        """Sectors that the device wants to be read and written at once: its blk_size (5.2.5)."""
+        if not self.session.offers("VIRTIO_BLK_F_BLK_SIZE"):
+            return 1
+        return max(1, self.field(Field.blk_size) // SECTOR)
+
+    @property
+    def discard_unit(self) -> int:
+        """Sectors that discards are best cut by: whole blocks, and discard_sector_alignment."""
+        return math.lcm(self.block, max(1, self.field(Field.discard_sector_alignment)))
+
+    def need(self, sectors: int) -> None:
+        """Make the test not applicable on a disk of less than so many sectors."""
+        if self.capacity < sectors:
+            raise NotApplicableError(f"the disk has {self.capacity} sectors, and not {sectors}")
+
+    def need_at_least(self, field: Field, least: int) -> None:
+        """Make the test not applicable where the device takes less than that at once."""
+        if (most := self.field(field)) < least:
+            raise NotApplicableError(f"{field.name} is {most}, and not {least} or more")
+
+    @property
+    def disk(self) -> BlkHost:
+        """The host's side of the disk; the test is not applicable where the suite has no hand."""
+        if not isinstance(self.session.host, BlkHost):
+            raise NotApplicableError("nobody here can look at this backend's disk or change it")
+        return self.session.host
+
+
+def pattern(sectors: int, seed: int = 1) -> bytes:
+    """Return what tells every sector from every other, and from those of another seed."""
+    return b"".join(
+        bytes([seed, 0xA5, *sector.to_bytes(6, "little")]) * 64 for sector in range(sectors)
+    )

@@ -93,6 +93,8 @@ class ConsoleDriver(DeviceDriver):
         self._control: dict[int, Sent] = {}
         #: The ports that the device has added, by number; with MULTIPORT only.
         self.ports: dict[int, PortState] = {}
+        #: All control messages since DRIVER_OK.
+        self.messages: list[Message] = []
 
     @property
     def multiport(self) -> bool:
@@ -107,16 +109,28 @@ class ConsoleDriver(DeviceDriver):
         queue_size: int | None = None,
     ) -> None:
         """Bring the device up; with MULTIPORT, and port 0 added, open all ports (5.3.5)."""
-        super().start(features, without=without, queue_size=queue_size)
-        self._control.clear()
-        self.ports.clear()
+        self.start_queues(features, without=without, queue_size=queue_size)
         if self.multiport:
-            self.supply_control_buffers()
             self.send_control(0, Event.DEVICE_READY, 1)
             self.session.wait("port 0 added", lambda: 0 in self.take_messages_and_ports())
             for port in list(self.ports):
                 self.send_control(port, Event.PORT_READY, 1)
                 self.send_control(port, Event.PORT_OPEN, 1)
+
+    def start_queues(
+        self,
+        features: Iterable[FeatureLike] | None = None,
+        *,
+        without: Iterable[FeatureLike] = (),
+        queue_size: int | None = None,
+    ) -> None:
+        """Bring the device up, with buffers for control messages, but send it none."""
+        super().start(features, without=without, queue_size=queue_size)
+        self._control.clear()
+        self.ports.clear()
+        self.messages.clear()
+        if self.multiport:
+            self.supply_control_buffers()
 
     # Control messages
 
@@ -143,8 +157,9 @@ class ConsoleDriver(DeviceDriver):
         """Return the control messages that have come since the last call."""
         queue = self.session.queues[CONTROL_RECEIVEQ]
         messages = []
-        for used in queue.take_all_used():
-            sent = self._control.pop(used.head)
+        # All of them before any is supplied again: heads are used again too.
+        done = [(self._control.pop(used.head), used) for used in queue.take_all_used()]
+        for sent, used in done:
             content = self.check(sent, used)[: used.length]
             assert len(content) >= CONTROL_SIZE, f"a control message of {len(content)} bytes"
             it = ffi.from_buffer("struct virtio_console_control *", content[:CONTROL_SIZE])
@@ -152,6 +167,7 @@ class ConsoleDriver(DeviceDriver):
             self._supply_control_buffers(1)
         for message in messages:
             self._learn(message)
+        self.messages += messages
         return messages
 
     def take_messages_and_ports(self) -> dict[int, PortState]:

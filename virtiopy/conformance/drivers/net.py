@@ -1,16 +1,18 @@
 """The driver of the network device (5.1)."""
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import ClassVar
 
 from virtiopy._native import ffi
+from virtiopy.conformance import features as named
 from virtiopy.conformance.drivers.base import DeviceDriver, Request
 from virtiopy.conformance.hosts import Link, NetHost
 from virtiopy.conformance.problems import NotApplicableError
 from virtiopy.conformance.session import Session
-from virtiopy.spec import DeviceId
+from virtiopy.spec import DeviceId, feature_mask, has_feature
 
 #: Bytes of struct virtio_net_hdr with VERSION_1 (5.1.9).
 HEADER_SIZE = ffi.sizeof("struct virtio_net_hdr_v1")
@@ -33,6 +35,52 @@ class Ack(enum.IntEnum):
 
     OK = 0
     ERR = 1
+
+
+class Command(enum.Enum):
+    """Commands of the control virtqueue, as class and command (5.1.9.5)."""
+
+    PROMISC = 0, 0
+    ALLMULTI = 0, 1
+    ALLUNI = 0, 2
+    NOMULTI = 0, 3
+    NOUNI = 0, 4
+    NOBCAST = 0, 5
+    MAC_TABLE_SET = 1, 0
+    MAC_ADDR_SET = 1, 1
+    VLAN_ADD = 2, 0
+    VLAN_DEL = 2, 1
+    ANNOUNCE_ACK = 3, 0
+    MQ_VQ_PAIRS_SET = 4, 0
+    NOTF_COAL_TX_SET = 6, 0
+    NOTF_COAL_RX_SET = 6, 1
+    NOTF_COAL_VQ_SET = 6, 2
+    NOTF_COAL_VQ_GET = 6, 3
+
+
+class HeaderFlag(enum.IntFlag):
+    """VIRTIO_NET_HDR_F_* (5.1.9)."""
+
+    NEEDS_CSUM = 1
+    DATA_VALID = 2
+    RSC_INFO = 4
+    UDP_TUNNEL_CSUM = 8
+    SECURITY = 16
+    SECURITY_ERR = 32
+    SECURITY_SA_SOFT_EXPIRY_WARN = 64
+
+
+class Gso(enum.IntFlag):
+    """VIRTIO_NET_HDR_GSO_* (5.1.9); the last three are bits beside the others."""
+
+    NONE = 0
+    TCPV4 = 1
+    UDP = 3
+    TCPV6 = 4
+    UDP_L4 = 5
+    UDP_TUNNEL_IPV4 = 0x20
+    UDP_TUNNEL_IPV6 = 0x40
+    ECN = 0x80
 
 
 @dataclass(slots=True, frozen=True)
@@ -113,6 +161,11 @@ class NetDriver(DeviceDriver):
     def __init__(self, session: Session) -> None:
         super().__init__(session)
         self._seeds = count(1)
+
+    def with_features(self, *names: str) -> list[int]:
+        """Return the feature bits that are negotiated by default, and these."""
+        mask = self.session.wanted(None) | feature_mask(named.bits(names))
+        return [bit for bit in range(mask.bit_length()) if has_feature(mask, bit)]
 
     # Frames
 
@@ -219,3 +272,32 @@ class NetDriver(DeviceDriver):
             assert length == 1, f"{length} bytes written, of a byte of ack"
 
         return Request(queue, bytes([kind, command]) + data, 1, check)
+
+    def control(self, command: Command, data: bytes = b"", *, ack: int = Ack.OK) -> None:
+        """Send a control command, and wait until it was answered, with this `ack`."""
+        self.do(self.command(*command.value, data, ack=ack))
+
+    # What comes of a frame that is sent
+
+    def outcome(self, frame: bytes, header: Header = NO_OFFLOADS) -> list[tuple[Header, bytes]]:
+        """Send a frame and then another one; returns what comes out of the link before that."""
+        self.do(Request(TRANSMITQ, header.encode() + frame, 0, _check_sent))
+        marker = self.frame()
+        self.do(Request(TRANSMITQ, NO_OFFLOADS.encode() + marker, 0, _check_sent))
+        out: list[tuple[Header, bytes]] = []
+        while (sent := self.link.sent()) is not None:
+            if sent[HEADER_SIZE:] == marker:
+                return out
+            out.append((Header.decode(sent), sent[HEADER_SIZE:]))
+        raise AssertionError("a plain frame did not come out of the link")
+
+
+def _check_sent(content: bytes, length: int) -> None:
+    assert length == 0, f"{length} bytes written to a transmit buffer"
+
+
+def mac_table(unicast: Sequence[bytes] = (), multicast: Sequence[bytes] = ()) -> bytes:
+    """Return the two struct virtio_net_ctrl_mac of MAC_TABLE_SET (5.1.9.5.2)."""
+    return b"".join(
+        len(macs).to_bytes(4, "little") + b"".join(macs) for macs in (unicast, multicast)
+    )

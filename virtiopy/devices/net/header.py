@@ -43,6 +43,7 @@ class GsoType(enum.IntEnum):
 
 # Plain ints, for the paths that every frame takes.
 NEEDS_CSUM = int(HeaderFlag.NEEDS_CSUM)
+CHECKSUM_FLAGS = int(HeaderFlag.NEEDS_CSUM | HeaderFlag.DATA_VALID)
 GSO_NONE = int(GsoType.NONE)
 
 

@@ -21,6 +21,7 @@ from virtiopy._native import ffi
 from virtiopy.devices.net.control import ReceiveFilter
 from virtiopy.devices.net.features import Terms
 from virtiopy.devices.net.header import (
+    CHECKSUM_FLAGS,
     ETHERNET_HEADER,
     GSO_NONE,
     HEADER_SIZE,
@@ -31,6 +32,7 @@ from virtiopy.devices.net.header import (
     longest_frame,
 )
 from virtiopy.devices.net.link import FrameLink
+from virtiopy.errors import DriverError
 from virtiopy.virtqueue.buffers import Buffers, gather, scatter, split_at, total
 from virtiopy.virtqueue.split import Chain, SplitQueue
 
@@ -49,6 +51,8 @@ _PIECES = 1024
 _START = HEADER_SIZE + ETHERNET_HEADER + VLAN_TAG
 
 _SHORTEST = HEADER_SIZE + ETHERNET_HEADER
+#: gso_size, and where num_buffers begins, in struct virtio_net_hdr.
+_GSO_SIZE = slice(4, 6)
 _NUM_BUFFERS = ffi.offsetof("struct virtio_net_hdr_v1", "num_buffers")
 
 
@@ -66,7 +70,8 @@ class NetCounters:
     rx_dropped_too_long: int = 0
     #: In need of more buffers than the driver had after two kicks (MRG_RXBUF).
     rx_dropped_no_buffer: int = 0
-    #: With offloads that were not negotiated: queued by the link for a driver before this one.
+    #: With offloads that were not negotiated, queued by the link for a driver before this one, or
+    #: to be segmented without saying how.
     rx_dropped_offload: int = 0
     #: No frames, but receive buffers without room for the header, given back unused.
     rx_buffers_too_small: int = 0
@@ -200,6 +205,11 @@ class Receiver:
             length = self._link.read(self._pair, [*views, self._overflow])
         except BlockingIOError:
             return False
+        except OSError as error:
+            if error.errno == errno.EFAULT:
+                # The link is sound: a buffer is no memory any more.
+                raise DriverError("a receive buffer was taken away") from error
+            raise
         if length > room:
             frame = gather(views) + bytes(self._overflow[: length - room])
             if self._admits(frame[:_START], length):
@@ -236,9 +246,7 @@ class Receiver:
             return False
         flags, gso_type = start[0], start[1]
         frame = start[HEADER_SIZE:]
-        if (gso_type != GSO_NONE and gso_type not in terms.rx_gso_types) or (
-            flags & NEEDS_CSUM and not terms.rx_checksum
-        ):
+        if (flags or gso_type) and not self._may_offload(flags, gso_type, start[_GSO_SIZE]):
             counts.rx_dropped_offload += 1
         elif (
             terms.rx_mtu is not None
@@ -252,6 +260,13 @@ class Receiver:
         else:
             return True
         return False
+
+    def _may_offload(self, flags: int, gso_type: int, gso_size: bytes) -> bool:
+        """Say whether the driver takes what is left to do of a frame, and is told how to do it."""
+        if gso_type == GSO_NONE:
+            return not flags & NEEDS_CSUM or self._terms.rx_checksum
+        # Partial checksum and segment size go with every other type (5.1.9.4.1).
+        return bool(gso_type in self._terms.rx_gso_types and flags & NEEDS_CSUM and any(gso_size))
 
     def _place(self, queue: SplitQueue, frame: bytes) -> None:
         """Copy a frame that is longer than its buffers into more; hold it where they are few."""
@@ -290,8 +305,9 @@ class Receiver:
             left -= written
             count += 1
         self._skip_small()
-        # Without GUEST_CSUM flags is 0 (5.1.9.4.1), though a tap says DATA_VALID to anybody.
-        flags = start[0] if self._terms.rx_checksum else 0
+        # Without GUEST_CSUM flags is 0 (5.1.9.4.1), though a tap says DATA_VALID to anybody; the
+        # flags besides belong to features that are not offered.
+        flags = start[0] & CHECKSUM_FLAGS if self._terms.rx_checksum else 0
         header = bytes([flags]) + start[1:_NUM_BUFFERS] + count.to_bytes(2, "little")
         if len(first[0]) >= HEADER_SIZE:
             first[0][:HEADER_SIZE] = header

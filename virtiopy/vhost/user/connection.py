@@ -8,10 +8,7 @@ from collections.abc import Iterable
 
 from virtiopy.closing import Closing
 from virtiopy.errors import PeerError
-from virtiopy.vhost.user.messages import HEADER_SIZE, Header, Message, decode_header
-
-#: The most file descriptors that the kernel passes beside one message (SCM_MAX_FD).
-_FDS_MAX = 253
+from virtiopy.vhost.user.messages import HEADER_SIZE, REGIONS_MAX, Header, Message, decode_header
 
 
 class DisconnectedError(PeerError):
@@ -85,7 +82,7 @@ class Connection(Closing):
         while (missing := size - len(self._data)) > 0:
             try:
                 data, ancillary, flags, _ = self.socket.recvmsg(
-                    missing, socket.CMSG_SPACE(_FDS_MAX * 4), socket.MSG_CMSG_CLOEXEC
+                    missing, socket.CMSG_SPACE(REGIONS_MAX * 4), socket.MSG_CMSG_CLOEXEC
                 )
             except BlockingIOError:
                 return False
@@ -94,7 +91,7 @@ class Connection(Closing):
             except OSError as error:
                 raise DisconnectedError(f"the connection failed: {error.strerror}") from error
             self._fds += _descriptors(ancillary)
-            if flags & socket.MSG_CTRUNC:
+            if flags & socket.MSG_CTRUNC or len(self._fds) > REGIONS_MAX:
                 raise PeerError("more file descriptors than can be taken")
             if not data:
                 raise DisconnectedError(

@@ -128,15 +128,18 @@ class VhostUserDevice(VirtioDevice):
         """Return what the backend said last."""
         return self._config
 
-    def write_config(self, offset: int, data: bytes) -> None:
+    def write_config(self, offset: int, data: bytes) -> bool:
         """Pass a write on."""
+        taken = False
 
         def write(frontend: VhostUserFrontend) -> None:
+            nonlocal taken
             if frontend.has(ProtocolFeature.CONFIG):
-                frontend.set_config(offset, data)
+                taken = frontend.set_config(offset, data)
                 self._config = self._read_config(frontend)
 
         self._do(write)
+        return taken
 
     def negotiated(self, driver_features: int) -> None:
         """Pass the outcome on: fields of the configuration space may depend on it."""

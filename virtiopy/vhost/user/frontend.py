@@ -23,6 +23,7 @@ from virtiopy.vhost.user.messages import (
     VHOST_USER_F_PROTOCOL_FEATURES,
     BackendRequest,
     ConfigAccess,
+    ConfigFlags,
     Flag,
     InflightArea,
     MemoryRegion,
@@ -204,9 +205,13 @@ class VhostUserFrontend(Closing):
             raise PeerError(f"{len(access.data)} bytes of configuration, not {len(wanted.data)}")
         return access.data
 
-    def set_config(self, offset: int, data: bytes) -> None:
-        """Write what the driver writes to the configuration space."""
-        self._tell(Request.SET_CONFIG, ConfigAccess(offset, data).encode())
+    def set_config(self, offset: int, data: bytes, flags: int = ConfigFlags.WRITABLE) -> bool:
+        """Write what the driver writes to the configuration space; False where it was refused."""
+        try:
+            self._tell(Request.SET_CONFIG, ConfigAccess(offset, data, flags).encode())
+        except RefusedError:
+            return False
+        return True
 
     def set_status(self, status: int) -> None:
         """Pass the device status on, to a backend that follows it; 0 resets the device."""

@@ -23,6 +23,9 @@ QUEUES_MAX = 256
 #: Regions begin at multiples of this: no two virtqueues share a line of cache.
 _ALIGNMENT = 64
 
+#: The counters that say what was taken first have 64 bits.
+_COUNTERS = 1 << 64
+
 
 def _region_size(queue_size: int) -> int:
     head = ffi.sizeof("struct vhost_user_queue_region")
@@ -31,7 +34,10 @@ def _region_size(queue_size: int) -> int:
 
 
 class QueueInflight:
-    """The region of one virtqueue. What is stored here outlives this process, in that order."""
+    """The region of one virtqueue. What is stored here outlives this process, in that order.
+
+    It has `queue_size` entries, which is the area's; a driver's ring may have fewer.
+    """
 
     def __init__(self, file: SharedFile, offset: int, queue_size: int) -> None:
         # The file is kept: the region is a pointer into it.
@@ -40,7 +46,7 @@ class QueueInflight:
         self.queue_size = queue_size
         self._counter = 0
 
-    def begin(self, used_index: int) -> list[int]:
+    def begin(self, used_index: int, ring_size: int) -> list[int]:
         """Take what was in flight, oldest first; `used_index` is the used ring's idx as it is.
 
         Raises PeerError for an area that no backend can have written.
@@ -69,16 +75,18 @@ class QueueInflight:
             head = region.desc[head].next
         region.used_idx = used_index
         pending = [head for head in range(self.queue_size) if region.desc[head].inflight]
+        if pending and pending[-1] >= ring_size:
+            raise PeerError(f"descriptor {pending[-1]} in flight, of a ring of {ring_size}")
         pending.sort(key=lambda head: int(region.desc[head].counter))
         if pending:
-            self._counter = region.desc[pending[-1]].counter + 1
+            self._counter = (region.desc[pending[-1]].counter + 1) % _COUNTERS
         return pending
 
     def taken(self, head: int) -> None:
         """Say that the chain of descriptor `head` was taken from the available ring."""
         entry = self._region.desc[head]
         entry.counter = self._counter
-        self._counter += 1
+        self._counter = (self._counter + 1) % _COUNTERS
         entry.inflight = 1
 
     def untaken(self, head: int) -> None:
@@ -133,9 +141,10 @@ class Inflight(Closing):
 
     def queue(self, index: int, size: int) -> QueueInflight | None:
         """Return the region of virtqueue `index`; None where it has none or is larger."""
-        if index >= self.area.num_queues or size > self.area.queue_size:
+        queue_size = self.area.queue_size
+        if index >= self.area.num_queues or size > queue_size:
             return None
-        return QueueInflight(self.file, index * _region_size(self.area.queue_size), size)
+        return QueueInflight(self.file, index * _region_size(queue_size), queue_size)
 
 
 def _check(num_queues: int, queue_size: int, size: int) -> None:

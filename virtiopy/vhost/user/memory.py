@@ -137,8 +137,10 @@ class FrontendMemory(GuestMemory):
         os.close(self.lost)
 
     def clear(self) -> None:
-        """Forget every region."""
+        """Forget every region, and that any of it was lost."""
         self._set([])
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self.lost)
 
     def replace(self, regions: Iterable[tuple[MemoryRegion, int]]) -> None:
         """Take a whole table, each region with its file, which is closed: SET_MEM_TABLE.
@@ -212,6 +214,14 @@ class FrontendMemory(GuestMemory):
                 return described.guest_address + offset
         raise PeerError(f"{length} bytes at its address {user_address:#x} are not memory")
 
+    @property
+    def was_shrunk(self) -> bool:
+        """Whether a file has become too short: the kernel says EFAULT then, with no signal."""
+        return any(
+            os.fstat(it.file.fd).st_size < it.described.mmap_offset + it.described.size
+            for it in self._mapped
+        )
+
     def _map(self, described: MemoryRegion, fd: int) -> _Mapped:
         identity = _identity(fd)
         if described.size == 0 or any(
@@ -242,12 +252,14 @@ class FrontendMemory(GuestMemory):
                     raise PeerError(f"memory regions that overlap at {following:#x}")
 
     def _set(self, mapped: list[_Mapped], others: Iterable[_Mapped] = ()) -> None:
-        gone = [*self._mapped, *others]
+        # Each file once: one that was known may be in the others too.
+        gone = {id(it.file): it for it in [*self._mapped, *others]}
         self._mapped = mapped
         self.set_regions(it.region for it in mapped)
-        for it in gone:
-            if not any(it.file is kept.file for kept in mapped):
-                _unmap(it)
+        for kept in mapped:
+            gone.pop(id(kept.file), None)
+        for it in gone.values():
+            _unmap(it)
 
 
 def _identity(fd: int) -> tuple[int, int]:
@@ -266,20 +278,31 @@ def _unmap(mapped: _Mapped) -> None:
 class DirtyLog(Closing):
     """The frontend's log of the pages of guest memory that were written: SET_LOG_BASE.
 
-    `fd` is from here on this object's to close; raises PeerError.
+    `fd` is from here on this object's to close; raises PeerError. `eventfd` is written when the log
+    is lost, or has no bit for what is to be marked: the connection is to be ended, for whoever
+    migrates the guest would miss the page.
     """
 
     def __init__(self, area: LogArea, fd: int, eventfd: int) -> None:
+        if area.size == 0:
+            os.close(fd)
+            raise PeerError("a dirty log of no bytes")
         self._file = SharedFile(fd, area.size, area.offset, eventfd)
         self._log = ffi.cast("uint8_t *", self._file.address)
         self._pages = area.size * 8
+        self._eventfd = eventfd
+        #: Whether anything was to be marked that it has no bit for.
+        self.is_too_small = False
 
     def close(self) -> None:
         """Unmap the log."""
         self._file.close()
 
     def mark(self, address: int, length: int) -> None:
-        """Mark `length` bytes at a guest physical address as written, as far as there are bits."""
-        last = min((address + length - 1) // VHOST_LOG_PAGE, self._pages - 1)
-        if length > 0:
-            lib.vp_log_pages(self._log, address // VHOST_LOG_PAGE, last)
+        """Mark `length` bytes at a guest physical address as written, 1 or more."""
+        first, last = address // VHOST_LOG_PAGE, (address + length - 1) // VHOST_LOG_PAGE
+        if last < self._pages:
+            lib.vp_log_pages(self._log, first, last)
+        elif not self.is_too_small:
+            self.is_too_small = True
+            os.eventfd_write(self._eventfd, 1)

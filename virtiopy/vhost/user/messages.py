@@ -121,6 +121,13 @@ class Request(enum.IntEnum):
     GET_STATUS = 40
 
 
+class ConfigFlags(enum.IntEnum):
+    """What a write to the configuration space is for (Virtio device config space)."""
+
+    WRITABLE = 0
+    LIVE_MIGRATION = 1
+
+
 class BackendRequest(enum.IntEnum):
     """What a backend asks for, on a socket of its own: VHOST_USER_BACKEND_*."""
 

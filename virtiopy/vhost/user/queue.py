@@ -8,7 +8,7 @@ from virtiopy.memory import GuestMemory
 from virtiopy.vhost.user.inflight import QueueInflight
 from virtiopy.vhost.user.memory import DirtyLog
 from virtiopy.virtqueue.layout import INDEX_MODULUS
-from virtiopy.virtqueue.split import Chain, QueueAddresses, QueueError, SplitQueue
+from virtiopy.virtqueue.split import Chain, QueueAddresses, SplitQueue
 
 
 @dataclass(slots=True)
@@ -49,12 +49,13 @@ class UserQueue(SplitQueue):
         )
         self.accounts = accounts
         self.longest_chain = max(size, longest_chain)
-        # The heads that are in flight, in the order in which they were taken.
-        self._taken: dict[int, None] = {}
+        # The heads that are in flight, in the order in which they were taken. A driver that lies
+        # makes one available twice.
+        self._taken: list[int] = []
         self.resume(last_available)
         self._again: deque[int] = deque()
         if accounts.inflight is not None:
-            self._again.extend(accounts.inflight.begin(self.used_index))
+            self._again.extend(accounts.inflight.begin(self.used_index, size))
             if self._again:
                 # The frontend could not ask the one that was killed how far it had come.
                 self.resume((self.used_index + len(self._again)) % INDEX_MODULUS)
@@ -68,12 +69,7 @@ class UserQueue(SplitQueue):
         else:
             head = super()._next_head()
         if head is not None:
-            if head in self._taken:
-                # It is still available: it can be taken once, and given back once.
-                self.in_flight -= 1
-                self.last_available = (self.last_available - 1) % INDEX_MODULUS
-                raise QueueError(f"queue {self.index}: head {head} is in flight already (2.7.13)")
-            self._taken[head] = None
+            self._taken.append(head)
             if self.accounts.inflight is not None:
                 self.accounts.inflight.taken(head)
         return head
@@ -102,7 +98,7 @@ class UserQueue(SplitQueue):
         if inflight is not None:
             inflight.used(heads, self.used_index)
         for head in heads:
-            self._taken.pop(head, None)
+            self._taken.remove(head)
         if self.accounts.log is not None and self.accounts.used_log is not None:
             self._mark_used(first, len(entries), self.accounts.log, self.accounts.used_log)
 
@@ -116,6 +112,24 @@ class UserQueue(SplitQueue):
         """Make the last chains that were taken available again, unserved."""
         super().unpop(count)
         for _ in range(count):
-            head, _ = self._taken.popitem()
+            head = self._taken.pop()
             if self.accounts.inflight is not None:
                 self.accounts.inflight.untaken(head)
+
+    def give_back(self) -> None:
+        """Make all that the device still holds available again, unserved.
+
+        What was overtaken by a malformed chain, which was used at once, cannot be: an index cannot
+        say that it is available, and not the other. It is used, with nothing written.
+        """
+        overtaken = self._taken[: max(0, self.in_flight - self.since_rejected)]
+        if overtaken:
+            self._return([(head, 0) for head in overtaken])
+        self.unpop(self.in_flight)
+
+    def enable_notifications(self) -> bool:
+        """Ask for the next available buffer notification; avail_event is in the used ring."""
+        more = super().enable_notifications()
+        if self.event_idx and self.accounts.log is not None and self.accounts.used_log is not None:
+            self.accounts.log.mark(self.accounts.used_log + 4 + 8 * self.size, 2)
+        return more

@@ -58,8 +58,7 @@ class Ring(Closing):
 
     def close(self) -> None:
         """Forget everything that the frontend said."""
-        self.set_kick(None)
-        self.kick_is_set = False
+        self.forget_kick()
         self.set_call(None)
         self.set_error(None)
         self.size = self.base = 0
@@ -69,26 +68,37 @@ class Ring(Closing):
     # Eventfds
 
     def set_kick(self, fd: int | None) -> None:
-        """Take kicks from this file from now on; None for a ring that is to be polled."""
+        """Take kicks from this file from now on; None for a ring that is to be polled.
+
+        Raises PeerError for a file that cannot be waited for; so do the two below.
+        """
+        fd = _not_blocking(fd)
         self._unwatch()
         if self._kick is not None:
             os.close(self._kick)
-        self._kick = _not_blocking(fd)
+        self._kick = fd
         self.kick_is_set = True
         if self.queue is not None:
             self._watch_kick()
 
+    def forget_kick(self) -> None:
+        """Be as before any kick was set: the ring does not start until another is."""
+        self.set_kick(None)
+        self.kick_is_set = False
+
     def set_call(self, fd: int | None) -> None:
         """Notify the driver by this file from now on; None: it does not want to be told."""
+        fd = _not_blocking(fd)
         if self._call is not None:
             os.close(self._call)
-        self._call = _not_blocking(fd)
+        self._call = fd
 
     def set_error(self, fd: int | None) -> None:
         """Tell by this file that the ring is broken."""
+        fd = _not_blocking(fd)
         if self._error is not None:
             os.close(self._error)
-        self._error = _not_blocking(fd)
+        self._error = fd
 
     def notify(self) -> None:
         """Send a used buffer notification."""
@@ -137,7 +147,7 @@ class Ring(Closing):
             return
         self._unwatch()
         self._device.settle(self.index)
-        queue.unpop(queue.in_flight)
+        queue.give_back()
         self._device.stop_queue(self.index)
         self.base = queue.last_available
         self.queue = None
@@ -192,7 +202,11 @@ class Ring(Closing):
 
 def _not_blocking(fd: int | None) -> int | None:
     if fd is not None:
-        os.set_blocking(fd, False)
+        try:
+            os.set_blocking(fd, False)
+        except OSError as error:
+            os.close(fd)
+            raise PeerError(f"an eventfd that is none: {error.strerror}") from error
     return fd
 
 

@@ -1,0 +1,1 @@
+"""The tests of console devices (5.3)."""

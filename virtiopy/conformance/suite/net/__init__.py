@@ -1,0 +1,1 @@
+"""The tests of network devices (5.1)."""

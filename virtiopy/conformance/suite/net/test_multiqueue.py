@@ -1,0 +1,106 @@
+"""Which receive queue a frame goes to (5.1.9.5.6), and announcements (5.1.9.5.4)."""
+
+import pytest
+
+from virtiopy.conformance.drivers.inbox import Inbox
+from virtiopy.conformance.drivers.net import NO_OFFLOADS, Command, NetDriver
+from virtiopy.conformance.hosts import NetHost
+from virtiopy.conformance.problems import NotApplicableError
+from virtiopy.conformance.session import Session
+from virtiopy.transport.driver import MmioDriver
+
+MQ = "VIRTIO_NET_F_MQ"
+
+#: Flows that the link has, and the field of the configuration space with the pairs.
+FLOWS = 16
+MAX_VIRTQUEUE_PAIRS = 8, 2
+
+STATUS = 6, 2
+ANNOUNCE = 2
+
+
+def receive_queues(session: Session) -> list[int]:
+    """Return the indexes of all receive queues; not applicable where there is only one."""
+    pairs = session.config(*MAX_VIRTQUEUE_PAIRS)
+    if pairs < 2:
+        raise NotApplicableError("the device has one pair of virtqueues")
+    return [2 * pair for pair in range(pairs)]
+
+
+def set_pairs(net: NetDriver, count: int) -> None:
+    """Have the device use so many pairs."""
+    net.control(Command.MQ_VQ_PAIRS_SET, count.to_bytes(2, "little"))
+
+
+def inject_flows(net: NetDriver, frames: list[bytes]) -> None:
+    """Have the link receive a frame of each flow."""
+    for flow, frame in enumerate(frames):
+        net.link.inject_flow(NO_OFFLOADS.encode() + frame, flow)
+
+
+def check_first_only(net: NetDriver, inboxes: list[Inbox]) -> None:
+    """Have frames of many flows received, on the first queue and no other."""
+    first, *others = inboxes
+    frames = [net.frame(destination=net.mac) for _ in range(FLOWS)]
+    inject_flows(net, frames)
+    got = first.until(frames[-1])
+    missing = set(frames) - {received.frame for received in got}
+    elsewhere = [received.frame for inbox in others for received in inbox.take()]
+    assert not elsewhere, f"{len(elsewhere)} of {FLOWS} frames came on another queue"
+    assert not missing, f"{len(missing)} of {FLOWS} frames did not come on the first queue"
+
+
+@pytest.mark.clause("5.1.9.5.6.2:1")
+@pytest.mark.feature(MQ)
+def test_only_the_first_queue_receives_at_the_start(
+    session: Session, net: NetDriver, registers: MmioDriver
+) -> None:
+    net.start()
+    check_first_only(net, [Inbox(net, queue=index) for index in receive_queues(session)])
+
+
+@pytest.mark.clause("5.1.9.5.6.2:1")
+@pytest.mark.feature(MQ)
+def test_only_the_first_queue_receives_after_a_reset(
+    session: Session, net: NetDriver, registers: MmioDriver
+) -> None:
+    net.start()
+    set_pairs(net, len(receive_queues(session)))
+    net.start()
+    check_first_only(net, [Inbox(net, queue=index) for index in receive_queues(session)])
+
+
+@pytest.mark.clause("5.1.9.5.6.2:2")
+@pytest.mark.feature(MQ)
+def test_fewer_queues_receive_once_their_number_is_set(session: Session, net: NetDriver) -> None:
+    net.start()
+    queues = receive_queues(session)
+    inboxes = [Inbox(net, queue=index) for index in queues]
+    set_pairs(net, len(queues))
+    frames = {net.frame(destination=net.mac) for _ in range(FLOWS)}
+    inject_flows(net, list(frames))
+    came: set[bytes] = set()
+
+    def look() -> bool:
+        came.update(received.frame for inbox in inboxes for received in inbox.take())
+        return came >= frames
+
+    session.wait("the frames of all flows, on whatever queue", look)
+    set_pairs(net, 1)
+    check_first_only(net, inboxes)
+
+
+@pytest.mark.clause("5.1.9.5.4.2:1")
+@pytest.mark.feature("VIRTIO_NET_F_GUEST_ANNOUNCE")
+def test_the_announce_bit_is_clear_once_it_is_acknowledged(
+    session: Session, net: NetDriver
+) -> None:
+    net.start()
+    host = session.host
+    if not isinstance(host, NetHost) or host.announce is None:
+        raise NotApplicableError("nobody here can have the device ask for an announcement")
+    for _ in range(2):
+        host.announce()
+        session.wait("the ANNOUNCE bit", lambda: session.config(*STATUS) & ANNOUNCE)
+        net.control(Command.ANNOUNCE_ACK)
+        assert not session.config(*STATUS) & ANNOUNCE

@@ -1,0 +1,85 @@
+"""Entropy devices (5.4)."""
+
+import pytest
+
+from virtiopy.conformance.drivers.base import Framing
+from virtiopy.conformance.drivers.rng import REQUESTQ, RngDriver
+from virtiopy.conformance.session import Session
+
+#: Enough for no two of them to be the same by chance.
+SIZE = 64
+
+
+def gather(rng: RngDriver, size: int) -> bytes:
+    """Ask until there are so many random bytes."""
+    data = b""
+    while len(data) < size:
+        data += rng.read(size - len(data))
+    return data
+
+
+@pytest.mark.clause("5.4.6.2:1")
+@pytest.mark.parametrize("size", [1, 2, 15, 64, 4096, 100_000])
+def test_a_buffer_of_any_size_gets_at_least_a_byte(rng: RngDriver, size: int) -> None:
+    rng.start()
+    assert 1 <= len(rng.read(size)) <= size
+
+
+@pytest.mark.clause("5.4.6.2:1")
+def test_a_buffer_in_many_descriptors_gets_at_least_a_byte(rng: RngDriver) -> None:
+    rng.start()
+    assert rng.read(SIZE, Framing(writable=range(8, SIZE, 8)))
+
+
+@pytest.mark.clause("5.4.6.2:1")
+@pytest.mark.parametrize("filling", [b"\x00", b"\xff"], ids=["zeroes", "ones"])
+def test_the_bytes_are_not_what_was_in_the_buffer(
+    session: Session, rng: RngDriver, filling: bytes
+) -> None:
+    rng.start()
+    data = b""
+    while len(data) < SIZE:
+        sent = rng.place(rng.request(SIZE))
+        session.memory.write(sent.pieces[0].address, filling * SIZE)
+        rng.offer(sent)
+        used = session.wait_for(REQUESTQ, sent.head)
+        data += rng.check(sent, used)[: used.length]
+    # That many random bytes have many values.
+    assert len(set(data)) > SIZE // 4
+
+
+@pytest.mark.clause("5.4.6.2:1")
+def test_no_two_buffers_get_the_same_bytes(rng: RngDriver) -> None:
+    rng.start()
+    found = [gather(rng, SIZE) for _ in range(8)]
+    assert len(set(found)) == len(found)
+
+
+@pytest.mark.clause("5.4.6.2:1")
+def test_another_driver_does_not_get_the_same_bytes_after_a_reset(rng: RngDriver) -> None:
+    rng.start()
+    before = gather(rng, SIZE)
+    rng.start()
+    assert gather(rng, SIZE) != before
+
+
+@pytest.mark.clause("5.4.6.2:2")
+def test_a_driver_that_asks_on_has_its_buffer_filled(rng: RngDriver) -> None:
+    rng.start()
+    assert len(gather(rng, 10_000)) == 10_000
+
+
+@pytest.mark.clause("5.4.6.2:2")
+def test_nothing_is_written_beyond_the_end_of_the_buffer(session: Session, rng: RngDriver) -> None:
+    rng.start()
+    around = session.room(3 * SIZE)
+    before = session.content(around)
+    queue = session.queues[REQUESTQ]
+    for _ in range(8):
+        head = queue.place([type(around)(around.address + SIZE, SIZE, writable=True)])
+        queue.make_available(head)
+        session.kick(REQUESTQ)
+        assert session.wait_for(REQUESTQ, head).length <= SIZE
+    after = session.content(around)
+    assert after[:SIZE] == before[:SIZE]
+    assert after[2 * SIZE :] == before[2 * SIZE :]

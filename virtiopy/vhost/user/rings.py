@@ -1,0 +1,281 @@
+"""All virtqueues of a backend's device, and what decides together whether they are worked."""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+
+from virtiopy.closing import Closing
+from virtiopy.devices.base import VirtioDevice
+from virtiopy.errors import DriverError, PeerError
+from virtiopy.eventloop import EventLoop
+from virtiopy.spec import DeviceId, Feature, feature_mask, has_feature
+from virtiopy.vhost.user.inflight import Inflight
+from virtiopy.vhost.user.memory import DirtyLog, FrontendMemory
+from virtiopy.vhost.user.messages import (
+    VHOST_F_LOG_ALL,
+    VHOST_USER_F_PROTOCOL_FEATURES,
+    RingAddresses,
+    request_name,
+)
+from virtiopy.vhost.user.queue import Accounts
+from virtiopy.vhost.user.ring import Ring
+
+log = logging.getLogger(__name__)
+
+#: The bits that are no virtio feature: the device is not told of them.
+_NOT_VIRTIO = feature_mask([VHOST_F_LOG_ALL, VHOST_USER_F_PROTOCOL_FEATURES])
+
+
+class Rings(Closing):
+    """The virtqueues of `device`, in `memory`, for one frontend after the other.
+
+    `fail` is called with the reason where the frontend's session cannot go on, `needs_reset` where
+    the device cannot. Whoever calls holds the device's lock.
+    """
+
+    def __init__(
+        self,
+        device: VirtioDevice,
+        loop: EventLoop,
+        memory: FrontendMemory,
+        *,
+        fail: Callable[[str], None],
+        needs_reset: Callable[[str], None],
+    ) -> None:
+        self.memory = memory
+        #: What SET_FEATURES said, in this session.
+        self.features: int | None = None
+        #: Whether no ring is worked any more until a reset, or until all are stopped.
+        self.broken = False
+        self.inflight: Inflight | None = None
+        self.log: DirtyLog | None = None
+        self._device = device
+        self._needs_reset = needs_reset
+        self._rings = [
+            Ring(device, loop, index, self._work, fail) for index in range(len(device.queue_sizes))
+        ]
+        # Whether the device is active, and so knows of the rings that are worked.
+        self._active = False
+
+    def __len__(self) -> int:
+        return len(self._rings)
+
+    def close(self) -> None:
+        """Complete what is being done, and be as before any frontend."""
+        self.reset()
+        for ring in self._rings:
+            ring.close()
+        self.memory.clear()
+        self.set_inflight(None)
+        self.set_log(None)
+        self.features = None
+
+    @property
+    def are_worked(self) -> bool:
+        """Whether any is."""
+        return any(ring.queue is not None for ring in self._rings)
+
+    def ring(self, index: int, request: int) -> Ring:
+        """Return a ring that a request is for; raises PeerError."""
+        if index >= len(self._rings):
+            raise PeerError(
+                f"{request_name(request)} for ring {index} of a device with {len(self._rings)}"
+            )
+        return self._rings[index]
+
+    def stopped_ring(self, index: int, request: int) -> Ring:
+        """Return a ring that is not worked; raises PeerError."""
+        ring = self.ring(index, request)
+        if ring.queue is not None:
+            raise PeerError(f"{request_name(request)} for ring {index}, which is not stopped")
+        return ring
+
+    def notify(self, index: int) -> None:
+        """Send a used buffer notification."""
+        if not self.broken:
+            self._rings[index].notify()
+
+    # The device as a whole
+
+    def set_features(self, features: int) -> None:
+        """Take what was negotiated; raises PeerError for another outcome while rings are worked."""
+        before, self.features = self.features, features
+        if self.are_worked:
+            # Only the log can be turned on and off then (Migration).
+            if before is None or (before ^ features) & ~feature_mask([VHOST_F_LOG_ALL]):
+                raise PeerError("SET_FEATURES with other features while rings are worked")
+            self._update_logs()
+            return
+        if before is not None and self._active and (before ^ features) & ~_NOT_VIRTIO:
+            self.reset()
+        self._device.negotiated(features & ~_NOT_VIRTIO)
+
+    def accepts(self) -> bool:
+        """Say whether the driver took features that a device can work with (2.2.2, 3.1.1)."""
+        features = self.features
+        return (
+            features is not None
+            and has_feature(features, Feature.VIRTIO_F_VERSION_1)
+            and self._device.accepts(features & ~_NOT_VIRTIO | self._device.vmm_features)
+        )
+
+    def reset(self) -> None:
+        """Reset the device: its rings are stopped, and start only when they are set up again."""
+        for ring in self._rings:
+            ring.stop()
+            ring.forget_kick()
+            ring.base = 0
+        self._reset_device()
+
+    def _reset_device(self) -> None:
+        self._device.reset()
+        self._active = False
+        self.broken = False
+
+    def disable(self) -> None:
+        """Disable all rings."""
+        for ring in self._rings:
+            ring.stop()
+            ring.enabled = False
+
+    def halt(self) -> None:
+        """Work no ring any more: the device needs a reset (2.1.2)."""
+        self.broken = True
+        self._device.halt()
+        for ring in self._rings:
+            if ring.queue is not None:
+                ring.signal_error()
+
+    # One ring's life (Ring states)
+
+    def _work(self, ring: Ring) -> None:
+        with self._device.lock:
+            queue = ring.queue
+            if queue is None or self.broken:
+                return
+            try:
+                self._device.handle(queue)
+            except DriverError as error:
+                self._needs_reset(str(error))
+
+    def set_addresses(self, ring: Ring, addresses: RingAddresses) -> None:
+        """Take the addresses; of a ring that is worked, how it is logged. Raises PeerError."""
+        before, ring.addresses = ring.addresses, addresses
+        if ring.queue is not None:
+            if before is None or _without_log(before) != _without_log(addresses):
+                raise PeerError(f"SET_VRING_ADDR moves ring {ring.index} while it is worked")
+            self._update_logs()
+
+    def set_kick(self, ring: Ring, fd: int | None) -> None:
+        """Start a ring that is enabled; raises PeerError or QueueError."""
+        ring.set_kick(fd)
+        if ring.addresses is None or not ring.size:
+            raise PeerError(f"a kick for ring {ring.index}, which has no size or no addresses yet")
+        if self.features is None:
+            raise PeerError(f"a kick for ring {ring.index} before SET_FEATURES")
+        self._start_if_ready(ring)
+
+    def enable(self, ring: Ring, enabled: bool) -> None:
+        """Enable or disable a ring; raises PeerError or QueueError where it cannot start."""
+        ring.enabled = enabled
+        if not enabled and not self._works_disabled(ring):
+            ring.stop()
+        self._enable_queues()
+        self._start_if_ready(ring)
+
+    def stop(self, ring: Ring) -> int:
+        """Stop a ring; returns the index of the next available entry to look at."""
+        ring.stop()
+        ring.forget_kick()
+        if self.broken and not self.are_worked:
+            # Some frontends have no other way to reset a device.
+            self._reset_device()
+        return ring.base
+
+    def _start_if_ready(self, ring: Ring) -> None:
+        """Start a ring that has everything which a start takes."""
+        features = self.features
+        if ring.queue is not None or not ring.kick_is_set or features is None:
+            return
+        has_states = has_feature(features, VHOST_USER_F_PROTOCOL_FEATURES)
+        if has_states and not ring.enabled and not self._works_disabled(ring):
+            return
+        if not self.accepts():
+            log.warning("ring %d does not start: features %#x (2.2.2)", ring.index, features)
+            return
+        inflight = None
+        if self.inflight is not None:
+            inflight = self.inflight.queue(ring.index, ring.size)
+        queue = ring.start(
+            self.memory,
+            Accounts(inflight, *self._logs(ring)),
+            event_idx=has_feature(features, Feature.VIRTIO_F_EVENT_IDX),
+            indirect=has_feature(features, Feature.VIRTIO_F_INDIRECT_DESC),
+        )
+        if queue.inherited:
+            log.info("ring %d: %d requests in flight go on", ring.index, queue.inherited)
+        if self._active:
+            self._device.start_queue(ring.index, queue)
+        else:
+            self._active = True
+            if self._device.driver_features != features & ~_NOT_VIRTIO:
+                # A reset has forgotten what the frontend does not say again.
+                self._device.negotiated(features & ~_NOT_VIRTIO)
+            self._device.activate({ring.index: queue})
+        self._enable_queues()
+        # The kick for what is in it may have gone to another backend, which may have been killed
+        # before it could send the notification for what it used.
+        if queue.used_index:
+            ring.notify()
+        self._work(ring)
+
+    def _works_disabled(self, ring: Ring) -> bool:
+        """Say whether a disabled ring is worked: what is sent is discarded (Ring states)."""
+        return self._device.device_id is DeviceId.NETWORK and ring.index % 2 == 1
+
+    def _enable_queues(self) -> None:
+        if self.features is None or not self._active:
+            return
+        if has_feature(self.features, VHOST_USER_F_PROTOCOL_FEATURES):
+            self._device.enable_queues([ring.index for ring in self._rings if ring.enabled])
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Work no ring meanwhile: the memory under it may change."""
+        held = [ring for ring in self._rings if ring.queue is not None]
+        for ring in held:
+            ring.stop()
+        yield
+        for ring in held:
+            self._start_if_ready(ring)
+
+    # What is kept account of
+
+    def set_log(self, dirty_log: DirtyLog | None) -> None:
+        """Mark what is written in this log from now on, which is closed with the next one."""
+        before, self.log = self.log, dirty_log
+        self._update_logs()
+        if before is not None:
+            before.close()
+
+    def _logs(self, ring: Ring) -> tuple[DirtyLog | None, int | None]:
+        logs = self.features is not None and has_feature(self.features, VHOST_F_LOG_ALL)
+        return (self.log, ring.used_log) if logs else (None, None)
+
+    def _update_logs(self) -> None:
+        for ring in self._rings:
+            if ring.queue is not None:
+                ring.queue.accounts.log, ring.queue.accounts.used_log = self._logs(ring)
+
+    def set_inflight(self, inflight: Inflight | None) -> None:
+        """Track what is in flight in this area; raises PeerError while rings are worked."""
+        if inflight is not None and self.are_worked:
+            inflight.close()
+            raise PeerError("what is in flight moves while rings are worked")
+        if self.inflight is not None:
+            self.inflight.close()
+        self.inflight = inflight
+
+
+def _without_log(addresses: RingAddresses) -> tuple[int, int, int]:
+    return addresses.descriptor_table, addresses.used_ring, addresses.available_ring
