@@ -80,8 +80,9 @@ class Suite(pytest.Collector):
     def collect(self) -> Iterator[pytest.Collector]:
         """Collect every file of the suite."""
         for path in suite_files():
+            # Its name is as in its ID, by which a test can be asked for again.
             nodeid = f"{self.nodeid}::{path.stem}"
-            yield pytest.Module.from_parent(self, path=path, nodeid=nodeid)
+            yield pytest.Module.from_parent(self, path=path, nodeid=nodeid, name=path.stem)
 
 
 def suite_for(module: pytest.Module, target: object) -> Suite:
