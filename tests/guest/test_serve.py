@@ -120,6 +120,20 @@ def test_a_network_device_with_two_pairs_is_served_reset_and_served_to_the_next(
         assert namespace.links() == set()
 
 
+@needs_taps
+def test_a_frontend_is_told_that_a_network_devices_link_went_down(tmp_path: Path) -> None:
+    status = 6  # of struct virtio_net_config (5.1.4)
+    with Namespace() as namespace:
+        options = f"tap=t0,create=on,netns={namespace.name}"
+        with served("net", options, tmp_path) as backend, driver_of(backend, 2) as driver:
+            driver.start()
+            assert driver.frontend.get_config(2, status) == b"\1\0"
+            namespace.ip("link", "set", "t0", "down")
+            assert driver.frontend.channel is not None
+            assert driver.frontend.config_has_changed()
+            assert driver.frontend.get_config(2, status) == b"\0\0"
+
+
 def packets(namespace: Namespace) -> socket.socket:
     """Open a socket for the frames of this test on the tap."""
     kind = socket.htons(ETH_P_TEST)
