@@ -30,6 +30,8 @@ QUEUE_SIZE = "128"
   qemu-system-x86_64 -m 1G -object memory-backend-memfd,id=ram,size=1G,share=on \\
     -machine q35,memory-backend=ram -chardev socket,id=blk,path=blk.sock,reconnect=1 \\
     -device vhost-user-blk-pci,chardev=blk,num-queues=4
+
+docs/vhost-user.md has network devices, libvirt and other VMMs, and systemd.
 """
 )
 @click.argument("device", type=click.Choice(list(SERVED)))
@@ -73,7 +75,7 @@ def command(
         served = stack.enter_context(contextlib.closing(_build(SERVED[device], options)))
         loop = stack.enter_context(EventLoop("serve"))
         # Closed on this thread, as the loop ran here: nothing is done beside it any more.
-        stack.enter_context(Server(served, loop, source))
+        stack.enter_context(Server(served, loop, source, kept=path is None))
         loop.watch(ended, READABLE, lambda events: loop.stop(), "signals")
         click.echo(f"virtiopy: {device} is ready at {name}")
         loop.run()

@@ -70,11 +70,20 @@ class Server(Closing):
     """`device` at a socket, on `loop`, which is the caller's to run; the device is, too.
 
     `source` is a socket that listens, and is closed with the server; or the path of one that a
-    frontend listens at, which is connected to, and again when the frontend has gone.
+    frontend listens at, which is connected to, and again when the frontend has gone. The path
+    that it listens at is removed unless it is `kept`, for who made it to start another server.
     """
 
-    def __init__(self, device: VirtioDevice, loop: EventLoop, source: socket.socket | Path) -> None:
+    def __init__(
+        self,
+        device: VirtioDevice,
+        loop: EventLoop,
+        source: socket.socket | Path,
+        *,
+        kept: bool = False,
+    ) -> None:
         self._loop = loop
+        self._kept = kept
         self._source = source
         self._accepting: Watch | None = None
         self._closing = False
@@ -89,8 +98,9 @@ class Server(Closing):
         self._stop_accepting()
         self.backend.close()
         if isinstance(self._source, socket.socket):
-            with contextlib.suppress(OSError):
-                os.unlink(self._source.getsockname())
+            if not self._kept:
+                with contextlib.suppress(OSError):
+                    os.unlink(self._source.getsockname())
             self._source.close()
 
     def _await_frontend(self) -> None:
