@@ -294,6 +294,14 @@ class Rig:
     def offered_and_taken(self) -> set[int]:
         return {bit for bit in NetFeature if has_feature(self.driver.features, bit)}
 
+    def use_pairs(self, count: int) -> None:
+        data = count.to_bytes(2, "little")
+        assert self.command(ControlClass.MQ, MqCommand.VQ_PAIRS_SET, data) == Ack.OK
+
+    def reset_queue(self, index: int) -> None:
+        self.driver.write(Register.QueueSel, index)
+        self.driver.write(Register.QueueReset, 1)
+
     def mode(self, mode: RxCommand, value: int = 1) -> None:
         assert self.command(ControlClass.RX, mode, bytes([value])) == Ack.OK
 
@@ -986,6 +994,44 @@ def test_a_receive_queue_that_is_reset_leaves_its_frames_in_the_link() -> None:
     rig.supply(2048)
     rig.driver.kick(RX)
     assert rig.received() == [header(num_buffers=1) + frame()]
+
+
+def test_frames_for_a_receive_queue_that_is_reset_go_to_another() -> None:
+    rig = Rig([*MQ, Feature.VIRTIO_F_RING_RESET], pairs=2)
+    rig.use_pairs(2)
+    rig.supply(2048, queue=2)
+    rig.driver.kick(2)
+    rig.reset_queue(RX)
+    rig.arrive(frame(), pair=0)
+    assert rig.received(2) == [header(num_buffers=1) + frame()]
+    assert rig.watched(0) == 0, "there is no buffer left"
+    rig.supply(2048, queue=2)
+    rig.link.incoming[0].append(header() + frame(seed=2))
+    rig.driver.kick(2)
+    assert rig.received(2) == [header(num_buffers=1) + frame(seed=2)]
+
+    rig.driver.set_up_queue(RX, 16)
+    rig.supply(2048)
+    rig.driver.kick(RX)
+    rig.arrive(frame(), pair=0)
+    assert rig.received(RX) == [header(num_buffers=1) + frame()]
+
+
+def test_frames_are_dropped_while_all_receive_queues_are_reset() -> None:
+    rig = Rig([*MQ, Feature.VIRTIO_F_RING_RESET], pairs=2)
+    rig.use_pairs(2)
+    rig.reset_queue(RX)
+    rig.reset_queue(2)
+    rig.arrive(frame(), pair=0)
+    # This one is there before the loop has looked.
+    rig.link.incoming[1].append(header() + frame())
+    rig.driver.set_up_queue(2, 16)
+    rig.supply(2048, queue=2)
+    rig.driver.kick(2)
+    assert rig.received(2) == []
+    assert rig.dropped == {"rx_dropped_queue_reset": 2}
+    rig.arrive(frame(), pair=0)
+    assert rig.received(2) == [header(num_buffers=1) + frame()]
 
 
 @pytest.mark.parametrize("index", [RX, TX])

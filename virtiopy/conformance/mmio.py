@@ -3,14 +3,13 @@
 import contextlib
 import queue
 import threading
-import traceback
 from collections.abc import Callable
 from typing import ClassVar, TypeVar
 
 from virtiopy.closing import Closing
 from virtiopy.conformance.builders import Rig
 from virtiopy.conformance.loops import raise_failure, turns
-from virtiopy.conformance.problems import DiedError, NotApplicableError, WedgedError
+from virtiopy.conformance.problems import DiedError, NotApplicableError, WedgedError, raised
 from virtiopy.conformance.queue import SessionQueue
 from virtiopy.conformance.session import Session, status_words
 from virtiopy.conformance.trace import Trace
@@ -30,7 +29,7 @@ class Cpu(Closing):
 
     def __init__(self, patience: float) -> None:
         self.stuck = False
-        #: What a device's exception looked like, where one came this way.
+        #: What a device raised, where that came this way.
         self.failure: str | None = None
         self._patience = patience
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -42,7 +41,12 @@ class Cpu(Closing):
             work()
 
     def run(self, access: Callable[[], _Result]) -> _Result:
-        """Do an access there, and wait for it; raises WedgedError and DiedError."""
+        """Do an access there, and wait for it; raises WedgedError and DiedError.
+
+        It may be several in one, which saves the way there and back for each.
+        """
+        if threading.current_thread() is self._thread:
+            return access()
         if self.stuck:
             raise WedgedError("the device still does not come back from a register access")
         answers: queue.SimpleQueue[tuple[_Result] | None] = queue.SimpleQueue()
@@ -50,8 +54,8 @@ class Cpu(Closing):
         def work() -> None:
             try:
                 answers.put((access(),))
-            except Exception:  # noqa: BLE001 - whatever leaves a device is its death
-                self.failure = traceback.format_exc()
+            except Exception as error:  # noqa: BLE001 - whatever leaves a device is its death
+                self.failure = raised(error)
                 answers.put(None)
 
         self._work.put(work)
@@ -63,7 +67,7 @@ class Cpu(Closing):
                 f"a register access has not come back for {self._patience:g} s"
             ) from None
         if answer is None:
-            raise DiedError(f"the device raised an exception:\n{self.failure}")
+            raise DiedError(self.failure)
         return answer[0]
 
     def close(self) -> None:
@@ -194,11 +198,19 @@ class MmioSession(Session):
     @property
     def offered(self) -> int:
         """Read the feature bits that the device offers."""
+        return self._cpu.run(self._read_features)
+
+    def _read_features(self) -> int:
         features = 0
         for word in range(FEATURE_WORDS):
             self._driver.write(Register.DeviceFeaturesSel, word)
             features |= self._driver.read(Register.DeviceFeatures) << 32 * word
         return features
+
+    def _write_features(self, features: int) -> None:
+        for word in range(FEATURE_WORDS):
+            self._driver.write(Register.DriverFeaturesSel, word)
+            self._driver.write(Register.DriverFeatures, features >> 32 * word & 0xFFFF_FFFF)
 
     def accepts(self, features: int) -> bool:
         """Reset, and ask for just these feature bits; say whether the device takes them."""
@@ -206,9 +218,7 @@ class MmioSession(Session):
         self.reset()
         driver.set_status(DeviceStatus.ACKNOWLEDGE)
         driver.set_status(DeviceStatus.DRIVER)
-        for word in range(FEATURE_WORDS):
-            driver.write(Register.DriverFeaturesSel, word)
-            driver.write(Register.DriverFeatures, features >> 32 * word & 0xFFFF_FFFF)
+        self._cpu.run(lambda: self._write_features(features))
         driver.set_status(DeviceStatus.FEATURES_OK)
         if not driver.status & DeviceStatus.FEATURES_OK:
             return False
@@ -218,6 +228,9 @@ class MmioSession(Session):
     @property
     def queue_count(self) -> int:
         """How many virtqueues there are, those without gaps."""
+        return self._cpu.run(self._count_queues)
+
+    def _count_queues(self) -> int:
         count = 0
         while self.queue_size_max(count):
             count += 1
@@ -225,11 +238,11 @@ class MmioSession(Session):
 
     def queue_size_max(self, index: int) -> int:
         """Read QueueSizeMax."""
-        return self._driver.queue_size_max(index)
+        return self._cpu.run(lambda: self._driver.queue_size_max(index))
 
     def announce_queue(self, queue: SessionQueue) -> None:
         """Write a virtqueue's registers, QueueReady last."""
-        self._driver.announce_queue(queue.index, queue)
+        self._cpu.run(lambda: self._driver.announce_queue(queue.index, queue))
         self.queues[queue.index] = queue
 
     def driver_ok(self) -> None:
@@ -270,7 +283,7 @@ class MmioSession(Session):
     def raise_failure(self) -> None:
         """Raise the DeviceError that is known of."""
         if self._cpu.failure is not None:
-            raise DiedError(f"the device raised an exception:\n{self._cpu.failure}")
+            raise DiedError(self._cpu.failure)
         raise_failure(self._loop)
 
     def check_alive(self) -> None:

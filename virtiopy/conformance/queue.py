@@ -38,6 +38,15 @@ class SessionQueue(DriverQueue):
     def _note(self, event: str) -> None:
         self._trace.note(f"queue {self.index}: {event}")
 
+    def place(
+        self, pieces: Sequence[Piece], *, direct: int | None = None, table: int | None = None
+    ) -> int:
+        """Put a chain into the descriptor table and return its head; see DriverQueue."""
+        head = super().place(pieces, direct=direct, table=table)
+        # What another chain with this head came to is nobody's any more.
+        self.completed.pop(head, None)
+        return head
+
     def write_descriptor(
         self, index: int, address: int, length: int, flags: int, following: int
     ) -> None:
@@ -72,6 +81,11 @@ class SessionQueue(DriverQueue):
     def used_idx(self) -> int:
         """The used ring's idx, as the device has it now."""
         return int(lib.vp_load_acquire(self._used_idx))
+
+    @property
+    def unused(self) -> int:
+        """How many buffers are available and were not used yet."""
+        return (self.next_available - self.used_idx) % INDEX_MODULUS
 
 
 def _descriptor(address: int, length: int, flags: int, following: int) -> str:

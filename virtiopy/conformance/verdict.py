@@ -4,7 +4,7 @@ import enum
 import time
 from collections.abc import Callable
 
-from virtiopy.conformance.drivers.base import DeviceDriver, Request
+from virtiopy.conformance.drivers.base import DeviceDriver, Request, nothing
 from virtiopy.conformance.problems import (
     DiedError,
     LeftError,
@@ -12,7 +12,6 @@ from virtiopy.conformance.problems import (
     WedgedError,
 )
 from virtiopy.conformance.session import Session
-from virtiopy.virtqueue.layout import INDEX_MODULUS
 
 
 class Verdict(enum.Enum):
@@ -77,8 +76,8 @@ class Judge:
         try:
             act()
             verdict = self._answer(self._driver.good_request())
-            for request in self._driver.requests() if queue is not None else ():
-                if verdict is Verdict.SERVED and request.queue == queue:
+            for request in self._of_queue(queue):
+                if verdict is Verdict.SERVED:
                     verdict = self._answer(request)
         except LeftError as error:
             self._session.trace.note(f"the session is over: {error}")
@@ -86,7 +85,10 @@ class Judge:
         else:
             if verdict is Verdict.SERVED:
                 return verdict if self._unused() <= before else Verdict.REJECTED
-        return self._after_reset(verdict or Verdict.SERVED)
+        return self._after_reset(verdict or Verdict.SERVED, queue)
+
+    def _of_queue(self, queue: int | None) -> list[Request]:
+        return [it for it in self._driver.requests() if it.queue == queue]
 
     def _answer(self, request: Request) -> Verdict | None:
         """Have a good request served; NEEDS_RESET where the device says so, or else REJECTED.
@@ -100,6 +102,9 @@ class Judge:
         queue = session.queues.get(request.queue)
         if queue is None:
             return None
+        if request.stimulus is not nothing and queue.unused:
+            # What the host's side sends would go to the buffers that are there already.
+            return Verdict.REJECTED
         try:
             sent = driver.place(request)
         except IndexError:
@@ -119,20 +124,21 @@ class Judge:
         session.check_alive()
         raise WedgedError("a good request was not served, and the device does not say why")
 
-    def _after_reset(self, verdict: Verdict) -> Verdict:
+    def _after_reset(self, verdict: Verdict, queue: int | None) -> Verdict:
         session, driver = self._session, self._driver
         session.trace.note("reset, after what the driver did")
         session.reset()
         driver.start()
         try:
             driver.good()
+            for request in self._of_queue(queue):
+                # The host's side may have sent its part before the reset.
+                if request.stimulus is nothing:
+                    driver.do(request)
         except (NoAnswerError, LeftError) as error:
             raise WedgedError(f"no good request is served after a reset: {error}") from error
         return verdict
 
     def _unused(self) -> int:
         """Count the buffers that are available and were not used."""
-        return sum(
-            (queue.next_available - queue.used_idx) % INDEX_MODULUS
-            for queue in self._session.queues.values()
-        )
+        return sum(queue.unused for queue in self._session.queues.values())

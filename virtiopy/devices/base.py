@@ -221,8 +221,12 @@ class VirtioDevice:
         self.queues[index] = queue
 
     def stop_queue(self, index: int) -> None:
-        """Forget a queue and its buffers: the driver has reset or disabled it."""
+        """Forget a queue and its buffers: it is disabled, or its rings are stopped."""
         self.queues.pop(index, None)
+
+    def reset_queue(self, index: int) -> None:
+        """Forget a queue that the driver resets: it may enable it again (2.6.1)."""
+        self.stop_queue(index)
 
     def halt(self) -> None:
         """Have nobody work the queues any more, until a reset: DEVICE_NEEDS_RESET is set (2.1.2).

@@ -396,7 +396,8 @@ class MmioTransport:
         if value != 1 or not negotiated or self._queue_sel >= len(self._queues):
             return
         # The reset completes here and now, so QueueReset never reads as 1.
-        self._stop(self._queue_sel)
+        if self._live.pop(self._queue_sel, None) is not None:
+            self.device.reset_queue(self._queue_sel)
         self._queues[self._queue_sel] = QueueRegisters(self.device.queue_sizes[self._queue_sel])
 
     def _build(self, index: int) -> None:

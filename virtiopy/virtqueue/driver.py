@@ -102,6 +102,11 @@ class DriverQueue:
         """How many descriptors are free."""
         return len(self._free)
 
+    @property
+    def free_indexes(self) -> list[int]:
+        """The descriptors that are free, the next to be taken last."""
+        return list(self._free)
+
     # Supplying buffers (2.7.13)
 
     def place(

@@ -137,13 +137,13 @@ class ConsoleDriver(DeviceDriver):
     def supply_control_buffers(self) -> None:
         """Fill the control receiveq."""
         queue = self.session.queues[CONTROL_RECEIVEQ]
-        for _ in range(min(CONTROL_BUFFERS, queue.free)):
-            self._supply_control_buffer()
+        self._supply_control_buffers(min(CONTROL_BUFFERS, queue.free))
 
-    def _supply_control_buffer(self) -> None:
+    def _supply_control_buffers(self, count: int) -> None:
         request = Request(CONTROL_RECEIVEQ, b"", CONTROL_ROOM, lambda content, length: None)
-        sent = self.send(request)
-        self._control[sent.head] = sent
+        sent = [self.place(request) for _ in range(count)]
+        self._control.update((one.head, one) for one in sent)
+        self.offer(*sent)
 
     def send_control(self, port: int, event: int, value: int) -> None:
         """Send a control message, and wait until it was used."""
@@ -164,7 +164,7 @@ class ConsoleDriver(DeviceDriver):
             assert len(content) >= CONTROL_SIZE, f"a control message of {len(content)} bytes"
             it = ffi.from_buffer("struct virtio_console_control *", content[:CONTROL_SIZE])
             messages.append(Message(it.id, it.event, it.value, content[CONTROL_SIZE:]))
-            self._supply_control_buffer()
+            self._supply_control_buffers(1)
         for message in messages:
             self._learn(message)
         self.messages += messages

@@ -18,7 +18,7 @@ from virtiopy.devices.net.control import MAC_SIZE, Control, ReceiveFilter, is_mu
 from virtiopy.devices.net.features import NetFeature, Terms, requirements_met
 from virtiopy.devices.net.handover import Handover
 from virtiopy.devices.net.link import FrameLink
-from virtiopy.devices.net.pair import Pair
+from virtiopy.devices.net.pair import Pair, redirect
 from virtiopy.devices.net.path import NetCounters
 from virtiopy.errors import DriverError, VirtiopyError
 from virtiopy.eventloop import READABLE, WRITABLE, EventLoop, Watch
@@ -35,7 +35,8 @@ MTU_MAX = 65535
 PAIRS_MAX = 0x8000
 
 #: What is offered, but for MQ, which takes a link with several queues.
-_FEATURES = feature_mask(set(NetFeature) - {NetFeature.VIRTIO_NET_F_MQ})
+_MQ = NetFeature.VIRTIO_NET_F_MQ
+_FEATURES = feature_mask(set(NetFeature) - {_MQ})
 
 #: The fields up to `mtu`: those after it belong to features that are not offered.
 _CONFIG_SIZE = ffi.offsetof("struct virtio_net_config", "speed")
@@ -78,7 +79,7 @@ class Net(VirtioDevice):
         self.queue_sizes = [queue_size] * (2 * link.pairs + 1)
         self.features = _FEATURES
         if link.pairs > 1:
-            self.features |= feature_mask([NetFeature.VIRTIO_NET_F_MQ])
+            self.features |= feature_mask([_MQ])
         self.counts = NetCounters()
         self.control = Control(self)
         self.filter = ReceiveFilter(mac)
@@ -191,8 +192,11 @@ class Net(VirtioDevice):
         super().start_queue(index, queue)
         if pair := self._pair_of(index):
             self._handover.take_back(pair)
+            self._drop_waiting()
             pair.queues[index % 2] = queue
             pair.start(index % 2, self._terms, self.filter)
+            pair.being_reset = pair.being_reset and index % 2 == 1
+            self._redirect()
             self._give_if_due(pair)
             self._guarded(self._receive, pair)
 
@@ -205,6 +209,30 @@ class Net(VirtioDevice):
             pair.queues.pop(index % 2, None)
             self._update_watch(pair)
             self._give_if_due(pair)
+
+    def reset_queue(self, index: int) -> None:
+        """Forget a queue and its buffers; with MQ, frames for it go elsewhere (5.1.9.5.6.2)."""
+        self.stop_queue(index)
+        if (pair := self._pair_of(index)) and not index % 2 and self._has(_MQ):
+            pair.being_reset = True
+            self._redirect()
+
+    def _redirect(self) -> None:
+        redirect(self.pairs)
+        for pair in self.pairs:
+            self._update_watch(pair)
+
+    def _drop_waiting(self) -> None:
+        """Drop the frames that came while all receive queues were being reset."""
+        for pair in self.pairs:
+            if pair.taker is None:
+                self._drop(pair)
+
+    def _drop(self, pair: Pair) -> None:
+        try:
+            pair.receiver.drop()
+        except OSError as error:
+            self._link_is_gone(str(error))
 
     def halt(self) -> None:
         """Have nobody work the queues any more."""
@@ -236,7 +264,7 @@ class Net(VirtioDevice):
 
     @property
     def _control_index(self) -> int:
-        pairs = self.max_pairs if self._has(NetFeature.VIRTIO_NET_F_MQ) else 1
+        pairs = self.max_pairs if self._has(_MQ) else 1
         return 2 * pairs
 
     def _pair_of(self, index: int) -> Pair | None:
@@ -249,6 +277,7 @@ class Net(VirtioDevice):
             if not pair.transmitter.enabled:
                 self._handover.take_back(pair)
         self.link.set_pairs(count)
+        self._redirect()
         for pair in self.pairs:
             self._give_if_due(pair)
 
@@ -344,7 +373,8 @@ class Net(VirtioDevice):
         except OSError as error:
             self._link_is_gone(str(error))
         self.notify(pair.receiver.queue)
-        self._update_watch(pair)
+        for source in pair.receiver.sources:
+            self._update_watch(self.pairs[source])
         self._give_if_due(pair)
 
     def _transmit(self, pair: Pair) -> None:
@@ -398,7 +428,10 @@ class Net(VirtioDevice):
                 self._link_is_gone("it is no more")
                 return
             if events & READABLE:
-                self._guarded(self._receive, pair)
+                if pair.taker is None:
+                    self._drop(pair)
+                else:
+                    self._guarded(self._receive, pair.taker)
             if events & WRITABLE:
                 self._guarded(self._transmit, pair)
 
@@ -406,6 +439,8 @@ class Net(VirtioDevice):
         """Forget all buffers, and leave the link alone."""
         for pair in self.pairs:
             pair.take_back()
+            pair.being_reset = False
+            pair.taker = pair
             for ring in range(2):
                 pair.stop(ring)
             if pair.watch is not None and self.loop is not None:

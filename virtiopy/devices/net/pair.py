@@ -1,5 +1,6 @@
 """A pair of virtqueues of the network device, and whoever works it: the device, or another."""
 
+import random
 from collections.abc import Mapping, Sequence
 
 from virtiopy.devices.base import Given, Notifiers, QueueWorker
@@ -23,6 +24,10 @@ class Pair:
         self.receiver = Receiver(link, index, counts)
         self.transmitter = Transmitter(link, index, counts)
         self.queues: dict[int, SplitQueue] = {}
+        #: Whether the driver has reset the receive queue, and not enabled it again (2.6.1).
+        self.being_reset = False
+        #: Who takes the frames that come for the pair: itself, another, or nobody.
+        self.taker: Pair | None = self
         self.watch: Watch | None = None
         #: Goes on sending once others had their turn.
         self.send_more: BottomHalf | None = None
@@ -37,7 +42,8 @@ class Pair:
 
     def wanted_events(self) -> int:
         """Return what there is to wait for: a frame to come, room for one to go."""
-        events = READABLE if self.receiver.wants_frames else 0
+        wanted = self.taker is None or self.taker.receiver.wants_frames
+        events = READABLE if wanted else 0
         return events | (WRITABLE if self.transmitter.waits else 0)
 
     def start(self, ring: int, terms: Terms, filter_: ReceiveFilter) -> None:
@@ -93,3 +99,22 @@ class Pair:
         for lent in self._lent:
             lent.take_back()
         self._lent = ()
+
+
+def redirect(pairs: Sequence[Pair]) -> None:
+    """Say who takes the frames for receive queues that are being reset (5.1.9.5.6.2).
+
+    That is any other of the enabled pairs; nobody while all of those are being reset.
+    """
+    enabled = [pair for pair in pairs if pair.transmitter.enabled]
+    takers = [pair for pair in enabled if pair.receiver.queue is not None]
+    drop = all(pair.being_reset for pair in enabled)
+    for pair in pairs:
+        pair.taker = pair
+        pair.receiver.sources = [pair.index]
+    for pair in enabled:
+        if pair.being_reset and drop:
+            pair.taker = None
+        elif pair.being_reset and takers:
+            pair.taker = random.choice(takers)
+            pair.taker.receiver.sources.append(pair.index)

@@ -44,6 +44,9 @@ BUDGET = 256
 #: Chains that are popped at a time.
 BATCH = 64
 
+#: Frames that are dropped at a time: more than a tap's own queue holds, unless it is told to.
+DROPS = 1024
+
 #: Pieces that are handed to the link at once (IOV_MAX).
 _PIECES = 1024
 
@@ -70,6 +73,8 @@ class NetCounters:
     rx_dropped_too_long: int = 0
     #: In need of more buffers than the driver had after two kicks (MRG_RXBUF).
     rx_dropped_no_buffer: int = 0
+    #: Came while all receive queues were being reset (5.1.9.5.6.2).
+    rx_dropped_queue_reset: int = 0
     #: With offloads that were not negotiated, queued by the link for a driver before this one, or
     #: to be segmented without saying how.
     rx_dropped_offload: int = 0
@@ -100,6 +105,9 @@ class Receiver:
         self._link = link
         self._pair = pair
         self._counts = counts
+        #: The queues of the link whose frames come here: its own, and those of pairs whose receive
+        #: queues are being reset.
+        self.sources = [pair]
         self.queue: SplitQueue | None = None
         #: Whether there are buffers, so that frames of the link's can be read.
         self.wants_frames = False
@@ -201,15 +209,9 @@ class Receiver:
     def _receive(self, queue: SplitQueue) -> bool:
         """Receive one frame straight into the next buffers; False when the link has none."""
         views, room = self._next_views()
-        try:
-            length = self._link.read(self._pair, [*views, self._overflow])
-        except BlockingIOError:
+        length = self._read([*views, self._overflow])
+        if length is None:
             return False
-        except OSError as error:
-            if error.errno == errno.EFAULT:
-                # The link is sound: a buffer is no memory any more.
-                raise DriverError("a receive buffer was taken away") from error
-            raise
         if length > room:
             frame = gather(views) + bytes(self._overflow[: length - room])
             if self._admits(frame[:_START], length):
@@ -219,6 +221,29 @@ class Receiver:
         if self._admits(start, length):
             self._complete(start, length)
         return True
+
+    def _read(self, buffers: Buffers) -> int | None:
+        """Read the next frame of any source; None when there is none."""
+        for source in self.sources:
+            try:
+                return self._link.read(source, buffers)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                if error.errno == errno.EFAULT:
+                    # The link is sound: a buffer is no memory any more.
+                    raise DriverError("a receive buffer was taken away") from error
+                raise
+        return None
+
+    def drop(self) -> None:
+        """Take frames from the link for nobody. Raises OSError when the link is gone."""
+        for _ in range(DROPS):
+            try:
+                self._link.read(self._pair, [self._overflow])
+            except BlockingIOError:
+                return
+            self._counts.rx_dropped_queue_reset += 1
 
     def _next_views(self) -> tuple[Buffers, int]:
         """Return the buffers for a frame, and their bytes: one, or with MRG_RXBUF enough."""

@@ -3,13 +3,14 @@
 import pytest
 
 from virtiopy.conformance.drivers.inbox import Inbox
-from virtiopy.conformance.drivers.net import NO_OFFLOADS, Command, NetDriver
+from virtiopy.conformance.drivers.net import NO_OFFLOADS, RECEIVEQ, Command, NetDriver
 from virtiopy.conformance.hosts import NetHost
 from virtiopy.conformance.problems import NotApplicableError
 from virtiopy.conformance.session import Session
 from virtiopy.transport.driver import MmioDriver
 
 MQ = "VIRTIO_NET_F_MQ"
+RING_RESET = "VIRTIO_F_RING_RESET"
 
 #: Flows that the link has, and the field of the configuration space with the pairs.
 FLOWS = 16
@@ -88,6 +89,48 @@ def test_fewer_queues_receive_once_their_number_is_set(session: Session, net: Ne
     session.wait("the frames of all flows, on whatever queue", look)
     set_pairs(net, 1)
     check_first_only(net, inboxes)
+
+
+@pytest.mark.clause("5.1.9.5.6.2:3")
+@pytest.mark.feature(MQ, RING_RESET)
+def test_another_queue_receives_while_one_is_reset(
+    session: Session, net: NetDriver, registers: MmioDriver
+) -> None:
+    net.start()
+    queues = receive_queues(session)
+    set_pairs(net, len(queues))
+    inboxes = {index: Inbox(net, queue=index) for index in queues}
+    for index in queues:
+        session.reset_queue(index)
+        frames = [net.frame(destination=net.mac) for _ in range(FLOWS)]
+        inject_flows(net, frames)
+        others = [inbox for other, inbox in inboxes.items() if other != index]
+        came: set[bytes] = set()
+
+        def look(others: list[Inbox] = others, came: set[bytes] = came) -> int:
+            came.update(received.frame for inbox in others for received in inbox.take())
+            return len(came) == FLOWS
+
+        session.wait(f"all frames, while queue {index} was reset", look)
+        session.set_up_queue(index)
+        inboxes[index] = Inbox(net, queue=index)
+
+
+@pytest.mark.clause("5.1.9.5.6.2:4")
+@pytest.mark.feature(MQ, RING_RESET)
+def test_frames_are_dropped_while_all_receive_queues_are_reset(
+    session: Session, net: NetDriver, registers: MmioDriver
+) -> None:
+    net.start()
+    for index in receive_queues(session):
+        session.reset_queue(index)
+    lost = [net.frame(destination=net.mac) for _ in range(FLOWS)]
+    inject_flows(net, lost)
+    for index in receive_queues(session):
+        session.set_up_queue(index)
+    inbox = Inbox(net, queue=RECEIVEQ)
+    came = [received.frame for received in inbox.before()]
+    assert not came, f"{len(came)} of {FLOWS} frames were kept"
 
 
 @pytest.mark.clause("5.1.9.5.4.2:1")

@@ -1,0 +1,65 @@
+"""Devices with one fault each, which the suite has to find: it shows that its tests can fail.
+
+Each module here has a list MUTANTS, and test_mutants.py puts what is in it to the tests of the
+statement that it breaks. To add one, write what the sound device does wrong as a subclass, and add
+an entry with the statement:
+
+    class WritesToReadOnly(Blk):
+        def _check_writable(self) -> None: ...
+
+    MUTANTS = [
+        *mutants(build_readonly_blk, [("5.2.6.2:4", WritesToReadOnly)]),
+    ]
+
+`build_readonly_blk` makes the device of a class that it is given, and the sound one of none. At
+least one test of the statement has to fail on the mutant; on the sound device at least one has to
+pass, and none to fail. A fault may as well be the transport's: give Mutant a `transport`.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+from virtiopy.conformance.builders import Factory, Rig
+from virtiopy.conformance.targets import InprocTarget, inproc
+from virtiopy.devices.base import VirtioDevice
+from virtiopy.transport.mmio import MmioTransport
+
+_Device = TypeVar("_Device", bound=VirtioDevice)
+
+
+@dataclass(slots=True, frozen=True)
+class Mutant:
+    """A device that does not keep to a statement, by its ID, and a sound one that does."""
+
+    name: str
+    clause: str
+    broken: Factory
+    sound: Factory
+    transport: type[MmioTransport] = MmioTransport
+    served: bool = False  # over vhost-user, and not MMIO
+
+    @property
+    def target(self) -> InprocTarget:
+        """The broken device, for the suite."""
+        return inproc(
+            self.broken,
+            name=f"{self.name} {self.clause}",
+            transport=self.transport,
+            served=self.served,
+        )
+
+
+def mutants(
+    build: Callable[[type[_Device]], Rig],
+    broken: Iterable[tuple[str, type[_Device]]],
+    sound: type[_Device] | None = None,
+) -> Iterator[Mutant]:
+    """Yield a mutant for each statement and class that breaks it.
+
+    `sound` is what the classes are subclasses of, where it is not what `build` makes by itself.
+    """
+    default: Factory = build if sound is None else partial(build, sound)  # type: ignore[assignment]
+    for clause, kind in broken:
+        yield Mutant(kind.__name__, clause, partial(build, kind), default)

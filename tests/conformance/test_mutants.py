@@ -1,0 +1,139 @@
+"""The suite can fail: each mutant is found out by a test of the statement that it breaks."""
+
+import importlib
+import json
+import os
+import pkgutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from tests.conformance import mutants
+from tests.conformance.mutants import Mutant
+from tests.conformance.runs import run_pytest
+from virtiopy.conformance.builders import Factory
+from virtiopy.conformance.marks import clauses_to_tests
+
+REPOSITORY = Path(__file__).parents[2]
+
+#: How long a mutant is waited for, and a sound device: that may be slow, on a slow machine.
+PATIENCE = {"broken": 0.5, "sound": 10}
+
+MODULE = """\
+from tests.conformance.mutants.{area} import MUTANTS
+from virtiopy.conformance.targets import inproc
+
+virtio_target = {target}
+"""
+
+
+def load(area: str) -> Sequence[Mutant]:
+    module = importlib.import_module(f"tests.conformance.mutants.{area}")
+    listed: Sequence[Mutant] = module.MUTANTS
+    return listed
+
+
+AREAS = {module.name: load(module.name) for module in pkgutil.iter_modules(mutants.__path__)}
+
+MUTANTS = [
+    pytest.param(area, mutant, id=f"{mutant.name}-{mutant.clause}")
+    for area, listed in AREAS.items()
+    for mutant in listed
+]
+
+
+@dataclass(slots=True, frozen=True)
+class Run:
+    """What became of tests: a target's name, the statements a test is about, and its outcome."""
+
+    results: Sequence[tuple[str, Sequence[str], str]]
+    output: str
+
+    def outcomes(self, target: str, clause: str) -> set[str]:
+        """Return how the tests of a statement ended on a target."""
+        return {
+            outcome
+            for name, clauses, outcome in self.results
+            if name == target and clause in clauses
+        }
+
+
+def selection(clauses: Iterable[str]) -> Iterator[str]:
+    """Yield the tests of statements, as a target's module has them."""
+    tests = clauses_to_tests()
+    names = {name for clause in clauses for name in tests.get(clause, ())}
+    for path, _, name in (test.partition("::") for test in sorted(names)):
+        yield f"virtio_target::{Path(path).stem}::{name}"
+
+
+def run(area: str, kind: str, targets: Mapping[str, Iterable[str]], folder: Path) -> Run:
+    """Run the tests of the statements for each target, which is an expression."""
+    tests: list[str] = []
+    for number, (target, clauses) in enumerate(targets.items()):
+        path = folder / f"test_{kind}_{number}.py"
+        path.write_text(MODULE.format(area=area, target=target))
+        tests += [f"{path.name}::{test}" for test in selection(clauses)]
+    report = folder / f"{kind}.json"
+    done = run_pytest(
+        *tests,
+        "--tb=short",
+        f"--virtio-patience={PATIENCE[kind]}",
+        f"--virtio-report={report}",
+        folder=folder,
+        environment={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )
+    assert done.returncode in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}, (
+        done.stdout + done.stderr
+    )
+    found = json.loads(report.read_text())["tests"]
+    return Run([(one["target"], one["clauses"], one["outcome"]) for one in found], done.stdout)
+
+
+class Runs:
+    """The runs of each area: one of all its mutants, one of their sound devices."""
+
+    def __init__(self, factory: pytest.TempPathFactory) -> None:
+        self.broken = cache(self._broken)
+        self.sound = cache(self._sound)
+        self._factory = factory
+
+    def _broken(self, area: str) -> Run:
+        targets = {
+            f"MUTANTS[{number}].target": [mutant.clause]
+            for number, mutant in enumerate(AREAS[area])
+        }
+        return run(area, "broken", targets, self._factory.mktemp(area))
+
+    def _sound(self, area: str) -> Run:
+        targets: dict[str, list[str]] = {}
+        names: dict[Factory, str] = {}
+        for number, mutant in enumerate(AREAS[area]):
+            name = names.setdefault(mutant.sound, f"MUTANTS[{number}].sound")
+            targets.setdefault(f'inproc({name}, name="{name}")', []).append(mutant.clause)
+        return run(area, "sound", targets, self._factory.mktemp(area))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    return Runs(tmp_path_factory)
+
+
+@pytest.mark.parametrize(("area", "mutant"), MUTANTS)
+def test_a_mutant_fails_a_test_of_the_statement_that_it_breaks(
+    runs: Runs, area: str, mutant: Mutant
+) -> None:
+    done = runs.broken(area)
+    assert "failed" in done.outcomes(mutant.target.name, mutant.clause), done.output
+
+
+@pytest.mark.parametrize(("area", "mutant"), MUTANTS)
+def test_the_sound_device_fails_no_test_of_the_statement_and_passes_one(
+    runs: Runs, area: str, mutant: Mutant
+) -> None:
+    first = next(one for one in range(len(AREAS[area])) if AREAS[area][one].sound == mutant.sound)
+    outcomes = runs.sound(area).outcomes(f"python:MUTANTS[{first}].sound", mutant.clause)
+    assert "passed" in outcomes
+    assert "failed" not in outcomes, runs.sound(area).output

@@ -1,0 +1,1 @@
+"""The hostile driver: what a broken or malicious one does, and that the device works after it."""
