@@ -6,6 +6,7 @@ location) asks `GuestMemory` for it, and gets host memory that lies inside the g
 """
 
 import contextlib
+import fcntl
 import itertools
 import mmap
 import os
@@ -117,6 +118,8 @@ class GuestMemory(Closing):
         fd = _open_backing(path, huge_pages)
         try:
             os.ftruncate(fd, size)
+            if path is None:
+                seal_size(fd)
             below = min(size, HOLE_START)
             regions = [Region.map(0, below, fd, 0)]
             if size > below:
@@ -237,6 +240,11 @@ class GuestMemory(Closing):
         raise ValueError("the view is not of this memory")
 
 
+def seal_size(fd: int) -> None:
+    """Have a memfd keep its size: whoever it is given to cannot take the memory away (SIGBUS)."""
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+
+
 def _huge_block_size(fd: int) -> int:
     """Return the size of the huge pages that a file on hugetlbfs is made of, 0 for other files."""
     size = os.fstatvfs(fd).f_bsize
@@ -245,7 +253,7 @@ def _huge_block_size(fd: int) -> int:
 
 def _open_backing(path: Path | None, huge_pages: bool) -> int:
     if path is None:
-        flags = os.MFD_CLOEXEC | (os.MFD_HUGETLB if huge_pages else 0)
+        flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | (os.MFD_HUGETLB if huge_pages else 0)
         try:
             return os.memfd_create("virtiopy-guest-memory", flags)
         except OSError as error:

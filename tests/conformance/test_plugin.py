@@ -68,7 +68,7 @@ def test_a_device_of_ones_own_gets_the_whole_suite_by_a_variable(tmp_path: Path)
 @pytest.mark.parametrize(
     ("device", "verdict"),
     [
-        (RAISES, "RuntimeError: out of randomness"),
+        (RAISES, "DiedError: the device raised RuntimeError: out of randomness"),
         (SILENT, "the buffer with head 0 of queue 0 used: not within"),
         (STUCK, "WedgedError"),
     ],

@@ -1,6 +1,7 @@
 """Reports of a run: their names, what other programs make of them, and two of them compared."""
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from tests.browser import needs_chromium, visit
 from tests.conformance.runs import run_command, run_pytest
+from virtiopy.conformance.builders import BUILDERS
 from virtiopy.conformance.comparison import differences, rows, sides
 from virtiopy.conformance.document import (
     ClauseRecord,
@@ -90,6 +92,21 @@ def test_the_names_in_json_are_those_of_the_schema(reports: Reports) -> None:
     assert {name for test in document["tests"] for name in test} == _names(ResultRecord)
     assert set(subject["outcomes"]) == {outcome.value for outcome in Outcome}
     assert set(subject["verdicts"]) == {verdict.value for verdict in Verdict}
+
+
+def test_the_reference_has_every_name_in_json_every_outcome_and_every_verdict() -> None:
+    reference = (Path(__file__).parents[2] / "docs" / "conformance.md").read_text()
+    named = set(re.findall(r"`(?:\w+\[\]\.)?([a-z ]+)`", reference))
+    kinds = (Document, SubjectRecord, ClauseRecord, ResultRecord)
+    names = {name for kind in kinds for name in _names(kind)}
+    values = {item.value for kind in (Outcome, Verdict) for item in kind}
+    assert (names | values) - named == set()
+
+
+def test_the_reference_has_every_device_in_process() -> None:
+    reference = (Path(__file__).parents[2] / "docs" / "conformance.md").read_text()
+    [line] = [line for line in reference.splitlines() if line.startswith("| `inproc:NAME`")]
+    assert set(re.findall("`([a-z-]+)`", line)) == set(BUILDERS)
 
 
 def test_verdicts_of_hostile_acts_are_counted(reports: Reports) -> None:

@@ -14,7 +14,7 @@ import pytest
 from tests.guest.vhost_user import Backend, serve
 from tests.namespace import Namespace, needs_taps
 from tests.unit.vhost_user import FEATURES, PATIENCE, Driver
-from tests.unit.vhost_user_peer import SECTOR, make_image, read_sector
+from tests.unit.vhost_user_peer import SECTOR, make_image, read_sector, shrinkable_memory
 from virtiopy.vhost.user.frontend import VhostUserFrontend, connect
 from virtiopy.vhost.user.messages import Message, Request
 
@@ -120,6 +120,20 @@ def test_a_network_device_with_two_pairs_is_served_reset_and_served_to_the_next(
         assert namespace.links() == set()
 
 
+@needs_taps
+def test_a_frontend_is_told_that_a_network_devices_link_went_down(tmp_path: Path) -> None:
+    status = 6  # of struct virtio_net_config (5.1.4)
+    with Namespace() as namespace:
+        options = f"tap=t0,create=on,netns={namespace.name}"
+        with served("net", options, tmp_path) as backend, driver_of(backend, 2) as driver:
+            driver.start()
+            assert driver.frontend.get_config(2, status) == b"\1\0"
+            namespace.ip("link", "set", "t0", "down")
+            assert driver.frontend.channel is not None
+            assert driver.frontend.config_has_changed()
+            assert driver.frontend.get_config(2, status) == b"\0\0"
+
+
 def packets(namespace: Namespace) -> socket.socket:
     """Open a socket for the frames of this test on the tap."""
     kind = socket.htons(ETH_P_TEST)
@@ -164,7 +178,10 @@ def exchange(driver: Driver, host: socket.socket) -> None:
 def test_a_frontend_that_takes_its_memory_away_does_not_end_the_process(tmp_path: Path) -> None:
     image = make_image(tmp_path / "disk.img")
     with served("blk", str(image), tmp_path) as backend:
-        with driver_of(backend, 1) as driver:
+        with (
+            shrinkable_memory() as memory,
+            Driver(connect(backend.path), memory=memory) as driver,
+        ):
             driver.start()
             assert read_sector(driver, 3) == bytes([3]) * SECTOR
             os.ftruncate(driver.memory.regions[0].fd, 0)

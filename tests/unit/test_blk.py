@@ -103,6 +103,9 @@ class FakeDisk:
     def measure(self) -> None:
         self.size = len(self.content)
 
+    def read_cached(self, offset: int, buffers: Buffers) -> bool:
+        return False
+
     def read(self, offset: int, buffers: Buffers) -> None:
         if self.error is not None:
             # Half of it arrives before the error does.

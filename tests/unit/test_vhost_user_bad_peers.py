@@ -5,6 +5,7 @@ left behind, and a next frontend that is served well.
 """
 
 import dataclasses
+import errno
 import logging
 import os
 import socket
@@ -286,3 +287,27 @@ def test_what_one_peer_lost_is_not_the_next_ones_fault(bench: Bench) -> None:
         bench.served.loop.call(lambda: None, "settle")
         assert server.connected
         assert len(bench.log.ends()) == 2
+
+
+def test_a_frontend_that_cannot_be_accepted_is_not_tried_without_end(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with too many files open."""
+    accept = socket.socket.accept
+    refusing, tries = True, 0
+
+    def refuse(listener: socket.socket) -> tuple[socket.socket, object]:
+        nonlocal tries
+        tries += 1
+        if refusing:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return accept(listener)
+
+    monkeypatch.setattr(socket.socket, "accept", refuse)
+    with bench.served.connect() as waiting:
+        for _ in range(20):
+            bench.served.loop.call(lambda: None, "turn")
+        assert tries < 10
+        refusing = False
+        waiting.sendall(Message(Request.GET_FEATURES).encode())
+        assert len(waiting.recv(64)) == 20

@@ -23,11 +23,13 @@ from tests.unit.vhost_user_peer import (
     Bench,
     Peer,
     logged,
+    shrinkable_memory,
 )
 from virtiopy.devices.console import Console
 from virtiopy.devices.net import Net
 from virtiopy.devices.rng import Rng
 from virtiopy.host.stream import FileStream
+from virtiopy.memory import GuestMemory
 from virtiopy.vhost.user.messages import Message, Request, RingState
 from virtiopy.virtqueue.buffers import Buffers
 from virtiopy.virtqueue.driver import Piece
@@ -187,13 +189,19 @@ def lose(driver: Driver) -> None:
     os.ftruncate(driver.memory.regions[0].fd, GONE)
 
 
+@pytest.fixture
+def memory() -> Iterator[GuestMemory]:
+    with shrinkable_memory() as memory:
+        yield memory
+
+
 FRAME = bytes(12) + b"\xff" * 6 + bytes(60)
 
 
-def test_a_network_devices_receive_buffer(tmp_path: Path) -> None:
+def test_a_network_devices_receive_buffer(tmp_path: Path, memory: GuestMemory) -> None:
     link = SocketLink()
     with logged() as log, Served(Net(link, mac=MAC), tmp_path / "net.sock") as served:
-        with Driver(served.connect(), queue_count=2) as driver:
+        with Driver(served.connect(), queue_count=2, memory=memory) as driver:
             driver.start()
             driver.queues[0].driver.add([Piece(GONE, 2048, writable=True)])
             driver.queues[0].notify()
@@ -215,10 +223,10 @@ def test_a_network_devices_receive_buffer(tmp_path: Path) -> None:
             assert len(link.host.recv(4096)) == len(FRAME)
 
 
-def test_a_network_devices_transmit_buffer(tmp_path: Path) -> None:
+def test_a_network_devices_transmit_buffer(tmp_path: Path, memory: GuestMemory) -> None:
     link = SocketLink()
     with logged() as log, Served(Net(link, mac=MAC), tmp_path / "net.sock") as served:
-        with Driver(served.connect(), queue_count=2) as driver:
+        with Driver(served.connect(), queue_count=2, memory=memory) as driver:
             driver.start()
             header = driver.piece(bytes(12))
             driver.queues[1].driver.add([header, Piece(GONE, 100)])
@@ -245,10 +253,14 @@ def entropy(folder: Path) -> Rng:
     ("make", "queue", "writable"), [(console, 1, False), (entropy, 0, True)], ids=["console", "rng"]
 )
 def test_a_buffer_of_a_console_or_an_entropy_device(
-    tmp_path: Path, make: Callable[[Path], Console | Rng], queue: int, writable: bool
+    tmp_path: Path,
+    memory: GuestMemory,
+    make: Callable[[Path], Console | Rng],
+    queue: int,
+    writable: bool,
 ) -> None:
     with logged() as log, Served(make(tmp_path), tmp_path / "device.sock") as served:
-        with Driver(served.connect(), queue_count=queue + 1) as driver:
+        with Driver(served.connect(), queue_count=queue + 1, memory=memory) as driver:
             driver.start()
             driver.queues[queue].driver.add([Piece(GONE, 64, writable)])
             lose(driver)

@@ -82,6 +82,17 @@ def read_sector(driver: Driver, sector: int, queue: int = 0) -> bytes:
     return driver.memory.read(data.address, SECTOR)
 
 
+@contextlib.contextmanager
+def shrinkable_memory(size: int = 4 << 20) -> Iterator[GuestMemory]:
+    """Make memory that a frontend can take away: what GuestMemory allocates keeps its size."""
+    fd = _memfd("shrinkable", size)
+    try:
+        with GuestMemory([Region.map(0, size, fd, 0)]) as memory:
+            yield memory
+    finally:
+        os.close(fd)
+
+
 class Log(logging.Handler):
     """What the package logs, with the levels."""
 
@@ -289,8 +300,10 @@ class Bench(Closing):
         device = Blk(DiskImage(make_image(folder / "disk.img")), num_queues=2, queue_size=16)
         self.served = self._stack.enter_context(Served(device, folder / "blk.sock"))
         self._ends = 0
+        self._before = Holdings.now()
         # Once, so that whatever is made at the first need is there.
         self._serve_well()
+        self._assert_nothing_is_left()
 
     def close(self) -> None:
         self._stack.close()
@@ -319,7 +332,7 @@ class Bench(Closing):
         deadline = time.monotonic() + PATIENCE
         while Holdings.now() != self._before and time.monotonic() < deadline:
             self.served.loop.call(lambda: None, "settle")
-        assert Holdings.now() == self._before
+        assert Holdings.now() == self._before, f"{Holdings.now()}, and {self._before} before"
 
     def _serve_well(self) -> None:
         with Driver(self.served.connect(), queue_count=2) as driver:

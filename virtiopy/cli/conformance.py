@@ -138,6 +138,8 @@ def command(
     alone = ["-c", "/dev/null", "-p", "no:cacheprovider", "--strict-markers"]
     # Of the package itself: the command line has it before pytest looks at its plugins.
     alone += ["-W", "ignore:Module already imported"]
+    # The summary by statements says more than pytest's.
+    alone += ["-rN", "--tb=short"]
     status = pytest.main([*alone, "--pyargs", "virtiopy.conformance", *options, *rest])
     return EXIT_ERROR if status == pytest.ExitCode.USAGE_ERROR else int(status)
 

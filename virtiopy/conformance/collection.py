@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from virtiopy.conformance import reports, summary
+from virtiopy.conformance import problems, reports, summary
 from virtiopy.conformance.comparison import sides
 from virtiopy.conformance.document import SPECIFICATION, document
 from virtiopy.conformance.drivers import DRIVERS
@@ -232,7 +232,8 @@ def _reason(report: pytest.TestReport) -> str:
     if not report.failed:
         return ""
     crash = getattr(report.longrepr, "reprcrash", None)
-    return str(crash.message) if crash is not None else report.longreprtext
+    words = str(crash.message) if crash is not None else report.longreprtext
+    return words.removeprefix(f"{problems.__name__}.")
 
 
 def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] | None:
@@ -247,7 +248,7 @@ def pytest_terminal_summary(
 ) -> None:
     """Show what the statements came to, section by section, and say where the report is."""
     for side in sides([("", document(config.stash[RESULTS]))]):
-        terminalreporter.section(f"{side.subject['target']}, against {SPECIFICATION}")
+        terminalreporter.section(f"{side.name} against {SPECIFICATION}")
         for line in summary.run(side):
             terminalreporter.line(line)
     for path in config.stash[REPORTS]:

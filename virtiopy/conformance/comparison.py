@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from pathlib import PurePath
 
 from virtiopy.conformance.catalogue import Area
 from virtiopy.conformance.document import ClauseRecord, Document, ResultRecord, SubjectRecord
@@ -20,6 +21,9 @@ AREAS = {
     Area.RNG: ("entropy device", "5.4"),
     Area.BALLOON: ("traditional balloon device", "5.5"),
 }
+
+#: Characters of a target's name in a heading.
+_NAME_MAX = 50
 
 
 @dataclass(slots=True, frozen=True)
@@ -41,6 +45,12 @@ class Side:
     failures: Sequence[Failure] = field(repr=False)
     #: Failures of tests that are about no statement.
     others: Sequence[ResultRecord] = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """The target's name, to fit a heading; of a long command the program's."""
+        target = self.subject["target"]
+        return target if len(target) <= _NAME_MAX else PurePath(target.split()[0]).name
 
 
 @dataclass(slots=True, frozen=True)

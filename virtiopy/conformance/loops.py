@@ -1,9 +1,8 @@
 """Event loops that devices under test are worked on: they may end, or be kept for ever."""
 
 import threading
-import traceback
 
-from virtiopy.conformance.problems import DiedError
+from virtiopy.conformance.problems import DiedError, raised
 from virtiopy.eventloop import EventLoop
 
 
@@ -19,5 +18,4 @@ def turns(loop: EventLoop, seconds: float) -> bool:
 def raise_failure(loop: EventLoop) -> None:
     """Raise DiedError where an exception of the device's has ended its loop."""
     if loop.failure is not None:
-        words = "".join(traceback.format_exception(loop.failure))
-        raise DiedError(f"the device raised an exception in its event loop:\n{words}")
+        raise DiedError(raised(loop.failure))

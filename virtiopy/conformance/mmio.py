@@ -3,14 +3,13 @@
 import contextlib
 import queue
 import threading
-import traceback
 from collections.abc import Callable
 from typing import ClassVar, TypeVar
 
 from virtiopy.closing import Closing
 from virtiopy.conformance.builders import Rig
 from virtiopy.conformance.loops import raise_failure, turns
-from virtiopy.conformance.problems import DiedError, NotApplicableError, WedgedError
+from virtiopy.conformance.problems import DiedError, NotApplicableError, WedgedError, raised
 from virtiopy.conformance.queue import SessionQueue
 from virtiopy.conformance.session import Session, status_words
 from virtiopy.conformance.trace import Trace
@@ -30,7 +29,7 @@ class Cpu(Closing):
 
     def __init__(self, patience: float) -> None:
         self.stuck = False
-        #: What a device's exception looked like, where one came this way.
+        #: What a device raised, where that came this way.
         self.failure: str | None = None
         self._patience = patience
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -55,8 +54,8 @@ class Cpu(Closing):
         def work() -> None:
             try:
                 answers.put((access(),))
-            except Exception:  # noqa: BLE001 - whatever leaves a device is its death
-                self.failure = traceback.format_exc()
+            except Exception as error:  # noqa: BLE001 - whatever leaves a device is its death
+                self.failure = raised(error)
                 answers.put(None)
 
         self._work.put(work)
@@ -68,7 +67,7 @@ class Cpu(Closing):
                 f"a register access has not come back for {self._patience:g} s"
             ) from None
         if answer is None:
-            raise DiedError(f"the device raised an exception:\n{self.failure}")
+            raise DiedError(self.failure)
         return answer[0]
 
     def close(self) -> None:
@@ -284,7 +283,7 @@ class MmioSession(Session):
     def raise_failure(self) -> None:
         """Raise the DeviceError that is known of."""
         if self._cpu.failure is not None:
-            raise DiedError(f"the device raised an exception:\n{self._cpu.failure}")
+            raise DiedError(self._cpu.failure)
         raise_failure(self._loop)
 
     def check_alive(self) -> None:

@@ -60,11 +60,11 @@ class _Why:
 
 
 def reasons(row: Row, subjects: Sequence[Side]) -> list[_Why]:
-    """Return why a statement came to what it did."""
+    """Return why a statement came to what it did, each reason in a line."""
     letters: dict[str, list[str]] = {}
     for side, cell in zip(subjects, row.cells, strict=True):
         if cell is not None and cell["reason"]:
-            reason = cell["reason"]
+            reason = cell["reason"].splitlines()[0]
             letters.setdefault(reason, []).append(side.letter)
     return [_Why(", ".join(found), reason) for reason, found in letters.items()]
 

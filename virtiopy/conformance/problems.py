@@ -1,5 +1,7 @@
 """How a test can come to an end, besides passing."""
 
+import traceback
+
 
 class NotApplicableError(Exception):
     """The test says nothing about this target; the text says why, and that was checked."""
@@ -11,6 +13,12 @@ class DeviceError(Exception):
 
 class DiedError(DeviceError):
     """The device raised an exception, or its process is gone."""
+
+
+def raised(error: BaseException) -> str:
+    """Say what a device raised: in a line, and then from where."""
+    what = traceback.format_exception_only(error)[-1].strip()
+    return f"the device raised {what}\n{''.join(traceback.format_exception(error))}"
 
 
 class WedgedError(DeviceError):

@@ -6,14 +6,13 @@ status byte; only a chain without one goes back with nothing written.
 
 import enum
 import logging
-import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from virtiopy._native import ffi
 from virtiopy.devices.base import VirtioDevice
-from virtiopy.eventloop import EventLoop
+from virtiopy.devices.batches import Batches
 from virtiopy.spec import DeviceId, feature_mask, has_feature
 from virtiopy.virtqueue.buffers import Buffers, gather, scatter, split_at, total
 from virtiopy.virtqueue.split import Chain, SplitQueue
@@ -76,6 +75,12 @@ class Status(enum.IntEnum):
     UNSUPP = 2
 
 
+#: Reads that a kick has served at once where the host has the data in memory, and how long they
+#: may be, bytes: a worker costs more than they do. The others are left to workers, and the loop to
+#: other devices.
+CACHED_READS = 128
+CACHED_READ_BYTES = 1 << 16
+
 #: Flags of a discard or write zeroes segment (5.2.6).
 FLAG_UNMAP = 1
 
@@ -103,6 +108,9 @@ class Disk(Protocol):
 
     def read(self, offset: int, buffers: Buffers) -> None:
         """Fill `buffers`."""
+
+    def read_cached(self, offset: int, buffers: Buffers) -> bool:
+        """Fill `buffers` with what is in the host's memory; False where it would have to wait."""
 
     def write(self, offset: int, buffers: Buffers, *, stable: bool = False) -> None:
         """Write `buffers`; when `stable`, return only once they are on persistent storage."""
@@ -148,16 +156,6 @@ class RequestError(Exception):
         self.status = status
 
 
-@dataclass(slots=True, eq=False)
-class _Batch:
-    """Requests that one worker serves together, and how much it wrote to each."""
-
-    queue: SplitQueue
-    chains: list[Chain]
-    written: list[int] = field(default_factory=list)
-    finished: threading.Event = field(default_factory=threading.Event)
-
-
 class Blk(VirtioDevice):
     """A block device on `disk`.
 
@@ -185,7 +183,7 @@ class Blk(VirtioDevice):
         self.queue_sizes = [queue_size] * num_queues
         self.features = self._offer(num_queues)
         self._initial_writeback = writeback
-        self._batches: set[_Batch] = set()
+        self._batches = Batches(self, self.serve)
         self._config = self._initial_config(num_queues, queue_size)
         self._commands: Mapping[int, Callable[[Request], int]] = {
             RequestType.IN: self._in,
@@ -278,7 +276,7 @@ class Blk(VirtioDevice):
 
     def reset(self) -> None:
         """Forget the driver and its cache mode."""
-        self._drain()
+        self._batches.drain()
         super().reset()
         self.writeback = self._initial_writeback
 
@@ -288,19 +286,12 @@ class Blk(VirtioDevice):
 
     def stop_queue(self, index: int) -> None:
         """Forget a queue; what the workers have of it is waited for."""
-        self._drain()
+        self._batches.drain()
         super().stop_queue(index)
 
     def settle(self, index: int) -> None:
         """Complete what the workers have of a queue."""
-        for batch in [batch for batch in self._batches if batch.queue.index == index]:
-            batch.finished.wait()
-            self._complete_batch(batch)
-
-    def _drain(self) -> None:
-        """Wait until no worker touches a buffer any more (2.4.1, 2.6.1.1.1)."""
-        for batch in self._batches:
-            batch.finished.wait()
+        self._batches.settle(index)
 
     # Kicks: in place, or where the caller may not wait, by the loop's workers
 
@@ -309,39 +300,44 @@ class Blk(VirtioDevice):
         if self.may_block or self.loop is None:
             super().handle(queue)
             return
+        cached = CACHED_READS
         while True:
             queue.disable_notifications()
             while chains := queue.pop_many():
-                self._start(_Batch(queue, chains), self.loop)
+                rest = self._serve_cached(queue, chains[:cached]) + chains[cached:]
+                cached = max(0, cached - len(chains))
+                if rest:
+                    self._batches.start(queue, rest, self.loop)
             self.notify(queue)
             if not queue.enable_notifications():
                 return
 
-    def _start(self, batch: "_Batch", loop: EventLoop) -> None:
-        """Have a worker serve a batch; one completion for all its requests."""
+    def _serve_cached(self, queue: SplitQueue, chains: list[Chain]) -> list[Chain]:
+        """Serve reads of what the host has in memory; returns the others, for a worker."""
+        done, rest = [], []
+        for chain in chains:
+            written = self._read_cached(chain)
+            if written is None:
+                rest.append(chain)
+            else:
+                done.append((chain, written))
+        if done:
+            queue.push_many(done)
+            self.notify(queue)
+        return rest
 
-        def work() -> None:
-            try:
-                batch.written = [self.serve(batch.queue, chain) for chain in batch.chains]
-            finally:
-                batch.finished.set()
-
-        def done() -> None:
-            with self.lock:
-                self._complete_batch(batch)
-
-        self._batches.add(batch)
-        loop.run_blocking(work, done, "blk requests")
-
-    def _complete_batch(self, batch: "_Batch") -> None:
-        """Give a batch's buffers back, once."""
-        if batch not in self._batches:
-            return
-        self._batches.discard(batch)
-        # A queue that was reset meanwhile has no use for its buffers (2.6.1.1.1).
-        if self.queues.get(batch.queue.index) is batch.queue:
-            batch.queue.push_many(zip(batch.chains, batch.written, strict=True))
-            self.notify(batch.queue)
+    def _read_cached(self, chain: Chain) -> int | None:
+        data_in, status = split_at(chain.writable, total(chain.writable) - 1)
+        length = total(data_in)
+        try:
+            request = self.parse(chain.readable, data_in, status)
+            if request.type != RequestType.IN or not status or length > CACHED_READ_BYTES:
+                return None
+            if not self.disk.read_cached(self._check_data(request.sector, length), data_in):
+                return None
+        except RequestError:
+            return None  # The worker answers it.
+        return self.complete(data_in, length, status, Status.OK)
 
     # A request: parse, execute, complete (5.2.6)
 

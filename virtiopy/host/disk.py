@@ -178,6 +178,19 @@ class DiskImage(Closing):
         _transfer(os.preadv, self._fd, [bounce], start)
         scatter(buffers, bounce[offset - start : offset - start + length].tobytes())
 
+    def read_cached(self, offset: int, buffers: Buffers) -> bool:
+        """Fill `buffers` from the page cache; False where that takes more, as without one.
+
+        They may have been filled in part then.
+        """
+        if self.cache is CacheMode.NONE or len(buffers) > IOV_MAX:
+            return False
+        try:
+            return os.preadv(self._fd, buffers, offset, os.RWF_NOWAIT) == total(buffers)
+        except OSError:
+            # Not in the page cache; or for `read` to say, as on a file system that cannot do this.
+            return False
+
     def write(self, offset: int, buffers: Buffers, *, stable: bool = False) -> None:
         """Write `buffers` at `offset`; `stable` returns only once they are on the disk.
 

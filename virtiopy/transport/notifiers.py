@@ -69,6 +69,8 @@ class EventfdNotifiers(Closing):
             # They may have been lent since the loop looked: the kick is the other's then.
             if self.lent:
                 return
-            # Kicks that came together are one: the ring says how much there is to do.
-            os.eventfd_read(self.kick)
+            # Kicks that came together are one: the ring says how much there is to do. Somebody who
+            # had them before may have read it meanwhile.
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self.kick)
             self._transport.kick(self._index)

@@ -6,6 +6,7 @@ requests that were in flight, where the backend tracks them (INFLIGHT_SHMFD), el
 ring's index on.
 """
 
+import contextlib
 import logging
 import os
 import select
@@ -73,6 +74,8 @@ class VhostUserDevice(VirtioDevice):
         self._lent: dict[int, Notifiers] = {}
         self._watches: list[Watch] = []
         self._retry: Timer | None = None
+        #: A connection on which no backend has answered yet.
+        self._trying: socket.socket | None = None
         self._halted = False
         self._closed = False
         try:
@@ -190,6 +193,11 @@ class VhostUserDevice(VirtioDevice):
         self._closed = True
         if self._retry is not None:
             self._retry.cancel()
+        trying = self._trying
+        if trying is not None:
+            # Whoever waits for an answer there waits no more.
+            with contextlib.suppress(OSError):
+                trying.shutdown(socket.SHUT_RDWR)
         self._drop_frontend()
         self._drop_inflight()
         for eventfd in self._errors:
@@ -275,6 +283,8 @@ class VhostUserDevice(VirtioDevice):
         watched = frontend.connection.socket
         self._watches = [loop.watch(watched.fileno(), events, self._look, "vhost-user backend")]
         if frontend.channel is not None:
+            # Half a message there is not waited for.
+            frontend.channel.socket.setblocking(False)
             channel = frontend.channel.socket.fileno()
             self._watches.append(
                 loop.watch(channel, READABLE, self._listen, "vhost-user backend's channel")
@@ -331,24 +341,45 @@ class VhostUserDevice(VirtioDevice):
             )
 
     def _try_again(self) -> None:
-        with self.lock:
-            if self._frontend is not None or self._closed:
-                return
+        """Look for another backend, on a worker: one that says nothing is waited for."""
+        if self._frontend is not None or self._closed or self.loop is None:
+            return
+        found: list[VhostUserFrontend] = []
+
+        def look() -> None:
             try:
-                frontend = VhostUserFrontend(self._reconnect())
+                self._trying = self._reconnect()
+                frontend = VhostUserFrontend(self._trying)
             except (ConfigError, PeerError) as error:
                 log.debug("no vhost-user backend yet: %s", error)
-                self._retry_later()
                 return
-            missing = self._backend_features & ~frontend.features
-            if missing:
-                log.warning("a vhost-user backend without features %#x is left", missing)
+            if self._closed:
                 frontend.close()
-                self._retry_later()
-                return
-            self.reconnects += 1
-            log.info("a vhost-user backend is there again")
-            self._do_first(frontend)
+            else:
+                found.append(frontend)
+
+        def done() -> None:
+            with self.lock:
+                self._trying = None
+                if self._closed:
+                    for frontend in found:
+                        frontend.close()
+                elif not found or not self._accept(found[0]):
+                    self._retry_later()
+
+        self.loop.run_blocking(look, done, "vhost-user reconnect")
+
+    def _accept(self, frontend: VhostUserFrontend) -> bool:
+        """Go on with another backend; False for one that cannot be taken."""
+        missing = self._backend_features & ~frontend.features
+        if missing:
+            log.warning("a vhost-user backend without features %#x is left", missing)
+            frontend.close()
+            return False
+        self.reconnects += 1
+        log.info("a vhost-user backend is there again")
+        self._do_first(frontend)
+        return True
 
     def _do_first(self, frontend: VhostUserFrontend) -> None:
         try:
@@ -361,12 +392,15 @@ class VhostUserDevice(VirtioDevice):
         self._watch_frontend()
         # A kick may have been taken by the one that has gone.
         for notifiers in self._lent.values():
-            os.eventfd_write(notifiers.kick, 1)
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_write(notifiers.kick, 1)
 
     def _error_reader(self, index: int, eventfd: int) -> Callable[[int], None]:
         def on_error(events: int) -> None:
             with self.lock:
-                os.eventfd_read(eventfd)
+                # The backend has it too, and may have read it again.
+                with contextlib.suppress(BlockingIOError):
+                    os.eventfd_read(eventfd)
                 if index in self._lent:
                     self.host.needs_reset(f"the vhost-user backend finds ring {index} broken")
 

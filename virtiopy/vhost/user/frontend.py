@@ -313,7 +313,8 @@ class VhostUserFrontend(Closing):
     def config_has_changed(self) -> bool:
         """Take the backend's next request from the channel; True where it is CONFIG_CHANGE_MSG.
 
-        False for one that was refused. Raises PeerError when there is none in time.
+        False for one that was refused, or is not whole where the channel does not wait. Raises
+        PeerError when there is none in time.
         """
         if self.channel is None:
             raise PeerError("a backend without a channel has spoken")

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from virtiopy._native import ffi
 from virtiopy.closing import Closing
 from virtiopy.errors import PeerError
+from virtiopy.memory import seal_size
 from virtiopy.vhost.user.memory import SharedFile
 from virtiopy.vhost.user.messages import InflightArea
 from virtiopy.virtqueue.layout import INDEX_MODULUS, QUEUE_SIZE_MAX
@@ -120,8 +121,9 @@ class Inflight(Closing):
         """Make an area in which nothing is in flight; raises PeerError."""
         size = num_queues * _region_size(queue_size)
         _check(num_queues, queue_size, size)
-        fd = os.memfd_create("virtiopy-inflight", os.MFD_CLOEXEC)
+        fd = os.memfd_create("virtiopy-inflight", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(fd, size)
+        seal_size(fd)
         area = InflightArea(size, 0, num_queues, queue_size)
         return cls(SharedFile(fd, size, 0, eventfd), area)
 

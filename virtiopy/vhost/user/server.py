@@ -18,6 +18,9 @@ log = logging.getLogger(__name__)
 #: Seconds until a socket is tried again at which nobody listened.
 CONNECT_PAUSE = 0.5
 
+#: Seconds until a frontend is accepted again after one that could not be.
+ACCEPT_PAUSE = 0.1
+
 #: Frontends that wait while one is served.
 _BACKLOG = 8
 
@@ -123,7 +126,10 @@ class Server(Closing):
         try:
             stream, _ = self._source.accept()
         except OSError as error:
+            # It was gone again; or we have too many files open, and it would come at once.
             log.info("a frontend could not be accepted: %s", error.strerror)
+            self._stop_accepting()
+            self._loop.call_later(ACCEPT_PAUSE, self._await_frontend, "frontends")
             return
         # The next one waits until this one has gone.
         self._stop_accepting()

@@ -1,0 +1,164 @@
+"""4 KiB requests a second of one vhost-user-blk client: virtiopy serve and qemu-storage-daemon.
+
+The same raw image for all, in the page cache; random reads and writes with 1 and 32 in flight, by a
+client that polls the used ring and by one that waits for interrupts. The client's virtqueue is
+driven by C (vhost_user_client.c), so that it is not what is measured. Example:
+python -m bench.vhost_user --rounds 5
+"""
+
+import argparse
+import itertools
+import os
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+
+from bench.common import VIRTIOPY, by_turns, give_up, require, tell, write_json
+from tests.guest.vhost_user import STORAGE_DAEMON, Backend
+from virtiopy.devices.blk import BlkFeature
+from virtiopy.memory import GuestMemory
+from virtiopy.spec import Feature, feature_mask
+from virtiopy.vhost.kernel import Ring
+from virtiopy.vhost.user.frontend import VhostUserFrontend, connect
+from virtiopy.virtqueue.driver import Allocator, DriverQueue
+
+BLOCK = 4096
+QUEUE_SIZE = 128
+MEMORY_SIZE = 2 << 20
+
+#: With FLUSH a completed write may be in the page cache alone, for all backends (5.2.6.2).
+FEATURES = feature_mask(
+    [Feature.VIRTIO_F_VERSION_1, Feature.VIRTIO_F_EVENT_IDX, BlkFeature.VIRTIO_BLK_F_FLUSH]
+)
+
+CLIENT = Path(__file__).with_name("vhost_user_client.c")
+
+#: The peers, by how qemu-storage-daemon has the kernel do its I/O.
+AIO = ["io_uring", "threads"]
+OURS = "virtiopy serve blk"
+
+
+def build_client(folder: Path) -> Path:
+    """Compile the client."""
+    client = folder / "client"
+    flags = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror"]
+    subprocess.run(["gcc", *flags, "-o", str(client), str(CLIENT)], check=True)
+    return client
+
+
+def make_image(path: Path, mebibytes: int) -> int:
+    """Make an image whose blocks begin with their own numbers; returns how many there are."""
+    blocks = (mebibytes << 20) // BLOCK
+    with path.open("wb") as image:
+        for block in range(blocks):
+            image.write(block.to_bytes(8, "little").ljust(BLOCK, b"\0"))
+        # What is yet to be written back would be written back meanwhile.
+        os.fsync(image.fileno())
+    return blocks
+
+
+def serve_with_virtiopy(image: Path, path: Path) -> Backend:
+    options = f"{image},queue-size={QUEUE_SIZE}"
+    return Backend([str(VIRTIOPY), "serve", "blk", options, "--socket", str(path)], path)
+
+
+def serve_with_qemu(aio: str, image: Path, path: Path) -> Backend:
+    command = [
+        STORAGE_DAEMON,
+        *("--blockdev", f"driver=file,filename={image},node-name=disk,aio={aio}"),
+        "--export",
+        f"type=vhost-user-blk,id=export,node-name=disk,addr.type=unix,addr.path={path},writable=on",
+    ]
+    return Backend(command, path)
+
+
+@contextmanager
+def session(path: Path) -> Iterator[list[int]]:
+    """Set the device up as a VMM would; gives the client's first ten numbers."""
+    with ExitStack() as stack:
+        memory = stack.enter_context(GuestMemory.allocate(MEMORY_SIZE))
+        allocator = Allocator(0, MEMORY_SIZE)
+        queue = DriverQueue(memory, QUEUE_SIZE, allocator, event_idx=True)
+        kick, call = (os.eventfd(0, os.EFD_CLOEXEC) for _ in range(2))
+        stack.callback(os.close, kick)
+        stack.callback(os.close, call)
+        frontend = stack.enter_context(VhostUserFrontend(connect(path)))
+        frontend.set_features(FEATURES)
+        frontend.set_memory(memory)
+        frontend.start_ring(0, Ring(QUEUE_SIZE, queue.addresses, 0, kick, call), memory)
+        parts = queue.addresses
+        slots = allocator.take(QUEUE_SIZE * 32, BLOCK)
+        data = allocator.take(QUEUE_SIZE * BLOCK, BLOCK)
+        yield [
+            *(memory.regions[0].fd, MEMORY_SIZE, kick, call, QUEUE_SIZE),
+            *(parts.descriptor_table, parts.available_ring, parts.used_ring, slots, data),
+        ]
+        frontend.stop_ring(0)
+
+
+class Bench:
+    """An image in the page cache, and the client."""
+
+    def __init__(self, folder: Path, mebibytes: int) -> None:
+        self._folder = folder
+        self._image = folder / "disk.img"
+        self._blocks = make_image(self._image, mebibytes)
+        self._client = build_client(folder)
+
+    def measure(
+        self, serve: Callable[[Path, Path], Backend], *, depth: int, wait: bool, write: bool
+    ) -> float:
+        """Return the requests a second of a backend that was just started."""
+        path = self._folder / "blk.sock"
+        with serve(self._image, path), session(path) as numbers:
+            settings = [self._blocks, depth, int(wait), int(write)]
+            done = subprocess.run(
+                [str(self._client), *map(str, [*numbers, *settings])],
+                pass_fds=[numbers[0], numbers[2], numbers[3]],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        if done.returncode:
+            give_up(f"{done.stderr.strip()} (the backend is {serve})")
+        return float(done.stdout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--size", type=int, default=256, help="of the image, in MiB")
+    parser.add_argument("--json", type=Path, help="write every figure to this file")
+    arguments = parser.parse_args()
+    require(STORAGE_DAEMON, "qemu-system-common")
+    require("gcc", "gcc")
+    backends: dict[str, Callable[[Path, Path], Backend]] = {
+        OURS: serve_with_virtiopy,
+        **{f"{STORAGE_DAEMON}, aio={aio}": partial(serve_with_qemu, aio) for aio in AIO},
+    }
+    results: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(Path(folder), arguments.size)
+        for write, depth, wait in itertools.product([False, True], [1, 32], [False, True]):
+            what = (
+                f"{'writes' if write else 'reads'}, depth {depth}, "
+                f"{'interrupts' if wait else 'polling'}"
+            )
+            print(f"\n4 KiB random {what}")
+            figures = by_turns(
+                {
+                    name: partial(bench.measure, serve, depth=depth, wait=wait, write=write)
+                    for name, serve in backends.items()
+                },
+                arguments.rounds,
+            )
+            tell(figures, "IOPS", 1, peer=OURS)
+            results |= {f"{name}, {what}": values for name, values in figures.items()}
+    write_json(arguments.json, results, "IOPS")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""Requests that take a device time: worker threads of the loop serve them, a batch at a time."""
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from virtiopy.devices.base import VirtioDevice
+from virtiopy.eventloop import EventLoop
+from virtiopy.virtqueue.split import Chain, SplitQueue
+
+
+@dataclass(slots=True, eq=False)
+class _Batch:
+    """Requests that one worker serves together, and how much it wrote to each."""
+
+    queue: SplitQueue
+    chains: Sequence[Chain]
+    written: list[int] = field(default_factory=list)
+    finished: threading.Event = field(default_factory=threading.Event)
+
+
+class Batches:
+    """The batches of `device` that workers have; `serve` serves a request, on a worker's thread.
+
+    Whoever calls holds the device's lock.
+    """
+
+    def __init__(self, device: VirtioDevice, serve: Callable[[SplitQueue, Chain], int]) -> None:
+        self._device = device
+        self._serve = serve
+        self._batches: set[_Batch] = set()
+
+    def start(self, queue: SplitQueue, chains: Sequence[Chain], loop: EventLoop) -> None:
+        """Have a worker serve some requests; one completion for all of them."""
+        batch = _Batch(queue, chains)
+
+        def work() -> None:
+            try:
+                batch.written = [self._serve(queue, chain) for chain in chains]
+            finally:
+                batch.finished.set()
+
+        def done() -> None:
+            with self._device.lock:
+                self._complete(batch)
+
+        self._batches.add(batch)
+        loop.run_blocking(work, done, f"{self._device.device_id.name.lower()} requests")
+
+    def settle(self, index: int) -> None:
+        """Complete what the workers have of a queue."""
+        for batch in [batch for batch in self._batches if batch.queue.index == index]:
+            batch.finished.wait()
+            self._complete(batch)
+
+    def drain(self) -> None:
+        """Wait until no worker touches a buffer any more (2.4.1, 2.6.1.1.1)."""
+        for batch in self._batches:
+            batch.finished.wait()
+
+    def _complete(self, batch: _Batch) -> None:
+        """Give a batch's buffers back, once."""
+        if batch not in self._batches:
+            return
+        self._batches.discard(batch)
+        # A queue that was reset meanwhile has no use for its buffers (2.6.1.1.1).
+        if self._device.queues.get(batch.queue.index) is batch.queue:
+            batch.queue.push_many(zip(batch.chains, batch.written, strict=True))
+            self._device.notify(batch.queue)
