@@ -76,7 +76,9 @@ virtiopy conformance compare A.json B.json puts two reports side by side.
     help="How a device of this process is reached (mmio).",
 )
 @click.option("--walks", metavar="N", help="Go so many random walks as a driver (25).")
-@click.option("--replay", metavar="FILE", help="Walk the walk in FILE again, and run no other test.")
+@click.option(
+    "--replay", metavar="FILE", help="Walk the walk in FILE again, and run no other test."
+)
 @click.option("--patience", metavar="SECONDS", help="Wait so long for what has to come (5).")
 @click.option(
     "--report",
