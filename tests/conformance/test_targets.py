@@ -1,12 +1,15 @@
 """The suite, put to virtiopy's own devices and to a backend that nobody here wrote."""
 
+import os
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conformance.runs import run_suite
+from tests.conformance.runs import run_pytest, run_suite
+
+REPOSITORY = Path(__file__).parents[2]
 
 DEVICES = ["blk", "blk-readonly", "blk-writethrough", "net", "console", "rng", "balloon"]
 
@@ -67,3 +70,20 @@ def test_qemu_storage_daemon_meets_every_statement_but_the_known(tmp_path: Path)
         if line.startswith("FAILED ")
     }
     assert failed == QEMU_DIFFERENCES, run.stdout
+
+
+@pytest.mark.parametrize("builder", ["build_zoned", "build_host_aware"])
+def test_a_zoned_device_meets_every_statement_about_zones(tmp_path: Path, builder: str) -> None:
+    """No device here is zoned: the one of tests.conformance.zoned is only for these tests."""
+    path = tmp_path / "test_device.py"
+    path.write_text(
+        f"from tests.conformance.zoned import {builder}\n"
+        "from virtiopy.conformance.targets import inproc\n"
+        f"virtio_target = inproc({builder})\n"
+    )
+    run = run_pytest(
+        f"{path.name}::virtio_target::test_zoned",
+        folder=tmp_path,
+        environment={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )
+    assert run.returncode == 0, run.stdout
