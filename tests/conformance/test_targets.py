@@ -1,5 +1,6 @@
 """The suite, put to virtiopy's own devices and to a backend that nobody here wrote."""
 
+import os
 import re
 import shutil
 import sys
@@ -7,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.conformance.runs import run_suite
+from tests.conformance.runs import run_pytest, run_suite
 from virtiopy.conformance.document import read
+
+REPOSITORY = Path(__file__).parents[2]
 
 DEVICES = ["blk", "blk-readonly", "blk-writethrough", "net", "console", "rng", "balloon"]
 
@@ -84,8 +87,25 @@ def test_qemu_storage_daemon_meets_every_statement_but_the_known(tmp_path: Path)
     assert failed == QEMU_DIFFERENCES, run.stdout
 
 
+@pytest.mark.parametrize("builder", ["build_zoned", "build_host_aware"])
+def test_a_zoned_device_meets_every_statement_about_zones(tmp_path: Path, builder: str) -> None:
+    """No device here is zoned: the one of tests.conformance.zoned is only for these tests."""
+    path = tmp_path / "test_device.py"
+    path.write_text(
+        f"from tests.conformance.zoned import {builder}\n"
+        "from virtiopy.conformance.targets import inproc\n"
+        f"virtio_target = inproc({builder})\n"
+    )
+    run = run_pytest(
+        f"{path.name}::virtio_target::test_zoned",
+        folder=tmp_path,
+        environment={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )
+    assert run.returncode == 0, run.stdout
+
+
 def test_the_reference_has_the_known_differences() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "conformance.md").read_text()
+    page = (REPOSITORY / "docs" / "conformance.md").read_text()
     _, _, differences = page.partition("## Known differences")
     listed = re.findall(r"^\| ([\d.]+:\d+) \|", differences, re.MULTILINE)
     assert sorted(listed) == sorted(QEMU_DIFFERENCES.values())
