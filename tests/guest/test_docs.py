@@ -24,10 +24,14 @@ PAGES = sorted(DOCS.glob("*.md"))
 
 #: What the commands of a page need, where that is not KVM.
 _NEEDS = {
-    "test-your-own-backend": pytest.mark.skipif(
-        shutil.which("qemu-storage-daemon") is None,
-        reason="qemu-storage-daemon is missing: scripts/setup dev installs it",
-    ),
+    "test-your-own-backend": [
+        pytest.mark.skipif(
+            shutil.which("qemu-storage-daemon") is None,
+            reason="qemu-storage-daemon is missing: scripts/setup dev installs it",
+        ),
+        # It puts devices to the whole suite.
+        pytest.mark.timeout(400),
+    ],
 }
 
 _BLOCK = re.compile(r"^```(\w+) ?(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -111,7 +115,7 @@ def pattern(expected: list[str]) -> re.Pattern[str]:
 
 @pytest.mark.parametrize(
     "page",
-    [pytest.param(page, marks=_NEEDS.get(page.stem, needs_kvm), id=page.stem) for page in PAGES],
+    [pytest.param(page, marks=_NEEDS.get(page.stem, [needs_kvm]), id=page.stem) for page in PAGES],
 )
 def test_the_commands_of_a_page_do_what_it_shows(tmp_path: Path, page: Path) -> None:
     for block in blocks(page):
