@@ -1,5 +1,6 @@
 """The VM's devices, in other processes: virtiopy serve, and qemu-storage-daemon."""
 
+import shutil
 import socket
 import subprocess
 import threading
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.guest.support import (
+    QEMU,
     VIRTIOPY,
     assert_one_sentence,
     final_pattern,
@@ -15,11 +17,25 @@ from tests.guest.support import (
     make_image,
     needs_kvm,
     run_guest,
+    run_in_qemu,
     virtiopy,
 )
 from tests.guest.vhost_user import needs_storage_daemon, serve, serve_by_qemu
+from tests.namespace import Namespace, needs_taps
 
 pytestmark = needs_kvm
+
+needs_qemu = pytest.mark.skipif(shutil.which(QEMU) is None, reason=f"{QEMU} is missing")
+
+#: Memory that QEMU shares with a backend.
+SHARED = [
+    *("-m", "256M", "-object", "memory-backend-memfd,id=ram,size=256M,share=on"),
+    *("-machine", "memory-backend=ram"),
+]
+
+
+def chardev(name: str, path: Path) -> list[str]:
+    return ["-chardev", f"socket,id={name},path={path}"]
 
 
 @pytest.fixture
@@ -40,6 +56,41 @@ def test_the_blk_guest_passes_on_a_disk_that_is_served(
     assert len(outcome.report["tests"]) > 100
     assert outcome.exits("blk0", "QueueNotify") == 0
     assert holds_final_pattern(image)
+
+
+@needs_qemu
+@pytest.mark.parametrize("queues", [1, 4])
+def test_the_blk_guest_passes_in_qemu_on_a_disk_that_is_served(
+    tmp_path: Path, image: Path, queues: int
+) -> None:
+    path = tmp_path / "blk.sock"
+    device = f"vhost-user-blk,chardev=blk,num-queues={queues}"
+    with serve("blk", f"{image},queues={queues}", path):
+        run_in_qemu("blk", *SHARED, *chardev("blk", path), "-device", device)
+
+    assert holds_final_pattern(image)
+
+
+@needs_qemu
+@needs_taps
+@pytest.mark.parametrize("pairs", [1, 3])
+def test_the_net_guest_passes_in_qemu_on_a_device_that_is_served(
+    tmp_path: Path, pairs: int
+) -> None:
+    path = tmp_path / "net.sock"
+    with Namespace() as namespace:
+        tap = f"tap=t0,create=on,netns={namespace.name},address=192.0.2.1/24,queues={pairs}"
+        with serve("net", tap, path):
+            netdev = f"vhost-user,id=net,chardev=net,queues={pairs}"
+            device = "virtio-net-device,netdev=net,mq=on"
+            run_in_qemu("net", *SHARED, *chardev("net", path), "-netdev", netdev, "-device", device)
+
+
+@needs_qemu
+def test_the_rng_guest_passes_in_qemu_on_a_device_that_is_served(tmp_path: Path) -> None:
+    path = tmp_path / "rng.sock"
+    with serve("rng", "", path):
+        run_in_qemu("rng", *SHARED, *chardev("rng", path), "-device", "vhost-user-rng,chardev=rng")
 
 
 @needs_storage_daemon

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,15 @@ def finish(lab: Lab, seconds: float) -> None:
     """Wait until the script is done; it is the failure of a test when it fails, or takes longer."""
     assert lab.wait(seconds), f"Linux is not done after {seconds:.0f} s"
     assert lab.status == 0, f"the script in the guest ends with status {lab.status}"
+
+
+def wait_for(path: Path, lab: Lab, seconds: float = 60.0) -> None:
+    """Wait until the script has made a file in what is shared."""
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert lab.process.poll() is None, f"Linux has ended, without {path.name}"
+        assert time.monotonic() < deadline, f"there is no {path.name} after {seconds:.0f} s"
+        time.sleep(0.01)
 
 
 def _is_there(tool: str) -> bool:

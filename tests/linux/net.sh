@@ -1,7 +1,8 @@
 # In the guest:   sh -eux net.sh SHARE ADDRESS BYTES
 #
 # Pings the host's ADDRESS; then sends it as many random bytes and receives some, both at a time,
-# each on a CPU of its own, and so by a pair of virtqueues of its own. What it finds is in SHARE.
+# each on a CPU of its own, and so by a pair of virtqueues of its own; and pings it once more when
+# the device has another backend. What it finds is in SHARE.
 share=$1
 host=$2
 size=$3
@@ -17,3 +18,10 @@ taskset -c 1 busybox nc "$host" 5002 >received
 wait
 sha256sum sent received >"$share/sums.txt"
 ethtool -S eth0 >"$share/counters.txt"
+
+touch "$share/transferred"
+until [ -e "$share/restarted" ]; do sleep 0.1; done
+# It may be another tap, with another address of its own.
+ip neighbour flush dev eth0
+# Until so many are answered, whatever is lost before.
+ping -c 5 -i 0.2 -w 30 "$host" >"$share/ping-again.txt"

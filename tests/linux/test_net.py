@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.guest.vhost_user import serve
-from tests.linux.guest import boot, chardev, finish
+from tests.linux.guest import boot, chardev, finish, wait_for
 from tests.namespace import Namespace, needs_taps
 
 pytestmark = [needs_taps, pytest.mark.timeout(300)]
@@ -91,7 +91,7 @@ def transfer(
     with Namespace() as namespace, ThreadPoolExecutor() as peers:
         options = f"tap=t0,create=on,netns={namespace.name},address={ADDRESS}/24,queues={PAIRS}"
         with (
-            serve("net", options, path, share / "backend.log"),
+            serve("net", options, path, share / "backend.log") as backend,
             namespace.inside(lambda: listen(5001)) as receiver,
             namespace.inside(lambda: listen(5002)) as sender,
         ):
@@ -107,8 +107,12 @@ def transfer(
                 tools={"ethtool": "ethtool", "ping": "iputils-ping"},
                 cpus=PAIRS,
             ) as lab:
-                finish(lab, 200)
-            digests = sent.result(), received.result()
+                digests = sent.result(), received.result()
+                wait_for(share / "transferred", lab)
+                backend.kill()
+                backend.restart()
+                (share / "restarted").touch()
+                finish(lab, 100)
         yield Transfer(share, *digests, links_left=namespace.links())
 
 
@@ -131,6 +135,13 @@ def test_both_pairs_of_virtqueues_carried_frames(transfer: Transfer) -> None:
     assert transfer.counter("rx_queue_1_bytes") > SIZE / 2
     assert transfer.counter("rx_queue_0_packets") > 100
     assert transfer.counter("tx_queue_1_packets") > 100
+
+
+def test_the_device_works_on_when_its_backend_was_killed(transfer: Transfer) -> None:
+    text = (transfer.share / "ping-again.txt").read_text()
+    found = re.search(r"(\d+) received", text)
+    assert found is not None
+    assert int(found[1]) >= 5
 
 
 def test_the_tap_is_taken_away_again(transfer: Transfer) -> None:

@@ -11,7 +11,7 @@ import pytest
 from tests.guest.vhost_user import serve
 from tests.lab.machine import Lab
 from tests.linux.disk import QUEUES, LinuxDisk, make_image
-from tests.linux.guest import finish
+from tests.linux.guest import finish, wait_for
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -25,7 +25,7 @@ FIO = (f"--size={SIZE}", "--bsrange=4k-8k")
 #: that some of it has to be completed, and other requests written.
 PROGRESS = QUEUES * 32 * (8 << 10)
 
-#: How long that may take, or fio until it begins, seconds.
+#: How long that may take, seconds.
 PATIENCE = 60.0
 
 
@@ -45,9 +45,6 @@ class FioRun:
             assert not (self._disk.share / "fio.ended").exists(), "fio is done too early"
             assert time.monotonic() < deadline, f"{what} does not happen"
             time.sleep(0.0005)
-
-    def await_start(self) -> None:
-        self._await((self._disk.share / "fio.started").exists, "the start of fio")
 
     def await_progress(self) -> None:
         """Wait until Linux has more requests completed than when the last backend was killed."""
@@ -86,7 +83,7 @@ def disk(
         disk = LinuxDisk(image, share, backend)
         with disk.boot(request.config, *FIO) as lab:
             run = FioRun(lab, disk)
-            run.await_start()
+            wait_for(share / "fio.started", lab)
             for _ in range(KILLS):
                 run.kill_backend()
                 backend.restart()

@@ -1,8 +1,11 @@
 """Entropy devices with a fault."""
 
+from typing import cast
+
 from tests.conformance.mutants import mutants
 from virtiopy.conformance.builders import build_rng
 from virtiopy.devices.rng import Rng
+from virtiopy.memory import GuestMemory
 from virtiopy.virtqueue.buffers import scatter, total
 from virtiopy.virtqueue.split import Chain, SplitQueue
 
@@ -14,11 +17,15 @@ class GivesNothing(Rng):
         return 0
 
 
-class SaysMoreThanThereIsRoom(Rng):
-    """Has the length of what it would have liked to write."""
+class WritesPastTheEnd(Rng):
+    """Fills a byte more than there is room for."""
 
     def serve(self, queue: SplitQueue, chain: Chain) -> int:
-        return super().serve(queue, chain) + 1
+        written = super().serve(queue, chain)
+        memory = cast("GuestMemory", self.host.memory)
+        last = chain.writable[-1]
+        memory.write(memory.address_of(last) + len(last), b"\x55")
+        return written
 
 
 class RepeatsItself(Rng):
@@ -42,7 +49,7 @@ MUTANTS = [
             ("5.4.6.2:1", GivesNothing),
             ("5.4.6.2:1", RepeatsItself),
             ("5.4.6.2:1", LeavesTheBufferAsItWas),
-            ("5.4.6.2:2", SaysMoreThanThereIsRoom),
+            ("5.4.6.2:2", WritesPastTheEnd),
         ],
     ),
 ]

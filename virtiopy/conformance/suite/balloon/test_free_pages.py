@@ -134,5 +134,5 @@ def test_a_hinted_page_is_left_alone_once_hinting_is_done(
     balloon.command(CMD_ID_STOP)
     if balloon.field(Field.free_page_hint_cmd_id) != CMD_ID_DONE:
         raise NotApplicableError("the device still needs the hinted pages")
-    content = balloon.page(pfn)
+    content = balloon.fill(pfn, 0x1234_5678)
     session.never("a hinted page was changed", lambda: balloon.page(pfn) != content)

@@ -49,7 +49,7 @@ def test_emerg_wr_can_be_written_by_a_driver_without_the_feature(
     console.good()
 
 
-@pytest.mark.clause("5.3.5.1:2")
+@pytest.mark.clause("5.3.5.1:1", "5.3.5.1:2")
 @pytest.mark.feature(EMERG_WRITE)
 def test_the_lower_byte_of_an_emergency_write_comes_out(
     session: Session, console: ConsoleDriver

@@ -1,0 +1,337 @@
+"""Network devices with a fault."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import ClassVar
+
+from tests.conformance.mutants import mutants
+from virtiopy._native import ffi
+from virtiopy.conformance.builders import build_net
+from virtiopy.devices.net import FrameLink, Net
+from virtiopy.devices.net.features import Terms
+from virtiopy.devices.net.header import (
+    GSO_NONE,
+    HEADER_SIZE,
+    HeaderError,
+    HeaderFlag,
+    TxRules,
+)
+from virtiopy.devices.net.path import Receiver, Transmitter
+from virtiopy.virtqueue.buffers import Buffers, gather, scatter, split_at, total
+from virtiopy.virtqueue.split import SplitQueue
+
+# The configuration space (5.1.4)
+
+
+class _Configuration(Net):
+    """Writes over fields of the configuration space."""
+
+    def fields(self) -> Mapping[str, int]:
+        """Return what is wrong, by the field's name."""
+        raise NotImplementedError
+
+    def config_space(self) -> bytes:
+        config = ffi.new("struct virtio_net_config *")
+        right = super().config_space()
+        ffi.buffer(config)[: len(right)] = right
+        for field, value in self.fields().items():
+            setattr(config, field, value)
+        return bytes(ffi.buffer(config))[: len(right)]
+
+
+class HasNoPairs(_Configuration):
+    def fields(self) -> Mapping[str, int]:
+        return {"max_virtqueue_pairs": 0}
+
+
+class HasTheMtuOfAModem(_Configuration):
+    def fields(self) -> Mapping[str, int]:
+        return {"mtu": 67}
+
+
+class HasAnMtuTooSmallForIpv6(_Configuration):
+    def fields(self) -> Mapping[str, int]:
+        return {"mtu": 1279}
+
+
+class ShrinksItsMtu(_Configuration):
+    """Finds out, by sending, that the path takes less."""
+
+    def fields(self) -> Mapping[str, int]:
+        return {"mtu": self.mtu - self.counts.tx_frames}
+
+
+# Sending (5.1.9.2)
+
+
+class _Terms(Net):
+    """Changes the terms on which frames pass."""
+
+    def changed(self, terms: Terms) -> Terms:
+        """Return other terms than those agreed on."""
+        raise NotImplementedError
+
+    def negotiated(self, driver_features: int) -> None:
+        super().negotiated(driver_features)
+        self._terms = self.changed(self._terms)
+
+
+class PassesFramesAboveTheMtu(_Terms):
+    def changed(self, terms: Terms) -> Terms:
+        return replace(terms, rx_mtu=None)
+
+
+class CountsTheEthernetHeaderAsPayload(_Terms):
+    """Sends no frame above the MTU, with its header."""
+
+    def changed(self, terms: Terms) -> Terms:
+        return replace(terms, tx=replace(terms.tx, mtu=terms.tx.mtu - 14))
+
+
+class _StrictRules(TxRules):
+    def check(self, header: bytes, frame_length: int) -> bytes:
+        if header[0] > HeaderFlag.NEEDS_CSUM | HeaderFlag.DATA_VALID:
+            raise HeaderError("an unknown flag")
+        return super().check(header, frame_length)
+
+
+class _EagerRules(TxRules):
+    def check(self, header: bytes, frame_length: int) -> bytes:
+        if any(header[6:10]):
+            header = bytes([header[0] | HeaderFlag.NEEDS_CSUM]) + header[1:]
+        return super().check(header, frame_length)
+
+
+class _TrustingRules(TxRules):
+    def check(self, header: bytes, frame_length: int) -> bytes:
+        hdr_len = int.from_bytes(header[2:4], "little")
+        if header[1] != GSO_NONE and not 54 <= hdr_len <= frame_length:
+            raise HeaderError("a wrong hdr_len")
+        return super().check(header, frame_length)
+
+
+class _RashRules(TxRules):
+    def check(self, header: bytes, frame_length: int) -> bytes:
+        safe = super().check(header, frame_length)
+        return bytes([safe[0] or HeaderFlag.DATA_VALID]) + safe[1:]
+
+
+class _Rules(_Terms):
+    rules: ClassVar[type[TxRules]]
+
+    def changed(self, terms: Terms) -> Terms:
+        tx = terms.tx
+        return replace(terms, tx=self.rules(tx.checksum, tx.gso_types, tx.mtu))
+
+
+class RefusesUnknownFlags(_Rules):
+    rules = _StrictRules
+
+
+class ReadsCsumStartWithoutNeedsCsum(_Rules):
+    rules = _EagerRules
+
+
+class TrustsHdrLen(_Rules):
+    rules = _TrustingRules
+
+
+class VouchesForChecksums(_Rules):
+    rules = _RashRules
+
+
+class _Fragmenter(Transmitter):
+    """Sends what is long in two pieces."""
+
+    def _send(self, readable: Buffers) -> None:
+        pieces, frame = split_at(readable, HEADER_SIZE)
+        if total(frame) <= 1000:
+            super()._send(readable)
+            return
+        data = gather(frame)
+        for part in (data[:1000], data[:14] + data[1000:]):
+            super()._send([*pieces, memoryview(part)])
+
+
+class Fragments(Net):
+    def __init__(self, link: FrameLink, *, mac: bytes, queue_size: int = 256) -> None:
+        super().__init__(link, mac=mac, queue_size=queue_size)
+        for pair in self.pairs:
+            pair.transmitter = _Fragmenter(link, pair.index, self.counts)
+
+
+# Receive buffers (5.1.9.3, 5.1.9.4)
+
+
+class _Receiving(Net):
+    receiver: ClassVar[type[Receiver]]
+
+    def __init__(self, link: FrameLink, *, mac: bytes, queue_size: int = 256) -> None:
+        super().__init__(link, mac=mac, queue_size=queue_size)
+        for pair in self.pairs:
+            pair.receiver = self.receiver(link, pair.index, self.counts)
+
+
+class SpreadsFramesUnasked(_Terms):
+    """Takes several buffers for a frame without MRG_RXBUF."""
+
+    def changed(self, terms: Terms) -> Terms:
+        return replace(terms, mergeable=True)
+
+
+class _Miscounter(Receiver):
+    def _complete(self, start: bytes, length: int) -> None:
+        first = self._ready[0][0].writable
+        super()._complete(start, length)
+        scatter(split_at(first, 10)[1], b"\0\0")
+
+
+class LeavesNumBuffersAt0(_Receiving):
+    receiver = _Miscounter
+
+
+class _LateCounter(Receiver):
+    def _complete(self, start: bytes, length: int) -> None:
+        first = self._ready[0][0].writable
+        before = len(self._used)
+        super()._complete(start, length)
+        scatter(split_at(first, 10)[1], max(1, len(self._used) - before - 1).to_bytes(2, "little"))
+
+
+class CountsTheBuffersAfterTheFirst(_Receiving):
+    receiver = _LateCounter
+
+
+class _Waster(Receiver):
+    def _make_room(self, queue: SplitQueue, size: int) -> bool:
+        fresh = len(self._ready)
+        enough = super()._make_room(queue, size)
+        for position in range(fresh, len(self._ready)):
+            chain, room = self._ready[position]
+            self._ready[position] = chain, max(room - 4, HEADER_SIZE)
+        return enough
+
+    def _next_views(self) -> tuple[Buffers, int]:
+        return [], 0
+
+
+class LeavesRoomInBuffers(_Receiving):
+    receiver = _Waster
+
+
+class _Hasty(Receiver):
+    def _deliver_held(self, queue: SplitQueue) -> bool:
+        """Use what buffers there are, and lose the rest of the frame."""
+        if self._held is not None and not self._make_room(queue, len(self._held)):
+            self._held = self._held[: sum(room for _, room in self._ready)]
+        return super()._deliver_held(queue)
+
+
+class UsesBuffersBeforeThereAreEnough(_Receiving):
+    receiver = _Hasty
+
+
+# Offloads of received frames (5.1.9.4.1)
+
+
+class _FlagPasser(Receiver):
+    def _complete(self, start: bytes, length: int) -> None:
+        first = self._ready[0][0].writable
+        super()._complete(start, length)
+        scatter(first, start[:1])
+
+
+class PassesAllFlags(_Receiving):
+    receiver = _FlagPasser
+
+
+class PassesPartialChecksums(_Terms):
+    """Has frames with partial checksums passed to any driver."""
+
+    def changed(self, terms: Terms) -> Terms:
+        return replace(terms, rx_checksum=True)
+
+
+class PassesAllGsoTypes(_Terms):
+    def changed(self, terms: Terms) -> Terms:
+        return replace(terms, rx_gso_types=frozenset(range(256)))
+
+
+class _Believer(Receiver):
+    def _may_offload(self, flags: int, gso_type: int, gso_size: bytes) -> bool:
+        return True
+
+
+class BelievesItsLink(_Receiving):
+    receiver = _Believer
+
+
+class _Embellisher(Receiver):
+    """Says of every frame that its checksum is right."""
+
+    def _complete(self, start: bytes, length: int) -> None:
+        if self._terms.rx_checksum:
+            start = bytes([start[0] or HeaderFlag.DATA_VALID]) + start[1:]
+        super()._complete(start, length)
+
+
+class SaysThatAllChecksumsAreRight(_Receiving):
+    receiver = _Embellisher
+
+
+class _Shifter(Receiver):
+    def _complete(self, start: bytes, length: int) -> None:
+        if start[0] & HeaderFlag.NEEDS_CSUM:
+            start = start[:6] + (int.from_bytes(start[6:8], "little") - 14).to_bytes(2, "little")
+            start += b"\x10\0\0\0"
+        super()._complete(start, length)
+
+
+class CountsCsumStartFromTheIpHeader(_Receiving):
+    receiver = _Shifter
+
+
+MUTANTS = [
+    *mutants(
+        build_net,
+        [
+            ("5.1.4.1:1", HasNoPairs),
+            ("5.1.4.1:2", HasTheMtuOfAModem),
+            ("5.1.4.1:3", HasAnMtuTooSmallForIpv6),
+            ("5.1.4.1:4", ShrinksItsMtu),
+            ("5.1.4.1:5", PassesFramesAboveTheMtu),
+            ("5.1.4.1:6", CountsTheEthernetHeaderAsPayload),
+            ("5.1.4.1:6", Fragments),
+            ("5.1.9.2.2:1", RefusesUnknownFlags),
+            ("5.1.9.2.2:2", ReadsCsumStartWithoutNeedsCsum),
+            ("5.1.9.2.2:6", TrustsHdrLen),
+            ("5.1.9.2.2:7", TrustsHdrLen),
+            ("5.1.9.2.2:12", VouchesForChecksums),
+            ("5.1.9.3.2:1", CountsTheBuffersAfterTheFirst),
+            ("5.1.9.3.2:2", SpreadsFramesUnasked),
+            ("5.1.9.4.1:1", LeavesNumBuffersAt0),
+            ("5.1.9.4.1:2", CountsTheBuffersAfterTheFirst),
+            ("5.1.9.4.1:3", LeavesRoomInBuffers),
+            ("5.1.9.4.1:4", UsesBuffersBeforeThereAreEnough),
+            ("5.1.9.4.1:5", PassesAllFlags),
+            ("5.1.9.4.1:6", PassesPartialChecksums),
+            ("5.1.9.4.1:7", PassesAllGsoTypes),
+            ("5.1.9.4.1:8", PassesAllGsoTypes),
+            ("5.1.9.4.1:9", PassesAllGsoTypes),
+            ("5.1.9.4.1:10", PassesAllGsoTypes),
+            ("5.1.9.4.1:11", PassesAllGsoTypes),
+            ("5.1.9.4.1:12", PassesAllFlags),
+            ("5.1.9.4.1:13", PassesAllGsoTypes),
+            ("5.1.9.4.1:20", CountsCsumStartFromTheIpHeader),
+            ("5.1.9.4.1:21", PassesAllGsoTypes),
+            ("5.1.9.4.1:25", PassesAllGsoTypes),
+            ("5.1.9.4.1:26", PassesAllGsoTypes),
+            ("5.1.9.4.1:27", BelievesItsLink),
+            ("5.1.9.4.1:28", BelievesItsLink),
+            ("5.1.9.4.1:30", PassesAllFlags),
+            ("5.1.9.4.1:33", SaysThatAllChecksumsAreRight),
+            ("5.1.9.4.1:39", PassesAllFlags),
+            ("5.1.9.4.1:42", PassesAllFlags),
+        ],
+    )
+]
