@@ -75,6 +75,10 @@ virtiopy conformance compare A.json B.json puts two reports side by side.
     type=click.Choice(["mmio", "vhost-user"]),
     help="How a device of this process is reached (mmio).",
 )
+@click.option("--walks", metavar="N", help="Go so many random walks as a driver (25).")
+@click.option(
+    "--replay", metavar="FILE", help="Walk the walk in FILE again, and run no other test."
+)
 @click.option("--patience", metavar="SECONDS", help="Wait so long for what has to come (5).")
 @click.option(
     "--report",
@@ -95,6 +99,8 @@ def command(
     device: str | None,
     spawn: str | None,
     transport: str | None,
+    walks: str | None,
+    replay: str | None,
     patience: str | None,
     reports: tuple[str, ...],
     clauses: bool,
@@ -122,6 +128,8 @@ def command(
         "device": device,
         "spawn": spawn,
         "transport": transport,
+        "walks": walks,
+        "replay": replay,
         "patience": patience,
     }
     options = [f"--virtio-{name}={value}" for name, value in given.items() if value is not None]

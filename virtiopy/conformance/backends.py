@@ -195,4 +195,6 @@ class ServedDevice(_OwnBackend):
                 stack.callback(self._loop.stop)
                 if self._loop.running:
                     self._loop.call(self._server.close, "close the server")
+                else:
+                    self._server.close()
         super().close()

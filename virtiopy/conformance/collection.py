@@ -1,6 +1,7 @@
 """Which of the suite's tests are collected, and what becomes of each: loaded when asked for."""
 
 from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -12,18 +13,32 @@ from virtiopy.conformance.drivers import DRIVERS
 from virtiopy.conformance.marks import SUITE, suite_files
 from virtiopy.conformance.problems import NotApplicableError
 from virtiopy.conformance.results import Outcome, Result, Results
+from virtiopy.conformance.steps import Step
+from virtiopy.conformance.steps import load as load_steps
 from virtiopy.conformance.targets import PATIENCE, Target, parse
 from virtiopy.conformance.trace import Trace
 from virtiopy.conformance.verdict import Judge, Verdict
 from virtiopy.errors import ConfigError
+
+#: How many random walks there are, where nobody says.
+WALKS_COUNT = 25
 
 TARGET = pytest.StashKey[Target]()
 PATIENCE_KEY = pytest.StashKey[float]()
 TRACE = pytest.StashKey[Trace]()
 JUDGE = pytest.StashKey[Judge]()
 RESULTS = pytest.StashKey[Results]()
+WALKS = pytest.StashKey["Walks"]()
 REPORTS = pytest.StashKey[list[Path]]()
 _REASON = "virtio_not_applicable"
+
+
+@dataclass(slots=True, frozen=True)
+class Walks:
+    """How many random walks there are, or the one that is walked again, and no other test."""
+
+    count: int
+    replay: Sequence[Step] | None
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -34,6 +49,7 @@ def pytest_configure(config: pytest.Config) -> None:
     try:
         config.stash[PATIENCE_KEY] = _seconds(option("virtio_patience"))
         config.stash[REPORTS] = [reports.check_path(text) for text in option("virtio_report")]
+        config.stash[WALKS] = _walks(option("virtio_walks"), option("virtio_replay"))
         if option("virtio_target") or option("virtio_spawn"):
             config.stash[TARGET] = _target(config)
     except ConfigError as error:
@@ -48,6 +64,13 @@ def _seconds(text: str | None) -> float:
     if not seconds > 0:
         raise ConfigError(f"--virtio-patience {text}: give a number of seconds above 0.")
     return seconds
+
+
+def _walks(count: str | None, replay: str | None) -> Walks:
+    if count is not None and not (count.isdecimal() and int(count)):
+        raise ConfigError(f"--virtio-walks {count}: give a number above 0.")
+    steps = load_steps(Path(replay)) if replay is not None else None
+    return Walks(int(count) if count is not None else WALKS_COUNT, steps)
 
 
 def _target(config: pytest.Config) -> Target:
@@ -113,7 +136,13 @@ def in_suite(item: pytest.Item) -> bool:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out the tests of other devices: those that ask for the driver of one."""
-    others = [item for item in items if in_suite(item) and not _concerns(item)]
+    replay = config.stash[WALKS].replay is not None
+    others = [
+        item
+        for item in items
+        if in_suite(item)
+        and (not _concerns(item) or (replay and "walks" not in getattr(item, "fixturenames", ())))
+    ]
     if others:
         config.hook.pytest_deselected(items=others)
         left_out = set(others)

@@ -13,6 +13,8 @@ _OPTIONS = (
     ("device", "DEVICE", "what the target is: blk, net, console, rng or balloon"),
     ("transport", "TRANSPORT", "mmio or vhost-user, for targets of this process"),
     ("spawn", "COMMAND", "starts a vhost-user backend for each test, at the socket {socket}"),
+    ("walks", "N", "how many random walks of a driver's there are (25)"),
+    ("replay", "FILE", "walk the walk in this file, and run no other test"),
     ("patience", "SECONDS", "how long is waited for what has to come (5)"),
 )
 

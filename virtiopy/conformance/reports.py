@@ -23,7 +23,7 @@ def page_of(documents: list[tuple[str, Document]]) -> str:
     except ImportError as error:
         raise ConfigError(
             f"An HTML report needs what is not here ({error}): "
-            "install it with pip install 'virtiopy[reports]'."
+            "install it with pip install 'virtiopy[conformance]'."
         ) from error
     return render(documents)
 

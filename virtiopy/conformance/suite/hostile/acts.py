@@ -101,7 +101,8 @@ def perform(act: Act, stage: Stage) -> None:
     act.do(stage)
     if act.ruinous:
         stage.settle()
-        stage.session.reset()
+        if not stage.session.needs_reset:
+            stage.session.reset()
 
 
 def on_each_queue(act: Act, session: Session, driver: DeviceDriver, judge: Judge) -> None:

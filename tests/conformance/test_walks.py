@@ -1,0 +1,116 @@
+"""Random walks: they find what is broken, show it in a few steps, and do the same again."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.conformance.runs import run_pytest
+from virtiopy.conformance.steps import KINDS, load
+from virtiopy.errors import ConfigError
+
+OWN_DEVICE = """\
+from virtiopy.conformance.targets import inproc
+from virtiopy.devices.rng import Rng
+
+class Own(Rng):
+    def __init__(self):
+        super().__init__()
+        self.before_loss = None
+        self.served = self.again = False
+
+    def start_queue(self, index, queue):
+        super().start_queue(index, queue)
+        self.before_loss = 2
+
+    def reset(self):
+        super().reset()
+        self.again = self.served
+
+    def handle(self, queue):
+        while True:
+            while (chain := queue.pop()) is not None:
+                self.complete(queue, chain)
+            self.notify(queue)
+            if not queue.enable_notifications():
+                return
+
+    def complete(self, queue, chain):
+        queue.push(chain, self.serve(queue, chain))
+
+{broken}
+
+virtio_target = inproc(Own{options})
+"""
+
+LOSES_THE_THIRD_AFTER_A_QUEUE_RESET = """\
+    def complete(self, queue, chain):
+        if self.before_loss is not None:
+            self.before_loss -= 1
+            if self.before_loss == -1:
+                return
+        queue.push(chain, self.serve(queue, chain))
+"""
+
+COMPLETES_TWICE_AFTER_A_RESET = """\
+    def complete(self, queue, chain):
+        queue.push(chain, self.serve(queue, chain))
+        self.served = True
+        if self.again and queue.last_available == 2:
+            queue.in_flight += 1
+            queue.push(chain, 0)
+"""
+
+
+def own_device(folder: Path, broken: str, options: str = "") -> None:
+    text = OWN_DEVICE.format(broken=broken, options=options)
+    (folder / "test_own.py").write_text(text)
+
+
+def walk(folder: Path, *arguments: str) -> str:
+    """Walk, where it has to fail; returns what was said."""
+    run = run_pytest("--virtio-patience=0.2", "-k", "random_walk", *arguments, folder=folder)
+    assert run.returncode == pytest.ExitCode.TESTS_FAILED, run.stdout
+    return run.stdout
+
+
+@pytest.mark.parametrize(
+    ("broken", "options", "failure"),
+    [
+        (LOSES_THE_THIRD_AFTER_A_QUEUE_RESET, ", served=True", "not within 0.2 s"),
+        (COMPLETES_TWICE_AFTER_A_RESET, "", "was used, and is not in flight"),
+    ],
+    ids=["loses the third after a queue reset", "completes twice after a reset"],
+)
+def test_a_walk_finds_what_is_broken_and_shows_it_in_a_few_steps(
+    tmp_path: Path, broken: str, options: str, failure: str
+) -> None:
+    own_device(tmp_path, broken, options)
+    said = walk(tmp_path, "--virtio-walks=200")
+    assert failure in said
+    found = re.search(r"--virtio-replay=(\S+)", said)
+    assert found is not None, said
+    path = Path(found[1])
+    assert len(load(path)) <= 4, path.read_text()
+    # The same again, by the file alone; and not where it was mended.
+    assert failure in walk(tmp_path, f"--virtio-replay={path}")
+    own_device(tmp_path, "", options)
+    run = run_pytest(f"--virtio-replay={path}", folder=tmp_path)
+    assert run.returncode == 0, run.stdout
+    assert "1 passed" in run.stdout
+
+
+def test_a_step_is_what_its_line_says(tmp_path: Path) -> None:
+    path = tmp_path / "walk.txt"
+    path.write_text("# every step there is\n\n" + "\n".join(str(kind()) for kind in KINDS))
+    assert load(path) == [kind() for kind in KINDS]
+
+
+@pytest.mark.parametrize(
+    "line", ["jump", "send queue=first", "send quee=1", "kick queue", "send kick=1"]
+)
+def test_what_is_no_step_is_said_with_its_line(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "walk.txt"
+    path.write_text(f"start\n{line}\n")
+    with pytest.raises(ConfigError, match=f"Line 2 .*{line}"):
+        load(path)

@@ -1,0 +1,69 @@
+"""Random walks of a driver: whatever it does, and in whatever order, the device keeps its word."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from virtiopy.conformance.collection import PATIENCE_KEY, TRACE, WALKS, Walks
+from virtiopy.conformance.drivers import driver_of
+from virtiopy.conformance.features import names
+from virtiopy.conformance.problems import DeviceError, NotApplicableError
+from virtiopy.conformance.session import Session
+from virtiopy.conformance.steps import Step, save
+from virtiopy.conformance.targets import Target
+from virtiopy.conformance.trace import Trace
+from virtiopy.conformance.walk import Walk
+
+
+@pytest.fixture
+def walks(request: pytest.FixtureRequest) -> Walks:
+    """Give what the options say of walks."""
+    return request.config.stash[WALKS]
+
+
+def test_a_random_walk(
+    request: pytest.FixtureRequest, virtio_target: Target, walks: Walks, tmp_path: Path
+) -> None:
+    patience = request.config.stash[PATIENCE_KEY]
+
+    def go(steps: Sequence[Step], patience: float) -> None:
+        trace = request.node.stash[TRACE] = Trace()
+        with virtio_target.open(trace, patience) as session:
+            Walk(session, driver_of(session)).run(steps)
+
+    if walks.replay is not None:
+        go(walks.replay, patience)
+        return
+    try:
+        from virtiopy.conformance.search import Search
+    except ModuleNotFoundError as error:
+        if error.name != "hypothesis":
+            raise
+        raise NotApplicableError(
+            "hypothesis is missing, which makes walks: pip install 'virtiopy[conformance]'"
+        ) from error
+    with virtio_target.open(Trace(), patience) as session:
+        features = names_of(session)
+    steps = Search(go, patience).run(features, walks.count)
+    if steps is None:
+        return
+    try:
+        go(steps, patience)
+    except (AssertionError, DeviceError) as error:
+        path = tmp_path / "walk.txt"
+        save(path, steps, [f"A walk that {virtio_target.name} does not stand:", *first_line(error)])
+        lines = "\n".join(f"    {step}" for step in steps)
+        pytest.fail(f"{error}\n\n{lines}\n\nThe same again: --virtio-replay={path}", pytrace=False)
+    pytest.fail("a walk failed once, and not when it was walked again", pytrace=False)
+
+
+def names_of(session: Session) -> list[str]:
+    """Return the features that can be left out."""
+    driver_of(session)
+    return names(session.offered & session.understood & ~(1 << 32), session.device_id)
+
+
+def first_line(error: Exception) -> list[str]:
+    """Return what an exception says, in a line."""
+    return str(error).splitlines()[:1]
