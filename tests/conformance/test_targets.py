@@ -1,26 +1,31 @@
 """The suite, put to virtiopy's own devices and to a backend that nobody here wrote."""
 
+import os
+import re
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conformance.runs import run_suite
+from tests.conformance.runs import run_pytest, run_suite
+from virtiopy.conformance.document import read
+
+REPOSITORY = Path(__file__).parents[2]
 
 DEVICES = ["blk", "blk-readonly", "blk-writethrough", "net", "console", "rng", "balloon"]
 
-#: Statements that a backend of others' does not meet, by the test that shows it.
+#: Statements that a backend of others' does not meet: by the test that shows it.
 QEMU_DIFFERENCES = {
-    # 2.7.5.3.2:2, a device MUST take direct descriptors with an indirect one at their end:
-    # libvhost-user looks for the flag in the first descriptor alone.
-    "test_direct_descriptors_may_come_before_an_indirect_table",
-    # 5.2.5.2:3, writeback MUST start as 0 for a driver that has CONFIG_WCE without FLUSH: it stays
-    # as the driver of the session before has left it.
-    "test_writeback_starts_as_0_though_a_driver_before_that_could_flush_had_it_at_1",
-    # 2.7.8.2:2, at least as many bytes as the used length says MUST be written: of the ID the
-    # length says 20, and what lies after the string's NUL is not written (5.2.6 has it padded).
-    "test_all_20_bytes_of_a_device_id_string_are_written_with_nul_after_its_end",
+    # A device MUST take direct descriptors with an indirect one at their end: libvhost-user looks
+    # for the flag in the first descriptor alone.
+    "test_direct_descriptors_may_come_before_an_indirect_table": "2.7.5.3.2:2",
+    # writeback MUST start as 0 for a driver that has CONFIG_WCE without FLUSH: it stays as the
+    # driver of the session before has left it.
+    "test_writeback_starts_as_0_though_a_driver_before_that_could_flush_had_it_at_1": "5.2.5.2:3",
+    # At least as many bytes as the used length says MUST be written: of the ID the length says 20,
+    # and what lies after the string's NUL is not written (5.2.6 has it padded).
+    "test_all_20_bytes_of_a_device_id_string_are_written_with_nul_after_its_end": "2.7.8.2:2",
 }
 
 
@@ -29,10 +34,17 @@ QEMU_DIFFERENCES = {
 def test_a_device_of_virtiopys_meets_every_statement(
     tmp_path: Path, device: str, transport: str
 ) -> None:
+    report = tmp_path / "report.json"
     run = run_suite(
-        f"--virtio-target=inproc:{device}", f"--virtio-transport={transport}", folder=tmp_path
+        f"--virtio-target=inproc:{device}",
+        f"--virtio-transport={transport}",
+        f"--virtio-report={report}",
+        folder=tmp_path,
     )
     assert run.returncode == 0, run.stdout
+    [subject] = read(report)["subjects"]
+    holes = [clause["id"] for clause in subject["clauses"] if clause["outcome"] == "not tested"]
+    assert holes == []
 
 
 def test_a_backend_is_spawned_for_each_test(tmp_path: Path) -> None:
@@ -54,16 +66,43 @@ def test_qemu_storage_daemon_meets_every_statement_but_the_known(tmp_path: Path)
         "--export vhost-user-blk,id=export,node-name=disk,writable=on,"
         "addr.type=unix,addr.path={socket}"
     )
+    report = tmp_path / "report.json"
     run = run_suite(
         f"--virtio-spawn={command}",
         "--virtio-device=blk",
         "--virtio-patience=1",
-        "-rf",
+        f"--virtio-report={report}",
         folder=tmp_path,
     )
+    document = read(report)
     failed = {
-        line.split()[1].rpartition("::")[2]
-        for line in run.stdout.splitlines()
-        if line.startswith("FAILED ")
+        test["test"].rpartition("::")[2]: clause
+        for test in document["tests"]
+        if test["outcome"] == "failed"
+        for clause in test["clauses"] or ["none"]
     }
     assert failed == QEMU_DIFFERENCES, run.stdout
+
+
+@pytest.mark.parametrize("builder", ["build_zoned", "build_host_aware"])
+def test_a_zoned_device_meets_every_statement_about_zones(tmp_path: Path, builder: str) -> None:
+    """No device here is zoned: the one of tests.conformance.zoned is only for these tests."""
+    path = tmp_path / "test_device.py"
+    path.write_text(
+        f"from tests.conformance.zoned import {builder}\n"
+        "from virtiopy.conformance.targets import inproc\n"
+        f"virtio_target = inproc({builder})\n"
+    )
+    run = run_pytest(
+        f"{path.name}::virtio_target::test_zoned",
+        folder=tmp_path,
+        environment={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )
+    assert run.returncode == 0, run.stdout
+
+
+def test_the_reference_has_the_known_differences() -> None:
+    page = (REPOSITORY / "docs" / "conformance.md").read_text()
+    _, _, differences = page.partition("## Known differences")
+    listed = re.findall(r"^\| ([\d.]+:\d+) \|", differences, re.MULTILINE)
+    assert sorted(listed) == sorted(QEMU_DIFFERENCES.values())

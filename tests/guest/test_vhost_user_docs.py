@@ -45,6 +45,11 @@ MISSING = [
 
 needs_libvirt = pytest.mark.skipif(bool(MISSING), reason=f"missing: {' '.join(MISSING)}")
 
+needs_users = pytest.mark.skipif(
+    subprocess.run([*AS_A_USER, "true"], capture_output=True, check=False).returncode != 0,
+    reason="unshare --user --map-user does not work here",
+)
+
 GREETING = b"\r\nbooted from the disk\r\n"
 
 #: How long a domain may take until its guest says something, seconds.
@@ -117,7 +122,7 @@ def test_the_commands_of_the_page_work(tmp_path: Path, disk: Path) -> None:
 
 
 @needs_libvirt
-@needs_isolation
+@needs_users
 @needs_taps
 def test_libvirt_runs_the_domain_of_the_page(tmp_path: Path, disk: Path) -> None:
     blk, net, serial = tmp_path / "blk.sock", tmp_path / "net.sock", tmp_path / "serial.txt"

@@ -36,7 +36,7 @@ FIELDS = {
     "duplex": (1, 1),
     "rss_max_key_size": (1, 40),
     "rss_max_indirection_table_length": (2, 128),
-    "supported_hash_types": (4, 0),
+    "supported_hash_types": (4, 1 << 1),
     "supported_tunnel_types": (4, 0),
 }
 

@@ -77,6 +77,11 @@ class Field(enum.Enum):
     max_secure_erase_sectors = 60, 4
     max_secure_erase_seg = 64, 4
     secure_erase_sector_alignment = 68, 4
+    zone_sectors = 72, 4
+    max_open_zones = 76, 4
+    max_active_zones = 80, 4
+    max_append_sectors = 84, 4
+    write_granularity = 88, 4
     zoned_model = 92, 1
 
 

@@ -52,6 +52,7 @@ class Command(enum.Enum):
     VLAN_DEL = 2, 1
     ANNOUNCE_ACK = 3, 0
     MQ_VQ_PAIRS_SET = 4, 0
+    MQ_RSS_CONFIG = 4, 1
     NOTF_COAL_TX_SET = 6, 0
     NOTF_COAL_RX_SET = 6, 1
     NOTF_COAL_VQ_SET = 6, 2

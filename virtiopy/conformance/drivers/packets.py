@@ -122,3 +122,19 @@ def complete(frame: bytes, start: int, offset: int) -> bytes:
     at = start + offset
     checksum = 0xFFFF - ones_sum(frame[start:])
     return frame[:at] + checksum.to_bytes(2, "big") + frame[at + 2 :]
+
+
+def toeplitz(key: bytes, data: bytes) -> int:
+    """Return the Toeplitz hash that receive-side scaling selects a queue by (5.1.9.4.4)."""
+    bits = int.from_bytes(key, "big")
+    result = 0
+    for position in range(8 * len(data)):
+        if data[position // 8] >> (7 - position % 8) & 1:
+            result ^= bits >> (8 * len(key) - 32 - position) & 0xFFFFFFFF
+    return result
+
+
+def hashed(made: Packet) -> bytes:
+    """Return what of a TCP or UDP packet goes into its hash: addresses and ports (5.1.9.4.4.2)."""
+    addresses = 8 if made.start == ETHERNET_HEADER + IPV4_HEADER else 32
+    return made.frame[made.start - addresses : made.start + 4]

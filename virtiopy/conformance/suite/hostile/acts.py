@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from virtiopy.conformance.drivers.base import DeviceDriver, Request, Sent
+from virtiopy.conformance.drivers.base import DeviceDriver, Request
 from virtiopy.conformance.problems import NotApplicableError
 from virtiopy.conformance.queue import SessionQueue
 from virtiopy.conformance.session import Session
@@ -109,12 +109,31 @@ def on_each_queue(act: Act, session: Session, driver: DeviceDriver, judge: Judge
     """Do it to one queue after the other, each time with good requests behind it."""
     if not session.has(*act.features):
         raise NotApplicableError(f"{' and '.join(act.features)} was not negotiated")
-    for index in sorted(session.queues):
+    on_queues(act, sorted(session.queues), session, driver, judge)
+
+
+def chain(*parts: bytes | int | Piece) -> Callable[[Stage], None]:
+    """Return what submits a chain: bytes are for the device to read, a number is room to write."""
+
+    def do(stage: Stage) -> None:
+        session = stage.session
+        pieces = []
+        for part in parts:
+            if isinstance(part, bytes):
+                pieces.append(session.place(part))
+            else:
+                pieces.append(part if isinstance(part, Piece) else session.room(part))
+        stage.submit(stage.queue.place(pieces))
+
+    return do
+
+
+def on_queues(
+    act: Act, indexes: Iterable[int], session: Session, driver: DeviceDriver, judge: Judge
+) -> None:
+    """Do it to each of these queues, as far as they are there."""
+    there = [index for index in indexes if index in session.queues]
+    if not there or not session.has(*act.features):
+        raise NotApplicableError("the queue that it is for is not there")
+    for index in there:
         judge.check(lambda index=index: perform(act, Stage(session, driver, index)), queue=index)  # type: ignore[misc]
-
-
-def send_all(driver: DeviceDriver, requests: Iterable[Request]) -> list[Sent]:
-    """Send requests of one queue, all at once."""
-    sent = [driver.place(request) for request in requests]
-    driver.offer(*sent)
-    return sent

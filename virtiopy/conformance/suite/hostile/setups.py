@@ -1,0 +1,235 @@
+"""What no driver may do before its device is live: status, features, queues (3.1, 4.2)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import pytest
+
+from virtiopy.conformance.drivers.base import DeviceDriver
+from virtiopy.conformance.memory import END, HOLE
+from virtiopy.conformance.session import Session
+from virtiopy.spec import DeviceStatus
+from virtiopy.transport.driver import MmioDriver
+from virtiopy.transport.mmio import Register
+from virtiopy.virtqueue.split import QueueAddresses
+
+ACKNOWLEDGE, DRIVER = DeviceStatus.ACKNOWLEDGE, DeviceStatus.DRIVER
+FEATURES_OK, DRIVER_OK = DeviceStatus.FEATURES_OK, DeviceStatus.DRIVER_OK
+
+#: A queue that no device has, and more than any can have.
+NO_QUEUES = (63, 1 << 16, 0xFFFF_FFFF)
+
+
+@dataclass(slots=True, frozen=True)
+class Steps:
+    """What is done to a device's registers, out of any order: a name, and the section abused."""
+
+    name: str
+    section: str
+    do: Callable[[Session, MmioDriver], None]
+
+
+def each(table: Sequence[Steps]) -> pytest.MarkDecorator:
+    """Parametrize a test by them."""
+    return pytest.mark.parametrize("steps", [pytest.param(it, id=it.name) for it in table])
+
+
+def statuses(*values: int) -> Callable[[Session, MmioDriver], None]:
+    """Return what resets the device and writes these values to Status, with kicks in between."""
+
+    def do(session: Session, registers: MmioDriver) -> None:
+        registers.write(Register.Status, 0)
+        for value in values:
+            registers.write(Register.Status, value)
+            registers.kick(0)
+
+    return do
+
+
+def live(*values: int) -> Callable[[Session, MmioDriver], None]:
+    """Return what writes these values to Status of a device that runs."""
+
+    def do(session: Session, registers: MmioDriver) -> None:
+        session.start()
+        for value in values:
+            registers.write(Register.Status, value)
+            registers.kick(0)
+
+    return do
+
+
+def features_late(session: Session, registers: MmioDriver) -> None:
+    """Write other features when the device has taken some, and when it is live."""
+    session.negotiate()
+    registers.write_features(0)
+    session.set_up_queue(0)
+    session.driver_ok()
+    registers.write_features((1 << 64) - 1)
+    registers.kick(0)
+
+
+def every_feature(session: Session, registers: MmioDriver) -> None:
+    """Ask for every feature that there can be, and go on as if the device had taken them."""
+    session.reset()
+    registers.set_status(ACKNOWLEDGE, DRIVER)
+    for word in (0, 1, 2, 3, 1000, 0xFFFF_FFFF):
+        registers.write(Register.DriverFeaturesSel, word)
+        registers.write(Register.DriverFeatures, 0xFFFF_FFFF)
+    registers.set_status(FEATURES_OK)
+    session.set_up_queue(0)
+    registers.set_status(DRIVER_OK)
+    registers.kick(0)
+
+
+def kicks_of_no_queue(session: Session, registers: MmioDriver) -> None:
+    """Kick queues that are not there."""
+    session.start()
+    for index in NO_QUEUES:
+        registers.kick(index)
+
+
+def kicks_without_queues(session: Session, registers: MmioDriver) -> None:
+    """Kick queues that were not set up, before DRIVER_OK and after."""
+    session.negotiate()
+    count = session.queue_count
+    for index in range(count):
+        registers.kick(index)
+    session.driver_ok()
+    for index in range(count):
+        registers.kick(index)
+
+
+def no_queue_set_up(session: Session, registers: MmioDriver) -> None:
+    """Set up, start and reset queues that are not there."""
+    session.start()
+    for index in NO_QUEUES:
+        queue = session.new_queue(0, 8)
+        registers.announce_queue(index, queue)
+        registers.kick(index)
+        registers.write(Register.QueueReset, 1)
+        registers.write(Register.QueueReady, 0)
+
+
+def queues_changed(session: Session, registers: MmioDriver) -> None:
+    """Write sizes and addresses of queues that are ready."""
+    session.start()
+    for index in range(session.queue_count):
+        registers.write(Register.QueueSel, index)
+        for register in (Register.QueueSize, Register.QueueDescLow, Register.QueueDriverHigh):
+            registers.write(register, 0xFFFF_FFF0)
+        registers.write(Register.QueueReady, 0xFFFF_FFFF)
+        registers.kick(index)
+
+
+def ready_on_and_off(session: Session, registers: MmioDriver) -> None:
+    """Make queues ready and not, over and over, while the device runs."""
+    session.start()
+    for index in range(session.queue_count):
+        registers.write(Register.QueueSel, index)
+        for turn in range(6):
+            registers.write(Register.QueueReady, turn & 1)
+            registers.kick(index)
+
+
+def acknowledged(session: Session, registers: MmioDriver) -> None:
+    """Acknowledge interrupts that were not, and cannot be."""
+    session.start()
+    for value in (0xFFFF_FFFF, 0, 1 << 31):
+        registers.write(Register.InterruptACK, value)
+
+
+STATUSES = (
+    Steps("driver-ok-at-once", "3.1.1", statuses(DRIVER_OK)),
+    Steps("driver-ok-without-features-ok", "3.1.1", statuses(1, 3, 3 | DRIVER_OK)),
+    Steps("features-ok-without-features", "3.1.1", statuses(1, 3, 3 | FEATURES_OK, 15)),
+    Steps("every-bit-at-once", "2.1", statuses(0xFF)),
+    Steps("bits-that-are-none", "2.1", statuses(0xFFFF_FF00, 0xFFFF_FFFF)),
+    Steps("bits-backwards", "3.1.1", statuses(DRIVER_OK, FEATURES_OK, DRIVER, ACKNOWLEDGE)),
+    Steps("failed-at-once", "2.1", statuses(DeviceStatus.FAILED)),
+    Steps("bits-cleared-when-live", "2.1.1", live(ACKNOWLEDGE, DRIVER, 15, 7, 11)),
+    Steps("failed-when-live", "2.1", live(DeviceStatus.FAILED | 15)),
+    Steps("needs-reset-by-the-driver", "2.1", live(DeviceStatus.DEVICE_NEEDS_RESET | 15)),
+    Steps("driver-ok-again-and-again", "3.1.1", live(15, 15, DRIVER_OK)),
+    Steps("suspended-without-the-feature", "3.4", live(DeviceStatus.SUSPEND | 15)),
+    Steps("reset-again-and-again", "2.4", live(0, 0, 0)),
+    Steps("features-after-features-ok", "3.1.1", features_late),
+    Steps("every-feature-there-can-be", "2.2.1", every_feature),
+    Steps("kicks-of-no-queue", "4.2.2", kicks_of_no_queue),
+    Steps("kicks-of-queues-not-set-up", "2.7.13.4", kicks_without_queues),
+    Steps("no-queue-set-up", "4.2.2", no_queue_set_up),
+    Steps("queues-changed-when-ready", "4.2.2.2", queues_changed),
+    Steps("ready-on-and-off", "4.2.2.2", ready_on_and_off),
+    Steps("interrupts-that-were-none", "4.2.2.2", acknowledged),
+)
+
+
+@dataclass(slots=True, frozen=True)
+class Rings:
+    """A virtqueue as no driver may announce it: what becomes of a good one's registers."""
+
+    name: str
+    section: str
+    size: Callable[[int], int] = lambda most: min(most, 8)
+    parts: Callable[[QueueAddresses], QueueAddresses] = lambda parts: parts
+
+
+def table(change: Callable[[int], int]) -> Callable[[QueueAddresses], QueueAddresses]:
+    """Return what moves the descriptor table."""
+    return lambda p: QueueAddresses(change(p.descriptor_table), p.available_ring, p.used_ring)
+
+
+def available(change: Callable[[int], int]) -> Callable[[QueueAddresses], QueueAddresses]:
+    """Return what moves the available ring."""
+    return lambda p: QueueAddresses(p.descriptor_table, change(p.available_ring), p.used_ring)
+
+
+def used(change: Callable[[int], int]) -> Callable[[QueueAddresses], QueueAddresses]:
+    """Return what moves the used ring."""
+    return lambda p: QueueAddresses(p.descriptor_table, p.available_ring, change(p.used_ring))
+
+
+def to(address: int) -> Callable[[int], int]:
+    """Return what moves a part to an address."""
+    return lambda before: address
+
+
+def by(offset: int) -> Callable[[int], int]:
+    """Return what moves a part by so many bytes."""
+    return lambda before: before + offset
+
+
+ALL_RINGS = (
+    Rings("size-0", "2.7", lambda most: 0),
+    Rings("size-3", "2.7", lambda most: 3),
+    Rings("size-above-the-most", "4.2.2.2", lambda most: 2 * most),
+    Rings("size-65536", "2.7", lambda most: 1 << 16),
+    Rings("size-ffffffff", "2.7", lambda most: 0xFFFF_FFFF),
+    Rings("table-misaligned", "2.7.1", parts=table(by(8))),
+    Rings("available-misaligned", "2.7.1", parts=available(by(1))),
+    Rings("used-misaligned", "2.7.1", parts=used(by(2))),
+    Rings("table-in-hole", "2.7", parts=table(to(HOLE))),
+    Rings("available-into-hole", "2.7", parts=available(to(HOLE - 2))),
+    Rings("used-into-hole", "2.7", parts=used(to(HOLE - 8))),
+    Rings("table-past-end", "2.7", parts=table(to(END - 16))),
+    Rings("available-wraps-2-to-64", "2.7", parts=available(to((1 << 64) - 2))),
+    Rings("used-at-the-top", "2.7", parts=used(to((1 << 64) - 4))),
+    Rings("parts-all-the-same", "2.7", parts=lambda p: QueueAddresses(*[p.descriptor_table] * 3)),
+    Rings("used-over-available", "2.7", parts=lambda p: used(to(p.available_ring & ~3))(p)),
+    Rings("available-over-table", "2.7", parts=lambda p: available(to(p.descriptor_table))(p)),
+)
+
+
+def announce(rings: Rings, session: Session, driver: DeviceDriver, index: int) -> None:
+    """Announce one queue so, set DRIVER_OK, make something available, and kick."""
+    session.trace.note(f"queue {index}: {rings.name} ({rings.section})")
+    session.negotiate()
+    queue = session.new_queue(index, 8)
+    queue.make_available(queue.place([session.room(64)]))
+    most = session.queue_size_max(index)
+    queue.size = rings.size(most)
+    queue.addresses = rings.parts(queue.addresses)
+    session.announce_queue(queue)
+    # Nobody can say what it is good for.
+    del session.queues[index]
+    session.driver_ok()
+    session.registers.kick(index)

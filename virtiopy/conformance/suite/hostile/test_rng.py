@@ -1,0 +1,27 @@
+"""Requests that no driver may make of an entropy device (5.4.6)."""
+
+from virtiopy.conformance.drivers.rng import REQUESTQ, RngDriver
+from virtiopy.conformance.memory import SPARE
+from virtiopy.conformance.session import Session
+from virtiopy.conformance.suite.hostile.acts import Act, chain, each, on_queues
+from virtiopy.conformance.verdict import Judge
+from virtiopy.virtqueue.driver import Piece
+
+REQUESTS = (
+    Act("nothing-to-write-to", "5.4.6.1", chain(b"please")),
+    Act("something-to-read-first", "5.4.6.1", chain(b"please", 64)),
+    Act("no-room-at-all", "5.4.6.1", chain(0)),
+    Act(
+        "eight-mib",
+        "5.4.6",
+        chain(Piece(SPARE[0], SPARE[1] - SPARE[0], writable=True)),
+    ),
+    Act("a-byte-forty-times", "5.4.6", chain(*[1] * 40)),
+)
+
+
+@each(REQUESTS)
+def test_a_request_that_no_driver_may_make(
+    act: Act, session: Session, rng: RngDriver, judge: Judge
+) -> None:
+    on_queues(act, [REQUESTQ], session, rng, judge)
