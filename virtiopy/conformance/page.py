@@ -1,6 +1,6 @@
 """A report as one HTML page, which loads nothing from elsewhere and needs no script.
 
-Importing this needs the extra "reports".
+Importing this needs the extra "conformance".
 """
 
 from collections.abc import Sequence

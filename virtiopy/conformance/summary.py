@@ -10,6 +10,9 @@ from virtiopy.conformance.results import Outcome
 #: How wide a line may be that is not to be broken, columns.
 _WIDTH = 100
 
+#: How many failures of tests are shown that are about no statement.
+_OTHERS = 10
+
 
 def run(side: Side) -> Iterator[str]:
     """Yield a table of a subject's statements by area, then each that is not met."""
@@ -27,8 +30,10 @@ def run(side: Side) -> Iterator[str]:
             yield f"    {test['test'].rpartition('::')[2]}: {_first_line(test['reason'])}"
     if side.others:
         yield ""
-        for test in side.others:
+        for test in side.others[:_OTHERS]:
             yield f"{test['test'].rpartition('::')[2]}: {_first_line(test['reason'])}"
+        if len(side.others) > _OTHERS:
+            yield f"and {len(side.others) - _OTHERS} tests more of hostile acts, in the report"
 
 
 def _table(counts: dict[Area, Counter[str]]) -> Iterator[str]:

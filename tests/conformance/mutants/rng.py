@@ -42,6 +42,14 @@ class LeavesTheBufferAsItWas(Rng):
         return total(chain.writable)
 
 
+class SaysMoreThanItGives(Rng):
+    """Says that it has filled a buffer that is longer than what it gives at once."""
+
+    def serve(self, queue: SplitQueue, chain: Chain) -> int:
+        super().serve(queue, chain)
+        return total(chain.writable)
+
+
 MUTANTS = [
     *mutants(
         build_rng,
@@ -50,6 +58,7 @@ MUTANTS = [
             ("5.4.6.2:1", RepeatsItself),
             ("5.4.6.2:1", LeavesTheBufferAsItWas),
             ("5.4.6.2:2", WritesPastTheEnd),
+            ("2.7.8.2:2", SaysMoreThanItGives),
         ],
     ),
 ]

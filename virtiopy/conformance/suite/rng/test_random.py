@@ -83,3 +83,16 @@ def test_nothing_is_written_beyond_the_end_of_the_buffer(session: Session, rng: 
     after = session.content(around)
     assert after[:SIZE] == before[:SIZE]
     assert after[2 * SIZE :] == before[2 * SIZE :]
+
+
+@pytest.mark.clause("2.7.8.2:2")
+def test_as_many_bytes_are_written_as_the_used_length_says(
+    session: Session, rng: RngDriver
+) -> None:
+    rng.start()
+    sent = rng.place(rng.request(100_000))
+    before = session.content(*sent.pieces)
+    rng.offer(sent)
+    length = session.wait_for(REQUESTQ, sent.head).length
+    end = slice(max(0, length - SIZE), length)
+    assert session.content(*sent.pieces)[end] != before[end]
