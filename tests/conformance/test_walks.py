@@ -1,11 +1,12 @@
 """Random walks: they find what is broken, show it in a few steps, and do the same again."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
-from tests.conformance.runs import run_pytest
+from tests.conformance.runs import run_pytest, run_suite
 from virtiopy.conformance.steps import KINDS, load
 from virtiopy.errors import ConfigError
 
@@ -90,7 +91,8 @@ def test_a_walk_finds_what_is_broken_and_shows_it_in_a_few_steps(
     assert failure in said
     found = re.search(r"--virtio-replay=(\S+)", said)
     assert found is not None, said
-    path = Path(found[1])
+    path = tmp_path / "walk.txt"
+    shutil.move(found[1], path)
     assert len(load(path)) <= 4, path.read_text()
     # The same again, by the file alone; and not where it was mended.
     assert failure in walk(tmp_path, f"--virtio-replay={path}")
@@ -98,6 +100,18 @@ def test_a_walk_finds_what_is_broken_and_shows_it_in_a_few_steps(
     run = run_pytest(f"--virtio-replay={path}", folder=tmp_path)
     assert run.returncode == 0, run.stdout
     assert "1 passed" in run.stdout
+
+
+def test_a_console_with_ports_is_not_reconnected_to(tmp_path: Path) -> None:
+    path = tmp_path / "walk.txt"
+    path.write_text("reconnect\nsend queue=1\nwait queue=1\n")
+    run = run_suite(
+        "--virtio-target=inproc:console",
+        "--virtio-transport=vhost-user",
+        f"--virtio-replay={path}",
+        folder=tmp_path,
+    )
+    assert run.returncode == 0, run.stdout
 
 
 def test_a_step_is_what_its_line_says(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.vhost_user import PATIENCE, Driver
 from tests.unit.vhost_user_peer import (
     FEATURE_BITS,
     INFLIGHT_SIZE,
@@ -26,6 +27,8 @@ from tests.unit.vhost_user_peer import (
     Bench,
     assert_ends,
 )
+from virtiopy.devices.rng import Rng
+from virtiopy.eventloop import EventLoop
 from virtiopy.vhost.user import backend
 from virtiopy.vhost.user.messages import (
     PAYLOAD_MAX,
@@ -39,6 +42,7 @@ from virtiopy.vhost.user.messages import (
     ring_file,
     u64,
 )
+from virtiopy.vhost.user.server import Server
 
 
 @pytest.fixture
@@ -311,3 +315,24 @@ def test_a_frontend_that_cannot_be_accepted_is_not_tried_without_end(
         refusing = False
         waiting.sendall(Message(Request.GET_FEATURES).encode())
         assert len(waiting.recv(64)) == 20
+
+
+def test_a_frontend_that_ends_each_connection_is_not_called_without_end(tmp_path: Path) -> None:
+    path = tmp_path / "frontend.sock"
+    with socket.socket(socket.AF_UNIX) as listener, EventLoop("backend") as loop:
+        listener.bind(str(path))
+        listener.listen()
+        listener.settimeout(PATIENCE)
+        server = Server(Rng(), loop, path)
+        loop.start()
+        listener.accept()[0].close()
+        # It has seen that by the second turn, and would call again in each.
+        for _ in range(5):
+            loop.call(lambda: None, "turn")
+        listener.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+        listener.settimeout(PATIENCE)
+        with Driver(listener.accept()[0]) as driver:
+            driver.start()
+        loop.call(server.close, "close")

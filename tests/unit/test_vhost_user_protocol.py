@@ -220,7 +220,34 @@ class FakeNetLink(FakeLink):
             os.close(fd)
 
 
-# Ring states, and VHOST_USER_GET_VRING_BASE: of devices that hold buffers
+# Ring states
+
+
+def test_without_protocol_features_a_ring_starts_enabled(driver: Driver) -> None:
+    driver.frontend._has_states = False
+    driver.start()
+    assert read_sector(driver, 2) == bytes([2]) * SECTOR
+
+
+def test_a_transmitq_that_is_disabled_is_worked_and_what_is_sent_discarded(
+    tmp_path: Path,
+) -> None:
+    link = FakeNetLink()
+    with (
+        Served(Net(link, mac=MAC), tmp_path / "net.sock") as served,
+        Driver(served.connect(), queue_count=2) as driver,
+    ):
+        driver.start()
+        frame = driver.piece(bytes(12) + b"\xff" * 60)
+        for enabled in (False, True):
+            driver.frontend.enable_ring(1, enable=enabled)
+            driver.queues[1].driver.add([frame])
+            driver.queues[1].notify()
+            driver.queues[1].wait()
+        assert [len(frame) for frame in link.sent[0]] == [72]
+
+
+# VHOST_USER_GET_VRING_BASE: of devices that hold buffers
 
 
 def notify_and_wait(served: Served, driver: Driver) -> None:

@@ -216,7 +216,7 @@ class Walk:
 
     @_do.register
     def _(self, step: Reconnect) -> None:
-        if self._abused:
+        if self._abused or not self._driver.can_reconnect:
             return
         for index in list(self._sent):
             self._wait(index)

@@ -291,6 +291,48 @@ class CountsCsumStartFromTheIpHeader(_Receiving):
     receiver = _Shifter
 
 
+class _Eraser(Receiver):
+    def _complete(self, start: bytes, length: int) -> None:
+        first = self._ready[0][0].writable
+        super()._complete(start, length)
+        if start[0] & HeaderFlag.NEEDS_CSUM:
+            place = sum(int.from_bytes(start[at : at + 2], "little") for at in (6, 8))
+            scatter(split_at(first, HEADER_SIZE + place)[1], b"\0\0")
+
+
+class LeavesNoSumOfThePseudoHeader(_Receiving):
+    receiver = _Eraser
+
+
+class _Delegator(Receiver):
+    """Has the driver sum up every frame, for it will come out right."""
+
+    def _complete(self, start: bytes, length: int) -> None:
+        super()._complete(bytes([start[0] | HeaderFlag.NEEDS_CSUM]) + start[1:], length)
+
+
+class HasEveryChecksumCompleted(_Receiving):
+    receiver = _Delegator
+
+
+class _EcnLoser(Receiver):
+    def _complete(self, start: bytes, length: int) -> None:
+        super()._complete(start[:1] + bytes([start[1] & 0x7F]) + start[2:], length)
+
+
+class SaysNothingOfEcn(_Receiving):
+    receiver = _EcnLoser
+
+
+class _HdrLenLoser(Receiver):
+    def _complete(self, start: bytes, length: int) -> None:
+        super()._complete(start[:2] + b"\0\0" + start[4:], length)
+
+
+class SaysNothingOfHdrLen(_Receiving):
+    receiver = _HdrLenLoser
+
+
 MUTANTS = [
     *mutants(
         build_net,
@@ -322,6 +364,9 @@ MUTANTS = [
             ("5.1.9.4.1:11", PassesAllGsoTypes),
             ("5.1.9.4.1:12", PassesAllFlags),
             ("5.1.9.4.1:13", PassesAllGsoTypes),
+            ("5.1.9.4.1:14", SaysNothingOfEcn),
+            ("5.1.9.4.1:18", HasEveryChecksumCompleted),
+            ("5.1.9.4.1:19", LeavesNoSumOfThePseudoHeader),
             ("5.1.9.4.1:20", CountsCsumStartFromTheIpHeader),
             ("5.1.9.4.1:21", PassesAllGsoTypes),
             ("5.1.9.4.1:25", PassesAllGsoTypes),
@@ -329,6 +374,7 @@ MUTANTS = [
             ("5.1.9.4.1:27", BelievesItsLink),
             ("5.1.9.4.1:28", BelievesItsLink),
             ("5.1.9.4.1:30", PassesAllFlags),
+            ("5.1.9.4.1:31", SaysNothingOfHdrLen),
             ("5.1.9.4.1:33", SaysThatAllChecksumsAreRight),
             ("5.1.9.4.1:39", PassesAllFlags),
             ("5.1.9.4.1:42", PassesAllFlags),

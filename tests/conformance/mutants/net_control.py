@@ -8,7 +8,9 @@ from virtiopy.devices.net import FrameLink, Net
 from virtiopy.devices.net.control import (
     BROADCAST,
     MAC_SIZE,
+    CommandError,
     Control,
+    ControlClass,
     ReceiveFilter,
     RxCommand,
     is_multicast,
@@ -132,6 +134,21 @@ class SuppressesBroadcastWithMulticast(_Filtering):
     kind = _Lumping
 
 
+class _SparseControl(Control):
+    """Knows the first command of each feature only."""
+
+    def _execute(self, class_: int, command: int, data: bytes) -> None:
+        if class_ == ControlClass.RX and command not in {RxCommand.PROMISC, RxCommand.ALLUNI}:
+            raise CommandError("no such mode")
+        super()._execute(class_, command, data)
+
+
+class KnowsTwoReceiveModes(Net):
+    def __init__(self, link: FrameLink, *, mac: bytes, queue_size: int = 256) -> None:
+        super().__init__(link, mac=mac, queue_size=queue_size)
+        self.control = _SparseControl(self)
+
+
 class RemembersTheMacTable(Net):
     def reset(self) -> None:
         table = self.filter.table
@@ -216,6 +233,8 @@ MUTANTS = [
     *mutants(
         build_net,
         [
+            ("5.1.9.5.1.1:1", KnowsTwoReceiveModes),
+            ("5.1.9.5.1.1:5", KnowsTwoReceiveModes),
             ("5.1.9.5.1.1:2", NeverIsPromiscuous),
             ("5.1.9.5.1.1:3", SuppressesInPromiscuousMode),
             ("5.1.9.5.1.1:4", NeverTakesAllMulticast),

@@ -84,6 +84,11 @@ class DeviceDriver:
     #: The queue that `good_request` goes to.
     main_queue: ClassVar[int] = 0
 
+    @property
+    def can_reconnect(self) -> bool:
+        """Whether all that a backend has to know after a hot reconnect is in rings and features."""
+        return True
+
     def __init__(self, session: Session) -> None:
         self.session = session
         session.understood |= feature_mask(named.bits(self.understood))

@@ -101,6 +101,11 @@ class ConsoleDriver(DeviceDriver):
         """Whether VIRTIO_CONSOLE_F_MULTIPORT was negotiated."""
         return self.session.has("VIRTIO_CONSOLE_F_MULTIPORT")
 
+    @property
+    def can_reconnect(self) -> bool:
+        """Not with ports: the protocol does not tell another backend which of them are open."""
+        return not self.multiport
+
     def start(
         self,
         features: Iterable[FeatureLike] | None = None,

@@ -1,5 +1,7 @@
 """Random walks of a driver: whatever it does, and in whatever order, the device keeps its word."""
 
+import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,9 +24,7 @@ def walks(request: pytest.FixtureRequest) -> Walks:
     return request.config.stash[WALKS]
 
 
-def test_a_random_walk(
-    request: pytest.FixtureRequest, virtio_target: Target, walks: Walks, tmp_path: Path
-) -> None:
+def test_a_random_walk(request: pytest.FixtureRequest, virtio_target: Target, walks: Walks) -> None:
     patience = request.config.stash[PATIENCE_KEY]
 
     def go(steps: Sequence[Step], patience: float) -> None:
@@ -51,11 +51,18 @@ def test_a_random_walk(
     try:
         go(steps, patience)
     except (AssertionError, DeviceError) as error:
-        path = tmp_path / "walk.txt"
+        path = new_file()
         save(path, steps, [f"A walk that {virtio_target.name} does not stand:", *first_line(error)])
         lines = "\n".join(f"    {step}" for step in steps)
         pytest.fail(f"{error}\n\n{lines}\n\nThe same again: --virtio-replay={path}", pytrace=False)
     pytest.fail("a walk failed once, and not when it was walked again", pytrace=False)
+
+
+def new_file() -> Path:
+    """Return an empty file that stays, unlike those in tmp_path."""
+    descriptor, name = tempfile.mkstemp(prefix="virtiopy-walk-", suffix=".txt")
+    os.close(descriptor)
+    return Path(name)
 
 
 def names_of(session: Session) -> list[str]:

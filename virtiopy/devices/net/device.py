@@ -335,12 +335,15 @@ class Net(VirtioDevice):
             pair.start(ring, self._terms, self.filter)
 
     def enable_queues(self, indexes: Iterable[int]) -> None:
-        """Use the pairs whose queues these are: a frontend may keep controlq to itself."""
-        if count := len({index // 2 for index in indexes if index < self._control_index}):
-            self.set_pairs(count)
-        else:
-            for pair in self.pairs:
-                pair.transmitter.enabled = False
+        """Use the pairs whose queues these are: a frontend may keep controlq to itself.
+
+        What is sent by a transmitq that is none of them is discarded.
+        """
+        enabled = {index for index in indexes if index < self._control_index}
+        if enabled:
+            self.set_pairs(len({index // 2 for index in enabled}))
+        for pair in self.pairs:
+            pair.transmitter.enabled = 2 * pair.index + 1 in enabled
 
     # Operation (5.1.9)
 

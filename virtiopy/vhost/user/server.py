@@ -15,7 +15,7 @@ from virtiopy.vhost.user.backend import Backend
 
 log = logging.getLogger(__name__)
 
-#: Seconds until a socket is tried again at which nobody listened.
+#: Seconds until a socket is tried again at which nobody listened, or whose frontend has gone.
 CONNECT_PAUSE = 0.5
 
 #: Seconds until a frontend is accepted again after one that could not be.
@@ -93,7 +93,9 @@ class Server(Closing):
         self.backend = Backend(device, loop, self._await_frontend)
         if isinstance(source, socket.socket):
             source.setblocking(False)
-        self._await_frontend()
+            self._await_frontend()
+        else:
+            loop.call_soon(self._connect, "connect to the frontend")
 
     def close(self) -> None:
         """Complete what is being done, and leave the frontend and the socket."""
@@ -110,7 +112,8 @@ class Server(Closing):
         if self._closing:
             return
         if isinstance(self._source, Path):
-            self._loop.call_soon(self._connect, "connect to the frontend")
+            # Not at once: one that takes each connection and ends it would have us do nothing else.
+            self._loop.call_later(CONNECT_PAUSE, self._connect, "connect to the frontend")
         elif self._accepting is None:
             self._accepting = self._loop.watch(
                 self._source.fileno(), READABLE, self._accept, "frontends"
