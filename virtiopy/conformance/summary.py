@@ -33,7 +33,7 @@ def run(side: Side) -> Iterator[str]:
         for test in side.others[:_OTHERS]:
             yield f"{test['test'].rpartition('::')[2]}: {_first_line(test['reason'])}"
         if len(side.others) > _OTHERS:
-            yield f"and {len(side.others) - _OTHERS} tests more of hostile acts, in the report"
+            yield f"and {len(side.others) - _OTHERS} more, which a --report has"
 
 
 def _table(counts: dict[Area, Counter[str]]) -> Iterator[str]:
