@@ -29,13 +29,21 @@ QEMU_DIFFERENCES = {
 }
 
 
-@pytest.mark.parametrize("transport", ["mmio", "vhost-user"])
-@pytest.mark.parametrize("device", DEVICES)
+# What differs in a variant is what it offers, and no transport has a say in that.
+@pytest.mark.parametrize(
+    ("device", "transport"),
+    [
+        (device, transport)
+        for device in DEVICES
+        for transport in ("mmio", "vhost-user")
+        if transport == "mmio" or "-" not in device
+    ],
+)
 def test_a_device_of_virtiopys_meets_every_statement(
     tmp_path: Path, device: str, transport: str
 ) -> None:
     report = tmp_path / "report.json"
-    # What differs in a variant is what it offers: mistreated is the one that offers most.
+    # Mistreated is the one that offers most.
     some = ["-k", "not hostile and not walk"] if "-" in device else []
     run = run_suite(
         *some,
