@@ -2,6 +2,7 @@
 
 import pytest
 
+from virtiopy.conformance.difference import difference
 from virtiopy.conformance.drivers.net import (
     BROADCAST,
     NO_OFFLOADS,
@@ -84,9 +85,10 @@ def test_a_wrong_hdr_len_of_a_large_frame_makes_no_difference(
 
     right = sent(made.headers)
     payload = b"".join(frame[made.headers :] for *_, frame in right)
-    assert payload == PAYLOAD, "not all of it was sent"
+    assert not difference(payload, PAYLOAD), "not all of it was sent"
     for wrong in (0, 1, 14, made.headers - 1, made.headers + 1, len(made.frame), 0xFFFF):
-        assert sent(wrong) == right, f"with hdr_len {wrong} something else was sent"
+        same = sent(wrong) == right  # in a name: pytest would explain large frames line by line
+        assert same, f"with hdr_len {wrong} something else was sent"
 
 
 @pytest.mark.clause("5.1.9.2.2:6")
@@ -106,5 +108,5 @@ def test_nothing_is_said_of_a_checksum_that_the_driver_says_nothing_of(
     net.start()
     made = tcp(b"conformance", state=state)
     [(header, frame)] = net.outcome(made.frame)
-    assert frame == made.frame
+    assert not difference(frame, made.frame)
     assert not header.flags & (HeaderFlag.DATA_VALID | HeaderFlag.NEEDS_CSUM)
