@@ -22,9 +22,10 @@ from virtiopy.kvm.exits import Exit, ExitReason, IoExit, MmioExit
 from virtiopy.measurement import MEASUREMENT_PORT, PORT_NAME, Measurement, MeasurementPort
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import DeviceId
-from virtiopy.transport.mmio import REGISTER_RANGE, Interrupt, MmioTransport, Register
+from virtiopy.transport.mmio import MmioTransport
 from virtiopy.transport.notifiers import EventfdNotifiers
 from virtiopy.transport.registerpage import RegisterPage
+from virtiopy.transport.registers import REGISTER_RANGE, Interrupt, Register
 from virtiopy.vhost.handoff import VhostPair
 
 #: Guest physical address of the first device's registers; the next ones follow it.

@@ -14,7 +14,7 @@ from virtiopy.devices.blk import Blk
 from virtiopy.host.disk import DiskImage
 from virtiopy.machine import MMIO_BASE, IoMode, Machine
 from virtiopy.memory import GuestMemory
-from virtiopy.transport.mmio import Register
+from virtiopy.transport.registers import Register
 
 CODE, COPIES = 0x10_0000, 0x20_0000
 

@@ -29,7 +29,8 @@ from virtiopy.eventloop import EventLoop
 from virtiopy.memory import HOLE_END, HOLE_START, HUGE_PAGE_SIZE, GuestMemory
 from virtiopy.spec import DeviceId, DeviceStatus, Feature, has_feature
 from virtiopy.transport.driver import MmioDriver
-from virtiopy.transport.mmio import Interrupt, MmioTransport, Register
+from virtiopy.transport.mmio import MmioTransport
+from virtiopy.transport.registers import Interrupt, Register
 from virtiopy.virtqueue.driver import Allocator, Piece, Used
 
 PAGE = 4096

@@ -25,7 +25,8 @@ from virtiopy.memory import GuestMemory
 from virtiopy.spec import DeviceStatus, Feature, has_feature
 from virtiopy.streams import Size, Stream, StreamUser
 from virtiopy.transport.driver import MmioDriver
-from virtiopy.transport.mmio import Interrupt, MmioTransport, Register
+from virtiopy.transport.mmio import MmioTransport
+from virtiopy.transport.registers import Interrupt, Register
 from virtiopy.virtqueue.buffers import Buffers, gather
 from virtiopy.virtqueue.driver import Allocator, Piece
 

@@ -8,7 +8,7 @@ from virtiopy._native import ffi, lib
 from virtiopy.devices import blk
 from virtiopy.devices.blk import BlkFeature, RequestType
 from virtiopy.spec import DeviceId, DeviceStatus, Feature, feature_mask, has_feature
-from virtiopy.transport.mmio import Interrupt, Register
+from virtiopy.transport.registers import Interrupt, Register
 from virtiopy.virtqueue import layout
 from virtiopy.virtqueue.layout import (
     QUEUE_SIZE_MAX,

@@ -21,7 +21,7 @@ from virtiopy.kvm.exits import Answer, Exit, ExitReason, InternalErrorExit, IoEx
 from virtiopy.machine import IoMode, Machine
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import DeviceId
-from virtiopy.transport.mmio import MAGIC_VALUE, Interrupt, Register
+from virtiopy.transport.registers import MAGIC_VALUE, Interrupt, Register
 from virtiopy.virtqueue.split import Chain, SplitQueue
 from virtiopy.x86 import CR0_PE, Registers, SystemRegisters
 

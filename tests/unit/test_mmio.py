@@ -13,7 +13,8 @@ from virtiopy.devices.base import VirtioDevice
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import DeviceId, DeviceStatus, Feature, feature_mask
 from virtiopy.transport.driver import MmioDriver, NegotiationError, Registers
-from virtiopy.transport.mmio import Interrupt, MmioTransport, Register
+from virtiopy.transport.mmio import MmioTransport
+from virtiopy.transport.registers import Interrupt, Register
 from virtiopy.virtqueue.buffers import gather, scatter, total
 from virtiopy.virtqueue.driver import Allocator, Piece, Used
 from virtiopy.virtqueue.split import Chain, SplitQueue

@@ -31,7 +31,8 @@ from virtiopy.eventloop import READABLE, WRITABLE, EventLoop
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import DeviceStatus, Feature, has_feature
 from virtiopy.transport.driver import MmioDriver, NegotiationError
-from virtiopy.transport.mmio import Interrupt, MmioTransport, Register
+from virtiopy.transport.mmio import MmioTransport
+from virtiopy.transport.registers import Interrupt, Register
 from virtiopy.virtqueue.buffers import Buffers, scatter, total
 from virtiopy.virtqueue.driver import Allocator, Piece, Used
 

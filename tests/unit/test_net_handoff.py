@@ -23,7 +23,7 @@ from tests.unit.vhost_rig import (
 from virtiopy.devices.net import Net
 from virtiopy.devices.net.control import ControlClass, MqCommand, RxCommand
 from virtiopy.spec import DeviceStatus, feature_mask
-from virtiopy.transport.mmio import Interrupt, Register
+from virtiopy.transport.registers import Interrupt, Register
 
 
 @pytest.fixture

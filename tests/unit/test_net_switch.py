@@ -18,7 +18,7 @@ from virtiopy.errors import ConfigError, HostError
 from virtiopy.host.pcap import PcapFile
 from virtiopy.machine import IoMode
 from virtiopy.spec import feature_mask
-from virtiopy.transport.mmio import Interrupt
+from virtiopy.transport.registers import Interrupt
 from virtiopy.virtqueue.driver import Allocator
 
 

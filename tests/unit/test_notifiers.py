@@ -13,8 +13,9 @@ from virtiopy.eventloop import EventLoop
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import DeviceId
 from virtiopy.transport.driver import MmioDriver
-from virtiopy.transport.mmio import Interrupt, MmioTransport, Register
+from virtiopy.transport.mmio import MmioTransport
 from virtiopy.transport.notifiers import EventfdNotifiers
+from virtiopy.transport.registers import Interrupt, Register
 from virtiopy.virtqueue.driver import Allocator
 from virtiopy.virtqueue.split import SplitQueue
 

@@ -22,8 +22,9 @@ from virtiopy.devices.net.control import Ack, ControlClass, MacCommand
 from virtiopy.memory import PAGE_SIZE, GuestMemory
 from virtiopy.spec import DeviceId, DeviceStatus
 from virtiopy.transport.driver import MmioDriver
-from virtiopy.transport.mmio import REGISTER_RANGE, Interrupt, MmioTransport, Register
+from virtiopy.transport.mmio import MmioTransport
 from virtiopy.transport.registerpage import RegisterPage
+from virtiopy.transport.registers import REGISTER_RANGE, Interrupt, Register
 from virtiopy.virtqueue.driver import Allocator, Piece
 
 CONFIG_END = 0x200
@@ -212,6 +213,18 @@ def test_an_address_that_the_driver_commands_is_in_the_configuration_space(
     # The driver knows: it is not told.
     assert not bench.transport.interrupt_status & Interrupt.CONFIG_CHANGE
     bench.check()
+    bench.page.close()
+
+
+def test_a_configuration_space_that_is_longer_than_the_page_is_shown_as_far_as_it_goes(
+    memory: GuestMemory,
+) -> None:
+    class Long(Configured):
+        def config_space(self) -> bytes:
+            return b"\x5a" * REGISTER_RANGE
+
+    bench = bench_of(memory, Long(), sees_acks=True)
+    assert set(bench.page.read()[Register.Config :]) == {0x5A}
     bench.page.close()
 
 

@@ -8,7 +8,8 @@ from virtiopy.devices.rng import REQUEST_MAX, Rng
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import DeviceId
 from virtiopy.transport.driver import MmioDriver
-from virtiopy.transport.mmio import Interrupt, MmioTransport, Register
+from virtiopy.transport.mmio import MmioTransport
+from virtiopy.transport.registers import Interrupt, Register
 from virtiopy.virtqueue.driver import Allocator, Piece
 
 MEMORY_SIZE = 1 << 20

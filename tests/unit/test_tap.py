@@ -31,7 +31,8 @@ from virtiopy.host.tapconfig import (
 )
 from virtiopy.memory import GuestMemory
 from virtiopy.transport.driver import MmioDriver
-from virtiopy.transport.mmio import MmioTransport, Register
+from virtiopy.transport.mmio import MmioTransport
+from virtiopy.transport.registers import Register
 from virtiopy.vhost.kernel import check_tap
 from virtiopy.virtqueue.driver import Allocator, Piece
 

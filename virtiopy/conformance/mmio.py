@@ -16,7 +16,8 @@ from virtiopy.conformance.trace import Trace
 from virtiopy.eventloop import EventLoop
 from virtiopy.spec import DeviceStatus, Feature
 from virtiopy.transport.driver import MmioDriver, Registers
-from virtiopy.transport.mmio import Interrupt, MmioTransport, Register
+from virtiopy.transport.mmio import MmioTransport
+from virtiopy.transport.registers import Interrupt, Register
 
 #: How many 32-bit words of feature bits are read.
 FEATURE_WORDS = 4

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import DeviceStatus, Feature, feature_mask, has_feature
-from virtiopy.transport.mmio import MAGIC_VALUE, VERSION, Interrupt, Register
+from virtiopy.transport.registers import MAGIC_VALUE, VERSION, Interrupt, Register
 from virtiopy.virtqueue.driver import Allocator, DriverQueue, Used
 
 

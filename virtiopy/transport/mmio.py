@@ -1,6 +1,5 @@
 """Virtio over MMIO, version 2 (4.2): a device behind a page of registers."""
 
-import enum
 import logging
 import threading
 from collections.abc import Callable, Mapping
@@ -13,19 +12,18 @@ from virtiopy.eventloop import EventLoop
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import DeviceStatus, Feature, feature_mask, has_feature
 from virtiopy.transport.registerpage import RegisterPage
+from virtiopy.transport.registers import (
+    MAGIC_VALUE,
+    NO_SHARED_MEMORY,
+    REGISTER_RANGE,
+    VENDOR_ID,
+    VERSION,
+    Interrupt,
+    Register,
+)
 from virtiopy.virtqueue.split import QueueAddresses, SplitQueue
 
 log = logging.getLogger(__name__)
-
-MAGIC_VALUE = 0x7472_6976
-VERSION = 2
-VENDOR_ID = int.from_bytes(b"VPY1", "little")
-
-#: Bytes of a device's register range.
-REGISTER_RANGE = 0x1000
-
-#: What the registers of a shared memory region that does not exist read as (4.2.2).
-NO_SHARED_MEMORY = 0xFFFF_FFFF
 
 #: The features that rings and transport have, whatever the device (6).
 TRANSPORT_FEATURES = feature_mask(
@@ -45,48 +43,6 @@ _DRIVERS_BITS = int(
     | DeviceStatus.FEATURES_OK
     | DeviceStatus.FAILED
 )
-
-
-class Register(enum.IntEnum):
-    """The control registers, by the specification's names (4.2.2)."""
-
-    MagicValue = 0x000
-    Version = 0x004
-    DeviceID = 0x008
-    VendorID = 0x00C
-    DeviceFeatures = 0x010
-    DeviceFeaturesSel = 0x014
-    DriverFeatures = 0x020
-    DriverFeaturesSel = 0x024
-    QueueSel = 0x030
-    QueueSizeMax = 0x034
-    QueueSize = 0x038
-    QueueReady = 0x044
-    QueueNotify = 0x050
-    InterruptStatus = 0x060
-    InterruptACK = 0x064
-    Status = 0x070
-    QueueDescLow = 0x080
-    QueueDescHigh = 0x084
-    QueueDriverLow = 0x090
-    QueueDriverHigh = 0x094
-    QueueDeviceLow = 0x0A0
-    QueueDeviceHigh = 0x0A4
-    SHMSel = 0x0AC
-    SHMLenLow = 0x0B0
-    SHMLenHigh = 0x0B4
-    SHMBaseLow = 0x0B8
-    SHMBaseHigh = 0x0BC
-    QueueReset = 0x0C0
-    ConfigGeneration = 0x0FC
-    Config = 0x100
-
-
-class Interrupt(enum.IntFlag):
-    """Bits of InterruptStatus (4.2.2)."""
-
-    USED_BUFFER = 1
-    CONFIG_CHANGE = 2
 
 
 @dataclass(slots=True)
@@ -217,7 +173,7 @@ class MmioTransport:
         registers = bytearray(REGISTER_RANGE)
         for offset, reader in _READERS.items():
             registers[offset : offset + 4] = reader(self).to_bytes(4, "little")
-        config = self.device.config_space()
+        config = self.device.config_space()[: REGISTER_RANGE - Register.Config]
         registers[Register.Config : Register.Config + len(config)] = config
         with self._interrupt_lock:
             status = self.read_interrupt_status().to_bytes(4, "little")

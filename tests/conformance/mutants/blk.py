@@ -21,7 +21,8 @@ from virtiopy.devices.blk import (
     Status,
 )
 from virtiopy.spec import feature_mask
-from virtiopy.transport.mmio import MmioTransport, Register
+from virtiopy.transport.mmio import MmioTransport
+from virtiopy.transport.registers import Register
 from virtiopy.virtqueue.buffers import Buffers, scatter, total
 
 # Features and the configuration space (5.2.5.2)

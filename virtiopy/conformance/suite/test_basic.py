@@ -10,7 +10,7 @@ from virtiopy.conformance.verdict import Judge, Verdict
 from virtiopy.conformance.vhostuser import VhostUserSession
 from virtiopy.spec import DeviceStatus, Feature, feature_mask, has_feature
 from virtiopy.transport.driver import MmioDriver
-from virtiopy.transport.mmio import Register
+from virtiopy.transport.registers import Register
 
 VERSION_1 = Feature.VIRTIO_F_VERSION_1
 

@@ -8,7 +8,7 @@ from virtiopy.conformance.problems import NotApplicableError
 from virtiopy.conformance.session import Session
 from virtiopy.spec import DeviceStatus
 from virtiopy.transport.driver import MmioDriver
-from virtiopy.transport.mmio import Interrupt, Register
+from virtiopy.transport.registers import Interrupt, Register
 
 RING_RESET = "VIRTIO_F_RING_RESET"
 

@@ -10,7 +10,7 @@ from virtiopy.conformance.memory import END, HOLE
 from virtiopy.conformance.session import Session
 from virtiopy.spec import DeviceStatus
 from virtiopy.transport.driver import MmioDriver
-from virtiopy.transport.mmio import Register
+from virtiopy.transport.registers import Register
 from virtiopy.virtqueue.split import QueueAddresses
 
 ACKNOWLEDGE, DRIVER = DeviceStatus.ACKNOWLEDGE, DeviceStatus.DRIVER

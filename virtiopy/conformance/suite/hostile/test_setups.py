@@ -14,7 +14,7 @@ from virtiopy.conformance.suite.hostile.setups import (
 )
 from virtiopy.conformance.verdict import Judge
 from virtiopy.transport.driver import MmioDriver
-from virtiopy.transport.mmio import REGISTER_RANGE, Register
+from virtiopy.transport.registers import REGISTER_RANGE, Register
 
 #: Accesses that 4.2.2.2 forbids to control registers are among them, and 8 bytes to all.
 WIDTHS = (1, 2, 3, 4, 8)
