@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.vhost_user import FEATURES, PATIENCE
-from tests.unit.vhost_user_peer import Holdings
+from tests.unit.vhost_user_peer import Holdings, full_socket
 from virtiopy.closing import Closing
 from virtiopy.errors import ConfigError, PeerError
 from virtiopy.eventloop import EventLoop
@@ -241,6 +241,14 @@ def test_descriptors_that_nobody_asked_for_are_closed(tmp_path: Path) -> None:
     ):
         open_blk(tmp_path / "blk.sock")
     assert Holdings.now() == before
+
+
+@pytest.mark.timeout(20)
+def test_a_backend_that_accepts_nobody_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "blk.sock"
+    with full_socket(path), pytest.raises(ConfigError) as failure:
+        open_blk(path)
+    assert_one_sentence(failure.value)
 
 
 # Later on
