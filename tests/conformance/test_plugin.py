@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conformance.runs import run_command, run_pytest, run_suite
+from virtiopy.conformance.backends import split
 
 OWN_DEVICE = """\
 from virtiopy.conformance.targets import inproc
@@ -141,6 +142,13 @@ def test_a_backend_may_serve_one_connection_and_no_more(tmp_path: Path) -> None:
     command = f"{sys.executable} once.py {{socket}}"
     run = run_command("--device", "rng", "--spawn", command, "-k", "framing", folder=tmp_path)
     assert run.returncode == 0, run.stdout
+
+
+def test_a_command_may_go_on_in_the_next_line_within_its_quotes() -> None:
+    command = "backend --blockdev driver=file \\\n    --export addr.path={socket}"
+    assert split(command) == [
+        *("backend", "--blockdev", "driver=file", "--export", "addr.path={socket}")
+    ]
 
 
 def test_a_socket_that_nobody_serves_is_the_users_fault(tmp_path: Path) -> None:

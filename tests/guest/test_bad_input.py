@@ -213,6 +213,21 @@ def test_a_guest_that_says_nothing_and_exits_with_0_passes() -> None:
 def test_a_report_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     outcome = virtiopy("run", "--guest", "greet", "--json", tmp_path / "no" / "report.json")
     assert_one_sentence(outcome, "cannot be written")
+    assert outcome.output == "", "the guest had run before"
+
+
+@pytest.mark.parametrize(
+    "command", [("run", "--timeout"), ("exits", "--timeout"), ("ctl", "x", "balloon", "--wait")]
+)
+def test_what_is_no_number_is_no_number_of_seconds(command: tuple[str, ...]) -> None:
+    outcome = virtiopy(*command, "nan")
+    assert outcome.status == 2
+    assert "'nan' is no number of seconds" in outcome.errors
+
+
+def test_a_port_without_a_target_is_refused(tmp_path: Path) -> None:
+    console = f"file:{tmp_path / 'console'},port=org.example.one"
+    assert_one_sentence(virtiopy("run", "--console", console), "port=org.example.one", "a target")
 
 
 @needs_kvm

@@ -5,12 +5,14 @@ import os
 import select
 import signal
 import socket
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from tests.guest.support import VIRTIOPY
 from tests.guest.vhost_user import Backend, serve
 from tests.namespace import Namespace, needs_taps
 from tests.unit.vhost_user import FEATURES, PATIENCE, Driver
@@ -191,6 +193,23 @@ def test_a_frontend_that_takes_its_memory_away_does_not_end_the_process(tmp_path
             driver.start()
             assert read_sector(driver, 4) == bytes([4]) * SECTOR
     assert backend.output.count("the frontend was disconnected") == 1
+
+
+def test_who_connects_does_not_say_that_it_can_be_had(tmp_path: Path) -> None:
+    path = tmp_path / "rng.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        listener.settimeout(PATIENCE)
+        backend = subprocess.Popen(
+            [*VIRTIOPY, "serve", "rng", "--connect", "--socket", str(path)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        with backend, listener.accept()[0]:
+            backend.terminate()
+            assert backend.stdout is not None
+            assert backend.stdout.read() == f"virtiopy: rng connects to {path}\n"
 
 
 def test_a_frontend_that_talks_without_end_does_not_keep_it_from_ending(tmp_path: Path) -> None:

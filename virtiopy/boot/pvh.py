@@ -48,7 +48,9 @@ def prepare(memory: GuestMemory, cpu: Cpu, image: GuestImage, command_line: str)
 def _write_boot_parameters(memory: GuestMemory, command_line: str) -> None:
     encoded = command_line.encode() + b"\0"
     if len(encoded) > COMMAND_LINE_MAX:
-        raise ConfigError(f"The guest's command line has more than {COMMAND_LINE_MAX} bytes.")
+        raise ConfigError(
+            f"The guest's command line has more than {COMMAND_LINE_MAX} bytes: give it less."
+        )
     memory.write(COMMAND_LINE, encoded)
 
     ranges = []

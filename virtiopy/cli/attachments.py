@@ -216,10 +216,10 @@ def build_console(options: DeviceOptions) -> VirtioDevice:
         channels: dict[str, Stream] = {}
         for text in options.texts("port"):
             name, _, target = text.partition(":")
-            if not name or name in channels:
+            if not name or not target or name in channels:
                 raise ConfigError(
-                    f"--console has port={text}: give each port a name of its own, as in "
-                    "port=org.example.agent:socket:agent.sock."
+                    f"--console has port={text}: give each port a name of its own and a "
+                    "target, as in port=org.example.agent:socket:agent.sock."
                 )
             channels[name] = open_stream(target)
         console = Console(stream, channels)

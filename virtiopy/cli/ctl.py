@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from virtiopy.sizes import format_size, parse_size
+from virtiopy.cli.options import Seconds, parse_size
+from virtiopy.sizes import format_size
 
 #: How often a status is looked at that is waited for.
 POLL_SECONDS = 0.02
@@ -60,7 +61,7 @@ def show_status(path: Path, *, as_json: bool) -> int:
 @click.option("--device", metavar="NAME", help="Which balloon, where there are several.")
 @click.option(
     "--wait",
-    type=click.FloatRange(min=0),
+    type=Seconds(min=0),
     metavar="SECONDS",
     help="Wait until the driver has done it, at most so long.",
 )

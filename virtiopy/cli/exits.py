@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 import click
 
 from virtiopy.cli.attachments import ATTACHMENTS, VHOST_USER, Attachment, vhost_user_path
-from virtiopy.cli.options import DeviceOptions, accelerator_option, note
+from virtiopy.cli.options import DeviceOptions, Seconds, accelerator_option, note, open_report
 from virtiopy.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def _modes(context: click.Context, parameter: click.Parameter, value: str) -> li
 @accelerator_option
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Seconds(min=0, min_open=True),
     default=300.0,
     show_default=True,
     metavar="SECONDS",
@@ -179,7 +179,7 @@ def command(
     render = None if html_path is None else _page()
     for path in (json_path, html_path):
         if path is not None:
-            _open(path, "a").close()
+            open_report(path, "a").close()
     begun = datetime.now(UTC).astimezone()
     with terminated_as_interrupted():
         rows, accelerator = compare(
@@ -283,15 +283,6 @@ def _page() -> "Callable[[Comparison], str]":
     return render
 
 
-def _open(path: Path, mode: str) -> IO[str]:
-    try:
-        return path.open(mode, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(
-            f"The report {path} cannot be written ({error.strerror}): name a file that can."
-        ) from error
-
-
 def _write(path: Path, text: str) -> None:
-    with _open(path, "w") as stream:
+    with open_report(path, "w") as stream:
         stream.write(text)

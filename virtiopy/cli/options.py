@@ -1,14 +1,17 @@
 """Values of options: sizes, and devices written as PATH,key=value,..."""
 
 import functools
+import math
 from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import IO
 
 import click
 
 from virtiopy.errors import ConfigError
 from virtiopy.sizes import parse_size
 
-__all__ = ["DeviceOptions", "accelerator_option", "note", "parse_size"]
+__all__ = ["DeviceOptions", "Seconds", "accelerator_option", "note", "open_report", "parse_size"]
 
 ACCELERATORS = ("auto", "kvm", "tcg")
 
@@ -79,6 +82,31 @@ class DeviceOptions:
                 f"{self.option} has {key}={value}: use a number from {least} to {most}."
             )
         return int(value)
+
+
+class Seconds(click.FloatRange):
+    """A number of seconds, as a type of click's: a range that NaN is not in."""
+
+    name = "number of seconds"
+
+    def convert(
+        self, value: float, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return the number that is meant, or say why there is none."""
+        seconds = super().convert(value, param, ctx)
+        if math.isnan(seconds):
+            self.fail(f"{value!r} is no number of seconds.", param, ctx)
+        return seconds
+
+
+def open_report(path: Path, mode: str) -> IO[str]:
+    """Open a file for a report; raises ConfigError where that cannot be written."""
+    try:
+        return path.open(mode, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"The report {path} cannot be written ({error.strerror}): name a file that can."
+        ) from error
 
 
 def accelerator_option(function: Callable[..., int]) -> Callable[..., int]:

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from virtiopy import __version__
+from virtiopy.cli.options import open_report
 from virtiopy.cli.tapresults import TapReport
-from virtiopy.errors import ConfigError
 from virtiopy.machine import Machine, RunResult
 
 _STYLES = {"passed": "green", "failed": "bold red", "skipped": "yellow"}
@@ -150,9 +150,5 @@ def write_json(
             "light": light_exits(result) if result.kernel else None,
         },
     }
-    try:
-        path.write_text(json.dumps(document, indent=2) + "\n")
-    except OSError as error:
-        raise ConfigError(
-            f"The report {path} cannot be written ({error.strerror}): name a file that can."
-        ) from error
+    with open_report(path, "w") as stream:
+        stream.write(json.dumps(document, indent=2) + "\n")

@@ -12,7 +12,7 @@ import click
 
 from virtiopy.cli.attachments import ATTACHMENTS
 from virtiopy.cli.main import EXIT_GUEST_FAILED
-from virtiopy.cli.options import accelerator_option, note, parse_size
+from virtiopy.cli.options import Seconds, accelerator_option, note, open_report, parse_size
 from virtiopy.errors import ConfigError
 
 #: What --exit-free says, as Machine is told it.
@@ -89,7 +89,7 @@ def _attachment_options(function: Callable[..., int]) -> Callable[..., int]:
 @click.option("--hugepages", is_flag=True, help="Take the guest's memory in huge pages.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0),
+    type=Seconds(min=0),
     default=60.0,
     show_default=True,
     metavar="SECONDS",
@@ -188,6 +188,9 @@ def command(
                 )
         if control is not None:
             stack.enter_context(ControlServer(machine, control))
+        if json_path is not None:
+            # Now, and not when the guest has run for nothing.
+            open_report(json_path, "a").close()
         machine.boot(image, append)
         try:
             result = machine.run(timeout or None)

@@ -46,7 +46,8 @@ docs/vhost-user.md has network devices, libvirt and other VMMs, and systemd.
 @click.option(
     "--connect",
     is_flag=True,
-    help="Connect to the socket, at which the frontend listens, instead of listening there.",
+    help="Connect to the socket, at which the frontend listens, as soon and as often as it does, "
+    "instead of listening there.",
 )
 @click.option(
     "--socket-fd",
@@ -77,7 +78,7 @@ def command(
         # Closed on this thread, as the loop ran here: nothing is done beside it any more.
         stack.enter_context(Server(served, loop, source, kept=path is None))
         loop.watch(ended, READABLE, lambda events: loop.stop(), "signals")
-        click.echo(f"virtiopy: {device} is ready at {name}")
+        click.echo(f"virtiopy: {device} {'connects to' if connect else 'is ready at'} {name}")
         loop.run()
         if loop.failure is not None:
             raise loop.failure

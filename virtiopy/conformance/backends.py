@@ -156,9 +156,12 @@ class SpawnedBackend(_OwnBackend):
 
 
 def split(command: str) -> list[str]:
-    """Return the words of a command to spawn; raises ConfigError."""
+    """Return the words of a command to spawn; raises ConfigError.
+
+    A line that ends in a backslash goes on in the next, as in a shell.
+    """
     try:
-        words = shlex.split(command)
+        words = shlex.split(command.replace("\\\n", ""))
     except ValueError as error:
         raise ConfigError(f"The command to spawn is not one ({error}): quote it.") from error
     if not any("{socket}" in word for word in words):

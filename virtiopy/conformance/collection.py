@@ -88,7 +88,9 @@ def _target(config: pytest.Config) -> Target:
         transport=transport,
     )
     if device is not None and target.device != device:
-        raise ConfigError(f"The target is {target.device}, and no {device}: leave it to say so.")
+        raise ConfigError(
+            f"The target is {target.device}, and no {device}: leave out --virtio-device."
+        )
     return target
 
 

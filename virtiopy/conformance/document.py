@@ -89,7 +89,9 @@ def read(path: Path) -> Document:
     try:
         found = json.loads(path.read_text())
     except OSError as error:
-        raise ConfigError(f"The report {path} cannot be read ({error.strerror}).") from error
+        raise ConfigError(
+            f"The report {path} cannot be read ({error.strerror}): name one of --report FILE.json."
+        ) from error
     except ValueError as error:
         raise ConfigError(
             f"The report {path} is no JSON: give one of --report FILE.json."

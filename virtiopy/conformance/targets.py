@@ -73,7 +73,8 @@ class InprocTarget(Target):
         rig = Rig(made) if isinstance(made, VirtioDevice) else made
         if not isinstance(rig, Rig):
             raise ConfigError(
-                f"{self.name} makes a {type(made).__name__}: have it return a VirtioDevice."
+                f"What {self.name} makes is no device ({type(made).__name__}): "
+                "have it return a VirtioDevice."
             )
         return rig
 

@@ -31,9 +31,9 @@ def _cpu(costs: Costs, *kinds: str) -> float:
 
 _EXITS: Sequence[Column] = (
     Column("to userspace", "to user-\nspace", lambda costs: costs.userspace),
-    Column("Queue Notify", "Queue\nNotify", lambda costs: costs.of("QueueNotify")),
-    Column("Interrupt Status", "Interrupt\nStatus", lambda costs: costs.of("InterruptStatus")),
-    Column("Interrupt ACK", "Interrupt\nACK", lambda costs: costs.of("InterruptACK")),
+    Column("QueueNotify", "Queue\nNotify", lambda costs: costs.of("QueueNotify")),
+    Column("InterruptStatus", "Interrupt\nStatus", lambda costs: costs.of("InterruptStatus")),
+    Column("InterruptACK", "Interrupt\nACK", lambda costs: costs.of("InterruptACK")),
     Column("other", "other", lambda costs: costs.userspace - sum(map(costs.of, REGISTERS))),
     Column("counted by the kernel", "kernel's\ncount", lambda costs: costs.kernel.get("exits")),
 )

@@ -48,14 +48,17 @@ def test_a_random_walk(request: pytest.FixtureRequest, virtio_target: Target, wa
     steps = Search(go, patience).run(features, walks.count)
     if steps is None:
         return
+    failure: AssertionError | DeviceError | None = None
     try:
         go(steps, patience)
     except (AssertionError, DeviceError) as error:
-        path = new_file()
-        save(path, steps, [f"A walk that {virtio_target.name} does not stand:", *first_line(error)])
-        lines = "\n".join(f"    {step}" for step in steps)
-        pytest.fail(f"{error}\n\n{lines}\n\nThe same again: --virtio-replay={path}", pytrace=False)
-    pytest.fail("a walk failed once, and not when it was walked again", pytrace=False)
+        failure = error
+    if failure is None:
+        pytest.fail("a walk failed once, and not when it was walked again", pytrace=False)
+    path = new_file()
+    save(path, steps, [f"A walk that {virtio_target.name} does not stand:", *first_line(failure)])
+    lines = "\n".join(f"    {step}" for step in steps)
+    pytest.fail(f"{failure}\n\n{lines}\n\nThe same again: --virtio-replay={path}", pytrace=False)
 
 
 def new_file() -> Path:
