@@ -59,6 +59,8 @@ class FakeBackend(Closing):
 
     def __init__(self, path: Path, *faults: tuple[int, Misbehave], features: int = OFFERED) -> None:
         self.features = features
+        #: The first bytes of the configuration space; the others are zeroes.
+        self.config = b""
         #: Whether a good connection has come to a ring that is worked.
         self.works = threading.Event()
         #: Whether it holds an answer back, and may go on.
@@ -117,7 +119,8 @@ class FakeBackend(Closing):
             case Request.GET_QUEUE_NUM:
                 payload = u64(1)
             case Request.GET_CONFIG:
-                payload = ConfigAccess(0, bytes(len(message.payload) - 12)).encode()
+                size = len(message.payload) - 12
+                payload = ConfigAccess(0, self.config[:size].ljust(size, b"\0")).encode()
             case Request.GET_INFLIGHT_FD:
                 payload = InflightArea(4096, 0, 1, 128).encode()
                 fds = [os.memfd_create("in flight")]
@@ -405,6 +408,21 @@ def test_one_with_fewer_features_is_left(tmp_path: Path) -> None:
         assert not backend.works.is_set()
         backend.features = OFFERED
         assert_works(vm, backend, 1)
+
+
+@pytest.mark.parametrize("capacity", [b"", b"\7"], ids=["the same", "another"])
+def test_the_driver_is_told_of_another_backends_configuration(
+    tmp_path: Path, capacity: bytes
+) -> None:
+    def goes_for_another(backend: FakeBackend, connection: Connection, message: Message) -> None:
+        backend.config = capacity
+
+    path = tmp_path / "blk.sock"
+    with FakeBackend(path, (RUNNING - 1, goes_for_another)) as backend, Vm(path) as vm:
+        vm.start()
+        assert_works(vm, backend, 1)
+        assert vm.device.config_space().startswith(capacity)
+        assert vm.config_changes.is_set() == bool(capacity)
 
 
 @pytest.mark.parametrize(

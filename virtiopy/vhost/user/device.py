@@ -382,6 +382,7 @@ class VhostUserDevice(VirtioDevice):
         return True
 
     def _do_first(self, frontend: VhostUserFrontend) -> None:
+        before = self._config
         try:
             self._take(frontend)
             if self.queues and not self._halted:
@@ -390,6 +391,8 @@ class VhostUserDevice(VirtioDevice):
             self._gone(str(error))
             return
         self._watch_frontend()
+        if self._config != before:
+            self.host.config_changed()
         # A kick may have been taken by the one that has gone.
         for notifiers in self._lent.values():
             with contextlib.suppress(BlockingIOError):
