@@ -8,6 +8,7 @@ import contextlib
 import gc
 import itertools
 import os
+import resource
 import select
 import socket
 import threading
@@ -23,10 +24,11 @@ from virtiopy.errors import ConfigError, PeerError
 from virtiopy.eventloop import EventLoop
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import Feature
+from virtiopy.vhost.user import device as device_module
 from virtiopy.vhost.user import frontend as frontend_module
 from virtiopy.vhost.user.connection import Connection, DisconnectedError, close_all
 from virtiopy.vhost.user.device import open_blk
-from virtiopy.vhost.user.frontend import WANTED
+from virtiopy.vhost.user.frontend import WANTED, connect
 from virtiopy.vhost.user.messages import (
     PAYLOAD_MAX,
     VHOST_USER_F_PROTOCOL_FEATURES,
@@ -408,6 +410,33 @@ def test_one_with_fewer_features_is_left(tmp_path: Path) -> None:
         assert not backend.works.is_set()
         backend.features = OFFERED
         assert_works(vm, backend, 1)
+
+
+def test_it_is_missed_by_a_process_with_many_files_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # One that select(2) does not take.
+    fd = 1500
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, fd + 1), hard))
+
+    def connect_high(path: Path) -> socket.socket:
+        with connect(path) as stream:
+            return socket.socket(fileno=os.dup2(stream.fileno(), fd, inheritable=False))
+
+    monkeypatch.setattr(device_module, "connect", connect_high)
+    path = tmp_path / "blk.sock"
+    try:
+        with FakeBackend(path) as backend, Vm(path) as vm:
+            vm.start()
+            assert_works(vm, backend, 0)
+            backend.works.clear()
+            # As if it had closed its end.
+            with socket.socket(fileno=os.dup(fd)) as end:
+                end.shutdown(socket.SHUT_RD)
+            assert_works(vm, backend, 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.mark.parametrize("capacity", [b"", b"\7"], ids=["the same", "another"])

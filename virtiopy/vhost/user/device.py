@@ -296,7 +296,9 @@ class VhostUserDevice(VirtioDevice):
             if self._frontend is None:
                 return
             watched = self._frontend.connection.socket
-            if not select.select([watched], [], [], 0)[0]:
+            poll = select.poll()
+            poll.register(watched, select.POLLIN)
+            if not poll.poll(0):
                 # It was an answer, which was taken meanwhile.
                 return
             try:
