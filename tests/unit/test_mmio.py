@@ -1080,6 +1080,18 @@ def test_the_line_stays_up_until_the_last_event_is_acknowledged(running: Bench) 
     assert (running.read(Register.InterruptStatus), running.line) == (0, False)
 
 
+def test_what_came_since_interrupt_status_was_read_gets_an_edge_of_its_own(
+    running: Bench,
+) -> None:
+    running.transport.used_buffer_notification(running.device.queues[0])
+    seen = running.read(Register.InterruptStatus)
+    running.transport.config_changed()
+    del running.levels[:]
+    running.write(Register.InterruptACK, seen)
+    assert running.levels == [False, True]
+    assert running.read(Register.InterruptStatus) == Interrupt.CONFIG_CHANGE
+
+
 def test_acknowledging_what_did_not_happen_changes_nothing(running: Bench) -> None:
     assert running.serves()
     running.write(Register.InterruptACK, 0xFFFF_FFFE)

@@ -1018,6 +1018,18 @@ def test_frames_for_a_receive_queue_that_is_reset_go_to_another() -> None:
     assert rig.received(RX) == [header(num_buffers=1) + frame()]
 
 
+def test_frames_for_another_stay_in_the_link_when_that_one_is_disabled() -> None:
+    rig = Rig([*MQ, Feature.VIRTIO_F_RING_RESET], pairs=2)
+    rig.use_pairs(2)
+    rig.supply(2048, queue=2)
+    rig.driver.kick(2)
+    rig.reset_queue(RX)
+    rig.driver.write(Register.QueueSel, 2)
+    rig.driver.write(Register.QueueReady, 0)
+    rig.arrive(frame(), pair=0)
+    assert rig.watched(0) == 0, "nobody takes the frame, and the loop would look for ever"
+
+
 def test_frames_are_dropped_while_all_receive_queues_are_reset() -> None:
     rig = Rig([*MQ, Feature.VIRTIO_F_RING_RESET], pairs=2)
     rig.use_pairs(2)

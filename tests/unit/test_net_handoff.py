@@ -320,6 +320,26 @@ def test_all_pairs_switch_together(monkeypatch: pytest.MonkeyPatch) -> None:
     rig.close()
 
 
+def test_frames_of_a_queue_being_reset_wait_in_the_link_while_vhost_has_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig = Rig(monkeypatch, IOEVENTFD, (*MQ, RING_RESET), pairs=2)
+    set_pairs(rig, 2)
+    rig.supply(queue=2)
+    rig.run_loop()
+    rig.driver.write(Register.QueueSel, RX)
+    rig.driver.write(Register.QueueReset, 1)
+    first, second = rig.device.pairs
+    assert first.taker is second
+    rig.slot.handoff(VHOST)
+    # Else the loop would find it readable for ever, with nobody to take it.
+    assert first.watch is not None
+    assert not first.watch.events
+    rig.slot.handoff(IOEVENTFD)
+    assert first.taker is second
+    rig.close()
+
+
 def test_a_ring_that_breaks_brings_all_pairs_back(monkeypatch: pytest.MonkeyPatch) -> None:
     rig = Rig(monkeypatch, features=MQ, pairs=2)
     set_pairs(rig, 2)

@@ -8,6 +8,7 @@ import contextlib
 import gc
 import itertools
 import os
+import resource
 import select
 import socket
 import threading
@@ -17,16 +18,17 @@ from pathlib import Path
 import pytest
 
 from tests.unit.vhost_user import FEATURES, PATIENCE
-from tests.unit.vhost_user_peer import Holdings
+from tests.unit.vhost_user_peer import Holdings, full_socket
 from virtiopy.closing import Closing
 from virtiopy.errors import ConfigError, PeerError
 from virtiopy.eventloop import EventLoop
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import Feature
+from virtiopy.vhost.user import device as device_module
 from virtiopy.vhost.user import frontend as frontend_module
 from virtiopy.vhost.user.connection import Connection, DisconnectedError, close_all
 from virtiopy.vhost.user.device import open_blk
-from virtiopy.vhost.user.frontend import WANTED
+from virtiopy.vhost.user.frontend import WANTED, connect
 from virtiopy.vhost.user.messages import (
     PAYLOAD_MAX,
     VHOST_USER_F_PROTOCOL_FEATURES,
@@ -59,6 +61,8 @@ class FakeBackend(Closing):
 
     def __init__(self, path: Path, *faults: tuple[int, Misbehave], features: int = OFFERED) -> None:
         self.features = features
+        #: The first bytes of the configuration space; the others are zeroes.
+        self.config = b""
         #: Whether a good connection has come to a ring that is worked.
         self.works = threading.Event()
         #: Whether it holds an answer back, and may go on.
@@ -117,7 +121,8 @@ class FakeBackend(Closing):
             case Request.GET_QUEUE_NUM:
                 payload = u64(1)
             case Request.GET_CONFIG:
-                payload = ConfigAccess(0, bytes(len(message.payload) - 12)).encode()
+                size = len(message.payload) - 12
+                payload = ConfigAccess(0, self.config[:size].ljust(size, b"\0")).encode()
             case Request.GET_INFLIGHT_FD:
                 payload = InflightArea(4096, 0, 1, 128).encode()
                 fds = [os.memfd_create("in flight")]
@@ -241,6 +246,14 @@ def test_descriptors_that_nobody_asked_for_are_closed(tmp_path: Path) -> None:
     ):
         open_blk(tmp_path / "blk.sock")
     assert Holdings.now() == before
+
+
+@pytest.mark.timeout(20)
+def test_a_backend_that_accepts_nobody_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "blk.sock"
+    with full_socket(path), pytest.raises(ConfigError) as failure:
+        open_blk(path)
+    assert_one_sentence(failure.value)
 
 
 # Later on
@@ -397,6 +410,48 @@ def test_one_with_fewer_features_is_left(tmp_path: Path) -> None:
         assert not backend.works.is_set()
         backend.features = OFFERED
         assert_works(vm, backend, 1)
+
+
+def test_it_is_missed_by_a_process_with_many_files_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # One that select(2) does not take.
+    fd = 1500
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, fd + 1), hard))
+
+    def connect_high(path: Path) -> socket.socket:
+        with connect(path) as stream:
+            return socket.socket(fileno=os.dup2(stream.fileno(), fd, inheritable=False))
+
+    monkeypatch.setattr(device_module, "connect", connect_high)
+    path = tmp_path / "blk.sock"
+    try:
+        with FakeBackend(path) as backend, Vm(path) as vm:
+            vm.start()
+            assert_works(vm, backend, 0)
+            backend.works.clear()
+            # As if it had closed its end.
+            with socket.socket(fileno=os.dup(fd)) as end:
+                end.shutdown(socket.SHUT_RD)
+            assert_works(vm, backend, 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("capacity", [b"", b"\7"], ids=["the same", "another"])
+def test_the_driver_is_told_of_another_backends_configuration(
+    tmp_path: Path, capacity: bytes
+) -> None:
+    def goes_for_another(backend: FakeBackend, connection: Connection, message: Message) -> None:
+        backend.config = capacity
+
+    path = tmp_path / "blk.sock"
+    with FakeBackend(path, (RUNNING - 1, goes_for_another)) as backend, Vm(path) as vm:
+        vm.start()
+        assert_works(vm, backend, 1)
+        assert vm.device.config_space().startswith(capacity)
+        assert vm.config_changes.is_set() == bool(capacity)
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,10 @@ from tests.unit.vhost_user_peer import (
     Bad,
     Bench,
     assert_ends,
+    full_socket,
 )
 from virtiopy.devices.rng import Rng
+from virtiopy.errors import ConfigError
 from virtiopy.eventloop import EventLoop
 from virtiopy.vhost.user import backend
 from virtiopy.vhost.user.messages import (
@@ -42,7 +44,7 @@ from virtiopy.vhost.user.messages import (
     ring_file,
     u64,
 )
-from virtiopy.vhost.user.server import Server
+from virtiopy.vhost.user.server import Server, listen
 
 
 @pytest.fixture
@@ -336,3 +338,21 @@ def test_a_frontend_that_ends_each_connection_is_not_called_without_end(tmp_path
         with Driver(listener.accept()[0]) as driver:
             driver.start()
         loop.call(server.close, "close")
+
+
+@pytest.mark.timeout(20)
+def test_a_frontend_that_accepts_nobody_does_not_hold_the_loop_up(tmp_path: Path) -> None:
+    path = tmp_path / "frontend.sock"
+    with full_socket(path), EventLoop("backend") as loop:
+        server = Server(Rng(), loop, path)
+        loop.start()
+        for _ in range(2):
+            loop.call(lambda: None, "turn")
+        loop.call(server.close, "close")
+
+
+@pytest.mark.timeout(20)
+def test_a_socket_at_which_as_many_wait_as_can_is_somebodys(tmp_path: Path) -> None:
+    path = tmp_path / "backend.sock"
+    with full_socket(path), pytest.raises(ConfigError, match="Somebody serves"):
+        listen(path)

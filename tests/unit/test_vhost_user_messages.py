@@ -1,13 +1,16 @@
 import contextlib
+import itertools
 import os
 import socket
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from virtiopy.errors import PeerError
+from virtiopy.vhost.user import connection
 from virtiopy.vhost.user.connection import Connection, DisconnectedError, close_all
 from virtiopy.vhost.user.messages import (
     PAYLOAD_MAX,
@@ -206,6 +209,24 @@ def test_a_silent_peer_is_waited_for_as_long_as_said(pair: Pair) -> None:
     pair[0].socket.settimeout(0.01)
     with pytest.raises(PeerError, match="says nothing"):
         pair[0].receive()
+
+
+def test_a_peer_that_says_a_message_byte_by_byte_is_waited_for_no_longer(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.count(step=6)
+    monkeypatch.setattr(connection, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    pair[0].socket.settimeout(10)
+    received = itertools.count()
+
+    def one_more_byte(*arguments: object) -> tuple[bytes, list[tuple[int, int, bytes]], int, None]:
+        next(received)
+        return b"\1", [], 0, None
+
+    monkeypatch.setattr(socket.socket, "recvmsg", one_more_byte)
+    with pytest.raises(PeerError, match="too slowly"):
+        pair[0].receive()
+    assert next(received) == 2
 
 
 @pytest.mark.parametrize(

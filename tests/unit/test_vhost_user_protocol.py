@@ -32,6 +32,7 @@ from virtiopy.vhost.user.messages import (
     Request,
     RingAddresses,
     RingState,
+    ring_file,
     to_u64,
     u64,
 )
@@ -227,6 +228,20 @@ def test_without_protocol_features_a_ring_starts_enabled(driver: Driver) -> None
     driver.frontend._has_states = False
     driver.start()
     assert read_sector(driver, 2) == bytes([2]) * SECTOR
+
+
+def test_another_kick_for_a_ring_that_is_worked_loses_none_of_the_one_before(
+    driver: Driver, served: Served
+) -> None:
+    driver.start()
+    notify_and_wait(served, driver)
+    queue = driver.queues[0]
+    # It was kicked by a file that the backend did not come to read.
+    queue.driver.add([driver.piece(blk_header(IN, 2)), driver.piece(SECTOR), driver.piece(1)])
+    other = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    driver.frontend._tell(Request.SET_VRING_KICK, ring_file(0, has_fd=True), [other])
+    os.close(other)
+    assert [used.length for used in queue.wait()] == [SECTOR + 1]
 
 
 def test_a_transmitq_that_is_disabled_is_worked_and_what_is_sent_discarded(

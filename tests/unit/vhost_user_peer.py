@@ -371,3 +371,18 @@ def assert_ends(bench: Bench, when: Request, bad: Bad, reason: str) -> None:
     assert level == logging.ERROR
     assert re.search(reason, text), text
     assert text.startswith("the frontend was disconnected: ")
+
+
+@contextlib.contextmanager
+def full_socket(path: Path) -> Iterator[None]:
+    """Listen at a socket, accept nobody, and have as many wait there as can."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+        listener.bind(str(path))
+        listener.listen(0)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                waiting = stack.enter_context(socket.socket(socket.AF_UNIX))
+                waiting.setblocking(False)
+                waiting.connect(str(path))
+        yield

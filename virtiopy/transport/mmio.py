@@ -227,8 +227,12 @@ class MmioTransport:
             was = self.interrupt_status
             self.interrupt_status = was & ~events
             self._show_interrupt_status()
-            if was and not self.interrupt_status:
+            if was & events:
                 self._set_interrupt(False)
+                if self.interrupt_status and not self.queue_notifiers:
+                    # The driver read InterruptStatus before these were there. On a line that it
+                    # takes by edges they have had none, as it was up; with eventfds they had one.
+                    self._set_interrupt(True)
 
     def read_interrupt_status(self) -> int:
         """Return InterruptStatus.

@@ -207,7 +207,8 @@ class Net(VirtioDevice):
             self._handover.take_back(pair)
             pair.stop(index % 2)
             pair.queues.pop(index % 2, None)
-            self._update_watch(pair)
+            # Frames of another pair's may have been coming here.
+            self._redirect()
             self._give_if_due(pair)
 
     def reset_queue(self, index: int) -> None:
@@ -306,7 +307,7 @@ class Net(VirtioDevice):
 
     def _give(self, pair: Pair) -> None:
         self._handover.give(pair)
-        self._update_watch(pair)
+        self._redirect()
 
     def _give_if_due(self, pair: Pair) -> None:
         """Hand a pair over where that is wanted; `refusal` says why it cannot be done."""
@@ -333,6 +334,7 @@ class Net(VirtioDevice):
         """Work a pair that has come back; its queues have been kicked."""
         for ring in pair.queues:
             pair.start(ring, self._terms, self.filter)
+        self._redirect()
 
     def enable_queues(self, indexes: Iterable[int]) -> None:
         """Use the pairs whose queues these are: a frontend may keep controlq to itself.

@@ -4,6 +4,7 @@ import array
 import contextlib
 import os
 import socket
+import time
 from collections.abc import Iterable
 
 from virtiopy.closing import Closing
@@ -18,8 +19,8 @@ class DisconnectedError(PeerError):
 class Connection(Closing):
     """Messages to and from one peer; `stream` is a connected SOCK_STREAM, and is closed with it.
 
-    Whether `send` and `receive` wait, and how long, is the socket's timeout: None for ever, 0 not
-    at all.
+    Whether `send` and `receive` wait, and how long for a message, is the socket's timeout: None for
+    ever, 0 not at all.
     """
 
     def __init__(self, stream: socket.socket) -> None:
@@ -56,13 +57,15 @@ class Connection(Closing):
         None when it is not there yet, or not whole, and the socket does not wait. Raises PeerError
         for what is no message, or did not come in time, and DisconnectedError at the end.
         """
+        timeout = self.socket.gettimeout()
+        end = time.monotonic() + timeout if timeout else None
         if self._header is None:
-            if not self._fill(HEADER_SIZE):
+            if not self._fill(HEADER_SIZE, end):
                 return None
             self._header = decode_header(bytes(self._data))
             self._data.clear()
         header = self._header
-        if not self._fill(header.size):
+        if not self._fill(header.size, end):
             return None
         message = Message(header.request, bytes(self._data), header.flags, self._fds)
         self._data.clear()
@@ -74,10 +77,11 @@ class Connection(Closing):
         """Whether a message has begun to come and is not whole."""
         return bool(self._data) or self._header is not None
 
-    def _fill(self, size: int) -> bool:
+    def _fill(self, size: int, end: float | None) -> bool:
         """Read until there are `size` bytes of this message, and not one of the next.
 
-        File descriptors come with the first byte of their message, or with one of its others.
+        That is to be by `end`, of the monotonic clock: the socket's timeout begins anew with each
+        byte. File descriptors come with the first byte of their message, or with one of its others.
         """
         while (missing := size - len(self._data)) > 0:
             try:
@@ -98,6 +102,8 @@ class Connection(Closing):
                     "it went away in the middle of a message" if self.in_a_message else "it left"
                 )
             self._data += data
+            if end is not None and len(self._data) < size and time.monotonic() > end:
+                raise PeerError("it says a message too slowly") from TimeoutError()
         return True
 
 

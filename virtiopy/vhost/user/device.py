@@ -296,7 +296,9 @@ class VhostUserDevice(VirtioDevice):
             if self._frontend is None:
                 return
             watched = self._frontend.connection.socket
-            if not select.select([watched], [], [], 0)[0]:
+            poll = select.poll()
+            poll.register(watched, select.POLLIN)
+            if not poll.poll(0):
                 # It was an answer, which was taken meanwhile.
                 return
             try:
@@ -382,6 +384,7 @@ class VhostUserDevice(VirtioDevice):
         return True
 
     def _do_first(self, frontend: VhostUserFrontend) -> None:
+        before = self._config
         try:
             self._take(frontend)
             if self.queues and not self._halted:
@@ -390,6 +393,8 @@ class VhostUserDevice(VirtioDevice):
             self._gone(str(error))
             return
         self._watch_frontend()
+        if self._config != before:
+            self.host.config_changed()
         # A kick may have been taken by the one that has gone.
         for notifiers in self._lent.values():
             with contextlib.suppress(BlockingIOError):

@@ -79,8 +79,17 @@ class InflightFile:
 def connect(path: Path) -> socket.socket:
     """Connect to a backend that listens; raises ConfigError, with the remedy."""
     stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    # A backend that accepts nobody is not waited for (EAGAIN, unix(7)).
+    stream.setblocking(False)
     try:
         stream.connect(str(path))
+        stream.setblocking(True)
+    except BlockingIOError as error:
+        stream.close()
+        raise ConfigError(
+            f"The vhost-user backend at {path} has as many waiting as it lets: end who has it, "
+            "or start another backend."
+        ) from error
     except OSError as error:
         stream.close()
         raise ConfigError(

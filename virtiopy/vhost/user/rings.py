@@ -167,13 +167,15 @@ class Rings(Closing):
             self._update_logs()
 
     def set_kick(self, ring: Ring, fd: int | None) -> None:
-        """Start a ring that is enabled; raises PeerError or QueueError."""
+        """Start a ring that is enabled, or go on with this kick; raises PeerError or QueueError."""
         ring.set_kick(fd)
         if ring.addresses is None or not ring.size:
             raise PeerError(f"a kick for ring {ring.index}, which has no size or no addresses yet")
         if self.features is None:
             raise PeerError(f"a kick for ring {ring.index} before SET_FEATURES")
         self._start_if_ready(ring)
+        # Of one that is worked, a kick may be in the file before, which is read no more.
+        self._work(ring)
 
     def enable(self, ring: Ring, enabled: bool) -> None:
         """Enable or disable a ring; raises PeerError or QueueError where it cannot start."""

@@ -61,11 +61,15 @@ def _remove_if_dead(path: Path) -> None:
     if not path.is_socket():
         raise ConfigError(f"There is a file at {path}: name another path for the socket.")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
+        # Where so many wait already that it is full, connecting would wait too (unix(7)).
+        probe.setblocking(False)
         try:
             probe.connect(str(path))
         except ConnectionRefusedError:
             path.unlink()
             return
+        except BlockingIOError:
+            pass
     raise ConfigError(f"Somebody serves {path} already: name another path for the socket.")
 
 
@@ -143,6 +147,8 @@ class Server(Closing):
         if self._closing or self.backend.connected:
             return
         stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        # One that accepts nobody is not waited for (EAGAIN, unix(7)).
+        stream.setblocking(False)
         try:
             stream.connect(str(self._source))
         except OSError as error:
