@@ -292,7 +292,9 @@ class Machine(Closing):
         transport.queue_notifiers = notifiers = {}
         for index in range(len(device.queue_sizes)):
             kick = _eventfd(release)
-            self.accelerator.add_ioeventfd(address + Register.QueueNotify, index, kick)
+            release.callback(
+                self.accelerator.add_ioeventfd(address + Register.QueueNotify, index, kick)
+            )
             notifiers[index] = release.enter_context(
                 EventfdNotifiers(
                     transport,
@@ -320,8 +322,10 @@ class Machine(Closing):
         """
         page = release.enter_context(RegisterPage())
         if by_irqfd:
-            self.accelerator.add_ioeventfd(
-                address + Register.InterruptACK, Interrupt.USED_BUFFER, _eventfd(release)
+            release.callback(
+                self.accelerator.add_ioeventfd(
+                    address + Register.InterruptACK, Interrupt.USED_BUFFER, _eventfd(release)
+                )
             )
         release.callback(
             self.accelerator.add_read_only_memory(address, REGISTER_RANGE, page.host_address)

@@ -5,7 +5,7 @@ import os
 import socket
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,8 +47,8 @@ class NoAccelerator:
     def add_irqfd(self, gsi: int, eventfd: int) -> None:
         pass
 
-    def add_ioeventfd(self, address: int, value: int, eventfd: int) -> None:
-        pass
+    def add_ioeventfd(self, address: int, value: int, eventfd: int) -> Callable[[], None]:
+        return lambda: None
 
 
 @contextmanager

@@ -1063,6 +1063,22 @@ def test_the_start_states_share_nothing_from_one_call_to_the_next(
     assert astuple(make()) != astuple(state)
 
 
+# Eventfds
+
+
+@needs_kvm
+def test_an_ioeventfd_that_was_removed_leaves_its_address_to_another() -> None:
+    with Kvm() as kvm, kvm.create_vm() as vm:
+        first, second = (os.eventfd(0, os.EFD_CLOEXEC) for _ in range(2))
+        remove = vm.add_ioeventfd(0xD000_0050, 0, first)
+        with pytest.raises(HostError, match="KVM_IOEVENTFD fails: File exists"):
+            vm.add_ioeventfd(0xD000_0050, 0, second)
+        remove()
+        vm.add_ioeventfd(0xD000_0050, 0, second)
+        os.close(first)
+        os.close(second)
+
+
 # A machine on KVM
 
 

@@ -107,8 +107,9 @@ class FakeAccelerator:
     def set_irq_line(self, gsi: int, level: bool) -> None:
         self.lines.append((gsi, level))
 
-    def add_ioeventfd(self, address: int, value: int, eventfd: int) -> None:
+    def add_ioeventfd(self, address: int, value: int, eventfd: int) -> Callable[[], None]:
         self.kicks.append((address, value))
+        return lambda: self.kicks.remove((address, value))
 
     def add_irqfd(self, gsi: int, eventfd: int) -> None:
         self.irqfds.append(gsi)
@@ -287,6 +288,16 @@ def test_a_ninth_device_is_refused_and_the_eight_stay(bench: Bench) -> None:
     with pytest.raises(ConfigError, match=r"^There are more than 8 devices: leave some out\.$"):
         bench.machine.add_device(FakeDevice(), "rng8", IoMode.TRAPPED)
     assert [slot.gsi for slot in bench.machine.slots] == list(range(16, 24))
+
+
+def test_a_device_that_is_refused_leaves_its_slot_to_the_next(bench: Bench) -> None:
+    with pytest.raises(ConfigError, match="Nobody else can work the queues"):
+        bench.machine.add_device(FakeDevice(), "rng0", IoMode.VHOST)
+    # KVM takes no other eventfd for the same write (EEXIST).
+    assert bench.accelerator.kicks == []
+    assert bench.machine.add_device(FakeDevice(), "rng1").address == FIRST
+    bench.machine.close()
+    assert bench.accelerator.kicks == []
 
 
 def test_a_read_gets_the_register_of_the_device_at_its_address(bench: Bench) -> None:
@@ -612,11 +623,11 @@ def test_the_kernel_takes_the_acknowledgements_of_used_buffers_where_interrupts_
     with Machine(memory, accelerator, console=ignore) as machine:
         machine.add_device(FakeDevice(), "rng0", IoMode.IOEVENTFD)
         machine.add_device(FakeDevice(), "rng1", IoMode.TRAPPED)
-    acknowledgements = [
-        (address, value)
-        for address, value in accelerator.kicks
-        if address & 0xFFF == Register.InterruptACK
-    ]
+        acknowledgements = [
+            (address, value)
+            for address, value in accelerator.kicks
+            if address & 0xFFF == Register.InterruptACK
+        ]
     assert acknowledgements == [(FIRST + Register.InterruptACK, Interrupt.USED_BUFFER)]
 
 

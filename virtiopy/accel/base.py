@@ -53,10 +53,10 @@ class Accelerator(Protocol):
     def set_irq_line(self, gsi: int, level: bool) -> None:
         """Set the level of an interrupt line."""
 
-    def add_ioeventfd(self, address: int, value: int, eventfd: int) -> None:
+    def add_ioeventfd(self, address: int, value: int, eventfd: int) -> Callable[[], None]:
         """Turn 32-bit writes of `value` at guest physical `address` into writes to `eventfd`.
 
-        The CPU does not stop for them.
+        The CPU does not stop for them. Returns what ends that, while the eventfd is open.
         """
 
     def add_irqfd(self, gsi: int, eventfd: int) -> None:

@@ -36,9 +36,9 @@ class KvmAccelerator:
         """Set the level of an interrupt line: KVM_IRQ_LINE."""
         self.vm.set_irq_line(gsi, level)
 
-    def add_ioeventfd(self, address: int, value: int, eventfd: int) -> None:
+    def add_ioeventfd(self, address: int, value: int, eventfd: int) -> Callable[[], None]:
         """Have the kernel turn writes into an eventfd: KVM_IOEVENTFD with datamatch."""
-        self.vm.add_ioeventfd(address, value, eventfd)
+        return self.vm.add_ioeventfd(address, value, eventfd)
 
     def add_irqfd(self, gsi: int, eventfd: int) -> None:
         """Have the kernel turn an eventfd into an edge-triggered interrupt: KVM_IRQFD."""

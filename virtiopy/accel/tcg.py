@@ -371,9 +371,10 @@ class TcgAccelerator:
         """Return nothing: Unicorn counts nothing."""
         return {}
 
-    def add_ioeventfd(self, address: int, value: int, eventfd: int) -> None:
+    def add_ioeventfd(self, address: int, value: int, eventfd: int) -> Callable[[], None]:
         """Turn writes into an eventfd: in the translator's callback, as it has no kernel to ask."""
         self._ioeventfds[address, value] = os.dup(eventfd)
+        return lambda: os.close(self._ioeventfds.pop((address, value)))
 
     def add_irqfd(self, gsi: int, eventfd: int) -> None:
         """Turn an eventfd into an edge-triggered interrupt, on a thread that waits for it."""

@@ -90,14 +90,23 @@ class Vm(Closing):
         line.level = int(level)
         self._ioctl("KVM_IRQ_LINE", int(ffi.cast("uintptr_t", line)))
 
-    def add_ioeventfd(self, address: int, value: int, eventfd: int) -> None:
-        """Signal `eventfd` for 32-bit writes of `value` at `address`, in the kernel (4.59)."""
+    def add_ioeventfd(self, address: int, value: int, eventfd: int) -> Callable[[], None]:
+        """Signal `eventfd` for 32-bit writes of `value` at `address`, in the kernel (4.59).
+
+        Returns what ends that, before the eventfd is closed: that alone does not.
+        """
+        flags = lib.KVM_IOEVENTFD_FLAG_DATAMATCH
+        self._set_ioeventfd(address, value, eventfd, flags)
+        flags |= lib.KVM_IOEVENTFD_FLAG_DEASSIGN
+        return partial(self._set_ioeventfd, address, value, eventfd, flags)
+
+    def _set_ioeventfd(self, address: int, value: int, eventfd: int, flags: int) -> None:
         ioeventfd = ffi.new("struct kvm_ioeventfd *")
         ioeventfd.addr = address
         ioeventfd.len = 4
         ioeventfd.datamatch = value
         ioeventfd.fd = eventfd
-        ioeventfd.flags = lib.KVM_IOEVENTFD_FLAG_DATAMATCH
+        ioeventfd.flags = flags
         self._ioctl("KVM_IOEVENTFD", int(ffi.cast("uintptr_t", ioeventfd)))
 
     def add_irqfd(self, gsi: int, eventfd: int) -> None:
