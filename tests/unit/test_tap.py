@@ -273,7 +273,7 @@ def test_a_user_without_rights_is_told_what_to_do(namespace: Namespace) -> None:
         "from virtiopy.host.tapconfig import TapConfig\n"
         "from virtiopy.errors import HostError\n"
         f"os.setgid({NOBODY}); os.setuid({NOBODY})\n"
-        "try: Tap(TapConfig('t0', create=True))\n"
+        "try: Tap(TapConfig('norights0', create=True))\n"
         "except HostError as error: print(error)"
     )
     done = subprocess.run(

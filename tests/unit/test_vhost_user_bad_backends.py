@@ -5,6 +5,7 @@ left behind either way.
 """
 
 import contextlib
+import errno
 import gc
 import itertools
 import os
@@ -410,6 +411,36 @@ def test_one_with_fewer_features_is_left(tmp_path: Path) -> None:
         assert not backend.works.is_set()
         backend.features = OFFERED
         assert_works(vm, backend, 1)
+
+
+@pytest.mark.parametrize("call", ["socket", "socketpair"])
+def test_another_backend_is_looked_for_again_when_no_file_could_be_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    class Sockets:
+        """The module, but for one call that fails once, when it is armed."""
+
+        armed = False
+
+        def __getattr__(self, name: str) -> object:
+            if name == call and self.armed:
+                self.armed = False
+                return fails
+            return getattr(socket, name)
+
+    def fails(*arguments: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    before = Holdings.now()
+    path = tmp_path / "blk.sock"
+    sockets = Sockets()
+    with FakeBackend(path, (RUNNING - 1, goes)) as backend, Vm(path) as vm:
+        monkeypatch.setattr(frontend_module, "socket", sockets)
+        sockets.armed = True
+        vm.start()
+        assert_works(vm, backend, 1)
+        assert not sockets.armed
+    assert Holdings.now() == before
 
 
 def test_it_is_missed_by_a_process_with_many_files_open(

@@ -14,6 +14,7 @@ from virtiopy.conformance.queue import SessionQueue
 from virtiopy.conformance.session import Session, status_words
 from virtiopy.conformance.trace import Trace
 from virtiopy.eventloop import EventLoop
+from virtiopy.memory import GuestMemory
 from virtiopy.spec import DeviceStatus, Feature
 from virtiopy.transport.driver import MmioDriver, Registers
 from virtiopy.transport.mmio import MmioTransport
@@ -23,6 +24,9 @@ from virtiopy.transport.registers import Interrupt, Register
 FEATURE_WORDS = 4
 
 _Result = TypeVar("_Result")
+
+#: What threads of wedged devices still read and write, for as long as this process lives.
+_LEFT_BEHIND: list[GuestMemory] = []
 
 
 class Cpu(Closing):
@@ -146,7 +150,7 @@ class MmioSession(Session):
         self._driver = MmioDriver(registers, self.memory, self.allocator)
 
     def close(self) -> None:
-        """Give the device up; one that is wedged is left behind."""
+        """Give the device up; one that is wedged is left behind, with the memory that it is at."""
         if not self._cpu.stuck and turns(self._loop, self.patience):
             with contextlib.suppress(DiedError, WedgedError):
                 self._cpu.run(self._transport.reset)
@@ -157,7 +161,10 @@ class MmioSession(Session):
                 self._loop.close()
         self._cpu.close()
         self.host.close()
-        super().close()
+        if self._loop.running or self._cpu.stuck:
+            _LEFT_BEHIND.append(self.memory)
+        else:
+            super().close()
 
     # Interrupts
 

@@ -352,7 +352,8 @@ class VhostUserDevice(VirtioDevice):
             try:
                 self._trying = self._reconnect()
                 frontend = VhostUserFrontend(self._trying)
-            except (ConfigError, PeerError) as error:
+            except (ConfigError, PeerError, OSError) as error:
+                # The last for what this process lacks: it may have too many files open just now.
                 log.debug("no vhost-user backend yet: %s", error)
                 return
             if self._closed:

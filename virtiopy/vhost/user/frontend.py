@@ -128,7 +128,7 @@ class VhostUserFrontend(Closing):
             self.features &= ~_NOT_VIRTIO
             if self.has(ProtocolFeature.BACKEND_REQ):
                 self._open_channel()
-        except PeerError:
+        except (PeerError, OSError):
             self.close()
             raise
 
