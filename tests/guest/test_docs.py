@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.guest.support import needs_kvm
+from tests.guest.support import make_image, needs_kvm
 from virtiopy.devices import rng
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -142,6 +142,20 @@ def test_the_commands_of_a_page_do_what_it_shows(tmp_path: Path, page: Path) -> 
         session.finish()
     finally:
         session.close()
+
+
+@needs_kvm
+def test_the_first_command_of_the_readme_does_what_it_shows(tmp_path: Path) -> None:
+    readme = (DOCS.parent / "README.md").read_text()
+    shown = re.search(
+        r"^    \$ truncate .*\n    \$ \.venv/bin/(.*)\n((?:    .*\n)+)", readme, re.MULTILINE
+    )
+    assert shown
+    make_image(tmp_path / "scratch.img")
+    session = Session(tmp_path)
+    output = session.run(shown[1])
+    for line in re.sub("^    ", "", shown[2], flags=re.MULTILINE).splitlines():
+        assert line == "..." or line in output.splitlines(), line
 
 
 def test_the_entropy_device_is_quoted_as_it_is() -> None:
