@@ -1,5 +1,7 @@
 """Registers that are read from memory are the registers that are read by exits, at every moment."""
 
+import errno
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +21,7 @@ from virtiopy.devices.blk import Blk
 from virtiopy.devices.console import Console
 from virtiopy.devices.net import Net
 from virtiopy.devices.net.control import Ack, ControlClass, MacCommand
+from virtiopy.errors import HostError
 from virtiopy.memory import PAGE_SIZE, GuestMemory
 from virtiopy.spec import DeviceId, DeviceStatus
 from virtiopy.transport.driver import MmioDriver
@@ -311,6 +314,19 @@ def test_a_driver_that_finds_one_generation_has_read_one_configuration(started: 
         driver.join()
         sys.setswitchinterval(interval)
     assert not torn
+
+
+def test_a_host_without_memory_for_it_is_told_and_nothing_stays_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(fd: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "ftruncate", refuse)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(HostError, match=r"No space left.*--exit-free off"):
+        RegisterPage()
+    assert os.listdir("/proc/self/fd") == before
 
 
 def test_what_is_shown_later_is_shown_in_the_same_place() -> None:

@@ -5,6 +5,7 @@ reads are plain memory reads, and writes still go to whoever took them before: u
 ioeventfd.
 """
 
+import contextlib
 import mmap
 import os
 
@@ -19,16 +20,26 @@ _WORD = 4
 class RegisterPage(Closing):
     """A page of zeroes at `host_address`, for the guest to see; what it shows is set here.
 
-    One thread at a time sets it, while the guest reads.
+    One thread at a time sets it, while the guest reads. Raises HostError where the host has no file
+    or memory for it.
     """
 
     def __init__(self) -> None:
-        # Two pages, of which the guest sees one: see `show`.
-        self._fd = os.memfd_create("virtiopy-registers", os.MFD_CLOEXEC)
-        os.ftruncate(self._fd, 2 * PAGE_SIZE)
-        self._pages = memoryview(mmap.mmap(self._fd, 2 * PAGE_SIZE))
+        try:
+            with contextlib.ExitStack() as undo:
+                # Two pages, of which the guest sees one: see `show`.
+                self._fd = os.memfd_create("virtiopy-registers", os.MFD_CLOEXEC)
+                undo.callback(os.close, self._fd)
+                os.ftruncate(self._fd, 2 * PAGE_SIZE)
+                self._pages = memoryview(mmap.mmap(self._fd, 2 * PAGE_SIZE))
+                self._guests = mmap.mmap(self._fd, PAGE_SIZE, prot=mmap.PROT_READ)
+                undo.pop_all()
+        except OSError as error:
+            raise HostError(
+                f"The host has no page to show registers on ({error.strerror}): "
+                "use --exit-free off."
+            ) from error
         self._shown = 0
-        self._guests = mmap.mmap(self._fd, PAGE_SIZE, prot=mmap.PROT_READ)
         self.host_address = int(ffi.cast("uintptr_t", ffi.from_buffer("char[]", self._guests)))
 
     def close(self) -> None:
