@@ -178,8 +178,8 @@ def test_64_mib_are_given_back_within_a_second_and_return_as_zeroes(
 
         assert time.monotonic() - start < 1
         assert guest.allocated() == allocated - 64 * MIB
-        # A page of registers may have come, which shows the new target.
-        assert 0 <= guest.resident() - (resident - 64 * MIB) <= PAGE
+        # The page of registers is another, as it shows a new target, and has been read or not.
+        assert abs(guest.resident() - (resident - 64 * MIB)) <= PAGE
         guest.wait_for(64 * MIB)
         assert guest.balloon()["discarded"] == 64 * MIB
         assert guest.balloon()["ignored"] == {}
