@@ -1,5 +1,6 @@
 """What a CPU does, a few instructions in 32-bit protected mode at a time, on each accelerator."""
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -190,14 +191,18 @@ def test_stops_and_runs_again_lose_no_instruction_and_repeat_none(name: str) -> 
         def pester() -> None:
             while running:
                 it.cpu.stop()
+                # Else it may have the CPU's lock again and again, and the guest never run.
+                os.sched_yield()
 
         thread = threading.Thread(target=pester)
         thread.start()
         stops = 0
-        while it.cpu.run(it.answer) is None:
-            stops += 1
-        running = False
-        thread.join()
+        try:
+            while it.cpu.run(it.answer) is None:
+                stops += 1
+        finally:
+            running = False
+            thread.join()
         counted = int.from_bytes(it.memory.read(COUNTER, 4), "little")
 
     assert counted == turns
