@@ -1,7 +1,6 @@
 """Commands to a machine over a Unix socket; the machine executes no guest."""
 
 import json
-import os
 import socket
 import stat
 import threading
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.openfiles import open_files
 from virtiopy.accel.base import Accelerator
 from virtiopy.control import CLIENTS_MAX, LINE_MAX, ControlServer
 from virtiopy.controlclient import ask
@@ -271,7 +271,7 @@ def test_the_socket_is_its_owners_alone(machine: Machine, path: Path) -> None:
 
 
 def test_the_socket_and_its_connections_go_with_the_machine(path: Path) -> None:
-    files = len(os.listdir("/proc/self/fd"))
+    files = len(open_files())
     threads = threading.active_count()
     with serving(path):
         client = Client(path)
@@ -280,7 +280,7 @@ def test_the_socket_and_its_connections_go_with_the_machine(path: Path) -> None:
     assert client.ends()
     client.close()
     assert not path.exists()
-    assert len(os.listdir("/proc/self/fd")) == files
+    assert len(open_files()) == files
     assert threading.active_count() == threads
 
 
@@ -319,10 +319,10 @@ def test_a_file_is_not_replaced(path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["missing/vm.sock", "x" * 200])
 def test_a_path_that_cannot_be_used_ends_in_a_sentence(tmp_path: Path, name: str) -> None:
-    files = len(os.listdir("/proc/self/fd"))
+    files = len(open_files())
     with pytest.raises(ConfigError, match="name a short path"), serving(tmp_path / name):
         pass
-    assert len(os.listdir("/proc/self/fd")) == files
+    assert len(open_files()) == files
 
 
 # The client

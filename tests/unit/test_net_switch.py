@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.openfiles import open_files
 from tests.unit.test_net import MAC, MRG, header
 from tests.unit.vhost_model import FEATURES, RX, TX, WireLink
 from tests.unit.vhost_rig import EVENT_IDX, IOEVENTFD, MEMORY, VHOST, Rig, frames, works
@@ -347,23 +348,23 @@ def test_a_mode_that_is_not_required_falls_back_and_says_so(rig: Rig) -> None:
 
 
 def test_nothing_stays_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = sorted(os.listdir("/proc/self/fd"))
+    before = open_files()
     rig = Rig(monkeypatch)
     for mode in (IOEVENTFD, VHOST, IOEVENTFD, VHOST):
         rig.slot.handoff(mode)
     assert works(rig)
     rig.close()
     assert rig.kernel.opened == []
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert open_files() == before
 
 
 def test_a_refusal_leaves_nothing_open(by_loop: Rig) -> None:
-    before = sorted(os.listdir("/proc/self/fd"))
+    before = open_files()
     by_loop.kernel.open()
     by_loop.kernel.refusal = HostError("For the test: make it work.")
     with pytest.raises(HostError):
         by_loop.slot.handoff(VHOST)
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert open_files() == before
 
 
 def test_switches_while_the_driver_resets_the_device_end_as_asked(by_loop: Rig) -> None:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.openfiles import open_files
 from tests.unit.test_blk import FakeDisk
 from tests.unit.test_console import FakeStream
 from tests.unit.test_net import MAC, FakeLink
@@ -323,10 +324,10 @@ def test_a_host_without_memory_for_it_is_told_and_nothing_stays_open(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "ftruncate", refuse)
-    before = os.listdir("/proc/self/fd")
+    before = open_files()
     with pytest.raises(HostError, match=r"No space left.*--exit-free off"):
         RegisterPage()
-    assert os.listdir("/proc/self/fd") == before
+    assert open_files() == before
 
 
 def test_what_is_shown_later_is_shown_in_the_same_place() -> None:

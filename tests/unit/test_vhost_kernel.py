@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from tests.openfiles import open_files
 from virtiopy._native import ffi, lib
 from virtiopy.devices.base import Given
 from virtiopy.errors import ConfigError, HostError
@@ -262,10 +263,10 @@ def test_a_backend_that_is_no_tap_is_the_users_fault() -> None:
     ],
 )
 def test_a_vhost_that_cannot_be_used_is_closed_again(kernel: FakeKernel) -> None:
-    before = os.listdir("/proc/self/fd")
+    before = open_files()
     with pytest.raises(HostError):
         VhostNet("/dev/null", ioctl=kernel.ioctl)
-    assert os.listdir("/proc/self/fd") == before
+    assert open_files() == before
 
 
 def test_a_missing_device_is_told_with_its_remedies() -> None:

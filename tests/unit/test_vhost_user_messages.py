@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.openfiles import open_files
 from virtiopy.errors import PeerError
 from virtiopy.vhost.user import connection
 from virtiopy.vhost.user.connection import Connection, DisconnectedError, close_all
@@ -246,13 +247,13 @@ def test_a_header_that_cannot_be_is_refused(header: str, reason: str, pair: Pair
 
 def test_what_came_with_half_a_message_is_closed(pair: Pair) -> None:
     one, other = pair
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(open_files())
     eventfd = os.eventfd(0, os.EFD_CLOEXEC)
     wire = Message(Request.SET_VRING_KICK, ring_file(0, has_fd=True)).encode()
     socket.send_fds(one.socket, [wire[:-1]], [eventfd])
     other.socket.setblocking(False)
     assert other.receive() is None
-    assert len(os.listdir("/proc/self/fd")) == before + 2
+    assert len(open_files()) == before + 2
     other.close()
     os.close(eventfd)
-    assert len(os.listdir("/proc/self/fd")) == before - 1
+    assert len(open_files()) == before - 1
