@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import gc
 import json
 import mmap
 import os
@@ -16,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.openfiles import open_files
 from virtiopy._native import ffi, lib
 from virtiopy.errors import ConfigError
 from virtiopy.host import disk as disk_module
@@ -43,12 +43,6 @@ def image(tmp_path: Path) -> Path:
     path = tmp_path / "disk.img"
     path.write_bytes(pattern())
     return path
-
-
-def open_files() -> int:
-    # What tests before left to the garbage collector goes now, not between two counts.
-    gc.collect()
-    return len(os.listdir("/proc/self/fd"))
 
 
 class PatchedLib:

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import gc
 import os
 import struct
 import threading
@@ -16,6 +15,7 @@ from typing import Self, TypeVar
 
 import pytest
 
+from tests.openfiles import open_files
 from virtiopy._native import CData, ffi, lib
 from virtiopy.accel.kvm import KvmAccelerator
 from virtiopy.bus import UnassignedAccessError
@@ -86,12 +86,6 @@ def _why_no_kvm() -> str:
 
 
 needs_kvm = pytest.mark.skipif(bool(_why_no_kvm()), reason=_why_no_kvm())
-
-
-def open_files() -> int:
-    # What tests before left to the garbage collector goes now, not between two counts.
-    gc.collect()
-    return len(os.listdir("/proc/self/fd"))
 
 
 class PatchedLib:

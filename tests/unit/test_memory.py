@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.openfiles import open_files
 from virtiopy._native import ffi
 from virtiopy.errors import ConfigError, HostError
 from virtiopy.memory import (
@@ -46,12 +47,6 @@ MIDDLE_END, HIGH_END = MIDDLE + PAGE_SIZE, HIGH + PAGE_SIZE
 def memory() -> Iterator[GuestMemory]:
     with lay_out((LOW, 2), (MIDDLE, 1), (HIGH, 1)) as memory:
         yield memory
-
-
-def open_fds() -> int:
-    # What tests before left to the garbage collector goes now, not between two counts.
-    gc.collect()
-    return len(os.listdir("/proc/self/fd"))
 
 
 # Reaching memory
@@ -264,11 +259,11 @@ def test_a_size_that_is_no_number_of_huge_pages_is_refused(size: int) -> None:
 
 @pytest.mark.parametrize("size", [1 << 60, 1 << 63, 1 << 64, 1 << 70])
 def test_more_memory_than_there_can_be_is_the_hosts_lack(size: int) -> None:
-    before = open_fds()
+    before = open_files()
     with pytest.raises(HostError, match="give a smaller size"):
         GuestMemory.allocate(size)
     gc.collect()
-    assert open_fds() == before
+    assert open_files() == before
 
 
 def _reserved_huge_pages() -> int:
@@ -352,25 +347,25 @@ def test_a_memory_file_and_huge_pages_exclude_each_other(tmp_path: Path) -> None
 
 
 def test_close_gives_every_file_descriptor_back(tmp_path: Path) -> None:
-    before = open_fds()
+    before = open_files()
     with ExitStack() as stack:
         stack.enter_context(GuestMemory.allocate(HOLE_START + PAGE_SIZE))
         stack.enter_context(GuestMemory.allocate(PAGE_SIZE, path=tmp_path / "memory"))
         stack.enter_context(lay_out((0, 1)))
-        assert open_fds() > before
-    assert open_fds() == before
+        assert len(open_files()) > len(before)
+    assert open_files() == before
 
 
 def test_closing_twice_is_closing_once() -> None:
-    before = open_fds()
+    before = open_files()
     memory = GuestMemory.allocate(PAGE_SIZE)
     memory.close()
     memory.close()
-    assert open_fds() == before
+    assert open_files() == before
 
 
 def test_a_view_that_outlives_the_memory_stays_good_and_then_lets_go() -> None:
-    before = open_fds()
+    before = open_files()
     memory = GuestMemory.allocate(PAGE_SIZE)
     memory.write(0, b"held")
     views = memory.views(0, 4)
@@ -379,7 +374,7 @@ def test_a_view_that_outlives_the_memory_stays_good_and_then_lets_go() -> None:
     views.clear()
     del memory
     gc.collect()
-    assert open_fds() == before
+    assert open_files() == before
 
 
 def test_nothing_can_be_reached_after_close() -> None:

@@ -1,7 +1,6 @@
 """The host's sides of console ports, with real files, sockets and pseudoterminals."""
 
 import fcntl
-import gc
 import os
 import signal
 import socket
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.openfiles import open_files
 from virtiopy.errors import ConfigError
 from virtiopy.eventloop import EventLoop
 from virtiopy.host.stream import FileStream, PtyStream, SocketStream
@@ -117,12 +117,6 @@ def wait_until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.005)
-
-
-def open_files() -> int:
-    # What tests before left to the garbage collector goes now, not between two counts.
-    gc.collect()
-    return len(os.listdir("/proc/self/fd"))
 
 
 # A file

@@ -2,7 +2,6 @@
 
 import errno
 import fcntl
-import gc
 import ipaddress
 import os
 import select
@@ -17,6 +16,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.namespace import Namespace, needs_taps
+from tests.openfiles import open_files
 from virtiopy._native import lib
 from virtiopy.devices.net import Net
 from virtiopy.errors import ConfigError, HostError, VirtiopyError
@@ -123,14 +123,13 @@ def test_a_tap_that_could_not_be_configured_is_gone(namespace: Namespace) -> Non
 
 
 def test_the_thread_that_opens_a_tap_stays_in_its_namespace(namespace: Namespace) -> None:
-    gc.collect()
     before = os.readlink("/proc/thread-self/ns/net")
-    files = len(os.listdir("/proc/self/fd"))
+    files = open_files()
     threads = threading.active_count()
     for _ in range(3):
         Tap(namespace.config(create=True)).close()
     assert os.readlink("/proc/thread-self/ns/net") == before
-    assert len(os.listdir("/proc/self/fd")) == files
+    assert open_files() == files
     assert threading.active_count() == threads
 
 
