@@ -17,10 +17,10 @@ from pathlib import Path
 from bench.common import by_turns
 from virtiopy.accel import AcceleratorName, select
 from virtiopy.accel.base import Cpu
+from virtiopy.cpu.exits import ExitReason, IoExit, MmioExit
+from virtiopy.cpu.x86 import Registers, protected_mode
 from virtiopy.errors import HostError
-from virtiopy.kvm.exits import ExitReason, IoExit, MmioExit
 from virtiopy.memory import GuestMemory
-from virtiopy.x86 import Registers, protected_mode
 
 ADDRESS = 0x1000
 MMIO = 0xD000_0000

@@ -7,7 +7,7 @@ import pytest
 from tests.conformance.runs import run_pytest
 
 OWN_DEVICE = """\
-from virtiopy.conformance.targets import inproc
+from virtiopy.conformance.targets.target import inproc
 from virtiopy.devices.rng import Rng
 from virtiopy.transport.mmio import MmioTransport
 from virtiopy.virtqueue.split import SplitQueue

@@ -14,8 +14,8 @@ import pytest
 from tests.conformance import mutants
 from tests.conformance.mutants import Mutant
 from tests.conformance.runs import run_pytest
-from virtiopy.conformance.builders import Factory
 from virtiopy.conformance.marks import clauses_to_tests
+from virtiopy.conformance.targets.builders import Factory
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -24,7 +24,7 @@ PATIENCE = {"broken": 0.5, "sound": 10}
 
 MODULE = """\
 from tests.conformance.mutants.{area} import MUTANTS
-from virtiopy.conformance.targets import inproc
+from virtiopy.conformance.targets.target import inproc
 
 virtio_target = {target}
 """

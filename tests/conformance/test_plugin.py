@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.conformance.runs import run_command, run_pytest, run_suite
-from virtiopy.conformance.backends import split
+from virtiopy.conformance.targets.backends import split
 
 OWN_DEVICE = """\
-from virtiopy.conformance.targets import inproc
+from virtiopy.conformance.targets.target import inproc
 from virtiopy.devices.rng import Rng
 
 {device}

@@ -12,23 +12,23 @@ import pytest
 
 from tests.browser import needs_chromium, visit
 from tests.conformance.runs import run_command, run_pytest
-from virtiopy.conformance.builders import BUILDERS
-from virtiopy.conformance.comparison import differences, rows, sides
-from virtiopy.conformance.document import (
+from virtiopy.conformance.report.comparison import differences, rows, sides
+from virtiopy.conformance.report.document import (
     ClauseRecord,
     Document,
     ResultRecord,
     SubjectRecord,
     read,
 )
-from virtiopy.conformance.results import Outcome
-from virtiopy.conformance.summary import compared
-from virtiopy.conformance.verdict import Verdict
+from virtiopy.conformance.report.results import Outcome
+from virtiopy.conformance.report.summary import compared
+from virtiopy.conformance.report.verdict import Verdict
+from virtiopy.conformance.targets.builders import BUILDERS
 from virtiopy.errors import ConfigError
 
 #: Notifies for every buffer, whatever the driver says; its description is no friend of HTML's.
 NOISY = """\
-from virtiopy.conformance.targets import inproc
+from virtiopy.conformance.targets.target import inproc
 from virtiopy.devices.rng import Rng
 
 class Noisy(Rng):
@@ -40,7 +40,7 @@ virtio_target = inproc(Noisy, name="<Noisy & \\x07 co>")
 """
 
 QUIET = """\
-from virtiopy.conformance.targets import inproc
+from virtiopy.conformance.targets.target import inproc
 from virtiopy.devices.rng import Rng
 
 virtio_target = inproc(Rng)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conformance.runs import run_pytest, run_suite
-from virtiopy.conformance.document import read
+from virtiopy.conformance.report.document import read
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -104,7 +104,7 @@ def test_a_zoned_device_meets_every_statement_about_zones(tmp_path: Path, builde
     path = tmp_path / "test_device.py"
     path.write_text(
         f"from tests.conformance.zoned import {builder}\n"
-        "from virtiopy.conformance.targets import inproc\n"
+        "from virtiopy.conformance.targets.target import inproc\n"
         f"virtio_target = inproc({builder})\n"
     )
     run = run_pytest(

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from tests.conformance.runs import run_pytest, run_suite
-from virtiopy.conformance.steps import KINDS, load
+from virtiopy.conformance.walks.steps import KINDS, load
 from virtiopy.errors import ConfigError
 
 OWN_DEVICE = """\
-from virtiopy.conformance.targets import inproc
+from virtiopy.conformance.targets.target import inproc
 from virtiopy.devices.rng import Rng
 
 class Own(Rng):

@@ -6,10 +6,10 @@ It is what the tests of zoned devices are tried on.
 import struct
 from dataclasses import dataclass
 
-from virtiopy.conformance.builders import Rig
-from virtiopy.conformance.disks import BlkHost
 from virtiopy.conformance.drivers.blk import SECTOR, ZONE_TYPES, Zoned
 from virtiopy.conformance.drivers.zones import ACTIVE, OPEN, ZoneState, ZoneStatus, ZoneType
+from virtiopy.conformance.targets.builders import Rig
+from virtiopy.conformance.targets.disks import BlkHost
 from virtiopy.devices.blk import Blk, BlkFeature, Request, RequestError, RequestType, Status
 from virtiopy.spec import feature_mask, has_feature
 from virtiopy.virtqueue.buffers import gather, scatter, total

@@ -4,12 +4,12 @@ import pytest
 
 from tests.guest.support import needs_kvm
 from virtiopy.accel import AcceleratorName
-from virtiopy.machine import IoMode
+from virtiopy.vm.machine import IoMode
 
 
 def has_unicorn() -> bool:
     try:
-        import virtiopy.accel.tcg  # noqa: F401
+        import virtiopy.accel.tcg.accelerator  # noqa: F401
     except ImportError:
         return False
     return True

@@ -20,14 +20,14 @@ from virtiopy.devices.console import Console
 from virtiopy.devices.net import Net
 from virtiopy.devices.rng import Rng
 from virtiopy.errors import GuestError
-from virtiopy.exitlog import ExitKind
-from virtiopy.hello import Mode, mode_works, run_hello
 from virtiopy.host.disk import DiskImage
 from virtiopy.host.stream import FileStream
 from virtiopy.host.tap import Tap
 from virtiopy.host.tapconfig import default_mac, parse_address
-from virtiopy.machine import IoMode, Machine
 from virtiopy.memory import GuestMemory
+from virtiopy.metrics.exitlog import ExitKind
+from virtiopy.vm.hello import Mode, mode_works, run_hello
+from virtiopy.vm.machine import IoMode, Machine
 
 
 @dataclass

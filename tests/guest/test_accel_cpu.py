@@ -12,10 +12,10 @@ import pytest
 from tests.guest.accelerators import TIMEOUT, each_accelerator, needs_unicorn
 from virtiopy.accel import AcceleratorName, select
 from virtiopy.accel.base import Accelerator, Cpu
+from virtiopy.cpu.exits import ExitReason, IoExit, MmioExit
+from virtiopy.cpu.x86 import Registers, SystemRegisters, protected_mode
 from virtiopy.errors import GuestError
-from virtiopy.kvm.exits import ExitReason, IoExit, MmioExit
 from virtiopy.memory import GuestMemory
-from virtiopy.x86 import Registers, SystemRegisters, protected_mode
 
 CODE = 0x1000
 IDT = 0x2000

@@ -90,7 +90,7 @@ def test_a_wrong_disk_option_is_refused(tmp_path: Path, option: str, words: str)
 
 def test_a_missing_kvm_is_told_with_its_remedy(tmp_path: Path) -> None:
     script = (
-        "import virtiopy.kvm.system as system, sys\n"
+        "import virtiopy.accel.kvm.system as system, sys\n"
         f"system.Kvm.__init__.__defaults__ = ({str(tmp_path / 'kvm')!r},)\n"
         "from virtiopy.cli.main import main\n"
         "sys.argv = ['virtiopy', 'hello', '--mode', 'long', '--accel', 'kvm']\n"
@@ -113,10 +113,10 @@ def test_no_rights_to_kvm_is_told_with_its_remedy() -> None:
     script = (
         "import sys\n"
         "from virtiopy.cli import hello\n"  # loaded while the files can still be read
-        "import virtiopy.cli.main, virtiopy.hello, virtiopy.accel.kvm, os\n"
+        "import virtiopy.cli.main, virtiopy.vm.hello, virtiopy.accel.kvm.accelerator, os\n"
         f"os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})\n"
         "try:\n"
-        "    virtiopy.accel.kvm.Kvm()\n"
+        "    virtiopy.accel.kvm.accelerator.Kvm()\n"
         "except virtiopy.errors.HostError as error:\n"
         "    print(error)\n"
     )

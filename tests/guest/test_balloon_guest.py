@@ -21,7 +21,7 @@ from tests.guest.support import (
     run_in_qemu,
     virtiopy,
 )
-from virtiopy.controlclient import ask
+from virtiopy.control.client import ask
 
 MIB = 1 << 20
 PAGE = 4096

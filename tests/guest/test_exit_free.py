@@ -6,15 +6,15 @@ import pytest
 
 from tests.guest.accelerators import OWN_MODES, needs_unicorn
 from tests.guest.support import assert_one_sentence, make_image, needs_kvm, run_guest, virtiopy
-from virtiopy.accel.kvm import KvmAccelerator
+from virtiopy.accel.kvm.accelerator import KvmAccelerator
 from virtiopy.boot.elf import GuestImage, LoadSegment
 from virtiopy.devices.balloon import Balloon
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.devices.blk import Blk
 from virtiopy.host.disk import DiskImage
-from virtiopy.machine import MMIO_BASE, IoMode, Machine
 from virtiopy.memory import GuestMemory
 from virtiopy.transport.registers import Register
+from virtiopy.vm.machine import MMIO_BASE, IoMode, Machine
 
 CODE, COPIES = 0x10_0000, 0x20_0000
 

@@ -1,10 +1,10 @@
 import pytest
 
 from tests.guest.support import assert_one_sentence, needs_kvm, virtiopy
-from virtiopy.accel.kvm import KvmAccelerator
-from virtiopy.hello import Mode, mode_works, run_hello
-from virtiopy.kvm.exits import ExitReason
+from virtiopy.accel.kvm.accelerator import KvmAccelerator
+from virtiopy.cpu.exits import ExitReason
 from virtiopy.memory import GuestMemory
+from virtiopy.vm.hello import Mode, mode_works, run_hello
 
 pytestmark = needs_kvm
 

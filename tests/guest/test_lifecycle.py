@@ -18,10 +18,10 @@ import pytest
 
 from tests.guest.accelerators import OWN_MODES
 from tests.guest.support import ISOLATED, VIRTIOPY, make_image, needs_isolation, needs_kvm
-from virtiopy.accel.kvm import KvmAccelerator
+from virtiopy.accel.kvm.accelerator import KvmAccelerator
 from virtiopy.boot.elf import GuestImage
 from virtiopy.boot.guests import guest_path
-from virtiopy.control import ControlServer
+from virtiopy.control.server import ControlServer
 from virtiopy.devices.balloon import Balloon
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.devices.blk import Blk
@@ -32,9 +32,9 @@ from virtiopy.host.disk import DiskImage
 from virtiopy.host.stream import SocketStream
 from virtiopy.host.tap import Tap
 from virtiopy.host.tapconfig import TapConfig
-from virtiopy.machine import IoMode, Machine
 from virtiopy.memory import GuestMemory
 from virtiopy.virtqueue.split import Chain, SplitQueue
+from virtiopy.vm.machine import IoMode, Machine
 
 pytestmark = needs_kvm
 

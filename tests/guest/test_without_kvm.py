@@ -14,7 +14,7 @@ from tests.guest.support import (
     needs_isolation,
     run_guest,
 )
-from virtiopy.hello import Mode
+from virtiopy.vm.hello import Mode
 
 pytest.importorskip("unicorn", reason="Unicorn is missing: pip install 'virtiopy[tcg]'")
 

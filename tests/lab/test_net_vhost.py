@@ -21,22 +21,22 @@ import pytest
 from tests.lab.machine import REPOSITORY
 from tests.lab.network import HEADER_SIZE, TapLink, frame
 from tests.namespace import Namespace
-from virtiopy.accel.kvm import KvmAccelerator
+from virtiopy.accel.kvm.accelerator import KvmAccelerator
 from virtiopy.boot.elf import GuestImage
 from virtiopy.boot.guests import guest_path
 from virtiopy.cli.tapresults import parse_tap
-from virtiopy.control import ControlServer
-from virtiopy.controlclient import ask
+from virtiopy.control.client import ask
+from virtiopy.control.server import ControlServer
 from virtiopy.devices.net import Net
 from virtiopy.errors import ConfigError
 from virtiopy.host.tap import Tap
-from virtiopy.machine import IoMode, Machine, RunResult, Slot
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import DeviceStatus
 from virtiopy.transport.driver import MmioDriver
 from virtiopy.vhost.handoff import VhostPair
 from virtiopy.vhost.worker import cpu_seconds, worker_threads
 from virtiopy.virtqueue.driver import Allocator, Piece
+from virtiopy.vm.machine import IoMode, Machine, RunResult, Slot
 
 pytestmark = pytest.mark.lab
 

@@ -4,16 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from virtiopy.accel.kvm import KvmAccelerator
+from virtiopy.accel.kvm.accelerator import KvmAccelerator
 from virtiopy.boot.elf import GuestImage
 from virtiopy.boot.guests import guest_path
 from virtiopy.cli.tapresults import parse_tap
+from virtiopy.cpu.exits import ExitReason
 from virtiopy.devices.blk import Blk
-from virtiopy.hello import Mode, run_hello
 from virtiopy.host.disk import DiskImage
-from virtiopy.kvm.exits import ExitReason
-from virtiopy.machine import IoMode, Machine, RunResult
 from virtiopy.memory import GuestMemory
+from virtiopy.vm.hello import Mode, run_hello
+from virtiopy.vm.machine import IoMode, Machine, RunResult
 
 pytestmark = pytest.mark.lab
 

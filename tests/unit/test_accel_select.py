@@ -22,7 +22,7 @@ def hide_kvm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def hide_unicorn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "virtiopy.accel.tcg", raising=False)
+    monkeypatch.delitem(sys.modules, "virtiopy.accel.tcg.accelerator", raising=False)
     monkeypatch.setitem(sys.modules, "unicorn", None)
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from virtiopy.accel.apic import (
+from virtiopy.accel.tcg.apic import (
     IOREGSEL,
     IOWIN,
     LEGACY_PORTS,

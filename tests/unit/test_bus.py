@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virtiopy.bus import Bus, Place, UnassignedAccessError
 from virtiopy.errors import GuestError
+from virtiopy.vm.bus import Bus, Place, UnassignedAccessError
 
 
 class Nothing:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from virtiopy.conformance import index
-from virtiopy.conformance.catalogue import Area, Condition, Keyword, Transport, load
+from virtiopy.conformance.clauses import index
+from virtiopy.conformance.clauses.catalogue import Area, Condition, Keyword, Transport, load
 from virtiopy.devices.balloon import BalloonFeature
 from virtiopy.devices.blk import BlkFeature
 from virtiopy.devices.console import ConsoleFeature

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virtiopy.conformance.difference import difference
+from virtiopy.conformance.report.difference import difference
 
 
 @given(st.binary(), st.binary())
@@ -34,7 +34,7 @@ def test_a_page_that_is_another_is_explained_at_once_in_ci_too(tmp_path: Path) -
     test = tmp_path / "test_pages.py"
     test.write_text(
         "import random\n"
-        "from virtiopy.conformance.difference import difference\n"
+        "from virtiopy.conformance.report.difference import difference\n"
         "def test():\n"
         "    pages = [random.Random(seed).randbytes(4096) for seed in (1, 2)]\n"
         "    assert not difference(*pages)\n"

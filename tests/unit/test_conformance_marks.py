@@ -4,12 +4,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from virtiopy.conformance.builders import BUILDERS
-from virtiopy.conformance.catalogue import Area, Transport, load
-from virtiopy.conformance.listing import listing
+from virtiopy.conformance.clauses.catalogue import Area, Transport, load
+from virtiopy.conformance.clauses.listing import listing
 from virtiopy.conformance.marks import clauses_to_tests
-from virtiopy.conformance.targets import TRANSPORTS, InprocTarget
-from virtiopy.conformance.trace import Trace
+from virtiopy.conformance.sessions.trace import Trace
+from virtiopy.conformance.targets.builders import BUILDERS
+from virtiopy.conformance.targets.target import TRANSPORTS, InprocTarget
 from virtiopy.errors import ConfigError
 
 #: The areas of every device.

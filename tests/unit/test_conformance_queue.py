@@ -1,8 +1,8 @@
 """A session's virtqueue: whose a used buffer is."""
 
-from virtiopy.conformance.memory import DRIVERS_PART, SessionMemory
-from virtiopy.conformance.queue import SessionQueue
-from virtiopy.conformance.trace import Trace
+from virtiopy.conformance.sessions.memory import DRIVERS_PART, SessionMemory
+from virtiopy.conformance.sessions.queue import SessionQueue
+from virtiopy.conformance.sessions.trace import Trace
 from virtiopy.virtqueue.driver import Allocator, Piece, Used
 
 

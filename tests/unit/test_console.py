@@ -20,10 +20,10 @@ from virtiopy.devices.console import (
     receiveq,
     transmitq,
 )
+from virtiopy.devices.streams import Size, Stream, StreamUser
 from virtiopy.eventloop import EventLoop
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import DeviceStatus, Feature, has_feature
-from virtiopy.streams import Size, Stream, StreamUser
 from virtiopy.transport.driver import MmioDriver
 from virtiopy.transport.mmio import MmioTransport
 from virtiopy.transport.registers import Interrupt, Register

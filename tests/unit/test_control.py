@@ -13,14 +13,14 @@ import pytest
 
 from tests.openfiles import open_files
 from virtiopy.accel.base import Accelerator
-from virtiopy.control import CLIENTS_MAX, LINE_MAX, ControlServer
-from virtiopy.controlclient import ask
+from virtiopy.control.client import ask
+from virtiopy.control.server import CLIENTS_MAX, LINE_MAX, ControlServer
 from virtiopy.devices.balloon import Balloon
 from virtiopy.devices.rng import Rng
 from virtiopy.errors import ConfigError, HostError
-from virtiopy.machine import IoMode, Machine
 from virtiopy.memory import GuestMemory
 from virtiopy.sizes import format_size, parse_size
+from virtiopy.vm.machine import IoMode, Machine
 
 MIB = 1 << 20
 

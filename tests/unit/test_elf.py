@@ -19,9 +19,9 @@ from virtiopy.boot.pvh import (
     START_INFO,
     prepare,
 )
+from virtiopy.cpu.x86 import Registers, SystemRegisters
 from virtiopy.errors import ConfigError
 from virtiopy.memory import HOLE_END, HOLE_START, GuestMemory
-from virtiopy.x86 import Registers, SystemRegisters
 
 MIB = 1 << 20
 

@@ -4,10 +4,9 @@ from dataclasses import dataclass
 import pytest
 
 from virtiopy._native import ffi
-from virtiopy.accel.events import Event, Exception_, TripleFault, take
-from virtiopy.accel.tcgstate import EFLAGS_IF, EFLAGS_TF, TcgState
-from virtiopy.memory import GuestMemory
-from virtiopy.x86 import (
+from virtiopy.accel.tcg.events import Event, Exception_, TripleFault, take
+from virtiopy.accel.tcg.state import EFLAGS_IF, EFLAGS_TF, TcgState
+from virtiopy.cpu.x86 import (
     DescriptorTable,
     Registers,
     Segment,
@@ -17,6 +16,7 @@ from virtiopy.x86 import (
     real_mode,
     write_page_tables,
 )
+from virtiopy.memory import GuestMemory
 
 GDT, IDT, TSS, TABLES = 0x1000, 0x2000, 0x3000, 0x4000
 STACK, KERNEL_STACK, IST_STACK = 0x9000, 0xA000, 0xB000

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from virtiopy.cli.exits_table import show
-from virtiopy.exitlog import ExitKind
 from virtiopy.exits.differences import differences, handled_in_kernel, interprets
 from virtiopy.exits.document import document
 from virtiopy.exits.model import Comparison, Costs, Host, Row, Workload
-from virtiopy.measurement import Measurement
+from virtiopy.metrics.exitlog import ExitKind
+from virtiopy.metrics.measurement import Measurement
 
 PACKETS = 100
 THREADS = {"vcpu": 0.01, "loop": 0.002, "workers": 0.0, "vhost": 0.0, "backend": 0.0}

@@ -17,13 +17,14 @@ import pytest
 
 from tests.openfiles import open_files
 from virtiopy._native import CData, ffi, lib
-from virtiopy.accel.kvm import KvmAccelerator
-from virtiopy.bus import UnassignedAccessError
-from virtiopy.errors import HostError
-from virtiopy.kvm import statistics as statistics_module
-from virtiopy.kvm import system as system_module
-from virtiopy.kvm import vcpu as vcpu_module
-from virtiopy.kvm.exits import (
+from virtiopy.accel.kvm import statistics as statistics_module
+from virtiopy.accel.kvm import system as system_module
+from virtiopy.accel.kvm import vcpu as vcpu_module
+from virtiopy.accel.kvm.accelerator import KvmAccelerator
+from virtiopy.accel.kvm.statistics import read_statistics
+from virtiopy.accel.kvm.system import Capability, Kvm
+from virtiopy.accel.kvm.vcpu import Vcpu
+from virtiopy.cpu.exits import (
     ExceptionExit,
     Exit,
     ExitReason,
@@ -40,12 +41,7 @@ from virtiopy.kvm.exits import (
     UnknownExit,
     decode,
 )
-from virtiopy.kvm.statistics import read_statistics
-from virtiopy.kvm.system import Capability, Kvm
-from virtiopy.kvm.vcpu import Vcpu
-from virtiopy.machine import Machine
-from virtiopy.memory import HOLE_END, HOLE_START, GuestMemory
-from virtiopy.x86 import (
+from virtiopy.cpu.x86 import (
     PAGE_PRESENT,
     PAGE_SIZE_FLAG,
     PAGE_WRITABLE,
@@ -56,6 +52,10 @@ from virtiopy.x86 import (
     real_mode,
     write_page_tables,
 )
+from virtiopy.errors import HostError
+from virtiopy.memory import HOLE_END, HOLE_START, GuestMemory
+from virtiopy.vm.bus import UnassignedAccessError
+from virtiopy.vm.machine import Machine
 
 MEMORY_SIZE = 2 << 20
 CODE = 0x1000

@@ -1,7 +1,7 @@
 import pytest
 
-from virtiopy.conformance.extract import device_statements, feature_bits, statements
-from virtiopy.conformance.latex import Requirements, flatten, plain, sections
+from virtiopy.conformance.clauses.extract import device_statements, feature_bits, statements
+from virtiopy.conformance.clauses.latex import Requirements, flatten, plain, sections
 
 
 def numbers(text: str) -> list[tuple[str, str]]:

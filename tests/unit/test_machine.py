@@ -13,17 +13,17 @@ import pytest
 from virtiopy._native import ffi
 from virtiopy.boot import pvh
 from virtiopy.boot.elf import GuestImage, LoadSegment
-from virtiopy.bus import UnassignedAccessError
+from virtiopy.cpu.exits import Answer, Exit, ExitReason, InternalErrorExit, IoExit, MmioExit
+from virtiopy.cpu.x86 import CR0_PE, Registers, SystemRegisters
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.errors import ConfigError, GuestError, HostError
-from virtiopy.exitlog import ExitKind
-from virtiopy.kvm.exits import Answer, Exit, ExitReason, InternalErrorExit, IoExit, MmioExit
-from virtiopy.machine import IoMode, Machine
 from virtiopy.memory import GuestMemory
+from virtiopy.metrics.exitlog import ExitKind
 from virtiopy.spec import DeviceId
 from virtiopy.transport.registers import MAGIC_VALUE, Interrupt, Register
 from virtiopy.virtqueue.split import Chain, SplitQueue
-from virtiopy.x86 import CR0_PE, Registers, SystemRegisters
+from virtiopy.vm.bus import UnassignedAccessError
+from virtiopy.vm.machine import IoMode, Machine
 
 FIRST, SECOND = 0xD000_0000, 0xD000_1000
 CONSOLE, EXIT = 0xE9, 0xF4

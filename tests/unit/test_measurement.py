@@ -2,8 +2,8 @@ import threading
 import time
 from collections import Counter
 
-from virtiopy.exitlog import ExitKind, ExitLog
-from virtiopy.measurement import PORT_NAME, Measurement, MeasurementPort
+from virtiopy.metrics.exitlog import ExitKind, ExitLog
+from virtiopy.metrics.measurement import PORT_NAME, Measurement, MeasurementPort
 
 KICK = ExitKind("MMIO", "net0", "QueueNotify", "write")
 MARK = ExitKind("IO", PORT_NAME, "mark", "write")

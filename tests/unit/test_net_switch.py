@@ -17,10 +17,10 @@ from virtiopy.devices.net import Net, RecordedLink
 from virtiopy.devices.rng import Rng
 from virtiopy.errors import ConfigError, HostError
 from virtiopy.host.pcap import PcapFile
-from virtiopy.machine import IoMode
 from virtiopy.spec import feature_mask
 from virtiopy.transport.registers import Interrupt
 from virtiopy.virtqueue.driver import Allocator
+from virtiopy.vm.machine import IoMode
 
 
 @pytest.fixture

@@ -2,9 +2,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from virtiopy.accel.paging import CR0_WP, LinearMemory, PageFault
+from virtiopy.accel.tcg.paging import CR0_WP, LinearMemory, PageFault
+from virtiopy.cpu.x86 import CR0_PE, CR0_PG, CR4_PAE, CR4_PSE, EFER_LMA, EFER_LME
 from virtiopy.memory import AddressError, GuestMemory
-from virtiopy.x86 import CR0_PE, CR0_PG, CR4_PAE, CR4_PSE, EFER_LMA, EFER_LME
 
 ROOT = 0x1000
 PRESENT, WRITABLE, LARGE = 1, 2, 0x80

@@ -18,11 +18,11 @@ from pathlib import Path
 import pytest
 
 from tests.openfiles import open_files
+from virtiopy.devices.streams import Size, Stream
 from virtiopy.errors import ConfigError
 from virtiopy.eventloop import EventLoop
 from virtiopy.host.stream import FileStream, PtyStream, SocketStream
 from virtiopy.host.terminal import TYPED_BYTES, StdioStream
-from virtiopy.streams import Size, Stream
 
 SECONDS = 20.0
 MIB = bytes(range(256)) * 4096

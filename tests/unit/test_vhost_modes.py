@@ -11,8 +11,8 @@ from tests.unit.vhost_model import RX, TX
 from tests.unit.vhost_rig import IOEVENTFD, Rig
 from virtiopy.cli.attachments import ATTACHMENTS, ModeChoice
 from virtiopy.cli.main import cli
-from virtiopy.control import ControlServer
-from virtiopy.controlclient import Json, ask, device_facts
+from virtiopy.control.client import Json, ask, device_facts
+from virtiopy.control.server import ControlServer
 from virtiopy.errors import ConfigError, HostError
 
 

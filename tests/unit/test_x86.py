@@ -2,8 +2,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from virtiopy.memory import GuestMemory
-from virtiopy.x86 import (
+from virtiopy.cpu.x86 import (
     Registers,
     Segment,
     SystemRegisters,
@@ -14,6 +13,7 @@ from virtiopy.x86 import (
     write_page_directory,
     write_page_tables,
 )
+from virtiopy.memory import GuestMemory
 
 MIB, GIB = 1 << 20, 1 << 30
 TABLES = 0x9000

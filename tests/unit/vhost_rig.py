@@ -11,12 +11,12 @@ from tests.unit.vhost_model import FEATURES, RX, TX, VhostModel, WireLink
 from virtiopy.accel.base import Accelerator
 from virtiopy.devices.net import Net
 from virtiopy.devices.net.features import NetFeature
-from virtiopy.machine import IoMode, Machine
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import DeviceStatus, Feature
 from virtiopy.transport.driver import MmioDriver
 from virtiopy.transport.mmio import MmioTransport
 from virtiopy.virtqueue.driver import Allocator, Piece
+from virtiopy.vm.machine import IoMode, Machine
 
 MEMORY = 16 << 20
 NEEDS_RESET = DeviceStatus.DEVICE_NEEDS_RESET

@@ -4,7 +4,7 @@ import enum
 from collections.abc import Callable
 
 from virtiopy.accel.base import Accelerator
-from virtiopy.accel.kvm import KvmAccelerator
+from virtiopy.accel.kvm.accelerator import KvmAccelerator
 from virtiopy.errors import ConfigError, HostError
 from virtiopy.memory import GuestMemory
 
@@ -52,7 +52,7 @@ def select(
 
 def _tcg(memory: GuestMemory, *, interrupts: bool) -> Accelerator:
     try:
-        from virtiopy.accel.tcg import TcgAccelerator  # noqa: PLC0415 - an optional dependency
+        from virtiopy.accel.tcg.accelerator import TcgAccelerator  # noqa: PLC0415 - an optional dependency
     except ImportError as error:
         raise HostError(
             f"The software CPU needs Unicorn, which is not here ({error}): "

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Protocol
 
-from virtiopy.kvm.exits import Answer, Exit
-from virtiopy.x86 import Registers, SystemRegisters
+from virtiopy.cpu.exits import Answer, Exit
+from virtiopy.cpu.x86 import Registers, SystemRegisters
 
 
 class Cpu(Protocol):

@@ -8,9 +8,9 @@ hvm_start_info` in ebx.
 from virtiopy._native import ffi, lib
 from virtiopy.accel.base import Cpu
 from virtiopy.boot.elf import GuestImage
+from virtiopy.cpu.x86 import Registers, protected_mode
 from virtiopy.errors import ConfigError
 from virtiopy.memory import GuestMemory
-from virtiopy.x86 import Registers, protected_mode
 
 #: Where the boot parameters go: below the first MiB, where no image is linked.
 START_INFO = 0x6000

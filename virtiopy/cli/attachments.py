@@ -14,8 +14,8 @@ from virtiopy.devices.base import VirtioDevice
 from virtiopy.errors import ConfigError
 
 if TYPE_CHECKING:
+    from virtiopy.devices.streams import Stream
     from virtiopy.host.disk import CacheMode
-    from virtiopy.streams import Stream
 
 
 #: How a value begins that names a backend's socket in place of an image.
@@ -202,7 +202,7 @@ def build_balloon(options: DeviceOptions) -> VirtioDevice:
 def build_console(options: DeviceOptions) -> VirtioDevice:
     """Make a console device of `TARGET[,port=NAME:TARGET]...[,wait=on]`."""
     from virtiopy.devices.console import Console
-    from virtiopy.streams import Stream
+    from virtiopy.devices.streams import Stream
 
     wait = options.flag("wait")
     with contextlib.ExitStack() as opened:

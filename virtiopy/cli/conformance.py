@@ -18,9 +18,9 @@ def compare(*, reports: tuple[Path, ...], html: str | None) -> int:
 
     The exit status is 1 if a statement that one of them meets is not met by another.
     """
-    from virtiopy.conformance import comparison, summary
-    from virtiopy.conformance.document import read
-    from virtiopy.conformance.reports import check_path, page_of, write_text
+    from virtiopy.conformance.report import comparison, summary
+    from virtiopy.conformance.report.document import read
+    from virtiopy.conformance.report.reports import check_path, page_of, write_text
 
     if len(reports) < 2:
         raise ConfigError(
@@ -148,7 +148,7 @@ def command(
 
 def _list_clauses(part: str | None) -> None:
     """Show every statement: its tests, or why there is none."""
-    from virtiopy.conformance.listing import listing
+    from virtiopy.conformance.clauses.listing import listing
 
     # Whoever searches the list does not want it wrapped.
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0

@@ -35,7 +35,7 @@ def command(ctx: click.Context, path: Path) -> None:
 @click.pass_obj
 def show_status(path: Path, *, as_json: bool) -> int:
     """Show the memory and every device; sizes are in bytes."""
-    from virtiopy.controlclient import Json, ask
+    from virtiopy.control.client import Json, ask
 
     def show(name: str, value: Json, indent: str = "") -> None:
         if isinstance(value, dict):
@@ -68,7 +68,7 @@ def show_status(path: Path, *, as_json: bool) -> int:
 @click.pass_obj
 def set_balloon(path: Path, *, target: int, device: str | None, wait: float | None) -> int:
     """Ask the guest for SIZE of its memory in all; its driver gives it when it can."""
-    from virtiopy.controlclient import ask
+    from virtiopy.control.client import ask
 
     answer = ask(path, {"command": "balloon", "device": device, "target": target})
     name = str(answer["device"])
@@ -88,7 +88,7 @@ def hand_off(path: Path, *, mode: str, device: str | None) -> int:
     No frame is lost by it. Where the driver has not started the device yet, it will be in this
     mode when it does.
     """
-    from virtiopy.controlclient import ask
+    from virtiopy.control.client import ask
 
     answer = ask(path, {"command": "handoff", "device": device, "mode": mode})
     click.echo(f"{answer['device']}: {answer['mode']}")
@@ -97,7 +97,7 @@ def hand_off(path: Path, *, mode: str, device: str | None) -> int:
 
 def _wait_for_balloon(path: Path, name: str, target: int, seconds: float) -> None:
     """Look until the driver says that the balloon has its target. Raises GuestError."""
-    from virtiopy.controlclient import ask, device_facts
+    from virtiopy.control.client import ask, device_facts
     from virtiopy.errors import GuestError
 
     end = time.monotonic() + seconds

@@ -15,7 +15,7 @@ def command(as_json: bool) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from virtiopy.abilities import examine
+    from virtiopy.cli.abilities import examine
 
     findings = list(examine())
     if as_json:

@@ -28,7 +28,7 @@ def command(modes: tuple[str, ...], accel: str) -> int:
     from functools import partial
 
     from virtiopy.accel import select
-    from virtiopy.hello import Mode, mode_works, run_hello
+    from virtiopy.vm.hello import Mode, mode_works, run_hello
 
     make_accelerator = partial(select, accel, interrupts=False, note=note)
     status = 0

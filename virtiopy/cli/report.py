@@ -10,7 +10,7 @@ from rich.table import Table
 from virtiopy import __version__
 from virtiopy.cli.options import open_report
 from virtiopy.cli.tapresults import TapReport
-from virtiopy.machine import Machine, RunResult
+from virtiopy.vm.machine import Machine, RunResult
 
 _STYLES = {"passed": "green", "failed": "bold red", "skipped": "yellow"}
 

@@ -151,10 +151,10 @@ def command(
     from virtiopy.boot.guests import guest_path
     from virtiopy.cli import report
     from virtiopy.cli.tapresults import parse_tap
-    from virtiopy.control import ControlServer
+    from virtiopy.control.server import ControlServer
     from virtiopy.errors import GuestError
-    from virtiopy.machine import IoMode, Machine
     from virtiopy.memory import GuestMemory
+    from virtiopy.vm.machine import IoMode, Machine
 
     image = GuestImage.open(guest_path(guest))
     output = GuestOutput()

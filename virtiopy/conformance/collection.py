@@ -6,18 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from virtiopy.conformance import problems, reports, summary
-from virtiopy.conformance.comparison import sides
-from virtiopy.conformance.document import SPECIFICATION, document
+from virtiopy.conformance import problems
 from virtiopy.conformance.drivers import DRIVERS
 from virtiopy.conformance.marks import SUITE, suite_files
 from virtiopy.conformance.problems import NotApplicableError
-from virtiopy.conformance.results import Outcome, Result, Results
-from virtiopy.conformance.steps import Step
-from virtiopy.conformance.steps import load as load_steps
-from virtiopy.conformance.targets import PATIENCE, Target, parse
-from virtiopy.conformance.trace import Trace
-from virtiopy.conformance.verdict import Judge, Verdict
+from virtiopy.conformance.report import reports, summary
+from virtiopy.conformance.report.comparison import sides
+from virtiopy.conformance.report.document import SPECIFICATION, document
+from virtiopy.conformance.report.results import Outcome, Result, Results
+from virtiopy.conformance.report.verdict import Judge, Verdict
+from virtiopy.conformance.sessions.trace import Trace
+from virtiopy.conformance.targets.target import PATIENCE, Target, parse
+from virtiopy.conformance.walks.steps import Step
+from virtiopy.conformance.walks.steps import load as load_steps
 from virtiopy.errors import ConfigError
 
 #: How many random walks there are, where nobody says.
@@ -114,7 +115,7 @@ def suite_for(module: pytest.Module, target: object) -> Suite:
     """Return the suite for a module's target."""
     if not isinstance(target, Target):
         raise module.CollectError(
-            "virtio_target is what virtiopy.conformance.targets.inproc returns, and no "
+            "virtio_target is what virtiopy.conformance.targets.target.inproc returns, and no "
             f"{type(target).__name__}"
         )
     node = Suite.from_parent(module, name="virtio_target")

@@ -14,12 +14,12 @@ from virtiopy.conformance.drivers.console import ConsoleDriver
 from virtiopy.conformance.drivers.net import NetDriver
 from virtiopy.conformance.drivers.rng import RngDriver
 from virtiopy.conformance.problems import NotApplicableError
-from virtiopy.conformance.results import Subject
-from virtiopy.conformance.session import Session
-from virtiopy.conformance.targets import Target
-from virtiopy.conformance.trace import Trace
-from virtiopy.conformance.verdict import Judge
-from virtiopy.conformance.vhostuser import VhostUserSession
+from virtiopy.conformance.report.results import Subject
+from virtiopy.conformance.report.verdict import Judge
+from virtiopy.conformance.sessions.base import Session
+from virtiopy.conformance.sessions.trace import Trace
+from virtiopy.conformance.sessions.vhostuser import VhostUserSession
+from virtiopy.conformance.targets.target import Target
 from virtiopy.errors import ConfigError
 from virtiopy.transport.driver import MmioDriver
 

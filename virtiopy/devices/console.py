@@ -15,10 +15,10 @@ from typing import ClassVar
 
 from virtiopy._native import ffi
 from virtiopy.devices.base import DeviceHost, VirtioDevice
+from virtiopy.devices.streams import Stream
 from virtiopy.errors import DriverError
 from virtiopy.eventloop import EventLoop
 from virtiopy.spec import DeviceId, feature_mask, has_feature
-from virtiopy.streams import Stream
 from virtiopy.virtqueue.buffers import Buffers, gather, scatter, split_at, total
 from virtiopy.virtqueue.split import Chain, SplitQueue
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from virtiopy.exitlog import ExitKind
-from virtiopy.measurement import Measurement
+from virtiopy.metrics.exitlog import ExitKind
+from virtiopy.metrics.measurement import Measurement
 
 #: The registers of virtio-mmio that a request may touch (4.2.2).
 REGISTERS = ("QueueNotify", "InterruptStatus", "InterruptACK")

@@ -13,8 +13,8 @@ from virtiopy.devices.base import VirtioDevice
 from virtiopy.errors import ConfigError, GuestError, HostError
 from virtiopy.exits.backend import Backend
 from virtiopy.exits.model import Costs, Row, Workload
-from virtiopy.machine import IoMode, Machine, RunResult
 from virtiopy.memory import GuestMemory
+from virtiopy.vm.machine import IoMode, Machine, RunResult
 
 #: Guest memory, bytes.
 MEMORY_SIZE = 64 << 20

@@ -20,9 +20,9 @@ import tty
 from collections.abc import Callable
 from pathlib import Path
 
+from virtiopy.devices.streams import Size, StreamUser
 from virtiopy.errors import ConfigError, DriverError
 from virtiopy.eventloop import READABLE, WRITABLE, EventLoop, Watch
-from virtiopy.streams import Size, StreamUser
 from virtiopy.virtqueue.buffers import Buffers, total
 
 log = logging.getLogger(__name__)

@@ -14,10 +14,10 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+from virtiopy.devices.streams import Size, StreamUser
 from virtiopy.errors import ConfigError
 from virtiopy.eventloop import BottomHalf, EventLoop
 from virtiopy.host.stream import Channel
-from virtiopy.streams import Size, StreamUser
 from virtiopy.virtqueue.buffers import Buffers
 
 #: Ctrl-a introduces a command, as in QEMU: `x` leaves, a second Ctrl-a sends one.

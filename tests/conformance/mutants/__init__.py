@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from virtiopy.conformance.builders import Factory, Rig
-from virtiopy.conformance.targets import InprocTarget, inproc
+from virtiopy.conformance.targets.builders import Factory, Rig
+from virtiopy.conformance.targets.target import InprocTarget, inproc
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.transport.mmio import MmioTransport
 

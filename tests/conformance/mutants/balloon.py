@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 
 from tests.conformance.mutants import mutants
-from virtiopy.conformance.builders import build_balloon
+from virtiopy.conformance.targets.builders import build_balloon
 from virtiopy.devices.balloon import PAGE_SIZE, Balloon, BalloonFeature, Ignored, Owner
 from virtiopy.spec import feature_mask, has_feature
 from virtiopy.virtqueue.split import Chain, QueueError, SplitQueue

@@ -5,7 +5,7 @@ from functools import partial
 from typing import ClassVar
 
 from tests.conformance.mutants import Mutant, mutants
-from virtiopy.conformance.builders import (
+from virtiopy.conformance.targets.builders import (
     build_blk,
     build_readonly_blk,
 )

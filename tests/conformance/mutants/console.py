@@ -1,7 +1,7 @@
 """Console devices with a fault."""
 
 from tests.conformance.mutants import mutants
-from virtiopy.conformance.builders import build_console
+from virtiopy.conformance.targets.builders import build_console
 from virtiopy.devices.console import Console, ControlEvent
 
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from tests.conformance.mutants import mutants
 from virtiopy._native import ffi
-from virtiopy.conformance.builders import build_net
+from virtiopy.conformance.targets.builders import build_net
 from virtiopy.devices.net import FrameLink, Net
 from virtiopy.devices.net.features import Terms
 from virtiopy.devices.net.header import (

@@ -3,7 +3,7 @@
 from typing import ClassVar
 
 from tests.conformance.mutants import mutants
-from virtiopy.conformance.builders import build_net
+from virtiopy.conformance.targets.builders import build_net
 from virtiopy.devices.net import FrameLink, Net
 from virtiopy.devices.net.control import (
     BROADCAST,

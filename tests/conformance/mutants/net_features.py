@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from tests.conformance.mutants import mutants
-from virtiopy.conformance.builders import build_net
-from virtiopy.conformance.features import FEATURES
+from virtiopy.conformance.clauses.features import FEATURES
+from virtiopy.conformance.targets.builders import build_net
 from virtiopy.devices.net import FrameLink, Net
 from virtiopy.devices.net.control import Ack, CommandError
 from virtiopy.spec import feature_mask

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from tests.conformance.mutants import mutants
 from tests.conformance.mutants.net_features import Wide
-from virtiopy.conformance.builders import MAC, Rig
 from virtiopy.conformance.drivers.net import HEADER_SIZE
 from virtiopy.conformance.drivers.packets import toeplitz
-from virtiopy.conformance.hosts import Link, NetHost
+from virtiopy.conformance.targets.builders import MAC, Rig
+from virtiopy.conformance.targets.hosts import Link, NetHost
 from virtiopy.devices.net.control import Ack
 from virtiopy.virtqueue.buffers import gather, scatter
 from virtiopy.virtqueue.split import Chain, SplitQueue

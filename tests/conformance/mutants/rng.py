@@ -3,7 +3,7 @@
 from typing import cast
 
 from tests.conformance.mutants import mutants
-from virtiopy.conformance.builders import build_rng
+from virtiopy.conformance.targets.builders import build_rng
 from virtiopy.devices.rng import Rng
 from virtiopy.memory import GuestMemory
 from virtiopy.virtqueue.buffers import scatter, total

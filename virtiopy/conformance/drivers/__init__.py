@@ -6,7 +6,7 @@ from virtiopy.conformance.drivers.blk import BlkDriver
 from virtiopy.conformance.drivers.console import ConsoleDriver
 from virtiopy.conformance.drivers.net import NetDriver
 from virtiopy.conformance.drivers.rng import RngDriver
-from virtiopy.conformance.session import Session
+from virtiopy.conformance.sessions.base import Session
 from virtiopy.errors import ConfigError
 
 _ALL: tuple[type[DeviceDriver], ...] = (

@@ -7,10 +7,10 @@ from typing import ClassVar
 
 from virtiopy._native import ffi
 from virtiopy.conformance.drivers.base import WHOLE, DeviceDriver, Framing, Request, Sent
-from virtiopy.conformance.hosts import BalloonHost
-from virtiopy.conformance.memory import SPARE
 from virtiopy.conformance.problems import NotApplicableError
-from virtiopy.conformance.session import QUEUE_SIZE, FeatureLike, Session
+from virtiopy.conformance.sessions.base import QUEUE_SIZE, FeatureLike, Session
+from virtiopy.conformance.sessions.memory import SPARE
+from virtiopy.conformance.targets.hosts import BalloonHost
 from virtiopy.spec import DeviceId
 from virtiopy.virtqueue.driver import Piece
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
 
-from virtiopy.conformance import features as named
-from virtiopy.conformance.session import FeatureLike, Session
+from virtiopy.conformance.clauses import features as named
+from virtiopy.conformance.sessions.base import FeatureLike, Session
 from virtiopy.spec import DeviceId, feature_mask
 from virtiopy.virtqueue.driver import Piece, Used
 from virtiopy.virtqueue.layout import DESCRIPTOR_SIZE

@@ -7,10 +7,10 @@ from itertools import count
 from typing import ClassVar
 
 from virtiopy._native import ffi
-from virtiopy.conformance.disks import BlkHost
 from virtiopy.conformance.drivers.base import WHOLE, DeviceDriver, Framing, Request
 from virtiopy.conformance.problems import NotApplicableError
-from virtiopy.conformance.session import Session
+from virtiopy.conformance.sessions.base import Session
+from virtiopy.conformance.targets.disks import BlkHost
 from virtiopy.spec import DeviceId
 
 SECTOR = 512

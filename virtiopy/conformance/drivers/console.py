@@ -8,9 +8,9 @@ from typing import ClassVar
 
 from virtiopy._native import ffi
 from virtiopy.conformance.drivers.base import DeviceDriver, Request, Sent
-from virtiopy.conformance.hosts import ConsoleHost, Terminal
 from virtiopy.conformance.problems import NotApplicableError
-from virtiopy.conformance.session import FeatureLike, Session
+from virtiopy.conformance.sessions.base import FeatureLike, Session
+from virtiopy.conformance.targets.hosts import ConsoleHost, Terminal
 from virtiopy.spec import DeviceId
 
 #: The control queues (5.3.2).

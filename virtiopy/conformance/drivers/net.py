@@ -7,12 +7,12 @@ from itertools import count
 from typing import ClassVar
 
 from virtiopy._native import ffi
-from virtiopy.conformance import features as named
-from virtiopy.conformance.difference import difference
+from virtiopy.conformance.clauses import features as named
 from virtiopy.conformance.drivers.base import DeviceDriver, Request
-from virtiopy.conformance.hosts import Link, NetHost
 from virtiopy.conformance.problems import NotApplicableError
-from virtiopy.conformance.session import Session
+from virtiopy.conformance.report.difference import difference
+from virtiopy.conformance.sessions.base import Session
+from virtiopy.conformance.targets.hosts import Link, NetHost
 from virtiopy.spec import DeviceId, feature_mask, has_feature
 
 #: Bytes of struct virtio_net_hdr with VERSION_1 (5.1.9).

@@ -2,12 +2,12 @@
 
 import pytest
 
+from virtiopy.conformance.clauses.features import FEATURES, lacking, names, of_device, valid_subset
 from virtiopy.conformance.drivers.base import DeviceDriver
-from virtiopy.conformance.features import FEATURES, lacking, names, of_device, valid_subset
 from virtiopy.conformance.problems import NotApplicableError
-from virtiopy.conformance.session import Session
-from virtiopy.conformance.verdict import Judge, Verdict
-from virtiopy.conformance.vhostuser import VhostUserSession
+from virtiopy.conformance.report.verdict import Judge, Verdict
+from virtiopy.conformance.sessions.base import Session
+from virtiopy.conformance.sessions.vhostuser import VhostUserSession
 from virtiopy.spec import DeviceStatus, Feature, feature_mask, has_feature
 from virtiopy.transport.driver import MmioDriver
 from virtiopy.transport.registers import Register

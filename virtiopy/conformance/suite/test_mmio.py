@@ -3,9 +3,9 @@
 import pytest
 
 from virtiopy.conformance.drivers.base import DeviceDriver
-from virtiopy.conformance.hosts import BalloonHost, ConsoleHost, NetHost
 from virtiopy.conformance.problems import NotApplicableError
-from virtiopy.conformance.session import Session
+from virtiopy.conformance.sessions.base import Session
+from virtiopy.conformance.targets.hosts import BalloonHost, ConsoleHost, NetHost
 from virtiopy.spec import DeviceStatus
 from virtiopy.transport.driver import MmioDriver
 from virtiopy.transport.registers import Interrupt, Register

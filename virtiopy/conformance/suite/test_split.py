@@ -2,10 +2,10 @@
 
 import pytest
 
-from virtiopy.conformance.difference import difference
 from virtiopy.conformance.drivers.base import INDIRECT, DeviceDriver, Framing, Request, bytewise
-from virtiopy.conformance.session import Session
-from virtiopy.conformance.verdict import Judge
+from virtiopy.conformance.report.difference import difference
+from virtiopy.conformance.report.verdict import Judge
+from virtiopy.conformance.sessions.base import Session
 from virtiopy.virtqueue.layout import (
     DESCRIPTOR_SIZE,
     VIRTQ_AVAIL_F_NO_INTERRUPT,

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from virtiopy.conformance.clauses.features import names
 from virtiopy.conformance.collection import PATIENCE_KEY, TRACE, WALKS, Walks
 from virtiopy.conformance.drivers import driver_of
-from virtiopy.conformance.features import names
 from virtiopy.conformance.problems import DeviceError, NotApplicableError
-from virtiopy.conformance.session import Session
-from virtiopy.conformance.steps import Step, save
-from virtiopy.conformance.targets import Target
-from virtiopy.conformance.trace import Trace
-from virtiopy.conformance.walk import Walk
+from virtiopy.conformance.sessions.base import Session
+from virtiopy.conformance.sessions.trace import Trace
+from virtiopy.conformance.targets.target import Target
+from virtiopy.conformance.walks.steps import Step, save
+from virtiopy.conformance.walks.walk import Walk
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_a_random_walk(request: pytest.FixtureRequest, virtio_target: Target, wa
         go(walks.replay, patience)
         return
     try:
-        from virtiopy.conformance.search import Search
+        from virtiopy.conformance.walks.search import Search
     except ModuleNotFoundError as error:
         if error.name != "hypothesis":
             raise

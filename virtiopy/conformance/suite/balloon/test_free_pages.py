@@ -2,7 +2,6 @@
 
 import pytest
 
-from virtiopy.conformance.difference import difference
 from virtiopy.conformance.drivers.balloon import (
     CMD_ID_DONE,
     CMD_ID_STOP,
@@ -11,7 +10,8 @@ from virtiopy.conformance.drivers.balloon import (
     Virtqueue,
 )
 from virtiopy.conformance.problems import NotApplicableError
-from virtiopy.conformance.session import Session
+from virtiopy.conformance.report.difference import difference
+from virtiopy.conformance.sessions.base import Session
 
 FREE_PAGE_HINT = "VIRTIO_BALLOON_F_FREE_PAGE_HINT"
 PAGE_POISON = "VIRTIO_BALLOON_F_PAGE_POISON"

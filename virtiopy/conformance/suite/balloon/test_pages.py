@@ -2,9 +2,9 @@
 
 import pytest
 
-from virtiopy.conformance.difference import difference
 from virtiopy.conformance.drivers.balloon import BalloonDriver
-from virtiopy.conformance.session import Session
+from virtiopy.conformance.report.difference import difference
+from virtiopy.conformance.sessions.base import Session
 
 MUST_TELL_HOST = "VIRTIO_BALLOON_F_MUST_TELL_HOST"
 

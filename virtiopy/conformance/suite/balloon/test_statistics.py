@@ -3,7 +3,7 @@
 import pytest
 
 from virtiopy.conformance.drivers.balloon import BalloonDriver, Virtqueue
-from virtiopy.conformance.session import Session
+from virtiopy.conformance.sessions.base import Session
 from virtiopy.virtqueue.driver import Used
 
 #: Values by tag, and what their tags are called (5.5.6.4).

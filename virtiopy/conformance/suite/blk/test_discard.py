@@ -2,7 +2,6 @@
 
 import pytest
 
-from virtiopy.conformance.difference import difference
 from virtiopy.conformance.drivers.blk import (
     UNMAP,
     BlkDriver,
@@ -12,7 +11,8 @@ from virtiopy.conformance.drivers.blk import (
     pattern,
     segment,
 )
-from virtiopy.conformance.session import Session
+from virtiopy.conformance.report.difference import difference
+from virtiopy.conformance.sessions.base import Session
 
 DISCARD = "VIRTIO_BLK_F_DISCARD"
 WRITE_ZEROES = "VIRTIO_BLK_F_WRITE_ZEROES"

@@ -4,7 +4,7 @@ import pytest
 
 from virtiopy.conformance.drivers.blk import ZONE_TYPES, BlkDriver, Field, Zoned
 from virtiopy.conformance.problems import NotApplicableError
-from virtiopy.conformance.session import Session
+from virtiopy.conformance.sessions.base import Session
 
 FLUSH = "VIRTIO_BLK_F_FLUSH"
 CONFIG_WCE = "VIRTIO_BLK_F_CONFIG_WCE"

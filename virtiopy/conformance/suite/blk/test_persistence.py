@@ -2,8 +2,8 @@
 
 import pytest
 
-from virtiopy.conformance.difference import difference
 from virtiopy.conformance.drivers.blk import BlkDriver, Field, Type, pattern
+from virtiopy.conformance.report.difference import difference
 
 FLUSH = "VIRTIO_BLK_F_FLUSH"
 CONFIG_WCE = "VIRTIO_BLK_F_CONFIG_WCE"

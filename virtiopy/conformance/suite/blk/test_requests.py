@@ -2,7 +2,6 @@
 
 import pytest
 
-from virtiopy.conformance.difference import difference
 from virtiopy.conformance.drivers.blk import (
     ID_SIZE,
     SECTOR,
@@ -12,7 +11,8 @@ from virtiopy.conformance.drivers.blk import (
     Type,
     pattern,
 )
-from virtiopy.conformance.session import Session
+from virtiopy.conformance.report.difference import difference
+from virtiopy.conformance.sessions.base import Session
 
 RO = "VIRTIO_BLK_F_RO"
 

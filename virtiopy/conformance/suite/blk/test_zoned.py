@@ -2,7 +2,6 @@
 
 import pytest
 
-from virtiopy.conformance.difference import difference
 from virtiopy.conformance.drivers.blk import (
     SECTOR,
     BlkDriver,
@@ -24,7 +23,8 @@ from virtiopy.conformance.drivers.zones import (
     ZoneType,
 )
 from virtiopy.conformance.problems import NotApplicableError
-from virtiopy.conformance.session import Session
+from virtiopy.conformance.report.difference import difference
+from virtiopy.conformance.sessions.base import Session
 
 SECURE_ERASE = "VIRTIO_BLK_F_SECURE_ERASE"
 

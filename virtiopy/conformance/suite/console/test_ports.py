@@ -3,9 +3,9 @@
 import pytest
 
 from virtiopy.conformance.drivers.console import ConsoleDriver, Event
-from virtiopy.conformance.hosts import ConsoleHost
 from virtiopy.conformance.problems import NotApplicableError
-from virtiopy.conformance.session import Session
+from virtiopy.conformance.sessions.base import Session
+from virtiopy.conformance.targets.hosts import ConsoleHost
 
 EMERG_WRITE = "VIRTIO_CONSOLE_F_EMERG_WRITE"
 MULTIPORT = "VIRTIO_CONSOLE_F_MULTIPORT"

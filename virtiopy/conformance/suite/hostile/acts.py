@@ -8,9 +8,9 @@ import pytest
 
 from virtiopy.conformance.drivers.base import DeviceDriver, Request
 from virtiopy.conformance.problems import NotApplicableError
-from virtiopy.conformance.queue import SessionQueue
-from virtiopy.conformance.session import Session
-from virtiopy.conformance.verdict import Judge
+from virtiopy.conformance.report.verdict import Judge
+from virtiopy.conformance.sessions.base import Session
+from virtiopy.conformance.sessions.queue import SessionQueue
 from virtiopy.virtqueue.driver import Piece
 
 #: Bytes of a buffer, where it does not matter.

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from virtiopy.conformance.memory import END, HOLE
+from virtiopy.conformance.sessions.memory import END, HOLE
 from virtiopy.conformance.suite.hostile.acts import BUFFER, Act, Stage
 from virtiopy.virtqueue.layout import DescriptorFlag
 

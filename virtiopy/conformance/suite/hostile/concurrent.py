@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 
 from virtiopy._native import ffi
-from virtiopy.conformance.memory import END, HOLE
+from virtiopy.conformance.sessions.memory import END, HOLE
 from virtiopy.conformance.suite.hostile.acts import BUFFER, Act, Stage
 from virtiopy.conformance.suite.hostile.chains import INDIRECT, MAX_LENGTH, NEXT, TOP, WRITE
 from virtiopy.conformance.suite.hostile.indirect import FEATURE, Entry, table

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from virtiopy._native import ffi
-from virtiopy.conformance.memory import END, HOLE
+from virtiopy.conformance.sessions.memory import END, HOLE
 from virtiopy.conformance.suite.hostile.acts import BUFFER, Act, Stage
 from virtiopy.conformance.suite.hostile.chains import INDIRECT, MAX_LENGTH, NEXT, TOP, WRITE
 from virtiopy.virtqueue.layout import DESCRIPTOR_SIZE

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import pytest
 
 from virtiopy.conformance.drivers.base import DeviceDriver
-from virtiopy.conformance.memory import END, HOLE
-from virtiopy.conformance.session import Session
+from virtiopy.conformance.sessions.base import Session
+from virtiopy.conformance.sessions.memory import END, HOLE
 from virtiopy.spec import DeviceStatus
 from virtiopy.transport.driver import MmioDriver
 from virtiopy.transport.registers import Register

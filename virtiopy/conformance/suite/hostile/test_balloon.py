@@ -3,10 +3,10 @@
 import pytest
 
 from virtiopy.conformance.drivers.balloon import PAGE, BalloonDriver, Field, Virtqueue, pfns
-from virtiopy.conformance.memory import END, HOLE
-from virtiopy.conformance.session import Session
+from virtiopy.conformance.report.verdict import Judge
+from virtiopy.conformance.sessions.base import Session
+from virtiopy.conformance.sessions.memory import END, HOLE
 from virtiopy.conformance.suite.hostile.acts import Act, Stage, chain, each, on_queues
-from virtiopy.conformance.verdict import Judge
 from virtiopy.virtqueue.driver import Piece
 
 MAX_PFN = 0xFFFF_FFFF

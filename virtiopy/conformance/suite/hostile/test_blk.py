@@ -1,10 +1,10 @@
 """Requests that no driver may make of a block device (5.2.6)."""
 
 from virtiopy.conformance.drivers.blk import BlkDriver, Type, header, segment
-from virtiopy.conformance.memory import SPARE
-from virtiopy.conformance.session import Session
+from virtiopy.conformance.report.verdict import Judge
+from virtiopy.conformance.sessions.base import Session
+from virtiopy.conformance.sessions.memory import SPARE
 from virtiopy.conformance.suite.hostile.acts import Act, chain, each, on_queues
-from virtiopy.conformance.verdict import Judge
 from virtiopy.virtqueue.driver import Piece
 
 SECTOR = bytes(512)

@@ -3,14 +3,14 @@
 import pytest
 
 from virtiopy.conformance.drivers.base import DeviceDriver
-from virtiopy.conformance.session import Session
+from virtiopy.conformance.report.verdict import Judge
+from virtiopy.conformance.sessions.base import Session
 from virtiopy.conformance.suite.hostile.acts import Act, each, on_each_queue
 from virtiopy.conformance.suite.hostile.chains import CHAINS
 from virtiopy.conformance.suite.hostile.concurrent import CHANGES
 from virtiopy.conformance.suite.hostile.indirect import TABLES, WITHOUT_FEATURE
 from virtiopy.conformance.suite.hostile.lives import DEVICE_RESETS, QUEUE_RESETS
 from virtiopy.conformance.suite.hostile.rings import RINGS
-from virtiopy.conformance.verdict import Judge
 from virtiopy.spec import Feature
 
 

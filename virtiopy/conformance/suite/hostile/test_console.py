@@ -7,9 +7,9 @@ from virtiopy.conformance.drivers.console import (
     Event,
     control,
 )
-from virtiopy.conformance.session import Session
+from virtiopy.conformance.report.verdict import Judge
+from virtiopy.conformance.sessions.base import Session
 from virtiopy.conformance.suite.hostile.acts import Act, Stage, chain, each, on_queues
-from virtiopy.conformance.verdict import Judge
 
 MULTIPORT = ("VIRTIO_CONSOLE_F_MULTIPORT",)
 

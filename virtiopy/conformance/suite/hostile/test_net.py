@@ -2,9 +2,9 @@
 
 from virtiopy.conformance.drivers.net import RECEIVEQ, TRANSMITQ, Header, NetDriver
 from virtiopy.conformance.problems import NotApplicableError
-from virtiopy.conformance.session import Session
+from virtiopy.conformance.report.verdict import Judge
+from virtiopy.conformance.sessions.base import Session
 from virtiopy.conformance.suite.hostile.acts import Act, chain, each, on_queues
-from virtiopy.conformance.verdict import Judge
 
 NEEDS_CSUM = 1
 MAX = 0xFFFF

@@ -1,10 +1,10 @@
 """Requests that no driver may make of an entropy device (5.4.6)."""
 
 from virtiopy.conformance.drivers.rng import REQUESTQ, RngDriver
-from virtiopy.conformance.memory import SPARE
-from virtiopy.conformance.session import Session
+from virtiopy.conformance.report.verdict import Judge
+from virtiopy.conformance.sessions.base import Session
+from virtiopy.conformance.sessions.memory import SPARE
 from virtiopy.conformance.suite.hostile.acts import Act, chain, each, on_queues
-from virtiopy.conformance.verdict import Judge
 from virtiopy.virtqueue.driver import Piece
 
 REQUESTS = (

@@ -3,7 +3,8 @@
 import pytest
 
 from virtiopy.conformance.drivers.base import DeviceDriver
-from virtiopy.conformance.session import Session
+from virtiopy.conformance.report.verdict import Judge
+from virtiopy.conformance.sessions.base import Session
 from virtiopy.conformance.suite.hostile.setups import (
     ALL_RINGS,
     STATUSES,
@@ -12,7 +13,6 @@ from virtiopy.conformance.suite.hostile.setups import (
     announce,
     each,
 )
-from virtiopy.conformance.verdict import Judge
 from virtiopy.transport.driver import MmioDriver
 from virtiopy.transport.registers import REGISTER_RANGE, Register
 

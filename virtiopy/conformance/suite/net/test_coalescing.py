@@ -4,7 +4,7 @@ import pytest
 
 from virtiopy.conformance.drivers.base import Request
 from virtiopy.conformance.drivers.net import RECEIVEQ, TRANSMITQ, Ack, Command, NetDriver
-from virtiopy.conformance.session import Session
+from virtiopy.conformance.sessions.base import Session
 from virtiopy.transport.driver import MmioDriver
 from virtiopy.virtqueue.layout import VIRTQ_AVAIL_F_NO_INTERRUPT
 

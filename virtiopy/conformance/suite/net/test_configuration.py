@@ -6,7 +6,7 @@ from virtiopy.conformance.drivers.inbox import Inbox
 from virtiopy.conformance.drivers.net import NetDriver
 from virtiopy.conformance.drivers.packets import ETHERNET_HEADER
 from virtiopy.conformance.problems import NotApplicableError
-from virtiopy.conformance.session import Session
+from virtiopy.conformance.sessions.base import Session
 
 #: Fields of struct virtio_net_config: offset and size, bytes.
 STATUS = 6, 2

@@ -4,9 +4,9 @@ import pytest
 
 from virtiopy.conformance.drivers.inbox import Inbox
 from virtiopy.conformance.drivers.net import NO_OFFLOADS, RECEIVEQ, Command, NetDriver
-from virtiopy.conformance.hosts import NetHost
 from virtiopy.conformance.problems import NotApplicableError
-from virtiopy.conformance.session import Session
+from virtiopy.conformance.sessions.base import Session
+from virtiopy.conformance.targets.hosts import NetHost
 from virtiopy.transport.driver import MmioDriver
 
 MQ = "VIRTIO_NET_F_MQ"

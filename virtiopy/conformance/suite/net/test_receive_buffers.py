@@ -4,7 +4,7 @@ import pytest
 
 from virtiopy.conformance.drivers.inbox import Inbox
 from virtiopy.conformance.drivers.net import HEADER_SIZE, NO_OFFLOADS, RECEIVEQ, NetDriver
-from virtiopy.conformance.session import Session
+from virtiopy.conformance.sessions.base import Session
 
 MRG_RXBUF = "VIRTIO_NET_F_MRG_RXBUF"
 

@@ -7,7 +7,7 @@ import pytest
 
 from virtiopy.conformance.drivers.inbox import Inbox
 from virtiopy.conformance.drivers.net import BROADCAST, Command, NetDriver, mac_table
-from virtiopy.conformance.session import Session
+from virtiopy.conformance.sessions.base import Session
 
 CTRL_RX = "VIRTIO_NET_F_CTRL_RX"
 CTRL_RX_EXTRA = "VIRTIO_NET_F_CTRL_RX_EXTRA"

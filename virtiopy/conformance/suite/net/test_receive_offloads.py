@@ -7,7 +7,6 @@ What a link says of a frame's checksum counts as found out by the device.
 
 import pytest
 
-from virtiopy.conformance.difference import difference
 from virtiopy.conformance.drivers.inbox import Inbox, Received
 from virtiopy.conformance.drivers.net import (
     NO_OFFLOADS,
@@ -19,7 +18,8 @@ from virtiopy.conformance.drivers.net import (
 )
 from virtiopy.conformance.drivers.packets import Packet, Sum, complete, is_complete, packet
 from virtiopy.conformance.problems import NotApplicableError
-from virtiopy.conformance.session import Session
+from virtiopy.conformance.report.difference import difference
+from virtiopy.conformance.sessions.base import Session
 
 GUEST_CSUM = "VIRTIO_NET_F_GUEST_CSUM"
 GUEST_TSO4 = "VIRTIO_NET_F_GUEST_TSO4"

@@ -8,7 +8,7 @@ from virtiopy.conformance.drivers.inbox import Inbox
 from virtiopy.conformance.drivers.net import NO_OFFLOADS, OTHER_MAC, Command, NetDriver
 from virtiopy.conformance.drivers.packets import Packet, hashed, packet, toeplitz
 from virtiopy.conformance.problems import NotApplicableError
-from virtiopy.conformance.session import Session
+from virtiopy.conformance.sessions.base import Session
 from virtiopy.transport.driver import MmioDriver
 
 RSS = "VIRTIO_NET_F_RSS"

@@ -2,7 +2,6 @@
 
 import pytest
 
-from virtiopy.conformance.difference import difference
 from virtiopy.conformance.drivers.net import (
     BROADCAST,
     NO_OFFLOADS,
@@ -13,7 +12,8 @@ from virtiopy.conformance.drivers.net import (
     NetDriver,
 )
 from virtiopy.conformance.drivers.packets import Packet, Sum, packet
-from virtiopy.conformance.session import Session
+from virtiopy.conformance.report.difference import difference
+from virtiopy.conformance.sessions.base import Session
 
 #: A payload of several segments, and the size of those, bytes.
 PAYLOAD = bytes(range(256)) * 16

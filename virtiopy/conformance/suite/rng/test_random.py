@@ -2,10 +2,10 @@
 
 import pytest
 
-from virtiopy.conformance.difference import difference
 from virtiopy.conformance.drivers.base import Framing
 from virtiopy.conformance.drivers.rng import REQUESTQ, RngDriver
-from virtiopy.conformance.session import Session
+from virtiopy.conformance.report.difference import difference
+from virtiopy.conformance.sessions.base import Session
 
 #: Enough for no two of them to be the same by chance.
 SIZE = 64

@@ -1,0 +1,1 @@
+"""Guest code executed by KVM: /dev/kvm, its VMs, its vCPUs and their counters."""

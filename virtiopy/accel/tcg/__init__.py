@@ -1,0 +1,1 @@
+"""Guest code executed by a software CPU (Unicorn), with the interrupt chips it lacks."""

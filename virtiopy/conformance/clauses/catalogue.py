@@ -1,0 +1,140 @@
+"""What each normative statement of the specification asks, and how it can be seen to be kept.
+
+The statements are those of index.toml, which virtiopy.conformance.clauses.index makes from the
+specification's sources; what is said of them is in AREA.toml, in our own words.
+"""
+
+import enum
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self, TypedDict
+
+from virtiopy.conformance.clauses.index import FOLDER, Index, load_index
+from virtiopy.spec import has_feature
+
+
+class Keyword(enum.Enum):
+    """How binding a statement is (RFC 2119)."""
+
+    MUST = "MUST"
+    MUST_NOT = "MUST NOT"
+    SHOULD = "SHOULD"
+    SHOULD_NOT = "SHOULD NOT"
+    MAY = "MAY"
+
+
+class Area(enum.Enum):
+    """What part of the specification a clause belongs to: each has its file."""
+
+    BASIC = "basic"  # 2 but for 2.7, 3, 6
+    SPLIT = "split"  # 2.7
+    MMIO = "mmio"  # 4.2
+    NET = "net"  # 5.1
+    BLK = "blk"  # 5.2
+    CONSOLE = "console"  # 5.3
+    RNG = "rng"  # 5.4
+    BALLOON = "balloon"  # 5.5
+
+
+class Transport(enum.Enum):
+    """How a driver may reach the device."""
+
+    MMIO = "mmio"  # it has registers: the device status, QueueReady, InterruptStatus
+    VHOST_USER = "vhost-user"  # it has none: features, configuration space and rings only
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """Which features have to be offered: all of at least one of the alternatives."""
+
+    alternatives: tuple[frozenset[int], ...]  # sets of bit numbers
+
+    @classmethod
+    def parse(cls, text: str, bits: Mapping[str, int]) -> Self:
+        """Read "A", "A and B", "A or B", "A and B or C".
+
+        Raises KeyError for a name that `bits`, of names to bit numbers, does not have.
+        """
+        return cls(
+            tuple(
+                frozenset(bits[name] for name in names.split(" and "))
+                for names in text.split(" or ")
+            )
+        )
+
+    def holds(self, offered: int) -> bool:
+        """Say whether the feature set `offered` is one that the condition asks for."""
+        return any(all(has_feature(offered, bit) for bit in bits) for bits in self.alternatives)
+
+
+@dataclass(frozen=True, slots=True)
+class Clause:
+    """One normative statement to a device."""
+
+    id: str  # its section and its place in it: "5.2.6.2:3"
+    section: str
+    title: str  # of the section
+    keyword: Keyword
+    paraphrase: str  # what the device does or does not do, in one sentence
+    area: Area
+    feature: str | None  # what it depends on, as Condition.parse reads it
+    transports: frozenset[Transport]  # over which a driver can tell
+    host_side: (
+        bool  # a test also needs the device's other side: a frame to receive, a log, an image
+    )
+    unobservable: str | None  # why no driver can tell whether it is kept
+    condition: Condition | None  # `feature`, to be asked
+
+    def applies(self, offered: int) -> bool:
+        """Say whether the clause concerns a device that offers the feature set `offered`."""
+        return self.condition is None or self.condition.holds(offered)
+
+
+class _Record(TypedDict, total=False):
+    """One table of an AREA.toml."""
+
+    paraphrase: str
+    feature: str
+    transports: list[str]
+    host_side: bool
+    unobservable: str
+
+
+def load(folder: Path = FOLDER) -> Mapping[str, Clause]:
+    """Return every clause by its ID, in the specification's order.
+
+    Raises ValueError if the files do not say of each statement of the index just one thing.
+    """
+    index = load_index(folder)
+    clauses: dict[str, Clause] = {}
+    for area in Area:
+        with (folder / f"{area.value}.toml").open("rb") as file:
+            records: dict[str, _Record] = tomllib.load(file)
+        for identity, record in records.items():
+            if identity in clauses or identity not in index.statements:
+                raise ValueError(f"{area.value}.toml: {identity} is there twice, or in no index")
+            clauses[identity] = _clause(identity, area, record, index)
+    if missing := index.statements.keys() - clauses.keys():
+        raise ValueError(f"nothing is said of {', '.join(sorted(missing))}")
+    return {identity: clauses[identity] for identity in index.statements}
+
+
+def _clause(identity: str, area: Area, record: _Record, index: Index) -> Clause:
+    section = identity.partition(":")[0]
+    feature = record.get("feature")
+    transports = record.get("transports", [transport.value for transport in Transport])
+    return Clause(
+        id=identity,
+        section=section,
+        title=index.titles[section],
+        keyword=Keyword(index.statements[identity].keyword),
+        paraphrase=record["paraphrase"],
+        area=area,
+        feature=feature,
+        transports=frozenset(Transport(name) for name in transports),
+        host_side=record.get("host_side", False),
+        unobservable=record.get("unobservable"),
+        condition=Condition.parse(feature, index.features) if feature else None,
+    )

@@ -1,0 +1,94 @@
+"""Feature bits by name (2.2): all that the specification has, whoever offers them."""
+
+from collections.abc import Iterable
+
+from virtiopy.conformance.clauses.index import load_index
+from virtiopy.spec import DeviceId, feature_mask, has_feature
+
+_OF_DEVICE = {
+    DeviceId.NETWORK: "VIRTIO_NET_F_",
+    DeviceId.BLOCK: "VIRTIO_BLK_F_",
+    DeviceId.CONSOLE: "VIRTIO_CONSOLE_F_",
+    DeviceId.BALLOON: "VIRTIO_BALLOON_F_",
+}
+
+#: Bit numbers by the specification's names.
+FEATURES = load_index().features
+
+
+def names(features: int, device_id: DeviceId) -> list[str]:
+    """Name the bits of a feature set of a device, in ascending order; unknown ones by number."""
+    mine = _prefixes(device_id)
+    known = {bit: name for name, bit in FEATURES.items() if name.startswith(mine)}
+    bits = [bit for bit in range(features.bit_length()) if features >> bit & 1]
+    return [known.get(bit, f"bit {bit}") for bit in bits]
+
+
+def bits(features: Iterable[int | str]) -> list[int]:
+    """Return bit numbers; names may stand for them. Raises KeyError for names that are none."""
+    return [FEATURES[feature] if isinstance(feature, str) else int(feature) for feature in features]
+
+
+def of_device(device_id: DeviceId) -> int:
+    """Return every feature bit that means something to a device of this type."""
+    mine = _prefixes(device_id)
+    return feature_mask(bit for name, bit in FEATURES.items() if name.startswith(mine))
+
+
+def _prefixes(device_id: DeviceId) -> tuple[str, ...]:
+    return tuple(filter(None, ["VIRTIO_F_", _OF_DEVICE.get(device_id)]))
+
+
+#: What features require (5.1.3.1): of each set one at least. CTRL_RX_EXTRA is not in that list; it
+#: is in ours for what its commands are sent by.
+_REQUIREMENTS: dict[str, tuple[set[str], ...]] = {
+    "GUEST_TSO4": ({"GUEST_CSUM"},),
+    "GUEST_TSO6": ({"GUEST_CSUM"},),
+    "GUEST_ECN": ({"GUEST_TSO4", "GUEST_TSO6"},),
+    "GUEST_UFO": ({"GUEST_CSUM"},),
+    "GUEST_USO4": ({"GUEST_CSUM"},),
+    "GUEST_USO6": ({"GUEST_CSUM"},),
+    "GUEST_UDP_TUNNEL_GSO": ({"GUEST_TSO4"}, {"GUEST_TSO6"}, {"GUEST_USO4"}, {"GUEST_USO6"}),
+    "GUEST_UDP_TUNNEL_GSO_CSUM": ({"GUEST_UDP_TUNNEL_GSO"},),
+    "HOST_TSO4": ({"CSUM"},),
+    "HOST_TSO6": ({"CSUM"},),
+    "HOST_ECN": ({"HOST_TSO4", "HOST_TSO6"},),
+    "HOST_UFO": ({"CSUM"},),
+    "HOST_USO": ({"CSUM"},),
+    "HOST_UDP_TUNNEL_GSO": ({"HOST_TSO4"}, {"HOST_TSO6"}, {"HOST_USO"}),
+    "HOST_UDP_TUNNEL_GSO_CSUM": ({"HOST_UDP_TUNNEL_GSO"},),
+    "CTRL_RX": ({"CTRL_VQ"},),
+    "CTRL_VLAN": ({"CTRL_VQ"},),
+    "CTRL_RX_EXTRA": ({"CTRL_VQ"},),
+    "GUEST_ANNOUNCE": ({"CTRL_VQ"},),
+    "MQ": ({"CTRL_VQ"},),
+    "CTRL_MAC_ADDR": ({"CTRL_VQ"},),
+    "NOTF_COAL": ({"CTRL_VQ"},),
+    "RSC_EXT": ({"HOST_TSO4", "HOST_TSO6"},),
+    "RSS": ({"CTRL_VQ"},),
+    "VQ_NOTF_COAL": ({"CTRL_VQ"},),
+    "HASH_TUNNEL": ({"CTRL_VQ"}, {"RSS", "HASH_REPORT"}),
+    "RSS_CONTEXT": ({"CTRL_VQ"}, {"RSS"}),
+}
+
+
+def lacking(features: int, device_id: DeviceId) -> int:
+    """Return those features of a set that lack others which they require."""
+    if device_id is not DeviceId.NETWORK:
+        return 0
+
+    def has(name: str) -> bool:
+        return has_feature(features, FEATURES[f"VIRTIO_NET_F_{name}"])
+
+    return feature_mask(
+        FEATURES[f"VIRTIO_NET_F_{name}"]
+        for name, sets in _REQUIREMENTS.items()
+        if has(name) and not all(any(map(has, alternatives)) for alternatives in sets)
+    )
+
+
+def valid_subset(features: int, device_id: DeviceId) -> int:
+    """Return a feature set without what lacks others that it requires."""
+    while unmet := lacking(features, device_id):
+        features &= ~unmet
+    return features

@@ -1,0 +1,164 @@
+"""Subjects beside each other, statement by statement; one alone is the simplest case."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import PurePath
+
+from virtiopy.conformance.clauses.catalogue import Area
+from virtiopy.conformance.report.document import ClauseRecord, Document, ResultRecord, SubjectRecord
+from virtiopy.conformance.report.results import Outcome
+
+#: What an area is called, and which sections of the specification it has.
+AREAS = {
+    Area.BASIC: ("basic facilities", "2, 3, 6"),
+    Area.SPLIT: ("split virtqueues", "2.7"),
+    Area.MMIO: ("virtio over MMIO", "4.2"),
+    Area.NET: ("network device", "5.1"),
+    Area.BLK: ("block device", "5.2"),
+    Area.CONSOLE: ("console device", "5.3"),
+    Area.RNG: ("entropy device", "5.4"),
+    Area.BALLOON: ("traditional balloon device", "5.5"),
+}
+
+#: Characters of a target's name in a heading.
+_NAME_MAX = 50
+
+
+@dataclass(slots=True, frozen=True)
+class Failure:
+    """A statement that is not met, and the tests that show it."""
+
+    clause: ClauseRecord
+    tests: Sequence[ResultRecord]
+
+
+@dataclass(slots=True, frozen=True)
+class Side:
+    """A subject, the letter that stands for it, and where its report is from."""
+
+    letter: str
+    subject: SubjectRecord
+    source: str
+    clauses: dict[str, ClauseRecord] = field(repr=False)
+    failures: Sequence[Failure] = field(repr=False)
+    #: Failures of tests that are about no statement.
+    others: Sequence[ResultRecord] = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """The target's name, to fit a heading; of a long command the program's."""
+        target = self.subject["target"]
+        return target if len(target) <= _NAME_MAX else PurePath(target.split()[0]).name
+
+
+@dataclass(slots=True, frozen=True)
+class Row:
+    """A statement, and what became of it on each side: None where it is none to that device."""
+
+    clause: ClauseRecord
+    cells: Sequence[ClauseRecord | None]
+
+    @property
+    def outcomes(self) -> list[str]:
+        """What it came to, side by side; "" where it is none to that device."""
+        return [cell["outcome"] if cell else "" for cell in self.cells]
+
+    @property
+    def tests(self) -> list[str]:
+        """The tests that are about it."""
+        return list(dict.fromkeys(test for cell in self.cells if cell for test in cell["tests"]))
+
+    @property
+    def differs(self) -> bool:
+        """Whether it came to different things."""
+        return len(set(self.outcomes)) > 1
+
+
+@dataclass(slots=True, frozen=True)
+class Section:
+    """A section's statements."""
+
+    number: str
+    title: str
+    area: Area
+    rows: Sequence[Row]
+
+
+def sides(documents: Sequence[tuple[str, Document]]) -> list[Side]:
+    """Return the subjects of documents, which come with their names, in their order."""
+    found: list[Side] = []
+    for source, document in documents:
+        for subject in document["subjects"]:
+            found.append(_side(_letter(len(found)), source, subject, document["tests"]))
+    return found
+
+
+def _letter(number: int) -> str:
+    return chr(ord("A") + number) if number < 26 else f"#{number + 1}"
+
+
+def _side(letter: str, source: str, subject: SubjectRecord, tests: Sequence[ResultRecord]) -> Side:
+    failed = [
+        test
+        for test in tests
+        if test["target"] == subject["target"] and test["outcome"] == Outcome.FAILED.value
+    ]
+    failures = [
+        Failure(clause, [test for test in failed if clause["id"] in test["clauses"]])
+        for clause in subject["clauses"]
+        if clause["outcome"] == Outcome.FAILED.value
+    ]
+    return Side(
+        letter,
+        subject,
+        source,
+        clauses={clause["id"]: clause for clause in subject["clauses"]},
+        failures=failures,
+        others=[test for test in failed if not test["clauses"]],
+    )
+
+
+def rows(subjects: Sequence[Side]) -> list[Row]:
+    """Return every statement to any of the sides, by area, in the specification's order."""
+    clauses = {identity: clause for side in subjects for identity, clause in side.clauses.items()}
+    return [
+        Row(clause, [side.clauses.get(clause["id"]) for side in subjects])
+        for clause in sorted(clauses.values(), key=_place)
+    ]
+
+
+def _place(clause: ClauseRecord) -> tuple[int, list[int]]:
+    area = list(AREAS).index(Area(clause["area"]))
+    return area, [int(number) for number in re.split("[.:]", clause["id"])]
+
+
+def sections(found: Sequence[Row]) -> Iterator[Section]:
+    """Yield rows by their section."""
+    for number, group in groupby(found, key=lambda row: row.clause["section"]):
+        members = list(group)
+        first = members[0].clause
+        yield Section(number, title_of(first["title"]), Area(first["area"]), members)
+
+
+def title_of(title: str) -> str:
+    """Return a section's title without what all of them begin with."""
+    return title.removeprefix("Device Requirements: ")
+
+
+def differences(found: Sequence[Row]) -> list[Row]:
+    """Return the rows that differ: first where one side fails, then where one was not tested."""
+    return sorted((row for row in found if row.differs), key=_weight)
+
+
+def contradicts(row: Row) -> bool:
+    """Say whether one side meets what another does not."""
+    return {Outcome.PASSED.value, Outcome.FAILED.value} <= set(row.outcomes)
+
+
+def _weight(row: Row) -> int:
+    # That another feature set was offered says least, but for another type of device.
+    if Outcome.FAILED.value in row.outcomes:
+        return 0 if contradicts(row) else 1
+    return 2 if all(row.outcomes) else 3

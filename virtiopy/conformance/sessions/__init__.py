@@ -1,0 +1,1 @@
+"""Sessions: one driver's life with a device, over registers or over vhost-user."""

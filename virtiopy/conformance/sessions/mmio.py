@@ -1,0 +1,341 @@
+"""Sessions with a device behind MMIO registers, in this process, with no VM."""
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable
+from typing import ClassVar, TypeVar
+
+from virtiopy.closing import Closing
+from virtiopy.conformance.problems import DiedError, NotApplicableError, WedgedError, raised
+from virtiopy.conformance.sessions.base import Session, status_words
+from virtiopy.conformance.sessions.queue import SessionQueue
+from virtiopy.conformance.sessions.trace import Trace
+from virtiopy.conformance.targets.builders import Rig
+from virtiopy.conformance.targets.loops import raise_failure, turns
+from virtiopy.eventloop import EventLoop
+from virtiopy.memory import GuestMemory
+from virtiopy.spec import DeviceStatus, Feature
+from virtiopy.transport.driver import MmioDriver, Registers
+from virtiopy.transport.mmio import MmioTransport
+from virtiopy.transport.registers import Interrupt, Register
+
+#: How many 32-bit words of feature bits are read.
+FEATURE_WORDS = 4
+
+_Result = TypeVar("_Result")
+
+#: What threads of wedged devices still read and write, for as long as this process lives.
+_LEFT_BEHIND: list[GuestMemory] = []
+
+
+class Cpu(Closing):
+    """The thread that accesses registers, as a vCPU's does: the test does not hang with it."""
+
+    def __init__(self, patience: float) -> None:
+        self.stuck = False
+        #: What a device raised, where that came this way.
+        self.failure: str | None = None
+        self._patience = patience
+        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="cpu", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while (work := self._work.get()) is not None:
+            work()
+
+    def run(self, access: Callable[[], _Result]) -> _Result:
+        """Do an access there, and wait for it; raises WedgedError and DiedError.
+
+        It may be several in one, which saves the way there and back for each.
+        """
+        if threading.current_thread() is self._thread:
+            return access()
+        if self.stuck:
+            raise WedgedError("the device still does not come back from a register access")
+        answers: queue.SimpleQueue[tuple[_Result] | None] = queue.SimpleQueue()
+
+        def work() -> None:
+            try:
+                answers.put((access(),))
+            except Exception as error:  # noqa: BLE001 - whatever leaves a device is its death
+                self.failure = raised(error)
+                answers.put(None)
+
+        self._work.put(work)
+        try:
+            answer = answers.get(timeout=self._patience)
+        except queue.Empty:
+            self.stuck = True
+            raise WedgedError(
+                f"a register access has not come back for {self._patience:g} s"
+            ) from None
+        if answer is None:
+            raise DiedError(self.failure)
+        return answer[0]
+
+    def close(self) -> None:
+        """End the thread; one that is stuck is left behind."""
+        self._work.put(None)
+        if not self.stuck:
+            self._thread.join()
+
+
+class TracedRegisters:
+    """A device's registers, accessed by the CPU, every access traced."""
+
+    def __init__(self, registers: Registers, cpu: Cpu, trace: Trace) -> None:
+        self._registers = registers
+        self._cpu = cpu
+        self._trace = trace
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Read `size` bytes at `offset`."""
+        value = self._cpu.run(lambda: self._registers.read(offset, size))
+        self._trace.note(f"read {_name(offset, size)} = {_value(offset, value)}")
+        return value
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Write `data` at `offset`."""
+        self._trace.note(f"write {_name(offset, len(data))} = {_value(offset, data)}")
+        self._cpu.run(lambda: self._registers.write(offset, data))
+
+
+def _name(offset: int, size: int) -> str:
+    width = f" ({size} bytes)" if size != 4 else ""
+    if offset >= Register.Config:
+        return f"Config+{offset - Register.Config:#x}{width}"
+    try:
+        return Register(offset).name + width
+    except ValueError:
+        return f"register {offset:#05x}{width}"
+
+
+def _value(offset: int, data: bytes) -> str:
+    value = int.from_bytes(data, "little")
+    words = f" ({status_words(value)})" if offset == Register.Status else ""
+    return f"{value:#x}{words}"
+
+
+class MmioSession(Session):
+    """A session with `rig`'s device behind the registers of `transport`.
+
+    The device completes what it does on an event loop of its own, as in a VM whose kicks are not
+    exits.
+    """
+
+    transport: ClassVar[str] = "mmio"
+
+    def __init__(
+        self,
+        rig: Rig,
+        trace: Trace,
+        patience: float,
+        *,
+        transport: type[MmioTransport] = MmioTransport,
+    ) -> None:
+        super().__init__(rig.device.device_id, rig.host, trace, patience)
+        self.device = rig.device
+        self._raised = 0
+        self._seen = 0
+        self._config_change = False
+        self._loop = EventLoop("device")
+        self._cpu = Cpu(patience)
+        self._transport = transport(
+            rig.device, self.memory, self._set_interrupt, loop=self._loop, may_block=False
+        )
+        self._loop.start(daemon=True)
+        registers = TracedRegisters(self._transport, self._cpu, trace)
+        self._driver = MmioDriver(registers, self.memory, self.allocator)
+
+    def close(self) -> None:
+        """Give the device up; one that is wedged is left behind, with the memory that it is at."""
+        if not self._cpu.stuck and turns(self._loop, self.patience):
+            with contextlib.suppress(DiedError, WedgedError):
+                self._cpu.run(self._transport.reset)
+            if not self._cpu.stuck:
+                self._loop.stop()
+                with contextlib.suppress(DiedError, WedgedError):
+                    self._cpu.run(self.device.close)
+                self._loop.close()
+        self._cpu.close()
+        self.host.close()
+        if self._loop.running or self._cpu.stuck:
+            _LEFT_BEHIND.append(self.memory)
+        else:
+            super().close()
+
+    # Interrupts
+
+    def _set_interrupt(self, level: bool) -> None:
+        if level:
+            self._raised += 1
+            self.trace.note("interrupt")
+
+    def _acknowledge(self, event: Interrupt) -> bool:
+        with self.trace.quiet():
+            pending = self._driver.read(Register.InterruptStatus) & event
+        if pending:
+            self.trace.note(f"InterruptStatus has {event.name}")
+            self._driver.write(Register.InterruptACK, event)
+        return bool(pending)
+
+    def take_notifications(self, index: int) -> int:
+        """Return how many used buffer notifications of any queue came since the last call."""
+        count = self._raised - self._seen
+        if count == 0 or not self._acknowledge(Interrupt.USED_BUFFER):
+            return 0
+        self._seen += count
+        return count
+
+    def take_config_change(self) -> bool:
+        """Say whether a configuration change notification came since the last call."""
+        if not self._acknowledge(Interrupt.CONFIG_CHANGE):
+            return False
+        self._seen += 1
+        return True
+
+    # Features and life
+
+    @property
+    def registers(self) -> MmioDriver:
+        """The MMIO registers."""
+        return self._driver
+
+    @property
+    def offered(self) -> int:
+        """Read the feature bits that the device offers."""
+        return self._cpu.run(self._read_features)
+
+    def _read_features(self) -> int:
+        features = 0
+        for word in range(FEATURE_WORDS):
+            self._driver.write(Register.DeviceFeaturesSel, word)
+            features |= self._driver.read(Register.DeviceFeatures) << 32 * word
+        return features
+
+    def _write_features(self, features: int) -> None:
+        for word in range(FEATURE_WORDS):
+            self._driver.write(Register.DriverFeaturesSel, word)
+            self._driver.write(Register.DriverFeatures, features >> 32 * word & 0xFFFF_FFFF)
+
+    def accepts(self, features: int) -> bool:
+        """Reset, and ask for just these feature bits; say whether the device takes them."""
+        driver = self._driver
+        self.reset()
+        driver.set_status(DeviceStatus.ACKNOWLEDGE)
+        driver.set_status(DeviceStatus.DRIVER)
+        self._cpu.run(lambda: self._write_features(features))
+        driver.set_status(DeviceStatus.FEATURES_OK)
+        if not driver.status & DeviceStatus.FEATURES_OK:
+            return False
+        self.features = driver.features = features
+        return True
+
+    @property
+    def queue_count(self) -> int:
+        """How many virtqueues there are, those without gaps."""
+        return self._cpu.run(self._count_queues)
+
+    def _count_queues(self) -> int:
+        count = 0
+        while self.queue_size_max(count):
+            count += 1
+        return count
+
+    def queue_size_max(self, index: int) -> int:
+        """Read QueueSizeMax."""
+        return self._cpu.run(lambda: self._driver.queue_size_max(index))
+
+    def announce_queue(self, queue: SessionQueue) -> None:
+        """Write a virtqueue's registers, QueueReady last."""
+        self._cpu.run(lambda: self._driver.announce_queue(queue.index, queue))
+        self.queues[queue.index] = queue
+
+    def driver_ok(self) -> None:
+        """Set DRIVER_OK."""
+        self._driver.set_status(DeviceStatus.DRIVER_OK)
+
+    @property
+    def status(self) -> int:
+        """The device status field."""
+        return self._driver.status
+
+    @property
+    def needs_reset(self) -> bool:
+        """Whether DEVICE_NEEDS_RESET is set."""
+        with self.trace.quiet():
+            needs = bool(self._driver.status & DeviceStatus.DEVICE_NEEDS_RESET)
+        if needs:
+            self.trace.note("DEVICE_NEEDS_RESET is set")
+        return needs
+
+    def reset(self) -> None:
+        """Write 0 to Status, and wait until it reads as 0 (2.4.2)."""
+        self._driver.reset()
+        self.wait("Status 0 after a reset", lambda: self._driver.status == 0)
+        self.features = 0
+        self.queues = {}
+        self._seen = self._raised
+
+    def reset_queue(self, index: int) -> None:
+        """Reset one virtqueue (2.6.1), and wait until that is done."""
+        if not self.has(Feature.VIRTIO_F_RING_RESET):
+            raise NotApplicableError("VIRTIO_F_RING_RESET was not negotiated")
+        self._driver.write(Register.QueueSel, index)
+        self._driver.write(Register.QueueReset, 1)
+        self.wait("QueueReset 0", lambda: self._driver.read(Register.QueueReset) == 0)
+        self.queues.pop(index, None)
+
+    def raise_failure(self) -> None:
+        """Raise the DeviceError that is known of."""
+        if self._cpu.failure is not None:
+            raise DiedError(self._cpu.failure)
+        raise_failure(self._loop)
+
+    def check_alive(self) -> None:
+        """See that registers can be read, and that the event loop goes on."""
+        self.raise_failure()
+        if not turns(self._loop, self.patience):
+            raise WedgedError(f"the device has kept its event loop for {self.patience:g} s")
+        _ = self._driver.status
+
+    # Operation
+
+    def kick(self, index: int) -> None:
+        """Write QueueNotify."""
+        self._driver.kick(index)
+
+    # Configuration space
+
+    def read_config(self, offset: int, size: int) -> bytes:
+        """Read bytes of the configuration space, each aligned as it can be (4.2.2.2)."""
+        driver = self._driver
+
+        def attempt() -> bytes | None:
+            generation = driver.read(Register.ConfigGeneration)
+            data = b"".join(
+                driver.registers.read(Register.Config + start, width)
+                for start, width in _accesses(offset, size)
+            )
+            return data if driver.read(Register.ConfigGeneration) == generation else None
+
+        return self.wait("a ConfigGeneration that stays", attempt) if size else b""
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """Write a field of the configuration space, each part aligned as it can be."""
+        for start, width in _accesses(offset, len(data)):
+            part = data[start - offset : start - offset + width]
+            self._driver.registers.write(Register.Config + start, part)
+
+
+def _accesses(offset: int, size: int) -> list[tuple[int, int]]:
+    """Cut a range into accesses of 1, 2 or 4 bytes, aligned: (offset, width) each."""
+    accesses = []
+    end = offset + size
+    while offset < end:
+        width = next(w for w in (4, 2, 1) if offset % w == 0 and w <= end - offset)
+        accesses.append((offset, width))
+        offset += width
+    return accesses

@@ -1,0 +1,95 @@
+"""A virtqueue of the driver's whose every step is in the trace."""
+
+from collections.abc import Sequence
+
+from virtiopy._native import lib
+from virtiopy.conformance.sessions.trace import Trace
+from virtiopy.memory import GuestMemory
+from virtiopy.virtqueue.driver import Allocator, DriverQueue, Piece, Used
+from virtiopy.virtqueue.layout import INDEX_MODULUS, DescriptorFlag
+
+
+class SessionQueue(DriverQueue):
+    """Virtqueue `index` of a session. What it does, and what is broken in it, is traced.
+
+    `completed` has the used buffers that somebody waited past, by the head of their chain.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        memory: GuestMemory,
+        size: int,
+        allocator: Allocator,
+        trace: Trace,
+        *,
+        event_idx: bool,
+    ) -> None:
+        super().__init__(memory, size, allocator, event_idx=event_idx)
+        self.index = index
+        self.completed: dict[int, Used] = {}
+        self._trace = trace
+        parts = self.addresses
+        self._note(
+            f"{size} entries: descriptors at {parts.descriptor_table:#x}, "
+            f"available ring at {parts.available_ring:#x}, used ring at {parts.used_ring:#x}"
+        )
+
+    def _note(self, event: str) -> None:
+        self._trace.note(f"queue {self.index}: {event}")
+
+    def place(
+        self, pieces: Sequence[Piece], *, direct: int | None = None, table: int | None = None
+    ) -> int:
+        """Put a chain into the descriptor table and return its head; see DriverQueue."""
+        head = super().place(pieces, direct=direct, table=table)
+        # What another chain with this head came to is nobody's any more.
+        self.completed.pop(head, None)
+        return head
+
+    def write_descriptor(
+        self, index: int, address: int, length: int, flags: int, following: int
+    ) -> None:
+        """Write one entry of the descriptor table (2.7.5), whatever it says."""
+        super().write_descriptor(index, address, length, flags, following)
+        self._note(f"descriptor {index} = {_descriptor(address, length, flags, following)}")
+
+    def _write_table(self, table: int, pieces: Sequence[Piece]) -> None:
+        super()._write_table(table, pieces)
+        what = ", ".join(f"{p.address:#x}+{p.length}{' W' * p.writable}" for p in pieces)
+        self._note(f"indirect table at {table:#x} = {what}")
+
+    def make_available(self, *heads: int) -> None:
+        """Offer chains by their heads, with one update of idx (2.7.13.2, 2.7.13.3)."""
+        super().make_available(*heads)
+        self._note(f"available idx = {self.next_available}, heads {list(heads)}")
+
+    def write_available_idx(self, value: int) -> None:
+        """Write idx of the available ring, whatever it says; the next chain goes on from there."""
+        self.next_available = value % INDEX_MODULUS
+        lib.vp_store_release(self._available_idx, self.next_available)
+        self._note(f"available idx = {self.next_available}, with no entry written")
+
+    def take_used(self) -> Used | None:
+        """Take the next entry of the used ring and free its descriptors; None without one."""
+        used = super().take_used()
+        if used is not None:
+            self._note(f"used: head {used.head}, {used.length} bytes, idx {self.last_used}")
+        return used
+
+    @property
+    def used_idx(self) -> int:
+        """The used ring's idx, as the device has it now."""
+        return int(lib.vp_load_acquire(self._used_idx))
+
+    @property
+    def unused(self) -> int:
+        """How many buffers are available and were not used yet."""
+        return (self.next_available - self.used_idx) % INDEX_MODULUS
+
+
+def _descriptor(address: int, length: int, flags: int, following: int) -> str:
+    known = "|".join(flag.name for flag in DescriptorFlag if flags & flag and flag.name)
+    rest = flags & ~int(sum(DescriptorFlag))
+    words = "|".join(filter(None, [known, f"{rest:#x}" if rest else ""])) or "0"
+    return f"({address:#x}, {length}, {words}, {following})"

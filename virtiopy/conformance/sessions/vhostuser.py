@@ -1,0 +1,410 @@
+"""Sessions with a vhost-user backend: a driver and its VMM in one."""
+
+import contextlib
+import os
+import select
+import socket
+from collections.abc import Iterator
+from typing import ClassVar
+
+from virtiopy.closing import Closing
+from virtiopy.conformance.problems import LeftError, NotApplicableError, WedgedError
+from virtiopy.conformance.sessions.base import Session
+from virtiopy.conformance.sessions.queue import SessionQueue
+from virtiopy.conformance.sessions.trace import Trace
+from virtiopy.conformance.targets.backends import Backend
+from virtiopy.conformance.targets.hosts import Host
+from virtiopy.errors import PeerError
+from virtiopy.spec import DeviceId, DeviceStatus, Feature, has_feature
+from virtiopy.vhost.kernel import Ring
+from virtiopy.vhost.user.connection import Connection
+from virtiopy.vhost.user.frontend import InflightFile, RefusedError, VhostUserFrontend
+from virtiopy.vhost.user.messages import Flag, Message, ProtocolFeature
+from virtiopy.virtqueue.layout import INDEX_MODULUS
+
+#: Entries that a queue may have, where nobody can ask the backend: what VMMs set up.
+QUEUE_SIZE_MAX = 256
+
+#: How many queues a device has whose backend does not say (5.1.2, 5.2.2, 5.3.2, 5.4.2, 5.5.2).
+_QUEUES = {
+    DeviceId.NETWORK: 2,
+    DeviceId.BLOCK: 1,
+    DeviceId.CONSOLE: 2,
+    DeviceId.ENTROPY: 1,
+    DeviceId.BALLOON: 2,
+}
+
+_NET_F_CTRL_VQ = 17
+_BLK_F_MQ = 12
+_CONSOLE_F_MULTIPORT = 1
+
+
+class TracedConnection(Connection):
+    """A connection whose messages are traced."""
+
+    def __init__(self, stream: socket.socket, trace: Trace) -> None:
+        super().__init__(stream)
+        self._trace = trace
+
+    def send(self, message: Message) -> None:
+        """Send a message."""
+        self._trace.note(f"-> {_words(message)}")
+        super().send(message)
+
+    def receive(self) -> Message | None:
+        """Return the next message."""
+        message = super().receive()
+        if message is not None:
+            self._trace.note(f"<- {_words(message)}")
+        return message
+
+
+def _words(message: Message) -> str:
+    """Show a message; of its payload the numbers, as the protocol has them."""
+    payload = message.payload
+    if len(payload) == 8:
+        words = f"{int.from_bytes(payload, 'little'):#x}"
+    else:
+        words = payload[:48].hex(" ", 4) + ("..." if len(payload) > 48 else "")
+    flags = "".join(f" {flag.name}" for flag in Flag if message.flags & flag)
+    files = f", {len(message.fds)} files" if message.fds else ""
+    return f"{message.name} {words}{files}{flags}"
+
+
+class Line(Closing):
+    """The eventfds of a virtqueue: kick, call and error."""
+
+    def __init__(self) -> None:
+        self.kick, self.call, self.error = (
+            os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(3)
+        )
+
+    def close(self) -> None:
+        """Close them."""
+        for fd in (self.kick, self.call, self.error):
+            os.close(fd)
+
+
+def _take(fd: int) -> int:
+    """Return what is in an eventfd, and leave 0."""
+    try:
+        return os.eventfd_read(fd)
+    except BlockingIOError:
+        return 0
+
+
+class VhostUserSession(Session):
+    """A session with a backend, which is closed with it."""
+
+    transport: ClassVar[str] = "vhost-user"
+
+    def __init__(
+        self, device_id: DeviceId, backend: Backend, host: Host, trace: Trace, patience: float
+    ) -> None:
+        super().__init__(device_id, host, trace, patience)
+        # Over vhost-user rings are reset by the frontend's ring messages.
+        self.understood &= ~(1 << Feature.VIRTIO_F_RING_RESET)
+        self.backend = backend
+        self._lines: dict[int, Line] = {}
+        self._running: set[int] = set()
+        self._broken = False
+        self._driver_ok = False
+        self._inflight: InflightFile | None = None
+        self._frontend: VhostUserFrontend | None = None
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Leave the backend, and end it."""
+        with contextlib.ExitStack() as stack:
+            stack.callback(super().close)
+            stack.callback(self.host.close)
+            stack.callback(self.backend.close)
+            self._hang_up()
+            self._forget_queues()
+            self._forget_inflight()
+
+    # The connection
+
+    def _open(self) -> None:
+        stream = self.backend.connect(self.patience)
+        stream.settimeout(self.patience)
+        with self._peer():
+            self._frontend = VhostUserFrontend(TracedConnection(stream, self.trace))
+            self._frontend.set_memory(self.memory)
+
+    def _hang_up(self) -> None:
+        if self._frontend is not None:
+            self._frontend.close()
+            self._frontend = None
+
+    @contextlib.contextmanager
+    def _peer(self) -> Iterator[None]:
+        """Turn what a peer does wrong into the session's end."""
+        try:
+            yield
+        except RefusedError as error:
+            raise LeftError(f"the backend refuses: {error}") from error
+        except PeerError as error:
+            self._hang_up()
+            self.backend.check()
+            if isinstance(error.__cause__, TimeoutError):
+                raise WedgedError(f"the backend does not answer: {error}") from error
+            raise LeftError(f"the backend ended the session: {error}") from error
+
+    @property
+    def frontend(self) -> VhostUserFrontend:
+        """The vhost-user session that there is; raises LeftError when it is over."""
+        if self._frontend is None:
+            raise LeftError("the backend ended the session")
+        return self._frontend
+
+    def raise_failure(self) -> None:
+        """Raise the DeviceError that is known of."""
+        stream = self.frontend.connection.socket
+        if not select.select([stream], [], [], 0)[0]:
+            return
+        try:
+            peeked = stream.recv(1, socket.MSG_PEEK)
+        except OSError as error:
+            peeked = b""
+            self.trace.note(f"the connection failed: {error.strerror}")
+        self._hang_up()
+        self.backend.check()
+        what = "said what it was not asked for" if peeked else "ended the connection"
+        self.trace.note(f"the backend {what}")
+        raise LeftError(f"the backend {what}")
+
+    def check_alive(self) -> None:
+        """Ask the backend something, if there is anything wrong raise the DeviceError."""
+        self.raise_failure()
+        self.backend.check()
+        with self._peer():
+            self.frontend.get_features()
+
+    def reconnect(self) -> None:
+        """Leave the backend, as a VMM that was restarted, and have it go on with the rings.
+
+        The rings go on at the used ring's index; what was in flight is served again. With
+        `track_inflight` before, the backend knows what it was.
+        """
+        self._hang_up()
+        self.trace.note("reconnect")
+        self._open()
+        self._running.clear()
+        if not self._driver_ok:
+            return
+        with self._peer():
+            self.frontend.set_features(self.features)
+            if self._inflight is not None:
+                self.frontend.set_inflight(self._inflight)
+        for index, queue in self.queues.items():
+            self._start_ring(index, queue.used_idx)
+
+    def track_inflight(self) -> bool:
+        """Have the backend track what is in flight, before DRIVER_OK; False where it cannot."""
+        self._forget_inflight()
+        with self._peer():
+            self._inflight = self.frontend.get_inflight(self.queue_count, QUEUE_SIZE_MAX)
+        return self._inflight is not None
+
+    def _forget_inflight(self) -> None:
+        if self._inflight is not None:
+            os.close(self._inflight.fd)
+            self._inflight = None
+
+    def _forget_queues(self) -> None:
+        for line in self._lines.values():
+            line.close()
+        self._lines.clear()
+        self.queues = {}
+        self._running.clear()
+
+    # Features and life
+
+    @property
+    def offered(self) -> int:
+        """The feature bits that the backend offers."""
+        return self.frontend.features
+
+    def accepts(self, features: int) -> bool:
+        """Reset, and ask for just these feature bits; say whether the backend takes them.
+
+        One that does not refuses the message, ends the connection, or does not keep FEATURES_OK.
+        """
+        self.reset()
+        try:
+            with self._peer():
+                frontend = self.frontend
+                frontend.set_status(DeviceStatus.ACKNOWLEDGE | DeviceStatus.DRIVER)
+                frontend.set_features(features)
+                frontend.set_status(
+                    DeviceStatus.ACKNOWLEDGE | DeviceStatus.DRIVER | DeviceStatus.FEATURES_OK
+                )
+                status = frontend.get_status()
+        except LeftError:
+            return False
+        if status is not None and not status & DeviceStatus.FEATURES_OK:
+            return False
+        self.features = features
+        return True
+
+    @property
+    def queue_count(self) -> int:
+        """How many virtqueues there are with what was negotiated."""
+        with self._peer():
+            said = self.frontend.queue_count()
+        has_controls = has_feature(self.features, _NET_F_CTRL_VQ)
+        if self.device_id is DeviceId.NETWORK:
+            return 2 * (said or 1) + has_controls
+        multi = {DeviceId.BLOCK: _BLK_F_MQ, DeviceId.CONSOLE: _CONSOLE_F_MULTIPORT}
+        bit = multi.get(self.device_id)
+        if said is None or (bit is not None and not has_feature(self.features, bit)):
+            return _QUEUES[self.device_id]
+        return said
+
+    def queue_size_max(self, index: int) -> int:
+        """Return what a queue may have; vhost-user has no message to ask."""
+        return QUEUE_SIZE_MAX if index < self.queue_count else 0
+
+    def announce_queue(self, queue: SessionQueue) -> None:
+        """Take a queue; the backend is told at DRIVER_OK, or now where that was."""
+        self.queues[queue.index] = queue
+        if (line := self._lines.pop(queue.index, None)) is not None:
+            line.close()
+        self._lines[queue.index] = Line()
+        if self._driver_ok:
+            self._start_ring(queue.index, 0)
+
+    def driver_ok(self) -> None:
+        """Start the rings, as a VMM does at DRIVER_OK."""
+        self._driver_ok = True
+        for index in self.queues:
+            self._start_ring(index, 0)
+        with self._peer():
+            self.frontend.set_status(
+                DeviceStatus.ACKNOWLEDGE
+                | DeviceStatus.DRIVER
+                | DeviceStatus.FEATURES_OK
+                | DeviceStatus.DRIVER_OK
+            )
+
+    def _start_ring(self, index: int, base: int) -> None:
+        queue, line = self.queues[index], self._lines[index]
+        with self._peer():
+            self._running.add(index)
+            self.frontend.start_ring(
+                index,
+                Ring(queue.size, queue.addresses, base, line.kick, line.call, line.error),
+                self.memory,
+            )
+
+    def reset_queue(self, index: int) -> None:
+        """Stop a virtqueue, and forget it; it is started from its beginning again."""
+        self.stop_queue(index)
+        self.queues.pop(index, None)
+
+    def stop_queue(self, index: int) -> int:
+        """Stop a virtqueue; returns the next entry of the available ring to look at."""
+        with self._peer():
+            base = self.frontend.stop_ring(index)
+        self._running.discard(index)
+        return base % INDEX_MODULUS
+
+    @property
+    def status(self) -> int:
+        """The device status field, where the backend follows it."""
+        with self._peer():
+            status = self.frontend.get_status()
+        if status is None:
+            raise NotApplicableError("the backend has no VHOST_USER_PROTOCOL_F_STATUS")
+        return status
+
+    @property
+    def needs_reset(self) -> bool:
+        """Whether the backend has found a ring broken: by the status, or a ring's error eventfd."""
+        if any(_take(line.error) for line in self._lines.values()):
+            self.trace.note("a ring's error eventfd was written")
+            self._broken = True
+        with self._peer(), self.trace.quiet():
+            status = self.frontend.get_status() or 0
+        if not self._broken and status & DeviceStatus.DEVICE_NEEDS_RESET:
+            self.trace.note("DEVICE_NEEDS_RESET is set")
+            self._broken = True
+        return self._broken
+
+    def reset(self) -> None:
+        """Stop the rings, and reset the device; one that has left is connected to again.
+
+        A backend without RESET_DEVICE and STATUS has only a new session to be reset by.
+        """
+        self.trace.note("reset")
+        try:
+            self._stop_all()
+        except LeftError:
+            self._hang_up()
+        if self._frontend is None:
+            self._open()
+        self._forget_queues()
+        self._forget_inflight()
+        self._driver_ok = False
+        self._broken = False
+        self.features = 0
+
+    def _stop_all(self) -> None:
+        for index in sorted(self._running):
+            self.stop_queue(index)
+        frontend = self.frontend
+        if frontend.has(ProtocolFeature.RESET_DEVICE) or frontend.has(ProtocolFeature.STATUS):
+            with self._peer():
+                frontend.reset_device()
+        elif self.features:
+            self._hang_up()
+
+    # Operation
+
+    def kick(self, index: int) -> None:
+        """Write the ring's kick eventfd; not applicable where the ring was not set up."""
+        if (line := self._lines.get(index)) is None:
+            raise NotApplicableError("a ring that was not set up has nothing to be kicked by")
+        self.trace.note(f"kick {index}")
+        os.eventfd_write(line.kick, 1)
+
+    def take_notifications(self, index: int) -> int:
+        """Return how often the ring's call eventfd was written since the last call."""
+        count = _take(self._lines[index].call)
+        if count:
+            self.trace.note(f"queue {index}: {count} used buffer notifications")
+        return count
+
+    def take_config_change(self) -> bool:
+        """Say whether CONFIG_CHANGE_MSG came since the last call."""
+        channel = self.frontend.channel
+        if channel is None:
+            raise NotApplicableError("the backend cannot say that its configuration changed")
+        if not select.select([channel.socket], [], [], 0)[0]:
+            return False
+        with self._peer():
+            return self.frontend.config_has_changed()
+
+    # Configuration space
+
+    def _need_config(self) -> None:
+        if not self.frontend.has(ProtocolFeature.CONFIG):
+            raise NotApplicableError("the backend leaves the configuration space to its frontend")
+
+    def read_config(self, offset: int, size: int) -> bytes:
+        """Read bytes of the configuration space; not applicable where the backend has none."""
+        self._need_config()
+        # From the start, as QEMU does: there are backends that take no heed of the offset.
+        with self._peer():
+            return self.frontend.get_config(offset + size)[offset:]
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """Write a field of the configuration space."""
+        self._need_config()
+        with self._peer():
+            self.frontend.set_config(offset, data)

@@ -1,0 +1,1 @@
+"""What is put to the test: a device in process, a class of the user's, or a backend."""

@@ -1,0 +1,94 @@
+"""virtiopy's own devices on the suite's side of a host: what `inproc:NAME` is.
+
+A class that takes another's place is made with the same arguments, as a subclass of it is.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from virtiopy.conformance.targets.disks import BlkHost
+from virtiopy.conformance.targets.hosts import BalloonHost, ConsoleHost, Host, Link, NetHost
+from virtiopy.devices.balloon import Balloon
+from virtiopy.devices.base import VirtioDevice
+from virtiopy.devices.blk import Blk
+from virtiopy.devices.console import Console
+from virtiopy.devices.net import Net
+from virtiopy.devices.rng import Rng
+
+#: The MAC address of `inproc:net`.
+MAC = bytes.fromhex("020000000001")
+
+
+@dataclass(slots=True)
+class Rig:
+    """A device, and the suite's hand in its host's side."""
+
+    device: VirtioDevice
+    host: Host = field(default_factory=Host)
+
+
+#: What makes the device of a session; each session has one of its own.
+Factory = Callable[[], VirtioDevice | Rig]
+
+
+def build_blk(kind: type[Blk] = Blk) -> Rig:
+    """Make a disk of 2 MiB, two queues wide."""
+    host = BlkHost()
+    device = kind(host.open(), serial="conformance", num_queues=2, queue_size=128)
+    host.attach(device)
+    return Rig(device, host)
+
+
+def build_readonly_blk(kind: type[Blk] = Blk) -> Rig:
+    """Make a disk that can only be read, with no ID, one queue wide."""
+    host = BlkHost(sectors=256)
+    device = kind(host.open(readonly=True))
+    host.attach(device)
+    return Rig(device, host)
+
+
+def build_writethrough_blk(kind: type[Blk] = Blk) -> Rig:
+    """Make a disk whose every write is stable, unless the driver says otherwise."""
+    host = BlkHost(sectors=256)
+    device = kind(host.open(), writeback=False, serial="20 characters of ID.", queue_size=16)
+    host.attach(device)
+    return Rig(device, host)
+
+
+def build_net(kind: type[Net] = Net) -> Rig:
+    """Make a network device with two pairs of virtqueues."""
+    link = Link(pairs=2)
+    device = kind(link, mac=MAC, queue_size=128)
+    return Rig(device, NetHost(link, device.announce))
+
+
+def build_console(kind: type[Console] = Console) -> Rig:
+    """Make a console with a port more."""
+    host = ConsoleHost()
+    console, *others = host.terminals
+    device = kind(console, dict(zip(host.names, others, strict=True)), max_nr_ports=3)
+    host.ports = device
+    return Rig(device, host)
+
+
+def build_rng(kind: type[Rng] = Rng) -> Rig:
+    """Make an entropy device."""
+    return Rig(kind())
+
+
+def build_balloon(kind: type[Balloon] = Balloon) -> Rig:
+    """Make a balloon that has everything to offer."""
+    device = kind(deflate_on_oom=True)
+    return Rig(device, BalloonHost(device))
+
+
+#: By the name that stands in `inproc:NAME`.
+BUILDERS: dict[str, Factory] = {
+    "blk": build_blk,
+    "blk-readonly": build_readonly_blk,
+    "blk-writethrough": build_writethrough_blk,
+    "net": build_net,
+    "console": build_console,
+    "rng": build_rng,
+    "balloon": build_balloon,
+}

@@ -1,0 +1,192 @@
+"""What is put to the test, and how a session with it is had."""
+
+import importlib
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+from virtiopy.conformance.drivers import DRIVERS
+from virtiopy.conformance.sessions.base import Session
+from virtiopy.conformance.sessions.mmio import MmioSession
+from virtiopy.conformance.sessions.trace import Trace
+from virtiopy.conformance.sessions.vhostuser import VhostUserSession
+from virtiopy.conformance.targets.backends import Backend, ServedDevice, SpawnedBackend, split
+from virtiopy.conformance.targets.builders import BUILDERS, Factory, Rig
+from virtiopy.conformance.targets.hosts import Host
+from virtiopy.devices.base import VirtioDevice
+from virtiopy.errors import ConfigError
+from virtiopy.transport.mmio import MmioTransport
+from virtiopy.vhost.user.frontend import connect
+
+#: Seconds that anything which has to come is waited for, unless --virtio-patience says otherwise.
+PATIENCE = 5.0
+
+TRANSPORTS = ("mmio", "vhost-user")
+
+_NAMES = {driver.device_id: name for name, driver in DRIVERS.items()}
+
+
+class Target(ABC):
+    """A device, or a backend, of which each test has a session of its own."""
+
+    #: What the target is called in reports.
+    name: str
+
+    #: The name of the device's type; None where it is not known until there is a session.
+    device: str | None
+
+    def check(self) -> None:
+        """Raise ConfigError where there is nothing to have a session with; a run begins with it."""
+
+    @abstractmethod
+    def open(self, trace: Trace, patience: float = PATIENCE) -> Session:
+        """Make a session. Raises ConfigError where there is nothing to have one with."""
+
+
+class InprocTarget(Target):
+    """A device of this process: behind MMIO registers, or with `served` over vhost-user."""
+
+    def __init__(
+        self,
+        factory: Factory,
+        name: str,
+        *,
+        served: bool = False,
+        transport: type[MmioTransport] = MmioTransport,
+    ) -> None:
+        self.name = f"{name} over vhost-user" if served else name
+        self.served = served
+        self._factory = factory
+        self._transport = transport
+        rig = self._build()
+        self.device = _NAMES.get(rig.device.device_id)
+        rig.device.close()
+        rig.host.close()
+
+    def _build(self) -> Rig:
+        try:
+            made = self._factory()
+        except TypeError as error:
+            raise ConfigError(
+                f"{self.name} cannot be called ({error}): give what makes the device without "
+                "arguments, a function of your own for one."
+            ) from error
+        rig = Rig(made) if isinstance(made, VirtioDevice) else made
+        if not isinstance(rig, Rig):
+            raise ConfigError(
+                f"What {self.name} makes is no device ({type(made).__name__}): "
+                "have it return a VirtioDevice."
+            )
+        return rig
+
+    def open(self, trace: Trace, patience: float = PATIENCE) -> Session:
+        """Make a device, and a session with it."""
+        rig = self._build()
+        if not self.served:
+            return MmioSession(rig, trace, patience, transport=self._transport)
+        backend = ServedDevice(rig.device, patience)
+        return VhostUserSession(rig.device.device_id, backend, rig.host, trace, patience)
+
+
+class SocketTarget(Target):
+    """Whoever listens at a vhost-user socket, session after session."""
+
+    def __init__(self, path: Path, device: str) -> None:
+        self.name = f"vhost-user:{path}"
+        self.device = device
+        self._device_id = DRIVERS[device].device_id
+        self._path = path
+
+    def check(self) -> None:
+        """Connect once: if nobody is there it is the user's fault, and later the backend's."""
+        connect(self._path).close()
+
+    def open(self, trace: Trace, patience: float = PATIENCE) -> Session:
+        """Connect."""
+        return VhostUserSession(self._device_id, Backend(self._path), Host(), trace, patience)
+
+
+class SpawnTarget(Target):
+    """A backend that is started for each test by a command with {socket} in it."""
+
+    def __init__(self, command: str, device: str) -> None:
+        self.name = command
+        self.device = device
+        self._device_id = DRIVERS[device].device_id
+        split(command)
+
+    def check(self) -> None:
+        """Start the backend once, and have it say what it offers."""
+        backend = SpawnedBackend(self.name)
+        try:
+            backend.greet()
+        finally:
+            backend.close()
+
+    def open(self, trace: Trace, patience: float = PATIENCE) -> Session:
+        """Start the backend, and connect to it."""
+        backend = SpawnedBackend(self.name)
+        return VhostUserSession(self._device_id, backend, Host(), trace, patience)
+
+
+def inproc(
+    factory: Factory,
+    *,
+    name: str | None = None,
+    served: bool = False,
+    transport: type[MmioTransport] = MmioTransport,
+) -> InprocTarget:
+    """Return the target for a device of your own.
+
+    `factory` makes a new device for each test: a class will do. It may return a Rig, where the
+    suite is to have a hand in the host's side. With `served` the device is reached over
+    vhost-user, on a socket of its own, instead of MMIO registers.
+    """
+    words = name or getattr(factory, "__name__", repr(factory))
+    return InprocTarget(factory, f"python:{words}", served=served, transport=transport)
+
+
+def parse(
+    text: str | None, *, device: str | None, spawn: str | None, transport: str = "mmio"
+) -> Target:
+    """Return the target that the options name; raises ConfigError."""
+    served = transport == "vhost-user"
+    if spawn is not None:
+        if text is not None:
+            raise ConfigError("Both a target and a command to spawn: leave one of them out.")
+        return SpawnTarget(spawn, _needed(device))
+    kind, _, rest = (text or "").partition(":")
+    if kind == "inproc":
+        if rest not in BUILDERS:
+            raise ConfigError(
+                f"There is no device {rest!r} here: name one of {', '.join(BUILDERS)}."
+            )
+        return InprocTarget(BUILDERS[rest], f"inproc:{rest}", served=served)
+    if kind == "vhost-user" and rest:
+        return SocketTarget(Path(rest), _needed(device))
+    if kind == "python":
+        return InprocTarget(_import(rest), f"python:{rest}", served=served)
+    raise ConfigError(
+        f"The target {text or 'is missing'}: give inproc:NAME, vhost-user:SOCKET, "
+        "python:MODULE:FACTORY, or a command to spawn."
+    )
+
+
+def _needed(device: str | None) -> str:
+    if device is None:
+        raise ConfigError(
+            "A vhost-user backend cannot say what device it is: "
+            f"say --virtio-device={'|'.join(DRIVERS)}."
+        )
+    return device
+
+
+def _import(text: str) -> Factory:
+    module, _, name = text.partition(":")
+    try:
+        factory: Factory = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"python:{text} cannot be imported ({error}): give a module on the import path, "
+            "and what makes the device in it, as in python:mydevices:MyDisk."
+        ) from error
+    return factory

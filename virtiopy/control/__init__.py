@@ -1,0 +1,1 @@
+"""Commands to a running VM, over a Unix socket: the server and its client."""

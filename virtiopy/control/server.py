@@ -1,0 +1,310 @@
+"""Commands to a running machine, over a Unix socket: a JSON object a line, an answer a line.
+
+    {"command": "balloon", "device": "balloon0", "target": "64M"}
+    {"device": "balloon0", "target": 67108864}
+
+What goes wrong is answered by {"error": "a sentence"}. A new command is a function, and its
+entry in COMMANDS.
+"""
+
+import errno
+import json
+import logging
+import os
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from virtiopy.closing import Closing
+from virtiopy.control.client import Answer, Json
+from virtiopy.devices.balloon import Balloon
+from virtiopy.errors import ConfigError, VirtiopyError
+from virtiopy.eventloop import READABLE, WRITABLE
+from virtiopy.sizes import parse_size
+from virtiopy.spec import DeviceStatus
+from virtiopy.vm.machine import Machine, Slot
+
+log = logging.getLogger(__name__)
+
+#: The most bytes of a request.
+LINE_MAX = 16384
+
+#: Bytes that are taken from a client at a time, so that a flood of requests leaves the loop room.
+READ_SIZE = 4096
+
+#: Clients at a time; others wait to be accepted.
+CLIENTS_MAX = 16
+
+#: Seconds until a client is accepted again after the host had no file descriptor for one.
+ACCEPT_PAUSE = 1.0
+
+
+@dataclass(slots=True, frozen=True)
+class Arguments:
+    """What a request says besides its command; raises ConfigError for what it should not."""
+
+    values: Mapping[str, Json]
+
+    def text(self, key: str) -> str | None:
+        """Return a string, or None where there is none."""
+        value = self.values.get(key)
+        if value is not None and not isinstance(value, str):
+            raise ConfigError(f"{key} is {json.dumps(value)}: give a string.")
+        return value
+
+    def size(self, key: str) -> int:
+        """Return a size in bytes, which is a number or written as 64M."""
+        value = self.values.get(key)
+        if isinstance(value, str):
+            return parse_size(value)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise ConfigError(f'{key} is {json.dumps(value)}: give a size, as in "64M".')
+        return value
+
+
+@dataclass(slots=True, frozen=True)
+class Command:
+    """A command: what does it, on the loop's thread, and the keys that it may be given."""
+
+    run: Callable[[Machine, Arguments], Answer]
+    keys: tuple[str, ...] = ()
+
+
+# The commands
+
+
+def status(machine: Machine, arguments: Arguments) -> Answer:
+    """Tell how the memory and every device fares."""
+    memory = {"size": machine.memory.size, "allocated": machine.memory.allocated}
+    return {"memory": memory, "devices": {slot.name: _describe(slot) for slot in machine.slots}}
+
+
+def _describe(slot: Slot) -> Answer:
+    with slot.device.lock:
+        set_bits = DeviceStatus(slot.transport.status)
+        return {
+            "type": slot.device.device_id.name,
+            "mode": slot.mode.value,
+            "status": [bit.name for bit in DeviceStatus if bit in set_bits],
+            **slot.device.facts(),
+        }
+
+
+def balloon(machine: Machine, arguments: Arguments) -> Answer:
+    """Set the target of a balloon, which need not be named where there is one."""
+    target = arguments.size("target")
+    balloons = {slot.name: slot for slot in machine.slots if isinstance(slot.device, Balloon)}
+    slot = _choose(balloons, arguments.text("device"), "balloon", "balloon")
+    assert isinstance(slot.device, Balloon)
+    slot.device.set_target(target)
+    return {"device": slot.name, "target": target}
+
+
+def handoff(machine: Machine, arguments: Arguments) -> Answer:
+    """Have a network device worked in another mode: see `Slot.handoff`."""
+    mode = arguments.text("mode")
+    if mode is None:
+        raise ConfigError('The request has no mode: write "mode": "vhost" or "mode": "ioeventfd".')
+    slot = _choose(
+        {slot.name: slot for slot in machine.net}, arguments.text("device"), "network device", "net"
+    )
+    slot.handoff(mode)
+    return {"device": slot.name, "mode": slot.mode.value}
+
+
+def _choose(found: Mapping[str, Slot], name: str | None, kind: str, option: str) -> Slot:
+    """Return the slot of this name, which need not be given where there is one."""
+    if not found:
+        raise ConfigError(f"The machine has no {kind}: start it with --{option}.")
+    if name is None and len(found) == 1:
+        (name,) = found
+    there = f"give the device as one of {', '.join(found)}."
+    if name is None:
+        raise ConfigError(f"The machine has several {kind}s: {there}")
+    if name not in found:
+        raise ConfigError(f"The machine has no {kind} {name!r}: {there}")
+    return found[name]
+
+
+COMMANDS: Mapping[str, Command] = {
+    "status": Command(status),
+    "balloon": Command(balloon, ("device", "target")),
+    "handoff": Command(handoff, ("device", "mode")),
+}
+
+
+def execute(machine: Machine, line: bytes) -> Answer:
+    """Do what a request asks for."""
+    try:
+        request = json.loads(line)
+    except (ValueError, RecursionError):
+        return {"error": "The request is no JSON: write an object on a line."}
+    try:
+        if not isinstance(request, dict):
+            raise ConfigError('The request is no object: write {"command": "status"}.')
+        name = request.pop("command", None)
+        command = COMMANDS.get(name) if isinstance(name, str) else None
+        if command is None:
+            raise ConfigError(
+                f"There is no command {json.dumps(name)}: give one of {', '.join(COMMANDS)}."
+            )
+        if unknown := [key for key in request if key not in command.keys]:
+            known = ", ".join(command.keys) or "nothing else"
+            raise ConfigError(f"{name} does not know {unknown[0]!r}: it takes {known}.")
+        return command.run(machine, Arguments(request))
+    except VirtiopyError as error:
+        return {"error": str(error)}
+
+
+# The server
+
+
+class ControlServer(Closing):
+    """Serves a machine's commands at `path`, by the machine's loop, until it is closed.
+
+    The socket is its owner's alone. What a killed machine has left at `path` is replaced. Raises
+    ConfigError, with a remedy, for a path that cannot be used.
+    """
+
+    def __init__(self, machine: Machine, path: Path) -> None:
+        self.machine = machine
+        self.path = path
+        self._clients: set[_Client] = set()
+        self._socket = _listen(path)
+        self._inode = os.stat(path).st_ino
+        self._watch = machine.loop.watch(
+            self._socket.fileno(), READABLE, self._accept, f"control socket {path}"
+        )
+
+    def close(self) -> None:
+        """Close every connection, and take the socket's file away; the loop does not run."""
+        for client in list(self._clients):
+            client.close()
+        self.machine.loop.unwatch(self._watch)
+        self._socket.close()
+        try:
+            if os.stat(self.path).st_ino == self._inode:
+                self.path.unlink()
+        except FileNotFoundError:
+            log.info("%s was gone already", self.path)
+
+    def _accept(self, events: int) -> None:
+        try:
+            connection, _ = self._socket.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError as error:
+            log.warning("no client can be accepted: %s", error)
+            self._watch.events = 0
+            self.machine.loop.call_later(ACCEPT_PAUSE, self._resume, "control socket")
+            return
+        self._clients.add(_Client(self, connection))
+        if len(self._clients) == CLIENTS_MAX:
+            self._watch.events = 0
+
+    def _resume(self) -> None:
+        if len(self._clients) < CLIENTS_MAX:
+            self._watch.events = READABLE
+
+    def forget(self, client: "_Client") -> None:
+        """Take note that a client is gone."""
+        self._clients.discard(client)
+        self._resume()
+
+
+class _Client:
+    """A connection: requests are read, unless the answer to one still waits to be taken."""
+
+    def __init__(self, server: ControlServer, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        self._server = server
+        self._connection = connection
+        self._input = b""
+        self._output = b""
+        self._ended = False
+        self._watch = server.machine.loop.watch(
+            connection.fileno(), READABLE, self._ready, f"client of {server.path}"
+        )
+
+    def close(self) -> None:
+        self._server.machine.loop.unwatch(self._watch)
+        self._connection.close()
+        self._server.forget(self)
+
+    def _ready(self, events: int) -> None:
+        try:
+            if not self._output:
+                self._receive()
+            if self._output:
+                sent = self._connection.send(self._output)
+                self._output = self._output[sent:]
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            log.info("a client of %s is gone: %s", self._server.path, error)
+            self.close()
+            return
+        if self._ended and not self._output:
+            self.close()
+        else:
+            self._watch.events = WRITABLE if self._output else READABLE
+
+    def _receive(self) -> None:
+        data = self._connection.recv(READ_SIZE)
+        *lines, self._input = (self._input + data).split(b"\n")
+        if not data:
+            # The last line need not end in one.
+            self._ended = True
+            lines = [self._input] if self._input else []
+        for line in lines:
+            self._answer(execute(self._server.machine, line))
+        if len(self._input) > LINE_MAX:
+            self._answer(
+                {"error": f"The request is longer than {LINE_MAX} bytes: make it shorter."}
+            )
+            self._ended = True
+
+    def _answer(self, answer: Answer) -> None:
+        self._output += json.dumps(answer).encode() + b"\n"
+
+
+def _listen(path: Path) -> socket.socket:
+    server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        # What the socket's inode has, its file gets (unix(7)): nobody else can connect, ever.
+        os.fchmod(server.fileno(), 0o600)
+        try:
+            server.bind(str(path))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            _remove_stale(path)
+            server.bind(str(path))
+        server.listen()
+    except OSError as error:
+        server.close()
+        raise ConfigError(
+            f"No control socket can be made at {path} ({error.strerror or error}): "
+            "name a short path in a folder that you can write to."
+        ) from error
+    except ConfigError:
+        server.close()
+        raise
+    return server
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove a socket that nobody listens at. Raises ConfigError for anything else."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            if path.is_socket():
+                path.unlink()
+                return
+        except OSError:
+            log.debug("no socket is at %s", path)
+        else:
+            raise ConfigError(f"Another machine listens at {path}: name another path.")
+    raise ConfigError(f"{path} exists and is no socket: name another path.")

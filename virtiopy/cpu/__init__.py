@@ -1,0 +1,1 @@
+"""What KVM and the software CPU have in common: x86 registers, and the exits of a CPU."""

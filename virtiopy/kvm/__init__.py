@@ -1,1 +1,0 @@
-"""/dev/kvm: system, VM, vCPU, exits, statistics."""

@@ -1,0 +1,1 @@
+"""What is counted while a guest runs: exits, and the parts of a run that the guest marks."""

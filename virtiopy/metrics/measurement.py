@@ -1,0 +1,132 @@
+"""The measured part of a run: what a guest's requests cost, without its set-up.
+
+A guest marks it by writing a byte to port 0xEA: 1 before its first request, 0 after its last. A
+port write is the cheapest mark that is also exact: the CPU stands still while its counters are
+read. It disturbs nothing where nobody listens: QEMU and real machines ignore it. The marks
+themselves are taken out again: ours by name, and the kernel's by an empty measurement that a guest
+makes before (guest_drivers/virtio/workload.c).
+"""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from virtiopy.metrics.exitlog import ExitKind, ExitLog
+from virtiopy.vhost.worker import cpu_seconds, worker_threads
+
+#: The port, beside the debug console's.
+MEASUREMENT_PORT = 0xEA
+BEGIN = 1
+
+#: What the port is called in exit counts.
+PORT_NAME = "measurement port"
+
+_Clock = Callable[[], float]
+
+
+@dataclass(slots=True, frozen=True)
+class Measurement:
+    """What happened between two marks.
+
+    `exits` are those to userspace, `kernel` the growth of the accelerator's counters of the CPU.
+    `seconds` is wall-clock time; `cpu_seconds` the CPU time by kind of thread: "vcpu", "loop",
+    "workers" (of the loop, for what blocks), "vhost" (the kernel's) and "backend" (a vhost-user
+    backend's), with 0 where there is none.
+    """
+
+    exits: Counter[ExitKind]
+    kernel: Mapping[str, int]
+    seconds: float
+    cpu_seconds: Mapping[str, float]
+
+    def without(self, marks: "Measurement") -> "Measurement":
+        """Take from the kernel's counts those of an empty measurement: the marks' own exits."""
+        kernel = {
+            name: max(0, count - marks.kernel.get(name, 0)) for name, count in self.kernel.items()
+        }
+        return replace(self, kernel=kernel)
+
+
+class MeasurementPort:
+    """Port 0xEA; the guest's CPU writes to it, on its own thread.
+
+    `statistics` reads the accelerator's counters of the CPU; `loop` is the name of the event loop.
+    """
+
+    def __init__(
+        self, exits: ExitLog, statistics: Callable[[], Mapping[str, int]], loop: str
+    ) -> None:
+        self.measurements: list[Measurement] = []
+        #: Finds the folders in /proc of the threads of a backend.
+        self.backend_threads: Callable[[], Iterable[Path]] = tuple
+        self._exits = exits
+        self._statistics = statistics
+        self._loop = loop
+        self._begun: _Begun | None = None
+
+    def register_name(self, offset: int) -> str:
+        """Name the register, for the exit report."""
+        return "mark"
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Answer a read: nothing is there to read."""
+        return bytes(size)
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Begin a measurement, again if one was begun; or end the one that was begun."""
+        if data[0] == BEGIN:
+            # The clocks last here, and first at the end: they leave out what reading takes.
+            exits, kernel, clocks = Counter(self._exits.counts), self._statistics(), self._clocks()
+            self._begun = _Begun(exits, kernel, clocks, _read(clocks), time.monotonic())
+        elif self._begun is not None:
+            self.measurements.append(self._end(self._begun))
+            self._begun = None
+
+    def _end(self, begun: "_Begun") -> Measurement:
+        seconds = time.monotonic() - begun.time
+        spent = _read(begun.clocks)
+        after = self._statistics()
+        exits = self._exits.counts - begun.exits
+        return Measurement(
+            Counter({kind: n for kind, n in exits.items() if kind.device != PORT_NAME}),
+            {name: value - begun.kernel.get(name, 0) for name, value in after.items()},
+            seconds,
+            {kind: spent[kind] - begun.spent[kind] for kind in spent},
+        )
+
+    def _clocks(self) -> dict[str, list[_Clock]]:
+        """Return how to read the CPU time of each thread that there is now."""
+        threads = threading.enumerate()
+        owners = [thread.native_id for thread in threads if thread.native_id is not None]
+        vcpu = threading.current_thread()
+        workers = f"{self._loop}-worker"
+        return {
+            "vcpu": [_cpu_clock(vcpu)],
+            "loop": [_cpu_clock(t) for t in threads if t.name == self._loop],
+            "workers": [_cpu_clock(t) for t in threads if t.name.startswith(workers)],
+            "vhost": [partial(cpu_seconds, path) for path in worker_threads(*owners)],
+            "backend": [partial(cpu_seconds, path) for path in self.backend_threads()],
+        }
+
+
+@dataclass(slots=True, frozen=True)
+class _Begun:
+    exits: Counter[ExitKind]
+    kernel: Mapping[str, int]
+    clocks: Mapping[str, list[_Clock]]
+    spent: Mapping[str, float]
+    time: float
+
+
+def _cpu_clock(thread: threading.Thread) -> _Clock:
+    assert thread.ident is not None
+    clock = time.pthread_getcpuclockid(thread.ident)
+    return lambda: time.clock_gettime(clock)
+
+
+def _read(clocks: Mapping[str, list[_Clock]]) -> dict[str, float]:
+    return {kind: sum(clock() for clock in each) for kind, each in clocks.items()}
