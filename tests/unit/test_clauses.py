@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from virtiopy.conformance.clauses import index
-from virtiopy.conformance.clauses.catalogue import Area, Condition, Keyword, Transport, load
+from virtiopy.conformance.clauses.catalogue import Area, Transport, load
 from virtiopy.devices.balloon import BalloonFeature
 from virtiopy.devices.blk import BlkFeature
 from virtiopy.devices.console import ConsoleFeature
 from virtiopy.devices.net.features import NetFeature
 from virtiopy.spec import Feature, feature_mask
+from virtiopy.statements import index
+from virtiopy.statements.terms import Condition, Keyword
 
 CLAUSES = load()
 
