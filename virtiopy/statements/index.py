@@ -2,9 +2,9 @@
 
     python -m virtiopy.statements.index PATH [--side SIDE] [--revision TAG] [--check | --text]
 
-PATH is a clone of https://github.com/oasis-tcs/virtio-spec, bare or not. A list, index.toml, holds no sentence
-of the specification, whose text is OASIS's: of each statement an ID, a keyword and a hash. What a
-statement is, and which are left out, says virtiopy.statements.extract.
+PATH is a clone of https://github.com/oasis-tcs/virtio-spec, bare or not. A list, index.toml, holds
+no sentence of the specification, whose text is OASIS's: of each statement an ID, a keyword and a
+hash. What a statement is, and which are left out, says virtiopy.statements.extract.
 """
 
 import argparse
