@@ -71,6 +71,20 @@ MAY_IMPORT = {
     "vhost": [*LOW, "eventloop", "memory", "spec", "virtqueue", "devices.base"],
     "boot": [*LOW, "memory", "cpu", "accel.base"],
     "metrics": ["vhost.worker"],
+    "vm": [
+        *LOW,
+        "accel.base",
+        "boot",
+        "cpu",
+        "devices.base",
+        "eventloop",
+        "memory",
+        "metrics",
+        "spec",
+        "transport",
+        "vhost.handoff",
+    ],
+    "control": [*LOW, "devices.balloon", "eventloop", "sizes", "spec", "vm"],
     "statements": ["errors", "spec"],
 }
 
