@@ -3,16 +3,16 @@
 import pytest
 
 from virtiopy.conformance.drivers.base import DeviceDriver
-from virtiopy.conformance.report.verdict import Judge
-from virtiopy.conformance.sessions.base import Session
-from virtiopy.conformance.suite.hostile.setups import (
+from virtiopy.conformance.hostile.setups import (
     ALL_RINGS,
     STATUSES,
     Rings,
     Steps,
     announce,
-    each,
 )
+from virtiopy.conformance.report.verdict import Judge
+from virtiopy.conformance.sessions.base import Session
+from virtiopy.conformance.suite.hostile.cases import each
 from virtiopy.transport.driver import MmioDriver
 from virtiopy.transport.registers import REGISTER_RANGE, Register
 
@@ -23,7 +23,7 @@ WIDTHS = (1, 2, 3, 4, 8)
 CONFIG_END = 0x80
 
 
-@each(STATUSES)
+@each("steps", STATUSES)
 def test_what_no_driver_may_do_to_the_status(
     steps: Steps, session: Session, registers: MmioDriver, judge: Judge
 ) -> None:
@@ -34,7 +34,7 @@ def test_what_no_driver_may_do_to_the_status(
     judge.check(act)
 
 
-@pytest.mark.parametrize("rings", [pytest.param(it, id=it.name) for it in ALL_RINGS])
+@each("rings", ALL_RINGS)
 def test_a_virtqueue_that_no_driver_may_announce(
     rings: Rings, session: Session, driver: DeviceDriver, registers: MmioDriver, judge: Judge
 ) -> None:

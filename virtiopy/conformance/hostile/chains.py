@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
+from virtiopy.conformance.hostile.acts import BUFFER, Act, Stage
 from virtiopy.conformance.sessions.memory import END, HOLE
-from virtiopy.conformance.suite.hostile.acts import BUFFER, Act, Stage
 from virtiopy.virtqueue.layout import DescriptorFlag
 
 NEXT, WRITE, INDIRECT = (int(flag) for flag in DescriptorFlag)

@@ -1,9 +1,7 @@
 """What no driver may do before its device is live: status, features, queues (3.1, 4.2)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-
-import pytest
 
 from virtiopy.conformance.drivers.base import DeviceDriver
 from virtiopy.conformance.sessions.base import Session
@@ -27,11 +25,6 @@ class Steps:
     name: str
     section: str
     do: Callable[[Session, MmioDriver], None]
-
-
-def each(table: Sequence[Steps]) -> pytest.MarkDecorator:
-    """Parametrize a test by them."""
-    return pytest.mark.parametrize("steps", [pytest.param(it, id=it.name) for it in table])
 
 
 def statuses(*values: int) -> Callable[[Session, MmioDriver], None]:

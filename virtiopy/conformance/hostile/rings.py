@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from virtiopy.conformance.suite.hostile.acts import BUFFER, Act, Stage
+from virtiopy.conformance.hostile.acts import BUFFER, Act, Stage
 from virtiopy.virtqueue.layout import INDEX_MODULUS
 
 #: How many kicks are a flood.

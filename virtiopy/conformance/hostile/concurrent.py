@@ -6,10 +6,10 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 
 from virtiopy._native import ffi
+from virtiopy.conformance.hostile.acts import BUFFER, Act, Stage
+from virtiopy.conformance.hostile.chains import INDIRECT, MAX_LENGTH, NEXT, TOP, WRITE
+from virtiopy.conformance.hostile.indirect import FEATURE, Entry, table
 from virtiopy.conformance.sessions.memory import END, HOLE
-from virtiopy.conformance.suite.hostile.acts import BUFFER, Act, Stage
-from virtiopy.conformance.suite.hostile.chains import INDIRECT, MAX_LENGTH, NEXT, TOP, WRITE
-from virtiopy.conformance.suite.hostile.indirect import FEATURE, Entry, table
 from virtiopy.virtqueue.layout import DESCRIPTOR_SIZE
 
 #: How often a chain is made available while it changes.

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 
 from virtiopy._native import ffi
+from virtiopy.conformance.hostile.acts import BUFFER, Act, Stage
+from virtiopy.conformance.hostile.chains import INDIRECT, MAX_LENGTH, NEXT, TOP, WRITE
 from virtiopy.conformance.sessions.memory import END, HOLE
-from virtiopy.conformance.suite.hostile.acts import BUFFER, Act, Stage
-from virtiopy.conformance.suite.hostile.chains import INDIRECT, MAX_LENGTH, NEXT, TOP, WRITE
 from virtiopy.virtqueue.layout import DESCRIPTOR_SIZE
 
 FEATURE = ("VIRTIO_F_INDIRECT_DESC",)
