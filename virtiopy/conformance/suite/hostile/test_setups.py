@@ -24,11 +24,11 @@ CONFIG_END = 0x80
 
 
 @each("steps", STATUSES)
-def test_what_no_driver_may_do_to_the_status(
-    steps: Steps, session: Session, registers: MmioDriver, judge: Judge
-) -> None:
+def test_what_no_driver_may_do_to_the_status(steps: Steps, session: Session, judge: Judge) -> None:
+    session.require_status()
+
     def act() -> None:
-        steps.do(session, registers)
+        steps.do(session)
         session.reset()
 
     judge.check(act)
@@ -36,8 +36,9 @@ def test_what_no_driver_may_do_to_the_status(
 
 @each("rings", ALL_RINGS)
 def test_a_virtqueue_that_no_driver_may_announce(
-    rings: Rings, session: Session, driver: DeviceDriver, registers: MmioDriver, judge: Judge
+    rings: Rings, session: Session, driver: DeviceDriver, judge: Judge
 ) -> None:
+    session.require_status()
     for index in range(session.queue_count):
         judge.check(lambda index=index: announce(rings, session, driver, index), queue=index)  # type: ignore[misc]
 
