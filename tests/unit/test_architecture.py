@@ -163,6 +163,11 @@ def test_only_the_suite_and_the_command_line_know_of(library: str) -> None:
     assert others == set()
 
 
+def test_the_library_imports_no_test_of_the_suite() -> None:
+    suite = "virtiopy.conformance.suite"
+    assert {name for name in _importers(suite) if not _inside(name, suite)} == set()
+
+
 def test_struct_layouts_are_declared_in_one_place() -> None:
     # style.md: no struct format strings over the code; page tables in x86.py are arrays.
     assert _importers("struct") <= {"virtiopy.cpu.x86"}
