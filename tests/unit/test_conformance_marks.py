@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from virtiopy.conformance.clauses.catalogue import Area, Transport, load
+from virtiopy.conformance.clauses.catalogue import Area, Transport
+from virtiopy.conformance.clauses.definitions import everything
 from virtiopy.conformance.clauses.listing import listing
 from virtiopy.conformance.marks import clauses_to_tests
 from virtiopy.conformance.sessions.trace import Trace
@@ -17,11 +18,11 @@ COMMON = {Area.BASIC, Area.SPLIT, Area.MMIO}
 
 
 def test_every_clause_that_a_test_names_is_in_the_catalogue() -> None:
-    assert set(clauses_to_tests()) - set(load()) == set()
+    assert set(clauses_to_tests()) - set(everything()) == set()
 
 
 def test_no_clause_that_nobody_can_observe_has_a_test() -> None:
-    clauses = load()
+    clauses = everything()
     assert [name for name in clauses_to_tests() if clauses[name].unobservable] == []
 
 
@@ -46,7 +47,7 @@ def test_a_clause_without_a_test_cannot_be_observed_or_needs_what_was_not_offere
     tests = clauses_to_tests()
     holes = [
         f"{clause.id} over {transport.value} with {name}"
-        for clause in load().values()
+        for clause in everything().values()
         if clause.area is area and clause.unobservable is None and clause.id not in tests
         for (name, transport), features in offered.items()
         if area in COMMON or name.partition("-")[0] == area.value
@@ -57,7 +58,7 @@ def test_a_clause_without_a_test_cannot_be_observed_or_needs_what_was_not_offere
 
 def test_no_reason_why_a_clause_cannot_be_observed_is_empty() -> None:
     assert [
-        c.id for c in load().values() if c.unobservable is not None and not c.unobservable
+        c.id for c in everything().values() if c.unobservable is not None and not c.unobservable
     ] == []
 
 
@@ -67,7 +68,7 @@ def test_no_reason_why_a_clause_cannot_be_observed_is_empty() -> None:
 def test_the_list_has_every_statement_once_with_its_tests() -> None:
     lines = list(listing(None, 0))
     assert [line.split()[0] for line in lines if line.startswith("  ") and line[2] != " "] == list(
-        load()
+        everything()
     )
     assert {line.strip() for line in lines if "::" in line} == {
         test for tests in clauses_to_tests().values() for test in tests
@@ -78,7 +79,7 @@ def test_the_list_has_every_statement_once_with_its_tests() -> None:
 def test_the_list_can_be_of_a_part(part: str) -> None:
     lines = list(listing(part, 100))
     area = Area.SPLIT if part == "2.7" else Area.BLK
-    clauses = [clause for clause in load().values() if clause.area is area]
+    clauses = [clause for clause in everything().values() if clause.area is area]
     assert lines[0].startswith(f"virtio 1.4 CS01: {len(clauses)} statements")
     assert all(len(line) <= 100 for line in lines if "::" not in line)
 

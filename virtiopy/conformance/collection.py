@@ -6,15 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from virtiopy.conformance import problems
 from virtiopy.conformance.drivers import DRIVERS
 from virtiopy.conformance.marks import SUITE, suite_files
-from virtiopy.conformance.problems import NotApplicableError
+from virtiopy.conformance.problems import BlockedError, NotApplicableError
 from virtiopy.conformance.report import reports, summary
 from virtiopy.conformance.report.comparison import sides
 from virtiopy.conformance.report.document import SPECIFICATION, document
-from virtiopy.conformance.report.results import Outcome, Result, Results
+from virtiopy.conformance.report.findings import Findings
+from virtiopy.conformance.report.results import Outcome, Remark, Result, Results, failure_of
 from virtiopy.conformance.report.verdict import Judge, Verdict
+from virtiopy.conformance.sessions.base import Session
 from virtiopy.conformance.sessions.trace import Trace
 from virtiopy.conformance.targets.target import PATIENCE, Target, parse
 from virtiopy.conformance.walks.steps import Step
@@ -31,7 +32,12 @@ JUDGE = pytest.StashKey[Judge]()
 RESULTS = pytest.StashKey[Results]()
 WALKS = pytest.StashKey["Walks"]()
 REPORTS = pytest.StashKey[list[Path]]()
-_REASON = "virtio_not_applicable"
+SESSION = pytest.StashKey[Session]()
+_REASON = "virtio_reason"
+_OUTCOME = "virtio_outcome"
+
+#: Where the suite is, and what it is written with.
+PACKAGE = Path(__file__).parent
 
 
 @dataclass(slots=True, frozen=True)
@@ -138,7 +144,10 @@ def in_suite(item: pytest.Item) -> bool:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the tests of other devices: those that ask for the driver of one."""
+    """Leave out the tests of other devices, which ask for the driver of one; order the others.
+
+    What everything else stands on comes first, so that the first failure is the one to look at.
+    """
     replay = config.stash[WALKS].replay is not None
     others = [
         item
@@ -150,6 +159,26 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=others)
         left_out = set(others)
         items[:] = [item for item in items if item not in left_out]
+    targets: dict[Target, int] = {}
+    for item in items:
+        if in_suite(item):
+            targets.setdefault(target_of(item), len(targets))
+    # A user's own tests stay where they are, before those of the suite.
+    items.sort(key=lambda item: (targets[target_of(item)], _rank(item)) if in_suite(item) else ())
+
+
+#: The files of the suite's tests, in the order in which they are run; devices come after `blk`.
+_ORDER = ("test_basic", "test_split", "test_mmio")
+
+
+def _rank(item: pytest.Item) -> int:
+    if not item.path.is_relative_to(SUITE):
+        return -1
+    if item.path.stem in _ORDER:
+        return _ORDER.index(item.path.stem)
+    if item.path.stem == "test_walks":
+        return len(_ORDER) + 2
+    return len(_ORDER) + (item.path.parent.name == "hostile")
 
 
 def _concerns(item: pytest.Item) -> bool:
@@ -180,28 +209,72 @@ def pytest_runtest_makereport(
     report = yield
     if not in_suite(item):
         return report
-    if call.excinfo is not None and isinstance(call.excinfo.value, NotApplicableError):
-        reason = str(call.excinfo.value)
-        report.outcome = "skipped"
-        report.longrepr = (str(item.path), (item.location[1] or 0) + 1, reason)
-        report.user_properties.append((_REASON, reason))
+    error = call.excinfo.value if call.excinfo is not None else None
+    if isinstance(error, NotApplicableError | BlockedError):
+        _leave_out(item, report, error)
+    failure = failure_of(error) if report.failed and error is not None else None
     lines = item.stash[TRACE].lines() if report.failed and TRACE in item.stash else []
     if lines:
         report.sections.append(("virtio trace", "\n".join(lines)))
-    item.config.stash[RESULTS].add(
-        Result(
-            test=_name(item),
-            target=target_of(item).name,
-            clauses=clauses_of(item),
-            outcome=_outcome(report),
-            reason=_reason(report),
-            details=report.longreprtext if report.failed else "",
-            seconds=report.duration,
-            trace=lines,
-            verdicts=_verdicts(item),
-        )
+    results = item.config.stash[RESULTS]
+    result = Result(
+        test=_name(item),
+        target=target_of(item).name,
+        clauses=clauses_of(item),
+        outcome=_outcome(report),
+        reason=failure.words if failure is not None else _reason(report),
+        details=_details(call) if failure is not None else "",
+        seconds=report.duration,
+        trace=lines,
+        verdicts=_verdicts(item),
+        failure=failure,
+        remarks=_remarks(item),
     )
+    results.add(result)
+    if failure is not None:
+        _weigh(item, report, result)
     return report
+
+
+def _leave_out(
+    item: pytest.Item, report: pytest.TestReport, error: NotApplicableError | BlockedError
+) -> None:
+    """Have a test be none that passed or failed."""
+    report.outcome = "skipped"
+    report.longrepr = (str(item.path), (item.location[1] or 0) + 1, str(error))
+    outcome = Outcome.BLOCKED if isinstance(error, BlockedError) else Outcome.NOT_APPLICABLE
+    report.user_properties += [(_REASON, str(error)), (_OUTCOME, outcome.value)]
+
+
+def _weigh(item: pytest.Item, report: pytest.TestReport, result: Result) -> None:
+    """Have a failed test not be a failure where it shows nothing that fails."""
+    found = Findings(item.config.stash[RESULTS].of(result.target))
+    outcome = found.outcome(result)
+    if outcome is Outcome.FAILED or (outcome is Outcome.WARNING and is_strict(item.config)):
+        return
+    report.outcome = "skipped"
+    reason = result.failure.words if result.failure is not None else ""
+    report.longrepr = (str(item.path), (item.location[1] or 0) + 1, reason)
+    report.sections.clear()
+    report.user_properties += [(_REASON, reason), (_OUTCOME, outcome.value)]
+
+
+def is_strict(config: pytest.Config) -> bool:
+    """Say whether warnings count as failures."""
+    return bool(config.getoption("virtio_strict"))
+
+
+def _details(call: pytest.CallInfo[None]) -> str:
+    """Return where the failure came up: the lines of the test, and of what it calls."""
+    assert call.excinfo is not None, "a failed test has an exception"
+    lines: list[str] = []
+    for entry in call.excinfo.traceback:
+        path = Path(str(entry.path))
+        if not path.is_relative_to(PACKAGE) and not lines:
+            continue
+        lines.append(f"{path.name}:{entry.lineno + 1}: in def {entry.name}")
+        lines.append(f"    {str(entry.statement).strip().splitlines()[0]}")
+    return "\n".join(lines)
 
 
 def _name(item: pytest.Item) -> str:
@@ -220,29 +293,38 @@ def clauses_of(item: pytest.Item) -> Sequence[str]:
     return [clause for mark in item.iter_markers("clause") for clause in mark.args]
 
 
+def _remarks(item: pytest.Item) -> Sequence[Remark]:
+    session = item.stash.get(SESSION, None)
+    return [Remark(*remark) for remark in session.remarks] if session is not None else []
+
+
+def _property(report: pytest.TestReport, name: str) -> str:
+    return next((str(value) for key, value in report.user_properties if key == name), "")
+
+
 def _outcome(report: pytest.TestReport) -> Outcome:
-    return Outcome.NOT_APPLICABLE if _is_not_applicable(report) else Outcome(report.outcome)
-
-
-def _is_not_applicable(report: pytest.TestReport) -> bool:
-    return any(key == _REASON for key, _ in report.user_properties)
+    return Outcome(_property(report, _OUTCOME) or report.outcome)
 
 
 def _reason(report: pytest.TestReport) -> str:
-    for key, value in report.user_properties:
-        if key == _REASON:
-            return str(value)
-    if not report.failed:
-        return ""
-    crash = getattr(report.longrepr, "reprcrash", None)
-    words = str(crash.message) if crash is not None else report.longreprtext
-    return words.removeprefix(f"{problems.__name__}.")
+    return _property(report, _REASON)
 
 
-def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] | None:
-    """Say of a test that it is not applicable, rather than skipped."""
-    if report.skipped and _is_not_applicable(report):
-        return "not applicable", "-", "NOT APPLICABLE"
+#: How pytest shows a test that neither passed nor failed.
+_STATUSES: dict[Outcome, tuple[str, str | tuple[str, dict[str, bool]]]] = {
+    Outcome.NOT_APPLICABLE: ("-", "NOT APPLICABLE"),
+    Outcome.BLOCKED: ("b", ("BLOCKED", {"purple": True})),
+    Outcome.WARNING: ("w", ("WARNING", {"yellow": True})),
+}
+
+
+def pytest_report_teststatus(
+    report: pytest.TestReport,
+) -> tuple[str, str, str | tuple[str, dict[str, bool]]] | None:
+    """Say of a test what became of it, rather than that it was skipped."""
+    if report.skipped and (words := _property(report, _OUTCOME)):
+        letter, status = _STATUSES[Outcome(words)]
+        return words, letter, status
     return None
 
 

@@ -5,7 +5,7 @@ from typing import cast
 
 import pytest
 
-from virtiopy.conformance.collection import JUDGE, PATIENCE_KEY, RESULTS, TRACE, target_of
+from virtiopy.conformance.collection import JUDGE, PATIENCE_KEY, RESULTS, SESSION, TRACE, target_of
 from virtiopy.conformance.drivers import driver_of
 from virtiopy.conformance.drivers.balloon import BalloonDriver
 from virtiopy.conformance.drivers.base import DeviceDriver
@@ -43,6 +43,7 @@ def session(request: pytest.FixtureRequest, virtio_target: Target) -> Iterator[S
     except ConfigError as error:
         # The user's, and so for every test.
         pytest.exit(str(error), returncode=pytest.ExitCode.USAGE_ERROR)
+    node.stash[SESSION] = session
     with session:
         if virtio_target.name not in node.config.stash[RESULTS].subjects:
             node.config.stash[RESULTS].subjects[virtio_target.name] = Subject(
@@ -113,7 +114,7 @@ def vhost_user(session: Session, driver: DeviceDriver) -> VhostUserSession:
 
 @pytest.fixture
 def judge(request: pytest.FixtureRequest, session: Session, driver: DeviceDriver) -> Judge:
-    """Give whoever says how the device takes what its driver does to it; the device is started."""
+    """Give what says how the device takes what its driver does to it; the device is started."""
     driver.start()
     judge = request.node.stash[JUDGE] = Judge(session, driver)
     return judge

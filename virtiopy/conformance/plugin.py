@@ -31,6 +31,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     for name, metavar, text in _OPTIONS:
         group.addoption(f"--virtio-{name}", metavar=metavar, help=text)
     group.addoption(
+        "--virtio-strict",
+        action="store_true",
+        help="have what a device SHOULD do, and does not, be a failure",
+    )
+    group.addoption(
         "--virtio-report",
         metavar="FILE",
         action="append",

@@ -1,10 +1,45 @@
-"""How a test can come to an end, besides passing."""
+"""How a test can come to an end, besides passing, and what statement that is about."""
 
+import contextlib
 import traceback
+from collections.abc import Iterator
+from pathlib import Path
 
 
 class NotApplicableError(Exception):
     """The test says nothing about this target; the text says why, and that was checked."""
+
+
+class BlockedError(Exception):
+    """The test can say nothing, because the device breaks `statement`, which it stands on."""
+
+    def __init__(self, statement: str) -> None:
+        super().__init__(f"{statement} is broken")
+        self.statement = statement
+
+
+class BrokenError(AssertionError):
+    """The device breaks `clause`, and nothing else that the test does has a part in it."""
+
+    def __init__(self, words: str, clause: str) -> None:
+        super().__init__(words)
+        self.clause = clause
+
+
+class StepError(AssertionError):
+    """A step that many tests have in common failed: `clause` is what asks for the step.
+
+    Where tests of `clause` itself fail, that is what this test could not get past. Where they pass,
+    what this test does around the step is to blame.
+    """
+
+    def __init__(self, words: str, clause: str | None = None) -> None:
+        super().__init__(words)
+        self.clause = clause
+
+
+class NoAnswerError(StepError):
+    """What has to come did not, in time."""
 
 
 class DeviceError(Exception):
@@ -15,19 +50,33 @@ class DiedError(DeviceError):
     """The device raised an exception, or its process is gone."""
 
 
-def raised(error: BaseException) -> str:
-    """Say what a device raised: in a line, and then from where."""
-    what = traceback.format_exception_only(error)[-1].strip()
-    return f"the device raised {what}\n{''.join(traceback.format_exception(error))}"
-
-
 class WedgedError(DeviceError):
-    """The device, or whoever serves it, does not come back from what it was asked."""
+    """The device, or the thread or process that serves it, does not come back from a request."""
 
 
 class LeftError(DeviceError):
     """The backend ended the connection, or refused a message: it may be connected to again."""
 
 
-class NoAnswerError(AssertionError):
-    """A buffer that has to be used was not, in time."""
+def raised(error: BaseException) -> str:
+    """Say what a device raised and where: in a line, and then with all frames."""
+    what = traceback.format_exception_only(error)[-1].strip()
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return f"the device raised {what}{where}\n{''.join(traceback.format_exception(error))}"
+
+
+@contextlib.contextmanager
+def about(clause: str) -> Iterator[None]:
+    """Have what fails in here be about one statement of those that the test is marked with."""
+    try:
+        yield
+    except (BrokenError, StepError):
+        raise
+    except AssertionError as error:
+        raise BrokenError(words_of(error), clause) from error
+
+
+def words_of(error: BaseException) -> str:
+    """Return what an exception says, without what pytest adds to an assertion."""
+    return str(error).partition("\nassert ")[0] or type(error).__name__

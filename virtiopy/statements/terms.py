@@ -9,13 +9,14 @@ from virtiopy.spec import has_feature
 
 
 class Keyword(enum.Enum):
-    """How binding a statement is (RFC 2119)."""
+    """How binding a statement is (RFC 2119), or that it says what something is or does."""
 
     MUST = "MUST"
     MUST_NOT = "MUST NOT"
     SHOULD = "SHOULD"
     SHOULD_NOT = "SHOULD NOT"
     MAY = "MAY"
+    DEFINITION = "definition"
 
 
 @dataclass(frozen=True, slots=True)

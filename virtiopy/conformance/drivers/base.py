@@ -7,6 +7,8 @@ from itertools import pairwise
 from typing import ClassVar
 
 from virtiopy.conformance.clauses import features as named
+from virtiopy.conformance.clauses.definitions import WRITTEN
+from virtiopy.conformance.problems import BrokenError
 from virtiopy.conformance.sessions.base import FeatureLike, Session
 from virtiopy.spec import DeviceId, feature_mask
 from virtiopy.virtqueue.driver import Piece, Used
@@ -23,7 +25,9 @@ class Request:
 
     The device reads `readable` and may write `room` bytes. `check` is given what is in those
     afterwards, and the length in the used ring, and raises AssertionError. `stimulus` is what the
-    host's side does to have the buffer used, once it is available; the device asks nobody.
+    host's side does to have the buffer used, once it is available; without one the device uses it
+    by itself. `parts` are the offsets at which the parts of either side begin, such as a header or
+    a status: each is a descriptor of its own, unless a framing says otherwise.
     """
 
     queue: int
@@ -31,22 +35,24 @@ class Request:
     room: int
     check: Callable[[bytes, int], None]
     stimulus: Callable[[], None] = nothing
+    parts: tuple[Sequence[int], Sequence[int]] = ((), ())
 
 
 @dataclass(slots=True, frozen=True)
 class Framing:
-    """How a buffer is cut into descriptors (2.7.4): where, in bytes of either of its parts.
+    """How a buffer is cut into descriptors (2.7.4): where, in bytes of either of its sides.
 
-    The first `direct` descriptors are in the queue's table, and the others in an indirect table;
-    None for all in the queue's.
+    None is for the ordinary way: a descriptor for each part of the request. The first `direct`
+    descriptors are in the queue's table, and the others in an indirect table; None for all in the
+    queue's.
     """
 
-    readable: Sequence[int] = ()
-    writable: Sequence[int] = ()
+    readable: Sequence[int] | None = None
+    writable: Sequence[int] | None = None
     direct: int | None = None
 
 
-#: A descriptor for each part that there is.
+#: A descriptor for each part of a request.
 WHOLE = Framing()
 
 #: The same, in an indirect table.
@@ -119,10 +125,10 @@ class DeviceDriver:
         """Put a request into memory; returns its buffers, in a chain's order."""
         session = self.session
         data = request.readable
-        pieces = [
-            session.place(data[start:end]) for start, end in _cut(len(data), framing.readable)
-        ]
-        pieces += [session.room(end - start) for start, end in _cut(request.room, framing.writable)]
+        readable = request.parts[0] if framing.readable is None else framing.readable
+        writable = request.parts[1] if framing.writable is None else framing.writable
+        pieces = [session.place(data[start:end]) for start, end in _cut(len(data), readable)]
+        pieces += [session.room(end - start) for start, end in _cut(request.room, writable)]
         return pieces
 
     def place(self, request: Request, framing: Framing = WHOLE) -> Sent:
@@ -159,9 +165,11 @@ class DeviceDriver:
     def check(self, sent: Sent, used: Used) -> bytes:
         """Check the answer to a request; returns what is in its device-writable part."""
         assert used.head == sent.head, f"head {used.head} used, not {sent.head}"
-        assert used.length <= sent.request.room, (
-            f"{used.length} bytes written to a buffer with room for {sent.request.room}"
-        )
+        if used.length > sent.request.room:
+            raise BrokenError(
+                f"the used length is {used.length}, of a buffer with room for {sent.request.room}",
+                WRITTEN,
+            )
         content = self.session.content(*(piece for piece in sent.pieces if piece.writable))
         sent.request.check(content, used.length)
         return content

@@ -2,14 +2,16 @@
 
 import enum
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import count
 from typing import ClassVar
 
 from virtiopy._native import ffi
+from virtiopy.conformance.clauses.definitions import USED_LENGTH
 from virtiopy.conformance.drivers.base import WHOLE, DeviceDriver, Framing, Request
-from virtiopy.conformance.problems import NotApplicableError
-from virtiopy.conformance.sessions.base import Session
+from virtiopy.conformance.problems import NotApplicableError, StepError
+from virtiopy.conformance.sessions.base import STALE, Session
 from virtiopy.conformance.targets.disks import BlkHost
 from virtiopy.spec import DeviceId
 
@@ -55,6 +57,24 @@ class Status(enum.IntEnum):
     OK = 0
     IOERR = 1
     UNSUPP = 2
+
+
+#: Beside those, of zoned devices: VIRTIO_BLK_S_ZONE_* (5.2.6).
+ZONE_STATUS = range(3, 7)
+
+ZONED = "VIRTIO_BLK_F_ZONED"
+
+#: The device writes a status, and one that there is.
+STATUS = "5.2.6:4"
+
+#: What has the device serve a good request, by its type.
+SERVED_BY: Mapping[int, str] = {
+    Type.IN: "5.2.4:1",
+    Type.OUT: "5.2.4:1",
+    Type.FLUSH: "5.2.3:1",
+    Type.DISCARD: "5.2.3:2",
+    Type.WRITE_ZEROES: "5.2.3:3",
+}
 
 
 class Field(enum.Enum):
@@ -104,6 +124,14 @@ class Answer:
     status: int
     data: bytes
     length: int
+
+
+def _name(kind: int) -> str:
+    return next((one.name for one in Type if one == kind), f"type {kind}")
+
+
+def _status(status: int) -> str:
+    return next((one.name for one in Status if one == status), str(status))
 
 
 def header(kind: int, sector: int = 0) -> bytes:
@@ -157,17 +185,43 @@ class BlkDriver(DeviceDriver):
     ) -> Request:
         """Return a request, with `data` to write or `room` bytes to read.
 
-        The answer has to have this `status`, and None takes any. One that is OK has written all
-        its room.
+        The answer has to have this `status`, and None takes any. One that is OK is to have a used
+        length of all its room, and draws a remark if not.
         """
 
         def check(content: bytes, length: int) -> None:
-            if status is not None:
-                assert content[-1] == status, f"status {content[-1]}, not {status}"
-            if content[-1] == Status.OK:
-                assert length == room + 1, f"{length} bytes written, of {room} and the status"
+            self._check_status(kind, sector, (len(data) or room) // SECTOR, content[-1], status)
+            if content[-1] == Status.OK and length < room + 1:
+                self.session.remark(
+                    USED_LENGTH,
+                    f"the used length of {_name(kind)} of {room} bytes and the status is {length}",
+                )
 
-        return Request(queue, header(kind, sector) + data, room + 1, check)
+        parts = self._parts(HEADER_SIZE, len(data)), self._parts(0, room)
+        return Request(queue, header(kind, sector) + data, room + 1, check, parts=parts)
+
+    def _parts(self, start: int, size: int) -> list[int]:
+        """Return where the parts of a side begin: data behind its header, the status behind it."""
+        segment = size
+        if self.session.has("VIRTIO_BLK_F_SIZE_MAX"):
+            segment = min(size, self.field(Field.size_max)) or size
+        return [start, *range(start + segment, start + size, max(1, segment)), start + size]
+
+    def _check_status(
+        self, kind: int, sector: int, sectors: int, status: int, wanted: int | None
+    ) -> None:
+        what = f"{_name(kind)} of {sectors} sectors from {sector} on"
+        if status == STALE:
+            raise StepError(f"{what}: no status was written", STATUS)
+        known = set(Status) | (set(ZONE_STATUS) if self.session.has(ZONED) else set())
+        if status not in known:
+            raise StepError(f"{what}: status {status} is none", STATUS)
+        if wanted is None or status == wanted:
+            return
+        words = f"{what}: status {_status(status)}, not {_status(wanted)}"
+        if wanted == Status.OK:
+            raise StepError(words, SERVED_BY.get(kind))
+        raise AssertionError(words)
 
     def good_request(self, queue: int = REQUESTQ) -> Request:
         """Return a read of one of the first 8 sectors."""

@@ -7,7 +7,13 @@ from itertools import groupby
 from pathlib import PurePath
 
 from virtiopy.conformance.clauses.catalogue import Area
-from virtiopy.conformance.report.document import ClauseRecord, Document, ResultRecord, SubjectRecord
+from virtiopy.conformance.report.document import (
+    ClauseRecord,
+    Document,
+    FindingRecord,
+    ResultRecord,
+    SubjectRecord,
+)
 from virtiopy.conformance.report.results import Outcome
 
 #: What an area is called, and which sections of the specification it has.
@@ -27,11 +33,21 @@ _NAME_MAX = 50
 
 
 @dataclass(slots=True, frozen=True)
-class Failure:
-    """A statement that is not met, and the tests that show it."""
+class Fault:
+    """A finding, and the tests that show it."""
 
-    clause: ClauseRecord
+    finding: FindingRecord
     tests: Sequence[ResultRecord]
+
+    @property
+    def is_warning(self) -> bool:
+        """Whether a device may have a reason to be so."""
+        return self.finding["outcome"] == Outcome.WARNING.value
+
+    @property
+    def statement(self) -> str:
+        """The statement's ID; "" for what breaks none."""
+        return self.finding["statement"] if self.finding["keyword"] else ""
 
 
 @dataclass(slots=True, frozen=True)
@@ -41,10 +57,9 @@ class Side:
     letter: str
     subject: SubjectRecord
     source: str
+    document: Document = field(repr=False)
     clauses: dict[str, ClauseRecord] = field(repr=False)
-    failures: Sequence[Failure] = field(repr=False)
-    #: Failures of tests that are about no statement.
-    others: Sequence[ResultRecord] = field(repr=False)
+    faults: Sequence[Fault] = field(repr=False)
 
     @property
     def name(self) -> str:
@@ -91,7 +106,7 @@ def sides(documents: Sequence[tuple[str, Document]]) -> list[Side]:
     found: list[Side] = []
     for source, document in documents:
         for subject in document["subjects"]:
-            found.append(_side(_letter(len(found)), source, subject, document["tests"]))
+            found.append(_side(_letter(len(found)), source, subject, document))
     return found
 
 
@@ -99,24 +114,20 @@ def _letter(number: int) -> str:
     return chr(ord("A") + number) if number < 26 else f"#{number + 1}"
 
 
-def _side(letter: str, source: str, subject: SubjectRecord, tests: Sequence[ResultRecord]) -> Side:
-    failed = [
-        test
-        for test in tests
-        if test["target"] == subject["target"] and test["outcome"] == Outcome.FAILED.value
-    ]
-    failures = [
-        Failure(clause, [test for test in failed if clause["id"] in test["clauses"]])
-        for clause in subject["clauses"]
-        if clause["outcome"] == Outcome.FAILED.value
-    ]
+def _side(letter: str, source: str, subject: SubjectRecord, document: Document) -> Side:
+    named = {
+        test["test"]: test for test in document["tests"] if test["target"] == subject["target"]
+    }
     return Side(
         letter,
         subject,
         source,
+        document,
         clauses={clause["id"]: clause for clause in subject["clauses"]},
-        failures=failures,
-        others=[test for test in failed if not test["clauses"]],
+        faults=[
+            Fault(finding, [named[name] for name in finding["tests"] if name in named])
+            for finding in subject["findings"]
+        ],
     )
 
 

@@ -24,6 +24,10 @@ from virtiopy.conformance.report.comparison import (
 from virtiopy.conformance.report.document import SPECIFICATION, Document
 from virtiopy.conformance.report.results import Outcome
 from virtiopy.conformance.report.verdict import Verdict
+from virtiopy.statements.anchors import link
+
+#: How many events of a trace are shown, from its end: all of them are in the JSON.
+_EVENTS = 80
 
 
 @dataclass(slots=True, frozen=True)
@@ -81,6 +85,7 @@ def render(documents: Sequence[tuple[str, Document]]) -> str:
     subjects = sides(documents)
     environment.filters |= {
         "classes": classes,
+        "link": link,
         "reasons": partial(reasons, subjects=subjects),
         "slug": slug,
         "title_of": title_of,
@@ -88,6 +93,7 @@ def render(documents: Sequence[tuple[str, Document]]) -> str:
     found = rows(subjects)
     return environment.get_template("page.html.j2").render(
         specification=SPECIFICATION,
+        events=_EVENTS,
         documents=documents,
         sides=subjects,
         outcomes=[outcome.value for outcome in Outcome],

@@ -1,12 +1,18 @@
 """What became of every test, and so of every statement of the specification."""
 
 import enum
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from virtiopy.conformance.clauses.catalogue import Area, Clause, Transport
-from virtiopy.conformance.marks import clauses_to_tests
+from virtiopy.conformance.clauses.catalogue import Clause
+from virtiopy.conformance.clauses.definitions import COMPLETION
+from virtiopy.conformance.problems import (
+    BrokenError,
+    DeviceError,
+    DiedError,
+    StepError,
+    words_of,
+)
 from virtiopy.conformance.report.verdict import Verdict
 from virtiopy.spec import DeviceId
 
@@ -15,12 +21,61 @@ class Outcome(enum.Enum):
     """What a test or a statement comes to, the one that counts most first."""
 
     FAILED = "failed"
+    #: A statement that may be left unmet for a reason (SHOULD), and was.
+    WARNING = "warning"
+    #: Something else that is broken is in the way.
+    BLOCKED = "blocked"
     PASSED = "passed"
     SKIPPED = "skipped"
     NOT_APPLICABLE = "not applicable"
     NOT_OBSERVABLE = "not observable"
     #: There is no test for it, and no reason why: a hole.
     NOT_TESTED = "not tested"
+
+
+class Blame(enum.Enum):
+    """How sure it is which statement a failure is about."""
+
+    #: It is the statement of the check that failed.
+    SURE = "sure"
+    #: It is a step's, unless that works wherever else it is taken.
+    STEP = "step"
+    #: It is what the test is about.
+    TEST = "test"
+
+
+@dataclass(slots=True, frozen=True)
+class Failure:
+    """What a test failed with: in words, and what it is about as far as the test can know.
+
+    `died` is what the device raised and where, by which one fault is known again.
+    """
+
+    words: str
+    blame: Blame
+    clause: str | None = None
+    died: str = ""
+
+
+def failure_of(error: BaseException) -> Failure:
+    """Return what an exception says of the device."""
+    words = words_of(error)
+    if isinstance(error, BrokenError):
+        return Failure(words, Blame.SURE, error.clause)
+    if isinstance(error, StepError) and error.clause is not None:
+        return Failure(words, Blame.STEP, error.clause)
+    if isinstance(error, DeviceError):
+        died = words.partition("\n")[0] if isinstance(error, DiedError) else ""
+        return Failure(words, Blame.STEP, COMPLETION, died)
+    return Failure(words, Blame.TEST)
+
+
+@dataclass(slots=True, frozen=True)
+class Remark:
+    """What is not as it should be, though no test fails by it: a statement, and what was seen."""
+
+    clause: str
+    words: str
 
 
 @dataclass(slots=True, frozen=True)
@@ -51,6 +106,8 @@ class Result:
     seconds: float
     trace: Sequence[str]
     verdicts: Sequence[Verdict]
+    failure: Failure | None = None
+    remarks: Sequence[Remark] = ()
 
 
 @dataclass(slots=True, frozen=True)
@@ -69,6 +126,8 @@ class Results:
     def __init__(self) -> None:
         #: By the target's name.
         self.subjects: dict[str, Subject] = {}
+        #: Why the run ended before its last test; "" where it did not.
+        self.cut_short = ""
         self._results: dict[tuple[str, str], Result] = {}
 
     def __len__(self) -> int:
@@ -76,6 +135,10 @@ class Results:
 
     def __iter__(self) -> Iterator[Result]:
         return iter(self._results.values())
+
+    def of(self, target: str) -> list[Result]:
+        """Return the results of one target."""
+        return [result for result in self if result.target == target]
 
     def add(self, result: Result) -> None:
         """Add a phase of a test: a setup that passes gives way to the call, and so on."""
@@ -85,36 +148,3 @@ class Results:
             last = result if before.outcome is Outcome.PASSED else before
             result = replace(last, seconds=before.seconds + result.seconds)
         self._results[key] = result
-
-    def clauses(self, subject: Subject, clauses: Sequence[Clause]) -> Iterator[ClauseResult]:
-        """Yield what became of each statement that is one to devices of the subject's type."""
-        by_clause: defaultdict[str, list[Result]] = defaultdict(list)
-        for result in self:
-            if result.target == subject.target:
-                for identity in result.clauses:
-                    by_clause[identity].append(result)
-        for clause in clauses:
-            if clause.area in {Area.BASIC, Area.SPLIT, Area.MMIO, Area(subject.device)}:
-                yield _clause_result(clause, by_clause[clause.id], subject)
-
-
-def _clause_result(clause: Clause, tests: Sequence[Result], subject: Subject) -> ClauseResult:
-    if clause.unobservable is not None:
-        return ClauseResult(clause, Outcome.NOT_OBSERVABLE, clause.unobservable, tests)
-    found = {test.outcome for test in tests}
-    for outcome in (Outcome.FAILED, Outcome.PASSED, Outcome.SKIPPED):
-        if outcome in found:
-            reasons = [test.reason for test in tests if test.outcome is outcome]
-            return ClauseResult(clause, outcome, next(filter(None, reasons), ""), tests)
-    if not clause.applies(subject.offered):
-        reason = f"{clause.feature} was not offered"
-        return ClauseResult(clause, Outcome.NOT_APPLICABLE, reason, tests)
-    if Transport(subject.transport) not in clause.transports:
-        reason = f"it cannot be seen over {subject.transport}"
-        return ClauseResult(clause, Outcome.NOT_APPLICABLE, reason, tests)
-    if tests:
-        return ClauseResult(clause, Outcome.NOT_APPLICABLE, tests[0].reason, tests)
-    reason = (
-        "its tests were not run" if clause.id in clauses_to_tests() else "there is no test for it"
-    )
-    return ClauseResult(clause, Outcome.NOT_TESTED, reason, tests)

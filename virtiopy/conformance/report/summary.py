@@ -4,36 +4,80 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from virtiopy.conformance.clauses.catalogue import Area
-from virtiopy.conformance.report.comparison import AREAS, Row, Side, differences
+from virtiopy.conformance.report.comparison import AREAS, Fault, Row, Side, differences
+from virtiopy.conformance.report.document import ResultRecord
 from virtiopy.conformance.report.results import Outcome
 
 #: How wide a line may be that is not to be broken, columns.
-_WIDTH = 100
+_WIDTH = 120
 
-#: How many failures of tests are shown that are about no statement.
-_OTHERS = 10
+#: How many findings are shown; the report has them all.
+_FINDINGS = 12
+
+#: With no more findings than this each has the end of its trace.
+_TRACED = 2
+
+#: How many lines of what was found are shown then: a walk has its steps in them.
+_LINES = 24
+
+#: How many events of a trace are shown.
+_EVENTS = 10
 
 
 def run(side: Side) -> Iterator[str]:
-    """Yield a table of a subject's statements by area, then each that is not met."""
+    """Yield each finding, and then a table of a subject's statements by area."""
+    broken = [fault for fault in side.faults if not fault.is_warning]
+    warnings = [fault for fault in side.faults if fault.is_warning]
+    shown = [*broken, *warnings][:_FINDINGS]
+    for fault in shown:
+        yield from _fault(fault, traced=len(broken) <= _TRACED and not fault.is_warning)
+        yield ""
+    if len(side.faults) > len(shown):
+        yield f"and {len(side.faults) - len(shown)} findings more, which a --report has"
+        yield ""
+    yield from _totals(side)
     counts = {area: Counter[str]() for area in Area}
     for clause in side.clauses.values():
         counts[Area(clause["area"])][clause["outcome"]] += 1
     yield from _table({area: count for area, count in counts.items() if count})
     if verdicts := words(side.subject["verdicts"]):
         yield f"hostile acts: {verdicts}"
-    for failure in side.failures:
-        clause = failure.clause
-        yield ""
-        yield f"{clause['id']} {clause['keyword']}: {clause['paraphrase']}"
-        for test in failure.tests:
-            yield f"    {test['test'].rpartition('::')[2]}: {_first_line(test['reason'])}"
-    if side.others:
-        yield ""
-        for test in side.others[:_OTHERS]:
-            yield f"{test['test'].rpartition('::')[2]}: {_first_line(test['reason'])}"
-        if len(side.others) > _OTHERS:
-            yield f"and {len(side.others) - _OTHERS} more, which a --report has"
+
+
+def _totals(side: Side) -> Iterator[str]:
+    if side.faults:
+        broken = sum(not fault.is_warning for fault in side.faults)
+        yield f"{_count(broken, 'finding')}, {_count(len(side.faults) - broken, 'warning')}"
+
+
+def _fault(fault: Fault, *, traced: bool) -> Iterator[str]:
+    finding = fault.finding
+    kind = "warning: " if fault.is_warning else ""
+    name = f"{finding['statement']} {finding['keyword']}" if finding["keyword"] else "hostile acts"
+    yield f"{kind}{name}: {finding['paraphrase']}"
+    first = fault.tests[0]
+    lines = finding["reason"].splitlines()
+    yield f"    {_test(first)}: {_first_line(finding['reason'])}"
+    if traced and not any(line.startswith("Traceback") for line in lines):
+        for line in lines[1:_LINES]:
+            yield f"    {line}".rstrip()
+    more = [_count(len(fault.tests) - 1, "test") + " more"] if len(fault.tests) > 1 else []
+    if blocked := len(finding["blocked"]):
+        more.append(f"{_count(blocked, 'test')} blocked by it")
+    if more:
+        yield f"    and {', '.join(more)}"
+    if traced and first["trace"]:
+        yield "    virtio trace, its end:"
+        for line in first["trace"][-_EVENTS:]:
+            yield f"      {_first_line(line)}"
+
+
+def _test(test: ResultRecord) -> str:
+    return test["test"].rpartition("::")[2]
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _table(counts: dict[Area, Counter[str]]) -> Iterator[str]:

@@ -9,9 +9,14 @@ from virtiopy.conformance.problems import (
     DiedError,
     LeftError,
     NoAnswerError,
+    NotApplicableError,
     WedgedError,
+    words_of,
 )
 from virtiopy.conformance.sessions.base import Session
+
+#: Of a device that can be worked with no more, the one statement (2.1.2) is that it says so.
+SAYS_SO = "2.1.2:2"
 
 
 class Verdict(enum.Enum):
@@ -23,6 +28,8 @@ class Verdict(enum.Enum):
     REJECTED = "rejected"
     #: It asked for a reset (2.1.2), and works after that.
     NEEDS_RESET = "needs reset"
+    #: It served no good request any more until it was reset, and did not ask for that.
+    STALLED = "stalled"
     #: It serves no good request any more, not even after a reset.
     WEDGED = "wedged"
     #: It raised an exception, or its process ended.
@@ -34,15 +41,18 @@ class Verdict(enum.Enum):
         return self not in {Verdict.WEDGED, Verdict.DIED}
 
 
-_WORDS = {Verdict.WEDGED: "is wedged", Verdict.DIED: "died"}
+class _StalledError(Exception):
+    """A good request was not served, and the device does not say why."""
 
 
 class Judge:
-    """Whoever watches a device while its driver misbehaves."""
+    """What watches a device while its driver misbehaves."""
 
     def __init__(self, session: Session, driver: DeviceDriver) -> None:
         #: How the device took each act, in their order: reports count them.
         self.verdicts: list[Verdict] = []
+        # What the last device that did not stand an act came to its end by.
+        self._end: DiedError | WedgedError | None = None
         self._session = session
         self._driver = driver
 
@@ -58,9 +68,11 @@ class Judge:
             verdict = self._watch(act, queue)
         except DiedError as error:
             self._session.trace.note(f"died: {error}")
+            self._end = error
             verdict = Verdict.DIED
         except WedgedError as error:
             self._session.trace.note(f"wedged: {error}")
+            self._end = error
             verdict = Verdict.WEDGED
         self.verdicts.append(verdict)
         return verdict
@@ -68,17 +80,19 @@ class Judge:
     def check(self, act: Callable[[], None], *, queue: int | None = None) -> Verdict:
         """Do the same, and fail the test where the device is wedged or died."""
         verdict = self.verdict(act, queue=queue)
-        assert verdict.passes, f"the device {_WORDS[verdict]}"
+        if verdict is Verdict.DIED:
+            raise DiedError(f"the device died: {self._end}")
+        if verdict is Verdict.WEDGED:
+            raise WedgedError(f"the device is wedged: {self._end}")
         return verdict
 
     def _watch(self, act: Callable[[], None], queue: int | None) -> Verdict:
         before = self._unused()
         try:
-            act()
-            verdict = self._answer(self._driver.good_request())
-            for request in self._of_queue(queue):
-                if verdict is Verdict.SERVED:
-                    verdict = self._answer(request)
+            verdict = self._first_answers(act, queue)
+        except _StalledError:
+            self._stalled(queue)
+            return Verdict.STALLED
         except LeftError as error:
             self._session.trace.note(f"the session is over: {error}")
             verdict = Verdict.REJECTED
@@ -87,14 +101,34 @@ class Judge:
                 return verdict if self._unused() <= before else Verdict.REJECTED
         return self._after_reset(verdict or Verdict.SERVED, queue)
 
+    def _first_answers(self, act: Callable[[], None], queue: int | None) -> Verdict | None:
+        act()
+        verdict = self._answer(self._driver.good_request())
+        for request in self._of_queue(queue):
+            if verdict is Verdict.SERVED:
+                verdict = self._answer(request)
+        return verdict
+
+    def _stalled(self, queue: int | None) -> None:
+        """See whether a reset helps; raises WedgedError where it does not."""
+        self._session.trace.note("a good request is not served: does a reset help?")
+        self._after_reset(Verdict.STALLED, queue)
+        words = "a good request was not served until a reset, and the device had not asked for one"
+        try:
+            self._session.require_status()
+        except NotApplicableError:
+            # There is no status to ask for a reset by.
+            return
+        self._session.remark(SAYS_SO, words)
+
     def _of_queue(self, queue: int | None) -> list[Request]:
         return [it for it in self._driver.requests() if it.queue == queue]
 
     def _answer(self, request: Request) -> Verdict | None:
         """Have a good request served; NEEDS_RESET where the device says so, or else REJECTED.
 
-        None where the act itself has reset the device, or the queue. Raises WedgedError when it is
-        not served, and the device does not say why.
+        None where the act itself has reset the device, or the queue. Raises _StalledError when it
+        is not served, and the device does not say why.
         """
         session, driver = self._session, self._driver
         if session.needs_reset:
@@ -122,7 +156,7 @@ class Judge:
             session.raise_failure()
             time.sleep(0.0002)
         session.check_alive()
-        raise WedgedError("a good request was not served, and the device does not say why")
+        raise _StalledError
 
     def _after_reset(self, verdict: Verdict, queue: int | None) -> Verdict:
         session, driver = self._session, self._driver
@@ -136,7 +170,9 @@ class Judge:
                 if request.stimulus is nothing:
                     driver.do(request)
         except (NoAnswerError, LeftError) as error:
-            raise WedgedError(f"no good request is served after a reset: {error}") from error
+            raise WedgedError(
+                f"no good request is served, not even after a reset: {words_of(error)}"
+            ) from error
         return verdict
 
     def _unused(self) -> int:

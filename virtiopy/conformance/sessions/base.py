@@ -3,14 +3,21 @@
 A test works with this. What belongs to a transport alone is in `mmio` and `vhostuser`.
 """
 
+import contextlib
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import ClassVar, TypeVar
 
 from virtiopy.closing import Closing
 from virtiopy.conformance.clauses import features as named
-from virtiopy.conformance.problems import NoAnswerError, NotApplicableError
+from virtiopy.conformance.clauses.definitions import COMPLETION, FEATURES, USED_ID
+from virtiopy.conformance.problems import (
+    BrokenError,
+    NoAnswerError,
+    NotApplicableError,
+    words_of,
+)
 from virtiopy.conformance.sessions.memory import DRIVERS_PART, SessionMemory
 from virtiopy.conformance.sessions.queue import SessionQueue
 from virtiopy.conformance.sessions.trace import Trace
@@ -67,6 +74,13 @@ class Session(Closing):
         self.features = 0
         #: The queues that were set up since the last reset, by index.
         self.queues: dict[int, SessionQueue] = {}
+        #: What is not as it should be, though no test fails by it: statement and words, once each.
+        self.remarks: dict[tuple[str, str], None] = {}
+
+    def remark(self, clause: str, words: str) -> None:
+        """Say what is not as it should be, and go on."""
+        self.trace.note(f"{clause}: {words}")
+        self.remarks[clause, words] = None
 
     def close(self) -> None:
         """Give the device up."""
@@ -135,9 +149,9 @@ class Session(Closing):
         None for all that is offered and understood; VERSION_1 is added to others.
         """
         wanted = self.wanted(features, without)
-        assert self.accepts(wanted), (
-            f"the device refuses features {named.names(wanted, self.device_id)} of those it offers"
-        )
+        if not self.accepts(wanted):
+            names = ", ".join(named.names(wanted, self.device_id))
+            raise BrokenError(f"the device refuses {names}, which it offers", FEATURES)
         return wanted
 
     @property
@@ -293,22 +307,41 @@ class Session(Closing):
         used: list[Used] = []
 
         def look() -> bool:
-            used.extend(queue.take_all_used())
+            used.extend(self._take_used(queue))
             return len(used) >= count
 
-        self.wait(f"{count} used buffers of queue {index}", look)
+        with self._completion():
+            self.wait(f"{count} used buffers of queue {index}", look)
         assert len(used) == count, f"{len(used)} used buffers of queue {index}, not {count}"
         return used
+
+    def _take_used(self, queue: SessionQueue) -> list[Used]:
+        used = queue.take_all_used()
+        if queue.strays:
+            stray = queue.strays[0]
+            raise BrokenError(
+                f"queue {queue.index}: head {stray} was used, and is not in flight", USED_ID
+            )
+        return used
+
+    @contextlib.contextmanager
+    def _completion(self) -> Iterator[None]:
+        """Have what does not come be a request that the device does not carry out."""
+        try:
+            yield
+        except NoAnswerError as error:
+            raise NoAnswerError(words_of(error), COMPLETION) from error
 
     def wait_for(self, index: int, head: int) -> Used:
         """Return the used buffer of one chain; others that come before go to `completed`."""
         queue = self.queues[index]
 
         def look() -> Used | None:
-            queue.completed.update((used.head, used) for used in queue.take_all_used())
+            queue.completed.update((used.head, used) for used in self._take_used(queue))
             return queue.completed.pop(head, None)
 
-        return self.wait(f"the buffer with head {head} of queue {index} used", look)
+        with self._completion():
+            return self.wait(f"the buffer with head {head} of queue {index} used", look)
 
     def wait_notification(self, index: int) -> int:
         """Wait for a used buffer notification; returns how many there were."""

@@ -7,7 +7,16 @@ from collections.abc import Callable
 from typing import ClassVar, TypeVar
 
 from virtiopy.closing import Closing
-from virtiopy.conformance.problems import DiedError, NotApplicableError, WedgedError, raised
+from virtiopy.conformance.clauses.definitions import RESET
+from virtiopy.conformance.problems import (
+    BrokenError,
+    DiedError,
+    NoAnswerError,
+    NotApplicableError,
+    WedgedError,
+    raised,
+    words_of,
+)
 from virtiopy.conformance.sessions.base import Session, status_words
 from virtiopy.conformance.sessions.queue import SessionQueue
 from virtiopy.conformance.sessions.trace import Trace
@@ -293,7 +302,10 @@ class MmioSession(Session):
     def reset(self) -> None:
         """Write 0 to Status, and wait until it reads as 0 (2.4.2)."""
         self._driver.reset()
-        self.wait("Status 0 after a reset", lambda: self._driver.status == 0)
+        try:
+            self.wait("Status 0 after a reset", lambda: self._driver.status == 0)
+        except NoAnswerError as error:
+            raise BrokenError(words_of(error), RESET) from error
         self.features = 0
         self.queues = {}
         self._seen = self._raised

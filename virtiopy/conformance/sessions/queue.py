@@ -1,5 +1,6 @@
 """A virtqueue of the driver's whose every step is in the trace."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from virtiopy._native import lib
@@ -17,7 +18,7 @@ from virtiopy.virtqueue.layout import (
 class SessionQueue(DriverQueue):
     """Virtqueue `index` of a session. What it does, and what is broken in it, is traced.
 
-    `completed` has the used buffers that somebody waited past, by the head of their chain.
+    `completed` has the used buffers that a test waited past, by the head of their chain.
     """
 
     def __init__(
@@ -33,6 +34,9 @@ class SessionQueue(DriverQueue):
         super().__init__(memory, size, allocator, event_idx=event_idx)
         self.index = index
         self.completed: dict[int, Used] = {}
+        #: Heads that were used and were neither available nor in flight.
+        self.strays: list[int] = []
+        self._in_flight: Counter[int] = Counter()
         self._trace = trace
         parts = self.addresses
         self._note(
@@ -66,6 +70,7 @@ class SessionQueue(DriverQueue):
 
     def make_available(self, *heads: int) -> None:
         """Offer chains by their heads, with one update of idx (2.7.13.2, 2.7.13.3)."""
+        self._in_flight.update(heads)
         super().make_available(*heads)
         self._note(f"available idx = {self.next_available}, heads {list(heads)}")
 
@@ -112,6 +117,10 @@ class SessionQueue(DriverQueue):
         """Take the next entry of the used ring and free its descriptors; None without one."""
         used = super().take_used()
         if used is not None:
+            if self._in_flight[used.head]:
+                self._in_flight[used.head] -= 1
+            else:
+                self.strays.append(used.head)
             self._note(f"used: head {used.head}, {used.length} bytes, idx {self.last_used}")
         return used
 

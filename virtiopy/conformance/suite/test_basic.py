@@ -23,6 +23,22 @@ TRANSITIONAL = feature_mask([24, 27])
 JUMP = 0x4000
 
 
+# What every other test stands on
+
+
+@pytest.mark.clause("2.6:1", "2.7.8:1", "2.6:2")
+def test_requests_are_carried_out_one_by_one_and_several_at_once(driver: DeviceDriver) -> None:
+    driver.start()
+    for _ in range(20):
+        for request in driver.requests():
+            driver.do(request)
+    for count in (2, 3, 5, 8):
+        sent = [driver.place(driver.good_request()) for _ in range(count)]
+        driver.offer(*sent)
+        for one in sent:
+            driver.finish(one)
+
+
 # Device status (2.1)
 
 

@@ -8,9 +8,17 @@ from pathlib import Path
 import pytest
 
 from virtiopy.conformance.clauses.features import names
-from virtiopy.conformance.collection import PATIENCE_KEY, TRACE, WALKS, Walks
+from virtiopy.conformance.collection import PATIENCE_KEY, RESULTS, TRACE, WALKS, Walks
 from virtiopy.conformance.drivers import driver_of
-from virtiopy.conformance.problems import DeviceError, NotApplicableError
+from virtiopy.conformance.problems import (
+    BlockedError,
+    BrokenError,
+    DeviceError,
+    NotApplicableError,
+    StepError,
+    words_of,
+)
+from virtiopy.conformance.report.findings import Findings
 from virtiopy.conformance.sessions.base import Session
 from virtiopy.conformance.sessions.trace import Trace
 from virtiopy.conformance.targets.target import Target
@@ -35,6 +43,9 @@ def test_a_random_walk(request: pytest.FixtureRequest, virtio_target: Target, wa
     if walks.replay is not None:
         go(walks.replay, patience)
         return
+    # A walk goes through everything, and so through what is broken already.
+    for finding in Findings(request.config.stash[RESULTS].of(virtio_target.name)).broken():
+        raise BlockedError(finding.statement)
     try:
         from virtiopy.conformance.walks.search import Search
     except ModuleNotFoundError as error:
@@ -53,12 +64,21 @@ def test_a_random_walk(request: pytest.FixtureRequest, virtio_target: Target, wa
         go(steps, patience)
     except (AssertionError, DeviceError) as error:
         failure = error
-    if failure is None:
-        pytest.fail("a walk failed once, and not when it was walked again", pytrace=False)
+    assert failure is not None, "a walk failed once, and not when it was walked again"
     path = new_file()
     save(path, steps, [f"A walk that {virtio_target.name} does not stand:", *first_line(failure)])
     lines = "\n".join(f"    {step}" for step in steps)
-    pytest.fail(f"{failure}\n\n{lines}\n\nThe same again: --virtio-replay={path}", pytrace=False)
+    words = f"{first_line(failure)[0]}\n\n{lines}\n\nThe same again: --virtio-replay={path}"
+    raise said_of(failure, words)
+
+
+def said_of(failure: AssertionError | DeviceError, words: str) -> AssertionError | DeviceError:
+    """Return an exception of the same kind that says more."""
+    if isinstance(failure, BrokenError):
+        return BrokenError(words, failure.clause)
+    if isinstance(failure, StepError):
+        return StepError(words, failure.clause)
+    return type(failure)(words)
 
 
 def new_file() -> Path:
@@ -76,4 +96,4 @@ def names_of(session: Session) -> list[str]:
 
 def first_line(error: Exception) -> list[str]:
     """Return what an exception says, in a line."""
-    return str(error).splitlines()[:1]
+    return words_of(error).splitlines()[:1]

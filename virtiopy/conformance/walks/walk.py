@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from functools import singledispatchmethod
 
+from virtiopy.conformance.clauses.definitions import USED_ID
 from virtiopy.conformance.clauses.features import FEATURES, valid_subset
 from virtiopy.conformance.drivers.base import (
     INDIRECT,
@@ -25,7 +26,7 @@ from virtiopy.conformance.hostile.acts import Act, Stage, perform
 from virtiopy.conformance.hostile.chains import CHAINS
 from virtiopy.conformance.hostile.indirect import TABLES
 from virtiopy.conformance.hostile.rings import RINGS
-from virtiopy.conformance.problems import LeftError, NotApplicableError
+from virtiopy.conformance.problems import BrokenError, LeftError, NotApplicableError
 from virtiopy.conformance.sessions.base import Session
 from virtiopy.conformance.sessions.queue import SessionQueue
 from virtiopy.conformance.walks.steps import (
@@ -251,8 +252,10 @@ class Walk:
     def _take(self, index: int, queue: SessionQueue) -> list[Used]:
         taken = queue.take_all_used()
         for used in taken:
-            known = used.head in self._sent[index] and used.head not in queue.completed
-            assert known, f"queue {index}: head {used.head} was used, and is not in flight"
+            if used.head not in self._sent[index] or used.head in queue.completed:
+                raise BrokenError(
+                    f"queue {index}: head {used.head} was used, and is not in flight", USED_ID
+                )
             queue.completed[used.head] = used
         return taken
 
