@@ -2,7 +2,6 @@
 
 import contextlib
 import enum
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,10 +20,9 @@ from virtiopy.memory import GuestMemory
 from virtiopy.metrics.exitlog import ExitKind, ExitLog
 from virtiopy.metrics.measurement import MEASUREMENT_PORT, PORT_NAME, Measurement, MeasurementPort
 from virtiopy.spec import DeviceId
-from virtiopy.transport.mmio import MmioTransport
-from virtiopy.transport.notifiers import EventfdNotifiers
-from virtiopy.transport.registerpage import RegisterPage
-from virtiopy.transport.registers import REGISTER_RANGE, Interrupt, Register
+from virtiopy.transport.mmioplace import MmioPlacement
+from virtiopy.transport.placement import Placement, Site, Transport
+from virtiopy.transport.registers import REGISTER_RANGE
 from virtiopy.vhost.handoff import VhostPair
 from virtiopy.vm.bus import Bus, Place
 
@@ -66,9 +64,8 @@ class Slot:
 
     name: str
     device: VirtioDevice
-    transport: MmioTransport
-    address: int
-    gsi: int
+    transport: Transport
+    placement: Placement
     release: contextlib.ExitStack
     _mode: IoMode
     _workers: Mapping[IoMode, OpenWorker]
@@ -238,12 +235,10 @@ class Machine(Closing):
             index = len(self.slots)
             if index == GSI_COUNT:
                 raise ConfigError(f"There are more than {GSI_COUNT} devices: leave some out.")
-            gsi = FIRST_GSI + index
-            address = MMIO_BASE + index * REGISTER_RANGE
-            if mode is IoMode.TRAPPED:
-                transport = self._trapped(device, gsi)
-            else:
-                transport = self._by_eventfds(device, name, address, gsi, release)
+            placement = MmioPlacement(MMIO_BASE + index * REGISTER_RANGE, FIRST_GSI + index)
+            site = Site(self.memory, self.loop, self.accelerator)
+            trapped = mode is IoMode.TRAPPED
+            transport = placement.plug(device, name, site, release, trapped=trapped)
             if mode in self._workers:
                 try:
                     device.hand_over(self._workers[mode])
@@ -252,93 +247,21 @@ class Machine(Closing):
                         raise
                     mode = IoMode.IOEVENTFD
                     refused(f"{name} is in {mode} mode: {error}")
-            transport.offered_features = device.offered(transport.offered_features)
             if self.exit_free:
-                by_irqfd = mode is not IoMode.TRAPPED
-                self._show_registers(transport, address, release, by_irqfd=by_irqfd)
-            self._mmio.add(Place(address, REGISTER_RANGE, name, transport))
+                placement.leave_out_exits(transport, site, release)
+            self._mmio.add(Place(placement.address, placement.size, name, transport))
             release.callback(_reset, device)
-            slot = Slot(
-                name, device, transport, address, gsi, release.pop_all(), mode, self._workers
-            )
+            slot = Slot(name, device, transport, placement, release.pop_all(), mode, self._workers)
         self.slots.append(slot)
         return slot
-
-    def _trapped(self, device: VirtioDevice, gsi: int) -> MmioTransport:
-        def set_interrupt(level: bool) -> None:
-            self.accelerator.set_irq_line(gsi, level)
-
-        return MmioTransport(device, self.memory, set_interrupt, loop=self.loop)
-
-    def _by_eventfds(
-        self,
-        device: VirtioDevice,
-        name: str,
-        address: int,
-        gsi: int,
-        release: contextlib.ExitStack,
-    ) -> MmioTransport:
-        interrupt = _eventfd(release)
-        self.accelerator.add_irqfd(gsi, interrupt)
-
-        def set_interrupt(level: bool) -> None:
-            # An irqfd is a pulse: each event is one, and none is taken back.
-            if level:
-                os.eventfd_write(interrupt, 1)
-
-        transport = MmioTransport(
-            device, self.memory, set_interrupt, loop=self.loop, may_block=False
-        )
-        transport.queue_notifiers = notifiers = {}
-        for index in range(len(device.queue_sizes)):
-            kick = _eventfd(release)
-            release.callback(
-                self.accelerator.add_ioeventfd(address + Register.QueueNotify, index, kick)
-            )
-            notifiers[index] = release.enter_context(
-                EventfdNotifiers(
-                    transport,
-                    self.loop,
-                    index,
-                    kick=kick,
-                    call=interrupt,
-                    name=f"{name} queue {index}",
-                )
-            )
-        return transport
-
-    def _show_registers(
-        self,
-        transport: MmioTransport,
-        address: int,
-        release: contextlib.ExitStack,
-        *,
-        by_irqfd: bool,
-    ) -> None:
-        """Let the guest read registers from memory, and the kernel take what needs no answer.
-
-        An irqfd is a pulse, so the acknowledgement of one for used buffers changes nothing: it is
-        a write to an eventfd that nobody reads. What else is written to InterruptACK comes here.
-        """
-        page = release.enter_context(RegisterPage())
-        if by_irqfd:
-            release.callback(
-                self.accelerator.add_ioeventfd(
-                    address + Register.InterruptACK, Interrupt.USED_BUFFER, _eventfd(release)
-                )
-            )
-        release.callback(
-            self.accelerator.add_read_only_memory(address, REGISTER_RANGE, page.host_address)
-        )
-        transport.show_on(page, sees_acks=not by_irqfd)
 
     def boot(self, image: GuestImage, arguments: str = "") -> None:
         """Load a PVH image; its command line names the devices, then come `arguments`.
 
         Raises ConfigError for an image that cannot be booted.
         """
-        devices = [f"virtio_mmio.device=4K@{slot.address:#x}:{slot.gsi}" for slot in self.slots]
-        pvh.prepare(self.memory, self.cpu, image, " ".join([*devices, arguments]).strip())
+        words = [slot.placement.command_line for slot in self.slots]
+        pvh.prepare(self.memory, self.cpu, image, " ".join(filter(None, [*words, arguments])))
 
     def run(self, timeout: float | None = None) -> RunResult:
         """Run the guest until it writes to the exit port, for at most `timeout` seconds.
@@ -438,12 +361,6 @@ class Machine(Closing):
                 "for instance with objdump -d."
             )
         return GuestError(f"The guest stopped at rip {rip:#x} with {exit_.describe()}.")
-
-
-def _eventfd(release: contextlib.ExitStack) -> int:
-    eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-    release.callback(os.close, eventfd)
-    return eventfd
 
 
 def _reset(device: VirtioDevice) -> None:

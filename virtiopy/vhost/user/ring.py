@@ -5,9 +5,9 @@ import os
 from collections.abc import Callable
 
 from virtiopy.closing import Closing
-from virtiopy.devices.base import VirtioDevice
 from virtiopy.errors import PeerError
 from virtiopy.eventloop import READABLE, EventLoop, Timer, Watch
+from virtiopy.transport.lifecycle import Lifecycle
 from virtiopy.vhost.user.memory import FrontendMemory
 from virtiopy.vhost.user.messages import VHOST_VRING_F_LOG, RingAddresses
 from virtiopy.vhost.user.queue import Accounts, UserQueue
@@ -24,7 +24,7 @@ POLL_INTERVAL = 0.001
 
 
 class Ring(Closing):
-    """Virtqueue `index` of `device`: stopped, or started with a `queue` that the device works.
+    """Virtqueue `index` of a device: stopped, or started with a `queue` that the device works.
 
     `work` is called on the loop's thread for each kick, and `fail` with the reason when there can
     be none any more. The eventfds that are set are the ring's to close.
@@ -32,7 +32,7 @@ class Ring(Closing):
 
     def __init__(
         self,
-        device: VirtioDevice,
+        lifecycle: Lifecycle,
         loop: EventLoop,
         index: int,
         work: Callable[["Ring"], None],
@@ -46,7 +46,8 @@ class Ring(Closing):
         self.queue: UserQueue | None = None
         #: Whether the frontend wants it started: it has said how it kicks, or that it does not.
         self.kick_is_set = False
-        self._device = device
+        self._lifecycle = lifecycle
+        self._device = lifecycle.device
         self._loop = loop
         self._work = work
         self._fail = fail
@@ -148,7 +149,7 @@ class Ring(Closing):
         self._unwatch()
         self._device.settle(self.index)
         queue.give_back()
-        self._device.stop_queue(self.index)
+        self._lifecycle.stop_queue(self.index)
         self.base = queue.last_available
         self.queue = None
 
