@@ -21,7 +21,7 @@ from virtiopy.memory import GuestMemory
 from virtiopy.metrics.exitlog import ExitKind
 from virtiopy.spec import DeviceId
 from virtiopy.transport.registers import MAGIC_VALUE, Interrupt, Register
-from virtiopy.virtqueue.split import Chain, SplitQueue
+from virtiopy.virtqueue.queue import Chain, Virtqueue
 from virtiopy.vm.bus import UnassignedAccessError
 from virtiopy.vm.machine import IoMode, Machine
 
@@ -153,7 +153,7 @@ class FakeDevice(VirtioDevice):
         self.config = self.config[:offset] + data + self.config[offset + len(data) :]
         return True
 
-    def serve(self, queue: SplitQueue, chain: Chain) -> int:
+    def serve(self, queue: Virtqueue, chain: Chain) -> int:
         return 0
 
     def reset(self) -> None:

@@ -29,10 +29,10 @@ class SessionQueue(DriverQueue):
         self.index = index
         self.completed: dict[int, Used] = {}
         self._trace = trace
-        parts = self.addresses
+        areas = self.areas
         self._note(
-            f"{size} entries: descriptors at {parts.descriptor_table:#x}, "
-            f"available ring at {parts.available_ring:#x}, used ring at {parts.used_ring:#x}"
+            f"{size} entries: descriptors at {areas.descriptor:#x}, "
+            f"available ring at {areas.driver:#x}, used ring at {areas.device:#x}"
         )
 
     def _note(self, event: str) -> None:

@@ -150,12 +150,12 @@ def test_a_device_that_was_reset_touches_no_queue(
     sent = driver.place(driver.good_request())
     session.reset()
     queue.make_available(sent.head)
-    before = session.memory.read(queue.addresses.used_ring, 4)
+    before = session.memory.read(queue.areas.device, 4)
     session.kick(driver.main_queue)
     session.never(
         "the device has touched a queue, or sent a notification, after a reset",
         lambda: (
-            session.memory.read(queue.addresses.used_ring, 4) != before
+            session.memory.read(queue.areas.device, 4) != before
             or registers.read(Register.InterruptStatus)
         ),
     )

@@ -64,7 +64,7 @@ def descriptors(
         head, last = stage.descriptors(2)
         stage.queue.write_descriptor(last, stage.buffer(), BUFFER, WRITE, 0)
         values = [descriptor(*entry) for entry in values_of(stage, head, last)]
-        address = stage.queue.addresses.descriptor_table + DESCRIPTOR_SIZE * head
+        address = stage.queue.areas.descriptor + DESCRIPTOR_SIZE * head
         with changing(stage, address, values):
             for _ in range(ROUNDS):
                 stage.submit(head)
@@ -76,7 +76,7 @@ def addresses(stage: Stage, head: int, last: int) -> list[Entry]:
     """Change where the buffer is."""
     return [
         (address, BUFFER, NEXT, last)
-        for address in (stage.buffer(), HOLE, END, TOP - 16, stage.queue.addresses.used_ring)
+        for address in (stage.buffer(), HOLE, END, TOP - 16, stage.queue.areas.device)
     ]
 
 
@@ -119,7 +119,7 @@ def available_entries(stage: Stage) -> None:
     """Change the heads in the available ring."""
     heads = stage.descriptors(4)
     before = stage.queue.next_available % stage.queue.size
-    address = stage.queue.addresses.available_ring + 4 + 2 * before
+    address = stage.queue.areas.driver + 4 + 2 * before
     values = [head.to_bytes(2, "little") for head in (heads[0], 0xFFFF, stage.queue.size, heads[0])]
     with changing(stage, address, values):
         stage.submit(heads[0])
@@ -128,7 +128,7 @@ def available_entries(stage: Stage) -> None:
 def available_idx(stage: Stage) -> None:
     """Change idx of the available ring."""
     [head] = stage.descriptors(1)
-    address = stage.queue.addresses.available_ring + 2
+    address = stage.queue.areas.driver + 2
     good = (stage.queue.next_available + 1) % (1 << 16)
     values = [value.to_bytes(2, "little") for value in (good, good ^ 0x8000, good)]
     stage.queue.make_available(head)

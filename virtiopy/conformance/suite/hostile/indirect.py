@@ -85,9 +85,9 @@ def and_next(stage: Stage) -> None:
 def the_queues_own(stage: Stage) -> None:
     """Submit a reference to the queue's descriptor table, which refers to itself so."""
     [head] = stage.descriptors(1)
-    parts = stage.queue.addresses
+    areas = stage.queue.areas
     length = stage.queue.size * DESCRIPTOR_SIZE
-    stage.queue.write_descriptor(head, parts.descriptor_table, length, INDIRECT, 0)
+    stage.queue.write_descriptor(head, areas.descriptor, length, INDIRECT, 0)
     stage.submit(head)
 
 

@@ -60,8 +60,8 @@ def flags_of_available(stage: Stage) -> None:
 
 def scribbled_used_ring(stage: Stage) -> None:
     """Write the used ring, which is the device's."""
-    parts = stage.queue.addresses
-    stage.session.memory.write(parts.used_ring, b"\xff" * (4 + 8 * stage.queue.size))
+    areas = stage.queue.areas
+    stage.session.memory.write(areas.device, b"\xff" * (4 + 8 * stage.queue.size))
     stage.submit(*stage.placed())
 
 
