@@ -71,6 +71,7 @@ MAY_IMPORT = {
     "vhost": [*LOW, "eventloop", "memory", "spec", "virtqueue", "devices.base"],
     "boot": [*LOW, "memory", "cpu", "accel.base"],
     "metrics": ["vhost.worker"],
+    "statements": ["errors", "spec"],
 }
 
 
