@@ -34,7 +34,8 @@ from virtiopy.host.tap import Tap
 from virtiopy.host.tapconfig import TapConfig
 from virtiopy.memory import GuestMemory
 from virtiopy.virtqueue.queue import Chain, Virtqueue
-from virtiopy.vm.machine import IoMode, Machine
+from virtiopy.vm.machine import Machine
+from virtiopy.vm.slots import IoMode
 
 pytestmark = needs_kvm
 

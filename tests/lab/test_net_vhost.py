@@ -36,7 +36,8 @@ from virtiopy.transport.driver import MmioDriver
 from virtiopy.vhost.handoff import VhostPair
 from virtiopy.vhost.worker import cpu_seconds, worker_threads
 from virtiopy.virtqueue.driver import Allocator, Piece
-from virtiopy.vm.machine import IoMode, Machine, RunResult, Slot
+from virtiopy.vm.machine import Machine, RunResult
+from virtiopy.vm.slots import IoMode, Slot
 
 pytestmark = pytest.mark.lab
 
@@ -171,7 +172,7 @@ def make_vm(namespace: Namespace, mode: IoMode, queues: int = 1) -> Iterator[Vm]
         try:
             yield vm
         finally:
-            machine.cpu.stop()
+            machine.cpus[0].cpu.stop()
             if hasattr(vm, "thread"):
                 vm.thread.join()
 
