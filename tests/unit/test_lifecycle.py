@@ -22,7 +22,7 @@ from virtiopy.transport.queueconfig import QueueConfig
 from virtiopy.transport.registers import Register
 from virtiopy.virtqueue.buffers import scatter
 from virtiopy.virtqueue.driver import Allocator, Piece
-from virtiopy.virtqueue.split import Chain, SplitQueue
+from virtiopy.virtqueue.queue import Chain, Virtqueue
 
 MEMORY_SIZE = 1 << 20
 
@@ -33,7 +33,7 @@ class Filler(VirtioDevice):
     device_id: ClassVar[DeviceId] = DeviceId.ENTROPY
     queue_sizes = (8, 4)
 
-    def serve(self, queue: SplitQueue, chain: Chain) -> int:
+    def serve(self, queue: Virtqueue, chain: Chain) -> int:
         return scatter(chain.writable, b"\x5a" * 4)
 
 

@@ -21,9 +21,10 @@ from virtiopy.memory import GuestMemory
 from virtiopy.metrics.exitlog import ExitKind
 from virtiopy.spec import DeviceId
 from virtiopy.transport.registers import MAGIC_VALUE, Interrupt, Register
-from virtiopy.virtqueue.split import Chain, SplitQueue
+from virtiopy.virtqueue.queue import Chain, Virtqueue
 from virtiopy.vm.bus import UnassignedAccessError
-from virtiopy.vm.machine import IoMode, Machine
+from virtiopy.vm.machine import Machine
+from virtiopy.vm.slots import IoMode
 
 FIRST, SECOND = 0xD000_0000, 0xD000_1000
 CONSOLE, EXIT = 0xE9, 0xF4
@@ -101,7 +102,7 @@ class FakeAccelerator:
         self.kicks: list[tuple[int, int]] = []
         self.irqfds: list[int] = []
 
-    def create_cpu(self) -> FakeCpu:
+    def create_cpu(self, number: int = 0, count: int = 1) -> FakeCpu:
         return self.cpu
 
     def set_irq_line(self, gsi: int, level: bool) -> None:
@@ -153,7 +154,7 @@ class FakeDevice(VirtioDevice):
         self.config = self.config[:offset] + data + self.config[offset + len(data) :]
         return True
 
-    def serve(self, queue: SplitQueue, chain: Chain) -> int:
+    def serve(self, queue: Virtqueue, chain: Chain) -> int:
         return 0
 
     def reset(self) -> None:

@@ -359,6 +359,8 @@ struct kvm_cpuid_entry2 {
 	...;
 };
 
+#define KVM_CPUID_FLAG_SIGNIFCANT_INDEX ...
+
 struct kvm_cpuid2 {
 	uint32_t nent;
 	struct kvm_cpuid_entry2 entries[];

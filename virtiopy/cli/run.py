@@ -154,7 +154,8 @@ def command(
     from virtiopy.control.server import ControlServer
     from virtiopy.errors import GuestError
     from virtiopy.memory import GuestMemory
-    from virtiopy.vm.machine import IoMode, Machine
+    from virtiopy.vm.machine import Machine
+    from virtiopy.vm.slots import IoMode
 
     image = GuestImage.open(guest_path(guest))
     output = GuestOutput()

@@ -6,30 +6,22 @@ in one place, `Lifecycle.refuse`, which says so in one line.
 """
 
 import logging
-from collections.abc import Callable, Mapping
-from typing import Protocol, TypeAlias
+from collections.abc import Mapping
+from typing import Protocol
 
-from virtiopy.devices.base import Memory, Notifiers, VirtioDevice
+from virtiopy.devices.base import Notifiers, VirtioDevice
 from virtiopy.errors import DriverError
 from virtiopy.eventloop import EventLoop
 from virtiopy.memory import GuestMemory
-from virtiopy.spec import DeviceStatus, Feature, feature_mask, feature_names, has_feature
+from virtiopy.spec import DeviceStatus, Feature, feature_names, has_feature
 from virtiopy.transport.complaints import Complaints
 from virtiopy.transport.interrupts import CONFIG, InterruptSink
 from virtiopy.transport.observer import Act, LifecycleObserver, Refusal
 from virtiopy.transport.queueconfig import QueueConfig
-from virtiopy.virtqueue.split import QueueAddresses, SplitQueue
+from virtiopy.virtqueue.formats import OpenQueue, open_queue
+from virtiopy.virtqueue.queue import RING_FEATURES, QueueObserver, Virtqueue
 
 log = logging.getLogger(__name__)
-
-#: The features that rings have, whatever the device and the transport (6).
-RING_FEATURES = feature_mask(
-    [
-        Feature.VIRTIO_F_VERSION_1,
-        Feature.VIRTIO_F_INDIRECT_DESC,
-        Feature.VIRTIO_F_EVENT_IDX,
-    ]
-)
 
 #: The status bits that a driver may set; SUSPEND is for those who negotiate VIRTIO_F_SUSPEND.
 _DRIVERS_BITS = int(
@@ -40,10 +32,6 @@ _DRIVERS_BITS = int(
     | DeviceStatus.FAILED
 )
 
-#: Makes the queue that a driver has configured, with the negotiated features (a mask). Raises
-#: DriverError for what cannot be a queue.
-BuildQueue: TypeAlias = Callable[[int, QueueConfig, int], SplitQueue]
-
 
 class KickNotifiers(Notifiers, Protocol):
     """Notifiers whose kicks come to a `Lifecycle` while they are not lent."""
@@ -52,29 +40,13 @@ class KickNotifiers(Notifiers, Protocol):
         """Drop the kicks that were sent and not taken: their queue is no more."""
 
 
-def split_queues(memory: GuestMemory, kind: type[SplitQueue] = SplitQueue) -> BuildQueue:
-    """Return what makes split virtqueues in `memory`."""
-
-    def build(index: int, config: QueueConfig, features: int) -> SplitQueue:
-        return kind(
-            memory,
-            config.size,
-            QueueAddresses(config.descriptor_area, config.driver_area, config.device_area),
-            index=index,
-            event_idx=has_feature(features, Feature.VIRTIO_F_EVENT_IDX),
-            indirect=has_feature(features, Feature.VIRTIO_F_INDIRECT_DESC),
-        )
-
-    return build
-
-
 class Lifecycle:
     """The life of `device`, which is attached to it: its DeviceHost (devices.base).
 
-    Notifications to the driver go to `interrupts`. `build` makes the queues that are configured
-    here; a transport that makes its queues itself gives none, and calls `start_queue`. `features`
-    are what rings and transport offer besides the device, and `assumed_features` what the driver
-    has accepted without the device being told.
+    Notifications to the driver go to `interrupts`. `features` are what rings and transport offer
+    besides the device, and `assumed_features` what the driver has accepted without the device being
+    told. `open_queue` opens the queues that are configured here; a transport may open them itself,
+    and call `start_queue`.
 
     `loop` is for what the device does of itself; `may_block` says whether kicks may wait for what
     they cause. The caller holds the device's lock.
@@ -83,12 +55,12 @@ class Lifecycle:
     def __init__(
         self,
         device: VirtioDevice,
-        memory: Memory,
+        memory: GuestMemory,
         interrupts: InterruptSink,
-        build: BuildQueue | None = None,
         *,
         features: int = RING_FEATURES,
         assumed_features: int = 0,
+        open_queue: OpenQueue = open_queue,
         loop: EventLoop | None = None,
         may_block: bool = True,
     ) -> None:
@@ -97,7 +69,9 @@ class Lifecycle:
         self.interrupts = interrupts
         self.config_generation = 0
         self.observers: list[LifecycleObserver] = []
-        self._build = build
+        #: What looks on at every queue that is opened from now on.
+        self.queue_observers: list[QueueObserver] = []
+        self._open_queue = open_queue
         self._transport_features = features
         self._assumed_features = assumed_features
         self._notifiers: dict[int, KickNotifiers] = {}
@@ -114,7 +88,7 @@ class Lifecycle:
         self._negotiated: int | None = None
         self._configs = [QueueConfig(size) for size in self.device.queue_sizes]
         #: The queues that the device works, by index.
-        self.queues: dict[int, SplitQueue] = {}
+        self.queues: dict[int, Virtqueue] = {}
 
     @property
     def running(self) -> bool:
@@ -317,24 +291,24 @@ class Lifecycle:
                 "may have (4.2.2.2)"
             )
             return
-        assert self._build is not None, "a transport that makes queues itself configures none here"
         try:
-            self.queues[index] = self._build(index, config, self.driver_features)
+            self.queues[index] = self._open_queue(
+                self.memory,
+                config.size,
+                config.areas,
+                features=self.driver_features,
+                index=index,
+                observers=self.queue_observers,
+            )
         except DriverError as error:
             self.needs_reset(f"queue {index}: {error}")
 
     # Queues at work
 
-    def start_queue(self, index: int, queue: SplitQueue) -> None:
+    def start_queue(self, index: int, queue: Virtqueue) -> None:
         """Have the device work a queue that its transport made; the first makes it live."""
-        addresses = queue.addresses
-        config = QueueConfig(
-            queue.size,
-            True,
-            addresses.descriptor_table,
-            addresses.available_ring,
-            addresses.used_ring,
-        )
+        areas = queue.areas
+        config = QueueConfig(queue.size, True, areas.descriptor, areas.driver, areas.device)
         for observer in self.observers:
             observer.queue_configured(index, config)
         self.queues[index] = queue
@@ -386,7 +360,7 @@ class Lifecycle:
 
     # The device's side (devices.base.DeviceHost)
 
-    def used_buffer_notification(self, queue: SplitQueue) -> None:
+    def used_buffer_notification(self, queue: Virtqueue) -> None:
         """Notify the driver of used buffers; never before DRIVER_OK (2.1.2)."""
         if self.running:
             self._trigger_used(queue.index)

@@ -1,6 +1,5 @@
 """Virtio over MMIO, version 2 (4.2): a device's life said by a page of registers."""
 
-import logging
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -9,7 +8,7 @@ from virtiopy.eventloop import EventLoop
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import DeviceStatus, Feature, feature_mask
 from virtiopy.transport.interrupts import StatusInterrupt
-from virtiopy.transport.lifecycle import RING_FEATURES, Lifecycle, split_queues
+from virtiopy.transport.lifecycle import Lifecycle
 from virtiopy.transport.observer import Act, LifecycleObserver
 from virtiopy.transport.registerpage import RegisterPage
 from virtiopy.transport.registers import (
@@ -21,9 +20,8 @@ from virtiopy.transport.registers import (
     Interrupt,
     Register,
 )
-from virtiopy.virtqueue.split import SplitQueue
-
-log = logging.getLogger(__name__)
+from virtiopy.virtqueue.formats import OpenQueue, open_queue
+from virtiopy.virtqueue.queue import RING_FEATURES
 
 #: What this transport offers besides the device.
 TRANSPORT_FEATURES = RING_FEATURES | feature_mask([Feature.VIRTIO_F_RING_RESET])
@@ -36,8 +34,8 @@ class MmioTransport(LifecycleObserver):
     what it does of itself; `may_block` says whether kicks may wait for what they cause.
     """
 
-    #: What works the device's side of a virtqueue.
-    queue_type: ClassVar[type[SplitQueue]] = SplitQueue
+    #: What opens the device's side of a virtqueue.
+    open_queue: ClassVar[OpenQueue] = staticmethod(open_queue)
 
     def __init__(
         self,
@@ -57,7 +55,7 @@ class MmioTransport(LifecycleObserver):
             device,
             memory,
             interrupt,
-            split_queues(memory, self.queue_type),
+            open_queue=self.open_queue,
             features=TRANSPORT_FEATURES,
             loop=loop,
             may_block=may_block,

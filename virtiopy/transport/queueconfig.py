@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from virtiopy.virtqueue.queue import QueueAreas
+
 
 @dataclass(slots=True)
 class QueueConfig:
@@ -12,3 +14,8 @@ class QueueConfig:
     descriptor_area: int = 0
     driver_area: int = 0
     device_area: int = 0
+
+    @property
+    def areas(self) -> QueueAreas:
+        """The three areas together."""
+        return QueueAreas(self.descriptor_area, self.driver_area, self.device_area)

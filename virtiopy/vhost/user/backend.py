@@ -44,6 +44,7 @@ from virtiopy.vhost.user.messages import (
 )
 from virtiopy.vhost.user.rings import Rings
 from virtiopy.virtqueue.layout import INDEX_MODULUS, valid_queue_size
+from virtiopy.virtqueue.queue import QueueState
 
 log = logging.getLogger(__name__)
 
@@ -318,7 +319,7 @@ class Backend(LifecycleObserver, Closing):
         ring = self._rings.stopped_ring(state.index, message.request)
         if state.number >= INDEX_MODULUS:
             raise PeerError(f"SET_VRING_BASE {state.number}, which is no index")
-        ring.base = state.number
+        ring.base = QueueState(state.number)
 
     def _set_vring_addr(self, message: Message) -> None:
         addresses = RingAddresses.decode(message)
@@ -328,7 +329,7 @@ class Backend(LifecycleObserver, Closing):
     def _get_vring_base(self, message: Message) -> Message:
         ring = self._rings.ring(RingState.decode(message).index, message.request)
         base = self._rings.stop(ring)
-        return Message(message.request, RingState(ring.index, base).encode())
+        return Message(message.request, RingState(ring.index, base.vring_base).encode())
 
     def _set_vring_kick(self, message: Message) -> None:
         ring = self._rings.ring(to_ring_file(message), message.request)

@@ -1,0 +1,158 @@
+"""The devices of a VM: where a driver finds each, and how kicks and interrupts travel."""
+
+import contextlib
+import enum
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from virtiopy.accel.base import Accelerator
+from virtiopy.devices.base import OpenWorker, VirtioDevice
+from virtiopy.errors import ConfigError, HostError
+from virtiopy.eventloop import EventLoop
+from virtiopy.memory import GuestMemory
+from virtiopy.transport.mmioplace import MmioPlacement
+from virtiopy.transport.placement import Placement, Site, Transport
+from virtiopy.transport.registers import REGISTER_RANGE
+from virtiopy.vhost.handoff import VhostPair
+from virtiopy.vm.bus import Bus, Place
+
+#: Guest physical address of the first device's registers; the next ones follow it.
+MMIO_BASE = 0xD000_0000
+
+#: Interrupt lines of the devices: pins that only the IOAPIC has, so that the 8259 is no matter.
+FIRST_GSI = 16
+GSI_COUNT = 8
+
+
+class IoMode(enum.StrEnum):
+    """Who works a device's rings, and how kicks and interrupts travel."""
+
+    #: A kick is an exit, and the CPU's thread works the ring; interrupts by KVM_IRQ_LINE.
+    TRAPPED = "trapped"
+    #: A kick is an eventfd, and the event loop works the ring; interrupts by an irqfd.
+    IOEVENTFD = "ioeventfd"
+    #: The same eventfd and irqfd, given to the kernel's vhost with the rings.
+    VHOST = "vhost"
+    #: The same, given to another process over a socket.
+    VHOST_USER = "vhost-user"
+
+
+#: The modes that a device has from its start to its end, or not at all.
+_LIFELONG = {IoMode.TRAPPED, IoMode.VHOST_USER}
+
+
+@dataclass(slots=True)
+class Slot:
+    """A device in the VM: where its driver finds it, and what to let go of at the end."""
+
+    name: str
+    device: VirtioDevice
+    transport: Transport
+    placement: Placement
+    release: contextlib.ExitStack
+    _mode: IoMode
+    _workers: Mapping[IoMode, OpenWorker]
+
+    @property
+    def mode(self) -> IoMode:
+        """Who works the device's rings, or will when its driver has set them up."""
+        with self.device.lock:
+            return self._mode if self.device.refusal is None else IoMode.IOEVENTFD
+
+    def handoff(self, mode: IoMode | str) -> None:
+        """Have the device's rings worked in another mode from now on, while frames flow or not.
+
+        Where the driver has not set them up the mode is remembered until it does. From any
+        thread. Raises ConfigError or HostError, with the reason, where it cannot be done: the
+        mode stays what it was.
+        """
+        try:
+            mode = IoMode(mode)
+        except ValueError as error:
+            raise ConfigError(
+                f"There is no mode {mode!r}: use one of {', '.join(IoMode)}."
+            ) from error
+        with self.device.lock:
+            if mode is self._mode and self.device.refusal is None:
+                return
+            if {mode, self._mode} & _LIFELONG:
+                lifelong = mode if mode in _LIFELONG else self._mode
+                raise ConfigError(
+                    f"{self.name} is in {self._mode} mode, and {lifelong} mode is for a device's "
+                    f"whole life: start it in {mode} mode."
+                )
+            try:
+                self.device.hand_over(self._workers.get(mode))
+            except (ConfigError, HostError) as error:
+                raise type(error)(f"{self.name} stays in {self.mode} mode: {error}") from error
+            self._mode = mode
+
+
+class Slots:
+    """Puts devices into the slots of a VM, and holds them until `close`."""
+
+    def __init__(
+        self,
+        memory: GuestMemory,
+        accelerator: Accelerator,
+        loop: EventLoop,
+        mmio: Bus,
+        *,
+        exit_free: bool,
+    ) -> None:
+        self.all: list[Slot] = []
+        self._site = Site(memory, loop, accelerator)
+        self._mmio = mmio
+        self._exit_free = exit_free
+        self._workers: Mapping[IoMode, OpenWorker] = {IoMode.VHOST: partial(VhostPair, memory)}
+
+    def close(self) -> None:
+        """Let go of every device; the loop does not run."""
+        for slot in self.all:
+            slot.release.close()
+
+    def add(
+        self,
+        device: VirtioDevice,
+        name: str,
+        mode: IoMode = IoMode.IOEVENTFD,
+        *,
+        refused: Callable[[str], None] | None = None,
+    ) -> Slot:
+        """Put a device into the next slot.
+
+        With `refused`, a device whose queues nobody else can work is in ioeventfd mode, and
+        `refused` is told why.
+
+        Raises ConfigError when all slots are taken; ConfigError or HostError for a mode that
+        cannot be had. From here on the device is theirs to close.
+        """
+        with contextlib.ExitStack() as release:
+            release.callback(device.close)
+            index = len(self.all)
+            if index == GSI_COUNT:
+                raise ConfigError(f"There are more than {GSI_COUNT} devices: leave some out.")
+            placement = MmioPlacement(MMIO_BASE + index * REGISTER_RANGE, FIRST_GSI + index)
+            trapped = mode is IoMode.TRAPPED
+            transport = placement.plug(device, name, self._site, release, trapped=trapped)
+            if mode in self._workers:
+                try:
+                    device.hand_over(self._workers[mode])
+                except (ConfigError, HostError) as error:
+                    if refused is None:
+                        raise
+                    mode = IoMode.IOEVENTFD
+                    refused(f"{name} is in {mode} mode: {error}")
+            if self._exit_free:
+                placement.leave_out_exits(transport, self._site, release)
+            self._mmio.add(Place(placement.address, placement.size, name, transport))
+            release.callback(_reset, device)
+            slot = Slot(name, device, transport, placement, release.pop_all(), mode, self._workers)
+        self.all.append(slot)
+        return slot
+
+
+def _reset(device: VirtioDevice) -> None:
+    with device.lock:
+        device.reset()
