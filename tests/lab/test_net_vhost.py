@@ -139,7 +139,7 @@ class Vm:
 
     def used(self, queue: int) -> int:
         """Return the used index of a virtqueue, 16 bits, whoever works it."""
-        address = self.slot.device.queues[queue].addresses.used_ring + 2
+        address = self.slot.device.queues[queue].areas.device + 2
         return int.from_bytes(self.machine.memory.read(address, 2), "little")
 
     def facts(self, name: str) -> object:

@@ -72,6 +72,14 @@ def _attachment_options(function: Callable[..., int]) -> Callable[..., int]:
     help="Let the guest read registers from memory, and the kernel take InterruptACK, without "
     "exits; auto does where KVM can.",
 )
+@click.option(
+    "--cpus",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="How many CPUs the guest has. The first boots, and the guest starts the others.",
+)
 @click.option("--append", default="", metavar="TEXT", help="More for the guest's command line.")
 @click.option(
     "--memory",
@@ -133,6 +141,7 @@ def command(
     accel: str,
     mode: str,
     exit_free: str,
+    cpus: int,
     append: str,
     memory: int,
     memory_path: Path | None,
@@ -178,6 +187,7 @@ def command(
                 ram,
                 accelerator,
                 console=output.write,
+                cpus=cpus,
                 ignore_unassigned=unassigned == "ignore",
                 exit_free=EXIT_FREE[exit_free],
             )
