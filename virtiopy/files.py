@@ -146,4 +146,7 @@ def _write_beside(path: Path, text: str) -> None:
 
 
 def _cannot(path: Path, what: str, error: OSError) -> ConfigError:
-    return ConfigError(f"{what} {path} cannot be written ({error.strerror}): name a file that can.")
+    return ConfigError(
+        f"{what} {path} cannot be written ({error.strerror}): "
+        "name a file in a folder that you can write to, on a disk with room."
+    )
