@@ -139,7 +139,7 @@ class Vm:
 
     def used(self, queue: int) -> int:
         """Return the used index of a virtqueue, 16 bits, whoever works it."""
-        address = self.slot.device.queues[queue].addresses.used_ring + 2
+        address = self.slot.device.queues[queue].areas.device + 2
         return int.from_bytes(self.machine.memory.read(address, 2), "little")
 
     def facts(self, name: str) -> object:
@@ -356,7 +356,7 @@ def send(machine: Machine, driver: MmioDriver, address: int, length: int) -> Non
     head = ring.place([Piece(0x1000, length)])
     ring.write_descriptor(head, address, length, 0, 0)
     ring.make_available(head)
-    notifiers = machine.net[0].transport.notifiers(TX)
+    notifiers = machine.net[0].transport.lifecycle.notifiers(TX)
     assert notifiers is not None
     os.eventfd_write(notifiers.kick, 1)
 

@@ -5,15 +5,17 @@ was negotiated, hands it the queues that the driver has set up, and calls it for
 device answers through the `DeviceHost` that it was attached to.
 """
 
+import enum
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar, Protocol, TypeAlias
 
 from virtiopy.errors import ConfigError
 from virtiopy.eventloop import EventLoop
 from virtiopy.spec import DeviceId
-from virtiopy.virtqueue.split import Chain, SplitQueue
+from virtiopy.virtqueue.queue import Chain, Virtqueue
 
 #: What a device tells of its state: a number, a word, or numbers by name.
 Fact = int | float | str | Mapping[str, int]
@@ -66,7 +68,7 @@ class Given:
     """
 
     ring: int
-    queue: SplitQueue
+    queue: Virtqueue
     kick: int
     call: int
 
@@ -112,7 +114,7 @@ class DeviceHost(Protocol):
     def memory(self) -> Memory:
         """The guest's memory."""
 
-    def used_buffer_notification(self, queue: SplitQueue) -> None:
+    def used_buffer_notification(self, queue: Virtqueue) -> None:
         """Tell the driver that buffers of `queue` were used (2.3)."""
 
     def config_changed(self, *, notify: bool = True) -> None:
@@ -128,6 +130,17 @@ class DeviceHost(Protocol):
         """Return the eventfds of queue `index`; None where its kicks are exits (trapped mode)."""
 
 
+@dataclass(slots=True, frozen=True)
+class SharedMemoryRegion:
+    """Memory of the host's that device and driver share (2.10).
+
+    `address` is where the guest finds it, guest physical; `length` is in bytes.
+    """
+
+    address: int
+    length: int
+
+
 class VirtioDevice:
     """A virtio device, worked by one thread at a time: whoever calls it holds `lock`.
 
@@ -136,6 +149,9 @@ class VirtioDevice:
     """
 
     device_id: ClassVar[DeviceId]
+
+    #: The device type's own feature bits, for their names; None for a type that has none.
+    feature_bits: ClassVar[type[enum.IntEnum] | None] = None
 
     #: The device type's own feature bits (a mask) that are offered.
     features: int = 0
@@ -147,6 +163,10 @@ class VirtioDevice:
     #: The largest size of each virtqueue: QueueSizeMax, a power of 2.
     queue_sizes: Sequence[int]
 
+    #: The shared memory regions of the device, by their ID (shmid): what they are for says its
+    #: section.
+    shared_memory: Mapping[int, SharedMemoryRegion] = MappingProxyType({})
+
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.host: DeviceHost
@@ -156,7 +176,7 @@ class VirtioDevice:
         #: loop's workers.
         self.may_block = True
         self.driver_features = 0
-        self.queues: dict[int, SplitQueue] = {}
+        self.queues: dict[int, Virtqueue] = {}
         #: Why its virtqueues are worked here, where another was to work them: see `hand_over`.
         self.refusal: str | None = None
 
@@ -193,6 +213,10 @@ class VirtioDevice:
         """Say whether this subset of the offered features is one that makes sense (2.2.2)."""
         return True
 
+    def objections(self, driver_features: int) -> Sequence[str]:
+        """Say, one clause each, why this subset does not make sense, where `accepts` says so."""
+        return ()
+
     def negotiated(self, driver_features: int) -> None:
         """Take the outcome: the driver set FEATURES_OK, and it was accepted (3.1.1)."""
         self.driver_features = driver_features
@@ -212,11 +236,11 @@ class VirtioDevice:
 
     # Life (2.1, 2.4, 2.6.1)
 
-    def activate(self, queues: Mapping[int, SplitQueue]) -> None:
+    def activate(self, queues: Mapping[int, Virtqueue]) -> None:
         """Start: the driver set DRIVER_OK, with these queues, by queue index."""
         self.queues = dict(queues)
 
-    def start_queue(self, index: int, queue: SplitQueue) -> None:
+    def start_queue(self, index: int, queue: Virtqueue) -> None:
         """Take a queue that the driver enables while the device runs."""
         self.queues[index] = queue
 
@@ -258,26 +282,26 @@ class VirtioDevice:
 
     # Operation
 
-    def handle(self, queue: SplitQueue) -> None:
+    def handle(self, queue: Virtqueue) -> None:
         """Serve every available buffer of `queue`; called for a kick. Raises QueueError.
 
         Devices that complete a buffer at once override `serve`, the others this.
         """
         while True:
-            queue.disable_notifications()
+            queue.disable_kicks()
             while chains := queue.pop_many():
                 queue.push_many([(chain, self.serve(queue, chain)) for chain in chains])
                 self.notify(queue)
             # Chains that pop_many rejected were used too.
             self.notify(queue)
-            if not queue.enable_notifications():
+            if not queue.enable_kicks():
                 return
 
-    def serve(self, queue: SplitQueue, chain: Chain) -> int:
+    def serve(self, queue: Virtqueue, chain: Chain) -> int:
         """Do what the buffer asks; return how many bytes were written to it, from its start."""
         raise NotImplementedError
 
-    def notify(self, queue: SplitQueue) -> None:
+    def notify(self, queue: Virtqueue) -> None:
         """Send a used buffer notification if the driver wants one (2.7.7)."""
         if queue.should_interrupt():
             self.host.used_buffer_notification(queue)

@@ -113,12 +113,12 @@ def all_descriptors(stage: Stage) -> None:
     stage.submit(stage.descriptors(stage.queue.free)[0])
 
 
-def in_part(part: str, flags: int) -> Callable[[Stage], None]:
+def in_area(area: str, flags: int) -> Callable[[Stage], None]:
     """Return what submits a buffer that is one of the queue's own parts."""
 
     def do(stage: Stage) -> None:
         [head] = stage.descriptors(1)
-        address = getattr(stage.queue.addresses, part)
+        address = getattr(stage.queue.areas, area)
         stage.queue.corrupt_descriptor(head, address, BUFFER, flags, 0)
         stage.submit(head)
 
@@ -167,10 +167,10 @@ CHAINS = (
     Act("buffers-overlap", "2.7.5", same_memory),
     Act("chain-in-flight-twice", "2.7.13", twice),
     Act("chain-of-all-descriptors", "2.7.5.3.1", all_descriptors),
-    Act("reads-the-descriptor-table", "2.7.5", in_part("descriptor_table", 0)),
-    Act("writes-the-descriptor-table", "2.7.5", in_part("descriptor_table", WRITE), ruinous=True),
-    Act("writes-the-available-ring", "2.7.6", in_part("available_ring", WRITE), ruinous=True),
-    Act("writes-the-used-ring", "2.7.8", in_part("used_ring", WRITE), ruinous=True),
+    Act("reads-the-descriptor-table", "2.7.5", in_area("descriptor", 0)),
+    Act("writes-the-descriptor-table", "2.7.5", in_area("descriptor", WRITE), ruinous=True),
+    Act("writes-the-available-ring", "2.7.6", in_area("driver", WRITE), ruinous=True),
+    Act("writes-the-used-ring", "2.7.8", in_area("device", WRITE), ruinous=True),
     Act("reads-the-rings", "2.7.5", one(0x1000, 0x1000), ruinous=True),
     Act("writes-all-memory", "2.7.5", one(0, HOLE, WRITE), ruinous=True),
 )

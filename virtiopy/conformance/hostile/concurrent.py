@@ -76,7 +76,7 @@ def addresses(stage: Stage, head: int, last: int) -> list[Entry]:
     """Change where the buffer is."""
     return [
         (address, BUFFER, NEXT, last)
-        for address in (stage.buffer(), HOLE, END, TOP - 16, stage.queue.addresses.used_ring)
+        for address in (stage.buffer(), HOLE, END, TOP - 16, stage.queue.areas.device)
     ]
 
 

@@ -85,9 +85,9 @@ def and_next(stage: Stage) -> None:
 def the_queues_own(stage: Stage) -> None:
     """Submit a reference to the queue's descriptor table, which refers to itself so."""
     [head] = stage.descriptors(1)
-    parts = stage.queue.addresses
+    parts = stage.queue.areas
     length = stage.queue.size * DESCRIPTOR_SIZE
-    stage.queue.corrupt_descriptor(head, parts.descriptor_table, length, INDIRECT, 0)
+    stage.queue.corrupt_descriptor(head, parts.descriptor, length, INDIRECT, 0)
     stage.submit(head)
 
 

@@ -8,7 +8,7 @@ from virtiopy.conformance.sessions.base import Session
 from virtiopy.conformance.sessions.memory import END, HOLE
 from virtiopy.spec import DeviceStatus
 from virtiopy.transport.registers import Register
-from virtiopy.virtqueue.split import QueueAddresses
+from virtiopy.virtqueue.queue import QueueAreas
 
 ACKNOWLEDGE, DRIVER = DeviceStatus.ACKNOWLEDGE, DeviceStatus.DRIVER
 FEATURES_OK, DRIVER_OK = DeviceStatus.FEATURES_OK, DeviceStatus.DRIVER_OK
@@ -167,22 +167,22 @@ class Rings:
     name: str
     section: str
     size: Callable[[int], int] = lambda most: min(most, 8)
-    parts: Callable[[QueueAddresses], QueueAddresses] = lambda parts: parts
+    parts: Callable[[QueueAreas], QueueAreas] = lambda parts: parts
 
 
-def table(change: Callable[[int], int]) -> Callable[[QueueAddresses], QueueAddresses]:
+def table(change: Callable[[int], int]) -> Callable[[QueueAreas], QueueAreas]:
     """Return what moves the descriptor table."""
-    return lambda p: QueueAddresses(change(p.descriptor_table), p.available_ring, p.used_ring)
+    return lambda p: QueueAreas(change(p.descriptor), p.driver, p.device)
 
 
-def available(change: Callable[[int], int]) -> Callable[[QueueAddresses], QueueAddresses]:
+def available(change: Callable[[int], int]) -> Callable[[QueueAreas], QueueAreas]:
     """Return what moves the available ring."""
-    return lambda p: QueueAddresses(p.descriptor_table, change(p.available_ring), p.used_ring)
+    return lambda p: QueueAreas(p.descriptor, change(p.driver), p.device)
 
 
-def used(change: Callable[[int], int]) -> Callable[[QueueAddresses], QueueAddresses]:
+def used(change: Callable[[int], int]) -> Callable[[QueueAreas], QueueAreas]:
     """Return what moves the used ring."""
-    return lambda p: QueueAddresses(p.descriptor_table, p.available_ring, change(p.used_ring))
+    return lambda p: QueueAreas(p.descriptor, p.driver, change(p.device))
 
 
 def to(address: int) -> Callable[[int], int]:
@@ -210,9 +210,9 @@ ALL_RINGS = (
     Rings("table-past-end", "2.7", parts=table(to(END - 16))),
     Rings("available-wraps-2-to-64", "2.7", parts=available(to((1 << 64) - 2))),
     Rings("used-at-the-top", "2.7", parts=used(to((1 << 64) - 4))),
-    Rings("parts-all-the-same", "2.7", parts=lambda p: QueueAddresses(*[p.descriptor_table] * 3)),
-    Rings("used-over-available", "2.7", parts=lambda p: used(to(p.available_ring & ~3))(p)),
-    Rings("available-over-table", "2.7", parts=lambda p: available(to(p.descriptor_table))(p)),
+    Rings("parts-all-the-same", "2.7", parts=lambda p: QueueAreas(*[p.descriptor] * 3)),
+    Rings("used-over-available", "2.7", parts=lambda p: used(to(p.driver & ~3))(p)),
+    Rings("available-over-table", "2.7", parts=lambda p: available(to(p.descriptor))(p)),
 )
 
 
@@ -224,7 +224,7 @@ def announce(rings: Rings, session: Session, driver: DeviceDriver, index: int) -
     queue.make_available(queue.place([session.room(64)]))
     most = session.queue_size_max(index)
     queue.size = rings.size(most)
-    queue.addresses = rings.parts(queue.addresses)
+    queue.areas = rings.parts(queue.areas)
     session.announce_queue(queue)
     # What it would do for a good request means nothing.
     del session.queues[index]

@@ -26,6 +26,7 @@ from virtiopy.spec import DeviceId, DeviceStatus, Feature, feature_mask, has_fea
 from virtiopy.transport.driver import MmioDriver
 from virtiopy.vhost.user.frontend import VhostUserFrontend
 from virtiopy.virtqueue.driver import Allocator, Piece, Used
+from virtiopy.virtqueue.queue import RING_FEATURES
 
 #: Entries of a queue, where a test does not say.
 QUEUE_SIZE = 64
@@ -34,14 +35,7 @@ QUEUE_SIZE = 64
 STALE = 0xEE
 
 #: The features that do not belong to a device type and that the suite's driver can work with.
-DRIVERS_FEATURES = feature_mask(
-    [
-        Feature.VIRTIO_F_VERSION_1,
-        Feature.VIRTIO_F_INDIRECT_DESC,
-        Feature.VIRTIO_F_EVENT_IDX,
-        Feature.VIRTIO_F_RING_RESET,
-    ]
-)
+DRIVERS_FEATURES = RING_FEATURES | feature_mask([Feature.VIRTIO_F_RING_RESET])
 
 #: A feature by its bit number or by the specification's name.
 FeatureLike = int | str

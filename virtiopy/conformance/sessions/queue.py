@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from virtiopy._native import lib
 from virtiopy.conformance.sessions.trace import Trace
 from virtiopy.memory import GuestMemory
+from virtiopy.virtqueue import layout
 from virtiopy.virtqueue.driver import Allocator, DriverQueue, Piece, Used
 from virtiopy.virtqueue.layout import (
     DESCRIPTOR_SIZE,
     INDEX_MODULUS,
     DescriptorFlag,
-    used_ring_size,
+    RingFormat,
 )
 
 
@@ -38,10 +39,10 @@ class SessionQueue(DriverQueue):
         self.strays: list[int] = []
         self._in_flight: Counter[int] = Counter()
         self._trace = trace
-        parts = self.addresses
+        areas = self.areas
         self._note(
-            f"{size} entries: descriptors at {parts.descriptor_table:#x}, "
-            f"available ring at {parts.available_ring:#x}, used ring at {parts.used_ring:#x}"
+            f"{size} entries: descriptors at {areas.descriptor:#x}, "
+            f"available ring at {areas.driver:#x}, used ring at {areas.device:#x}"
         )
 
     def _note(self, event: str) -> None:
@@ -96,22 +97,22 @@ class SessionQueue(DriverQueue):
 
     def corrupt_used_ring(self) -> None:
         """Write over the whole used ring (2.7.8), which is the device's."""
-        self.memory.write(self.addresses.used_ring, b"\xff" * (4 + 8 * self.size))
+        self.memory.write(self.areas.device, b"\xff" * (4 + 8 * self.size))
         self._note("used ring = ff ff ff ...")
 
     # Where a field is that another thread is to change
 
     def descriptor_address(self, index: int) -> int:
         """Return the guest physical address of an entry of the descriptor table."""
-        return self.addresses.descriptor_table + DESCRIPTOR_SIZE * index
+        return self.areas.descriptor + DESCRIPTOR_SIZE * index
 
     def next_entry_address(self) -> int:
         """Return the guest physical address of the available ring's next entry."""
-        return self.addresses.available_ring + 4 + 2 * (self.next_available % self.size)
+        return self.areas.driver + 4 + 2 * (self.next_available % self.size)
 
     def available_idx_address(self) -> int:
         """Return the guest physical address of the available ring's idx."""
-        return self.addresses.available_ring + 2
+        return self.areas.driver + 2
 
     def take_used(self) -> Used | None:
         """Take the next entry of the used ring and free its descriptors; None without one."""
@@ -131,7 +132,9 @@ class SessionQueue(DriverQueue):
 
     def used_part(self) -> bytes:
         """Return what is in the part of the queue that the device writes."""
-        return self.memory.read(self.addresses.used_ring, used_ring_size(self.size))
+        return self.memory.read(
+            self.areas.device, layout.areas(RingFormat.SPLIT, self.size).device.size
+        )
 
     @property
     def unused(self) -> int:

@@ -2,7 +2,7 @@
 
 import logging
 import select
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from enum import IntFlag
 from typing import ClassVar
@@ -15,7 +15,7 @@ from virtiopy.devices.base import (
     VirtioDevice,
 )
 from virtiopy.devices.net.control import MAC_SIZE, Control, ReceiveFilter, is_multicast
-from virtiopy.devices.net.features import NetFeature, Terms, requirements_met
+from virtiopy.devices.net.features import NetFeature, Terms, unmet_requirements
 from virtiopy.devices.net.handover import Handover
 from virtiopy.devices.net.link import FrameLink
 from virtiopy.devices.net.pair import Pair, redirect
@@ -23,7 +23,7 @@ from virtiopy.devices.net.path import NetCounters
 from virtiopy.errors import DriverError, VirtiopyError
 from virtiopy.eventloop import READABLE, WRITABLE, EventLoop, Watch
 from virtiopy.spec import DeviceId, feature_mask, has_feature
-from virtiopy.virtqueue.split import Chain, SplitQueue
+from virtiopy.virtqueue.queue import Chain, Virtqueue
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +59,7 @@ class Net(VirtioDevice):
     """
 
     device_id: ClassVar[DeviceId] = DeviceId.NETWORK
+    feature_bits = NetFeature
 
     #: VMMs keep controlq for themselves.
     vmm_features = feature_mask([NetFeature.VIRTIO_NET_F_CTRL_VQ])
@@ -100,7 +101,11 @@ class Net(VirtioDevice):
 
     def accepts(self, driver_features: int) -> bool:
         """Check what features require of each other (5.1.3.1)."""
-        return requirements_met(driver_features)
+        return not unmet_requirements(driver_features)
+
+    def objections(self, driver_features: int) -> Sequence[str]:
+        """Say what is missing (5.1.3.1)."""
+        return unmet_requirements(driver_features)
 
     def negotiated(self, driver_features: int) -> None:
         """Agree with driver and link on what may be in frames."""
@@ -174,7 +179,7 @@ class Net(VirtioDevice):
                 self._callback(self._transmit, pair), f"{self.link.name} send"
             )
 
-    def activate(self, queues: Mapping[int, SplitQueue]) -> None:
+    def activate(self, queues: Mapping[int, Virtqueue]) -> None:
         """Start; only the first pair is used until the driver asks for more (5.1.9.5.6.2)."""
         super().activate(queues)
         self.refusal = None
@@ -187,7 +192,7 @@ class Net(VirtioDevice):
             # Buffers may be there already, from before DRIVER_OK, when no kick may come.
             self._guarded(self._receive, pair)
 
-    def start_queue(self, index: int, queue: SplitQueue) -> None:
+    def start_queue(self, index: int, queue: Virtqueue) -> None:
         """Take a queue that the driver enables while the device runs."""
         super().start_queue(index, queue)
         if pair := self._pair_of(index):
@@ -349,7 +354,7 @@ class Net(VirtioDevice):
 
     # Operation (5.1.9)
 
-    def handle(self, queue: SplitQueue) -> None:
+    def handle(self, queue: Virtqueue) -> None:
         """Serve a kick. Raises QueueError."""
         pair = self._pair_of(queue.index)
         try:
@@ -366,7 +371,7 @@ class Net(VirtioDevice):
             self._stop()
             raise
 
-    def serve(self, queue: SplitQueue, chain: Chain) -> int:
+    def serve(self, queue: Virtqueue, chain: Chain) -> int:
         """Serve a control command (5.1.9.5)."""
         return self.control.serve(chain)
 

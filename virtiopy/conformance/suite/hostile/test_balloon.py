@@ -15,13 +15,13 @@ MAX_PFN = 0xFFFF_FFFF
 
 def own_rings(stage: Stage) -> None:
     """Put every page into the balloon that the queue is in, and what tells it."""
-    first = stage.queue.addresses.descriptor_table // PAGE
+    first = stage.queue.areas.descriptor // PAGE
     chain(pfns(range(first, first + 8)))(stage)
 
 
 def reported_rings(stage: Stage) -> None:
     """Report the queue's own pages as free."""
-    page = stage.queue.addresses.descriptor_table // PAGE * PAGE
+    page = stage.queue.areas.descriptor // PAGE * PAGE
     chain(Piece(page, 4 * PAGE, writable=True))(stage)
 
 
