@@ -27,6 +27,7 @@ WALKS_COUNT = 25
 
 TARGET = pytest.StashKey[Target]()
 PATIENCE_KEY = pytest.StashKey[float]()
+THOROUGH = pytest.StashKey[float]()
 TRACE = pytest.StashKey[Trace]()
 JUDGE = pytest.StashKey[Judge]()
 RESULTS = pytest.StashKey[Results]()
@@ -54,7 +55,8 @@ def pytest_configure(config: pytest.Config) -> None:
     option = config.getoption
     config.stash[RESULTS] = Results()
     try:
-        config.stash[PATIENCE_KEY] = _seconds(option("virtio_patience"))
+        config.stash[PATIENCE_KEY] = _seconds("patience", option("virtio_patience"), PATIENCE)
+        config.stash[THOROUGH] = _seconds("thorough", option("virtio_thorough"), 0)
         config.stash[REPORTS] = [reports.check_path(text) for text in option("virtio_report")]
         config.stash[WALKS] = _walks(option("virtio_walks"), option("virtio_replay"))
         if option("virtio_target") or option("virtio_spawn"):
@@ -63,13 +65,15 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(str(error)) from error
 
 
-def _seconds(text: str | None) -> float:
+def _seconds(name: str, text: str | None, default: float) -> float:
+    if text is None:
+        return default
     try:
-        seconds = float(text) if text is not None else PATIENCE
+        seconds = float(text)
     except ValueError:
         seconds = 0
     if not seconds > 0:
-        raise ConfigError(f"--virtio-patience {text}: give a number of seconds above 0.")
+        raise ConfigError(f"--virtio-{name} {text}: give a number of seconds above 0.")
     return seconds
 
 
@@ -230,7 +234,7 @@ def pytest_runtest_makereport(
         failure=failure,
         remarks=_remarks(item),
     )
-    results.add(result)
+    result = results.add(result)
     if failure is not None:
         _weigh(item, report, result)
     return report

@@ -5,7 +5,15 @@ from typing import cast
 
 import pytest
 
-from virtiopy.conformance.collection import JUDGE, PATIENCE_KEY, RESULTS, SESSION, TRACE, target_of
+from virtiopy.conformance.collection import (
+    JUDGE,
+    PATIENCE_KEY,
+    RESULTS,
+    SESSION,
+    THOROUGH,
+    TRACE,
+    target_of,
+)
 from virtiopy.conformance.drivers import driver_of
 from virtiopy.conformance.drivers.balloon import BalloonDriver
 from virtiopy.conformance.drivers.base import DeviceDriver
@@ -13,6 +21,7 @@ from virtiopy.conformance.drivers.blk import BlkDriver
 from virtiopy.conformance.drivers.console import ConsoleDriver
 from virtiopy.conformance.drivers.net import NetDriver
 from virtiopy.conformance.drivers.rng import RngDriver
+from virtiopy.conformance.effort import Effort
 from virtiopy.conformance.problems import NotApplicableError
 from virtiopy.conformance.report.results import Subject
 from virtiopy.conformance.report.verdict import Judge
@@ -110,6 +119,12 @@ def vhost_user(session: Session, driver: DeviceDriver) -> VhostUserSession:
     if not isinstance(session, VhostUserSession):
         raise NotApplicableError(f"a device over {session.transport} is no vhost-user backend")
     return session
+
+
+@pytest.fixture
+def effort(request: pytest.FixtureRequest, session: Session) -> Effort:
+    """Give how much random work there is to do."""
+    return Effort(session.trace, request.config.stash[THOROUGH])
 
 
 @pytest.fixture

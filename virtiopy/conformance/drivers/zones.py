@@ -9,6 +9,7 @@ from virtiopy.conformance.drivers.blk import (
     Answer,
     BlkDriver,
     Field,
+    Status,
     Type,
     Zoned,
     pattern,
@@ -203,6 +204,7 @@ class Zones:
             if field is Field.max_open_zones:
                 self.manage("OPEN", zone.start)
             else:
-                assert self.write(zone.start, self.granule) == 0
+                status = self.write(zone.start, self.granule)
+                assert status == Status.OK, f"a write to an empty zone has status {status}"
                 self.manage("CLOSE", zone.start)
         return other

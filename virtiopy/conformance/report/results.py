@@ -140,11 +140,15 @@ class Results:
         """Return the results of one target."""
         return [result for result in self if result.target == target]
 
-    def add(self, result: Result) -> None:
-        """Add a phase of a test: a setup that passes gives way to the call, and so on."""
+    def add(self, result: Result) -> Result:
+        """Add a phase of a test: a setup that passes gives way to the call, and so on.
+
+        Returns what the test came to so far.
+        """
         key = result.target, result.test
         before = self._results.get(key)
         if before is not None:
             last = result if before.outcome is Outcome.PASSED else before
             result = replace(last, seconds=before.seconds + result.seconds)
         self._results[key] = result
+        return result

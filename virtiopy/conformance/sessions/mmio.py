@@ -246,11 +246,15 @@ class MmioSession(Session):
         """Reset, and ask for just these feature bits; say whether the device takes them."""
         driver = self._driver
         self.reset()
-        driver.set_status(DeviceStatus.ACKNOWLEDGE)
-        driver.set_status(DeviceStatus.DRIVER)
-        self._cpu.run(lambda: self._write_features(features))
-        driver.set_status(DeviceStatus.FEATURES_OK)
-        if not driver.status & DeviceStatus.FEATURES_OK:
+
+        def ask() -> bool:
+            driver.set_status(DeviceStatus.ACKNOWLEDGE)
+            driver.set_status(DeviceStatus.DRIVER)
+            self._write_features(features)
+            driver.set_status(DeviceStatus.FEATURES_OK)
+            return bool(driver.status & DeviceStatus.FEATURES_OK)
+
+        if not self._cpu.run(ask):
             return False
         self.features = driver.features = features
         return True
@@ -277,7 +281,7 @@ class MmioSession(Session):
 
     def driver_ok(self) -> None:
         """Set DRIVER_OK."""
-        self._driver.set_status(DeviceStatus.DRIVER_OK)
+        self._cpu.run(lambda: self._driver.set_status(DeviceStatus.DRIVER_OK))
 
     def require_status(self) -> None:
         """Do nothing: the driver writes Status."""
@@ -364,7 +368,9 @@ class MmioSession(Session):
             )
             return data if driver.read(Register.ConfigGeneration) == generation else None
 
-        return self.wait("a ConfigGeneration that stays", attempt) if size else b""
+        if not size:
+            return b""
+        return self.wait("a ConfigGeneration that stays", lambda: self._cpu.run(attempt))
 
     def write_config(self, offset: int, data: bytes) -> None:
         """Write a field of the configuration space, each part aligned as it can be."""

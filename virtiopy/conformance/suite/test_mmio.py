@@ -2,8 +2,9 @@
 
 import pytest
 
+from virtiopy.conformance.checks import same
 from virtiopy.conformance.drivers.base import DeviceDriver
-from virtiopy.conformance.problems import NotApplicableError
+from virtiopy.conformance.problems import NotApplicableError, about
 from virtiopy.conformance.sessions.base import Session
 from virtiopy.conformance.targets.hosts import BalloonHost, ConsoleHost, NetHost
 from virtiopy.spec import DeviceStatus
@@ -15,12 +16,12 @@ RING_RESET = "VIRTIO_F_RING_RESET"
 
 @pytest.mark.clause("4.2.2.1:1")
 def test_magic_value(registers: MmioDriver) -> None:
-    assert registers.read(Register.MagicValue) == 0x74726976
+    same(registers.read(Register.MagicValue), 0x74726976, "MagicValue")
 
 
 @pytest.mark.clause("4.2.2.1:2")
 def test_version_is_2(registers: MmioDriver) -> None:
-    assert registers.read(Register.Version) == 2
+    same(registers.read(Register.Version), 2, "Version")
 
 
 @pytest.mark.clause("4.2.2.1:3")
@@ -31,9 +32,11 @@ def test_the_bit_of_a_used_buffer_stays_set_until_it_is_acknowledged(
     driver.good()
     session.wait("InterruptStatus", lambda: registers.read(Register.InterruptStatus))
     for _ in range(3):
-        assert registers.read(Register.InterruptStatus) & Interrupt.USED_BUFFER
+        status = registers.read(Register.InterruptStatus)
+        assert status & Interrupt.USED_BUFFER, f"InterruptStatus is {status:#x}, unacknowledged"
     registers.write(Register.InterruptACK, Interrupt.USED_BUFFER)
-    assert not registers.read(Register.InterruptStatus) & Interrupt.USED_BUFFER
+    status = registers.read(Register.InterruptStatus)
+    assert not status & Interrupt.USED_BUFFER, f"InterruptStatus is {status:#x}, acknowledged"
 
 
 @pytest.mark.clause("4.2.2.1:4")
@@ -68,8 +71,11 @@ def test_a_configuration_change_moves_config_generation_and_is_notified(
     before = registers.read(Register.ConfigGeneration)
     change_configuration(session)
     session.wait("a configuration change notification", session.take_config_change)
-    assert registers.read(Register.ConfigGeneration) != before
-    assert not registers.read(Register.InterruptStatus) & Interrupt.CONFIG_CHANGE
+    with about("4.2.2.1:6"):
+        moved = registers.read(Register.ConfigGeneration) != before
+        assert moved, "ConfigGeneration is what it was before the change"
+    status = registers.read(Register.InterruptStatus)
+    assert not status & Interrupt.CONFIG_CHANGE, f"InterruptStatus is {status:#x}, acknowledged"
 
 
 @pytest.mark.clause("4.2.2.1:5")
@@ -81,7 +87,7 @@ def test_a_reset_clears_interrupt_status_and_every_queue_ready(
     session.wait("InterruptStatus", lambda: registers.read(Register.InterruptStatus))
     count = session.queue_count
     session.reset()
-    assert registers.read(Register.InterruptStatus) == 0
+    same(registers.read(Register.InterruptStatus), 0, "InterruptStatus")
     for index in range(count):
         registers.write(Register.QueueSel, index)
         assert registers.read(Register.QueueReady) == 0, f"queue {index}"
@@ -119,7 +125,7 @@ def test_queue_reset_reads_0_after_a_device_reset(
     session.reset()
     for index in range(session.queue_count):
         registers.write(Register.QueueSel, index)
-        assert registers.read(Register.QueueReset) == 0
+        same(registers.read(Register.QueueReset), 0, f"QueueReset of queue {index}")
 
 
 @pytest.mark.clause("4.2.2.1:9")
@@ -130,7 +136,7 @@ def test_queue_reset_reads_0_after_the_queue_is_enabled(
     driver.start()
     for index in session.queues:
         registers.write(Register.QueueSel, index)
-        assert registers.read(Register.QueueReset) == 0
+        same(registers.read(Register.QueueReset), 0, f"QueueReset of queue {index}")
 
 
 @pytest.mark.clause("4.2.2.1:10", "4.2.2.1:11", "4.2.2.1:12")
@@ -145,10 +151,12 @@ def test_writing_1_to_queue_reset_resets_the_queue(
 
     def done() -> bool:
         reading = registers.read(Register.QueueReset)
-        assert reading in {0, 1}, f"QueueReset reads as {reading}"
+        with about("4.2.2.1:11"):
+            assert reading in {0, 1}, f"QueueReset reads as {reading}"
         return reading == 0
 
     session.wait("the end of the queue's reset", done)
-    assert registers.read(Register.QueueReady) == 0
+    with about("4.2.2.1:12"):
+        same(registers.read(Register.QueueReady), 0, "QueueReady")
     session.set_up_queue(driver.main_queue)
     driver.good()

@@ -2,8 +2,8 @@
 
 import pytest
 
+from virtiopy.conformance.checks import same
 from virtiopy.conformance.drivers.balloon import BalloonDriver
-from virtiopy.conformance.report.difference import difference
 from virtiopy.conformance.sessions.base import Session
 
 MUST_TELL_HOST = "VIRTIO_BALLOON_F_MUST_TELL_HOST"
@@ -30,7 +30,7 @@ def test_pages_that_were_not_named_keep_what_is_in_them(balloon: BalloonDriver) 
     balloon.inflate(second)
     balloon.deflate(second)
     for pfn, content in zip((first, third), before, strict=True):
-        assert not difference(balloon.page(pfn), content)
+        same(balloon.page(pfn), content, f"page {pfn}")
 
 
 def accepts_driver_that_does_not_tell(session: Session) -> bool:
@@ -52,7 +52,7 @@ def test_a_page_is_left_alone_from_the_end_of_its_inflation_on(
     session.never("a page of the guest's was changed", lambda: balloon.page(pfn) != content)
     balloon.deflate(pfn)
     balloon.good()
-    assert not difference(balloon.page(pfn), content)
+    same(balloon.page(pfn), content, f"page {pfn}")
 
 
 @pytest.mark.clause("5.5.6.2:1")
@@ -68,7 +68,7 @@ def test_a_page_in_use_again_is_left_alone_when_its_neighbours_go_into_the_ballo
     content = balloon.fill(used, 0x1234_5678)
     for start in range(0, len(pages), 64):
         balloon.inflate(*(pfn for pfn in pages[start : start + 64] if pfn != used))
-    assert not difference(balloon.page(used), content)
+    same(balloon.page(used), content, f"page {used}")
 
 
 @pytest.mark.clause("5.5.6.2:2")
@@ -83,7 +83,7 @@ def test_a_page_is_left_alone_from_the_end_of_its_deflation_on(
     content = balloon.fill(pfn, 0x1234_5678)
     session.never("a page of the guest's was changed", lambda: balloon.page(pfn) != content)
     balloon.good()
-    assert not difference(balloon.page(pfn), content)
+    same(balloon.page(pfn), content, f"page {pfn}")
 
 
 @pytest.mark.clause("5.5.6.2:2")
@@ -99,4 +99,4 @@ def test_a_deflated_page_is_left_alone_when_its_neighbours_go_into_the_balloon(
     content = balloon.fill(used, 0x1234_5678)
     for start in range(0, len(pages), 64):
         balloon.inflate(*(pfn for pfn in pages[start : start + 64] if pfn != used))
-    assert not difference(balloon.page(used), content)
+    same(balloon.page(used), content, f"page {used}")

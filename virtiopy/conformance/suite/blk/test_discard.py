@@ -11,12 +11,18 @@ from virtiopy.conformance.drivers.blk import (
     pattern,
     segment,
 )
+from virtiopy.conformance.effort import Effort
+from virtiopy.conformance.models.disk import ZEROES
+from virtiopy.conformance.models.diskwork import DATA, DataError, DiskWork, take
+from virtiopy.conformance.problems import BrokenError
 from virtiopy.conformance.report.difference import difference
 from virtiopy.conformance.sessions.base import Session
 
 DISCARD = "VIRTIO_BLK_F_DISCARD"
 WRITE_ZEROES = "VIRTIO_BLK_F_WRITE_ZEROES"
 SECURE_ERASE = "VIRTIO_BLK_F_SECURE_ERASE"
+
+writable = pytest.mark.unless_feature("VIRTIO_BLK_F_RO", "VIRTIO_BLK_F_ZONED")
 
 #: The commands, each with the field that says how many segments one may have.
 COMMANDS = [
@@ -73,15 +79,62 @@ def test_a_discard_with_the_unmap_flag_is_unsupported(blk: BlkDriver) -> None:
     blk.do(blk.request(Type.DISCARD, data=data, status=Status.UNSUPP))
 
 
+# They are carried out (5.2.3)
+
+
+@pytest.mark.clause("5.2.3:2")
+@pytest.mark.feature(DISCARD)
+@writable
+def test_discards_within_the_limits_are_carried_out(blk: BlkDriver) -> None:
+    blk.start()
+    unit = blk.discard_unit
+    blk.need(unit)
+    most = min(blk.field(Field.max_discard_sectors), blk.capacity) // unit * unit
+    lengths = {unit, 2 * unit, most} if most >= 2 * unit else {unit}
+    for sectors in sorted(lengths):
+        last = (blk.capacity - sectors) // unit * unit
+        for sector in sorted({0, last}):
+            blk.do(blk.request(Type.DISCARD, data=segment(sector, sectors)))
+    segments = min(blk.field(Field.max_discard_seg), blk.capacity // unit, 16)
+    data = b"".join(segment(number * unit, unit) for number in range(segments))
+    blk.do(blk.request(Type.DISCARD, data=data))
+
+
+@pytest.mark.clause("5.2.3:3")
+@pytest.mark.feature(WRITE_ZEROES)
+@writable
+@pytest.mark.parametrize("flags", [0, UNMAP], ids=["without unmap", "with unmap"])
+def test_write_zeroes_within_the_limits_are_carried_out(blk: BlkDriver, flags: int) -> None:
+    blk.start()
+    block = blk.block
+    blk.need(block)
+    most = min(blk.field(Field.max_write_zeroes_sectors), blk.capacity) // block * block
+    for sectors in sorted({block, min(most, 2 * block), most}):
+        last = (blk.capacity - sectors) // block * block
+        for sector in sorted({0, last}):
+            blk.do(blk.request(Type.WRITE_ZEROES, data=segment(sector, sectors, flags)))
+    segments = min(blk.field(Field.max_write_zeroes_seg), blk.capacity // block, 16)
+    data = b"".join(segment(number * block, block, flags) for number in range(segments))
+    blk.do(blk.request(Type.WRITE_ZEROES, data=data))
+
+
 # What becomes of the sectors
 
 
 def filled(blk: BlkDriver, sectors: int) -> bytes:
-    """Write a pattern over the first sectors of the disk, and return it."""
+    """Write a pattern over the first sectors of the disk, see it there, and return it."""
     blk.need(sectors)
     content = pattern(sectors)
     blk.write(0, content)
+    if wrong := difference(blk.read(0, sectors), content):
+        raise BrokenError(f"what was written is not read: {wrong}", DATA)
     return content
+
+
+def same(found: bytes, expected: bytes, what: str) -> None:
+    """See that sectors hold what they have to."""
+    wrong = difference(found, expected)
+    assert not wrong, f"{what}: {wrong}"
 
 
 @pytest.mark.clause("5.2.6.2:7")
@@ -93,8 +146,8 @@ def test_a_discard_leaves_the_sectors_around_it_alone(blk: BlkDriver) -> None:
     before = filled(blk, 3 * unit)
     blk.do(blk.request(Type.DISCARD, data=segment(unit, unit)))
     after = blk.read(0, 3 * unit)
-    assert not difference(after[:size], before[:size])
-    assert not difference(after[2 * size :], before[2 * size :])
+    same(after[:size], before[:size], "the sectors before are changed")
+    same(after[2 * size :], before[2 * size :], "the sectors behind are changed")
 
 
 @pytest.mark.clause("5.2.6.2:7")
@@ -107,8 +160,8 @@ def test_a_discard_of_a_single_block_leaves_the_blocks_around_it_alone(blk: BlkD
     # It may be refused, where discard_sector_alignment is more.
     blk.ask(blk.request(Type.DISCARD, data=segment(block, block), status=None))
     after = blk.read(0, 3 * block)
-    assert not difference(after[:size], before[:size])
-    assert not difference(after[2 * size :], before[2 * size :])
+    same(after[:size], before[:size], "the sectors before are changed")
+    same(after[2 * size :], before[2 * size :], "the sectors behind are changed")
 
 
 @pytest.mark.clause("5.2.6.2:9")
@@ -123,7 +176,7 @@ def test_after_write_zeroes_the_sectors_read_as_zeroes(
     blk.need_at_least(Field.max_write_zeroes_sectors, sectors)
     filled(blk, sectors + blk.block)
     blk.do(blk.request(Type.WRITE_ZEROES, data=segment(blk.block, sectors, flags)))
-    assert not difference(blk.read(blk.block, sectors), bytes(512 * sectors))
+    same(blk.read(blk.block, sectors), bytes(512 * sectors), "no zeroes")
 
 
 @pytest.mark.clause("5.2.6.2:9")
@@ -136,7 +189,7 @@ def test_write_zeroes_zeroes_every_segment(blk: BlkDriver) -> None:
     data = segment(3 * block, block) + segment(block, block, UNMAP)
     blk.do(blk.request(Type.WRITE_ZEROES, data=data))
     for sector in (block, 3 * block):
-        assert not difference(blk.read(sector, block), bytes(512 * block))
+        same(blk.read(sector, block), bytes(512 * block), f"no zeroes from sector {sector} on")
 
 
 @pytest.mark.clause("5.2.6.2:9")
@@ -148,11 +201,11 @@ def test_write_zeroes_of_as_much_as_the_device_takes_at_once(blk: BlkDriver) -> 
     filled(blk, block)
     blk.write(sectors - block, pattern(block))
     blk.do(blk.request(Type.WRITE_ZEROES, data=segment(0, sectors)))
-    assert not difference(blk.read(0, block), bytes(512 * block))
-    assert not difference(blk.read(sectors - block, block), bytes(512 * block))
+    for sector in (0, sectors - block):
+        same(blk.read(sector, block), bytes(512 * block), f"no zeroes from sector {sector} on")
 
 
-@pytest.mark.clause("5.2.6.2:8", "5.2.6.2:9")
+@pytest.mark.clause("5.2.6.2:8")
 @pytest.mark.feature(WRITE_ZEROES)
 @pytest.mark.parametrize("flags", [0, UNMAP], ids=["without unmap", "with unmap"])
 def test_write_zeroes_leaves_the_sectors_around_it_alone(blk: BlkDriver, flags: int) -> None:
@@ -162,8 +215,96 @@ def test_write_zeroes_leaves_the_sectors_around_it_alone(blk: BlkDriver, flags: 
     before = filled(blk, 3 * block)
     blk.do(blk.request(Type.WRITE_ZEROES, data=segment(block, block, flags)))
     after = blk.read(0, 3 * block)
-    assert not difference(after[:size], before[:size])
-    assert not difference(after[2 * size :], before[2 * size :])
+    same(after[:size], before[:size], "the sectors before are changed")
+    same(after[2 * size :], before[2 * size :], "the sectors behind are changed")
+
+
+# Among reads and writes, at random
+
+
+def work_with(blk: BlkDriver, effort: Effort, kind: str) -> None:
+    """Write, read, and do what `kind` says, all of it held against a model of the disk."""
+    try:
+        do_work_with(blk, effort, kind)
+    except DataError as error:
+        if kind == "discard":
+            raise
+        # A sector of the segment, or one beside it.
+        clause = "5.2.6.2:9" if error.wanted == ZEROES else "5.2.6.2:8"
+        raise BrokenError(str(error), clause) from error
+
+
+def do_work_with(blk: BlkDriver, effort: Effort, kind: str) -> None:
+    blk.start()
+    work = DiskWork(blk)
+    unit = blk.discard_unit if kind == "discard" else blk.block
+    blk.need(8 * unit)
+    most = range(min(256 * unit, blk.capacity) // unit * unit)
+    field = Field.max_discard_sectors if kind == "discard" else Field.max_write_zeroes_sectors
+    longest = blk.field(field)
+    kinds = ("write", "read", kind)
+    for random in effort.rounds():
+        batches = work.random(random, area=most, kinds=kinds, unit=unit, longest=longest)
+        for batch in take(batches, 120):
+            work.do(*batch)
+    work.check(0, most.stop)
+
+
+@pytest.mark.clause("5.2.6.2:7")
+@pytest.mark.feature(DISCARD)
+@writable
+def test_discards_among_reads_and_writes_change_no_sector_but_theirs(
+    blk: BlkDriver, effort: Effort
+) -> None:
+    work_with(blk, effort, "discard")
+
+
+@pytest.mark.clause("5.2.6.2:9")
+@pytest.mark.feature(WRITE_ZEROES)
+@writable
+def test_write_zeroes_among_reads_and_writes_zero_their_sectors(
+    blk: BlkDriver, effort: Effort
+) -> None:
+    work_with(blk, effort, "zeroes")
+
+
+@pytest.mark.clause("5.2.6.2:8")
+@pytest.mark.feature(WRITE_ZEROES)
+@writable
+def test_write_zeroes_with_unmap_among_reads_and_writes_change_no_sector_but_theirs(
+    blk: BlkDriver, effort: Effort
+) -> None:
+    work_with(blk, effort, "unmap")
+
+
+@pytest.mark.clause("5.2.6:2")
+@writable
+@pytest.mark.parametrize(("command", "most"), COMMANDS)
+def test_a_command_that_reaches_beyond_the_end_is_an_error(
+    blk: BlkDriver, command: Type, most: Field
+) -> None:
+    blk.start()
+    unit = blk.discard_unit
+    blk.need(4 * unit)
+    before = filled(blk, 4 * unit)
+    end = blk.capacity // unit * unit
+    for sector, sectors in (
+        (end, unit),
+        (end - unit, 2 * unit),
+        ((1 << 32) // unit * unit, unit),
+        ((1 << 55) // unit * unit, unit),
+        (((1 << 64) - 1) // unit * unit, unit),
+        ((1 << 64) - unit, 2 * unit),
+    ):
+        if sector + sectors <= blk.capacity:
+            continue
+        data = segment(sector, sectors)
+        answer = blk.ask(blk.request(command, data=data, status=None))
+        assert answer.status != Status.OK, (
+            f"{command.name} of {sectors} sectors from {sector} on was OK, on a disk of "
+            f"{blk.capacity}"
+        )
+        same(blk.read(0, 4 * unit), before, f"{command.name} beyond the end changed the disk")
 
 
 # write_zeroes_may_unmap
@@ -179,4 +320,8 @@ def test_write_zeroes_gives_storage_up_just_where_write_zeroes_may_unmap_says_so
     sectors = min(blk.field(Field.max_write_zeroes_sectors), blk.capacity)
     before = disk.allocated
     blk.do(blk.request(Type.WRITE_ZEROES, data=segment(0, sectors, UNMAP)))
-    assert (disk.allocated < before) == bool(blk.field(Field.write_zeroes_may_unmap))
+    gives_up = disk.allocated < before
+    says = blk.field(Field.write_zeroes_may_unmap)
+    assert gives_up == bool(says), (
+        f"write_zeroes_may_unmap is {says}, and storage was {'' if gives_up else 'not '}given up"
+    )

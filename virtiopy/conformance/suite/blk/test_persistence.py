@@ -2,8 +2,8 @@
 
 import pytest
 
+from virtiopy.conformance.checks import same
 from virtiopy.conformance.drivers.blk import BlkDriver, Field, Type, pattern
-from virtiopy.conformance.report.difference import difference
 
 FLUSH = "VIRTIO_BLK_F_FLUSH"
 CONFIG_WCE = "VIRTIO_BLK_F_CONFIG_WCE"
@@ -32,8 +32,9 @@ def test_a_flush_makes_completed_writes_stable(blk: BlkDriver) -> None:
     blk.write(0, pattern(block))
     blk.write(2 * block, pattern(block, seed=2))
     blk.flush()
-    assert not difference(disk.after_crash(0, block), pattern(block))
-    assert not difference(disk.after_crash(2 * block, block), pattern(block, seed=2))
+    same(disk.after_crash(0, block), pattern(block), "after a crash, behind the flush")
+    after = disk.after_crash(2 * block, block)
+    same(after, pattern(block, seed=2), "after a crash, behind the flush")
 
 
 @pytest.mark.clause("5.2.6.2:13")
@@ -41,7 +42,7 @@ def test_a_flush_makes_completed_writes_stable(blk: BlkDriver) -> None:
 @pytest.mark.unless_feature(RO)
 def test_each_write_is_stable_for_a_driver_without_flush_and_config_wce(blk: BlkDriver) -> None:
     blk.start(without=[FLUSH, CONFIG_WCE])
-    assert write_survives(blk)
+    assert write_survives(blk), "a write that was completed is lost by a crash"
 
 
 @pytest.mark.clause("5.2.6.2:13")
@@ -51,8 +52,8 @@ def test_each_write_is_stable_for_a_driver_without_flush_and_config_wce(blk: Blk
 def test_each_write_is_stable_while_writeback_is_0(blk: BlkDriver, without: list[str]) -> None:
     blk.start(without=without)
     blk.set_writeback(on=False)
-    assert blk.field(Field.writeback) == 0
-    assert write_survives(blk)
+    same(blk.field(Field.writeback), 0, "writeback")
+    assert write_survives(blk), "a write that was completed is lost by a crash"
 
 
 @pytest.mark.clause("5.2.6.2:13")
@@ -63,7 +64,7 @@ def test_each_write_is_stable_again_when_writeback_is_set_to_1_and_to_0(blk: Blk
     blk.set_writeback(on=True)
     blk.write(0, pattern(blk.block))
     blk.set_writeback(on=False)
-    assert write_survives(blk)
+    assert write_survives(blk), "a write that was completed is lost by a crash"
 
 
 @pytest.mark.clause("5.2.6.2:13")
@@ -71,7 +72,7 @@ def test_each_write_is_stable_again_when_writeback_is_set_to_1_and_to_0(blk: Blk
 @pytest.mark.unless_feature(RO)
 def test_each_write_is_stable_where_writeback_starts_as_0(blk: BlkDriver) -> None:
     blk.start(without=[FLUSH])
-    assert write_survives(blk)
+    assert write_survives(blk), "a write that was completed is lost by a crash"
 
 
 # Lifetime
@@ -87,7 +88,7 @@ def lifetime(blk: BlkDriver) -> list[int]:
 @pytest.mark.feature(LIFETIME)
 def test_a_device_with_lifetime_metrics_tells_at_least_one(blk: BlkDriver) -> None:
     blk.start()
-    assert any(lifetime(blk))
+    assert any(lifetime(blk)), "every lifetime metric is 0, which is undefined"
 
 
 @pytest.mark.clause("5.2.6.2:17")
@@ -95,5 +96,5 @@ def test_a_device_with_lifetime_metrics_tells_at_least_one(blk: BlkDriver) -> No
 def test_no_lifetime_metric_has_a_reserved_value(blk: BlkDriver) -> None:
     blk.start()
     pre_eol_info, *estimates = lifetime(blk)
-    assert pre_eol_info <= PRE_EOL_INFO_URGENT
-    assert max(estimates) <= LIFETIME_EXCEEDED
+    assert pre_eol_info <= PRE_EOL_INFO_URGENT, f"pre_eol_info is {pre_eol_info}"
+    assert max(estimates) <= LIFETIME_EXCEEDED, f"the lifetime estimates are {estimates}"

@@ -2,6 +2,7 @@
 
 import pytest
 
+from virtiopy.conformance.checks import same
 from virtiopy.conformance.drivers.console import ConsoleDriver, Event
 from virtiopy.conformance.problems import NotApplicableError
 from virtiopy.conformance.sessions.base import Session
@@ -57,10 +58,10 @@ def test_the_lower_byte_of_an_emergency_write_comes_out(
     terminal = console.terminal()
     for value in (b"A", b"B", b"\n"):
         emergency_write(session, 0x123400 | value[0])
-        assert terminal.printed(value, seconds=session.patience) == value
+        same(terminal.printed(value, seconds=session.patience), value, "what came out")
     console.start()
     emergency_write(session, ord("C"))
-    assert terminal.printed(b"C", seconds=session.patience) == b"C"
+    same(terminal.printed(b"C", seconds=session.patience), b"C", "what came out")
 
 
 # Ports (5.3.6.2.1)

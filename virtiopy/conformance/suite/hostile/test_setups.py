@@ -49,7 +49,8 @@ def test_reads_of_any_width_anywhere(
 ) -> None:
     def act() -> None:
         for offset in [*range(Register.Config + CONFIG_END), REGISTER_RANGE - width]:
-            assert len(registers.registers.read(offset, width)) == width
+            length = len(registers.registers.read(offset, width))
+            assert length == width, f"a read of {width} bytes gave {length}"
 
     judge.check(act)
 

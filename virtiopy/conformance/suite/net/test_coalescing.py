@@ -2,6 +2,7 @@
 
 import pytest
 
+from virtiopy.conformance.checks import same
 from virtiopy.conformance.drivers.base import Request
 from virtiopy.conformance.drivers.net import RECEIVEQ, TRANSMITQ, Ack, Command, NetDriver
 from virtiopy.conformance.sessions.base import Session
@@ -47,7 +48,7 @@ def get(net: NetDriver, index: int, *, ack: int = Ack.OK) -> Parameters:
         assert content[-1] == ack, f"ack {content[-1]}, not {ack}"
 
     queue = net.control_queue
-    assert queue is not None
+    assert queue is not None, "there is no control queue"
     data = bytes(Command.NOTF_COAL_VQ_GET.value) + queue_of(index)
     content = net.do(Request(queue, data, len(coal(NONE)) + 1, check))
     return int.from_bytes(content[:4], "little"), int.from_bytes(content[4:8], "little")
@@ -61,7 +62,7 @@ def test_the_reserved_field_makes_no_difference(
 ) -> None:
     start(session, net)
     net.control(Command.NOTF_COAL_VQ_SET, queue_of(TRANSMITQ, reserved) + coal(FEW))
-    assert get(net, TRANSMITQ) == FEW
+    same(get(net, TRANSMITQ), FEW, f"the parameters of queue {TRANSMITQ}")
 
 
 @pytest.mark.clause("5.1.9.5.10.6:2")
@@ -81,7 +82,7 @@ def test_half_of_the_parameters_of_a_queue_is_refused(session: Session, net: Net
     start(session, net)
     net.control(Command.NOTF_COAL_VQ_SET, queue_of(TRANSMITQ) + coal(FEW))
     net.control(Command.NOTF_COAL_VQ_SET, queue_of(TRANSMITQ) + coal(MANY)[:4], ack=Ack.ERR)
-    assert get(net, TRANSMITQ) == FEW
+    same(get(net, TRANSMITQ), FEW, f"the parameters of queue {TRANSMITQ}")
 
 
 @pytest.mark.clause("5.1.9.5.10.6:4")
@@ -89,7 +90,7 @@ def test_half_of_the_parameters_of_a_queue_is_refused(session: Session, net: Net
 def test_only_transmit_and_receive_queues_have_parameters(session: Session, net: NetDriver) -> None:
     start(session, net)
     controlq = net.control_queue
-    assert controlq is not None
+    assert controlq is not None, "there is no control queue"
     for index in (controlq, NO_QUEUE):
         net.control(Command.NOTF_COAL_VQ_SET, queue_of(index) + coal(FEW), ack=Ack.ERR)
         get(net, index, ack=Ack.ERR)
@@ -112,14 +113,14 @@ def enable_again(session: Session, net: NetDriver, index: int, command: Command)
     net.control(Command.NOTF_COAL_VQ_SET, queue_of(index) + coal(FEW))
     session.reset_queue(index)
     session.set_up_queue(index)
-    assert get(net, index) == NONE
+    same(get(net, index), NONE, f"the parameters of queue {index}")
     if not session.has(NOTF_COAL):
         return
     net.control(command, coal(MANY))
     net.control(Command.NOTF_COAL_VQ_SET, queue_of(index) + coal(FEW))
     session.reset_queue(index)
     session.set_up_queue(index)
-    assert get(net, index) == MANY
+    same(get(net, index), MANY, f"the parameters of queue {index}")
 
 
 @pytest.mark.clause("5.1.9.5.10.6:5")
@@ -162,4 +163,5 @@ def test_all_parameters_are_0_after_a_reset(session: Session, net: NetDriver) ->
     for index in (TRANSMITQ, RECEIVEQ):
         net.control(Command.NOTF_COAL_VQ_SET, queue_of(index) + coal(FEW))
     start(session, net)
-    assert [get(net, index) for index in (TRANSMITQ, RECEIVEQ)] == [NONE, NONE]
+    for index in (TRANSMITQ, RECEIVEQ):
+        same(get(net, index), NONE, f"the parameters of queue {index}")

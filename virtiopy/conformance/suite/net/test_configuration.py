@@ -2,6 +2,7 @@
 
 import pytest
 
+from virtiopy.conformance.checks import same
 from virtiopy.conformance.drivers.inbox import Inbox
 from virtiopy.conformance.drivers.net import NetDriver
 from virtiopy.conformance.drivers.packets import ETHERNET_HEADER
@@ -24,21 +25,22 @@ LINK_UP = 1
 @pytest.mark.feature("VIRTIO_NET_F_MQ")
 def test_there_are_1_to_0x8000_pairs_of_virtqueues(session: Session, net: NetDriver) -> None:
     session.negotiate()
-    assert 1 <= session.config(*MAX_VIRTQUEUE_PAIRS) <= 0x8000
+    pairs = session.config(*MAX_VIRTQUEUE_PAIRS)
+    assert 1 <= pairs <= 0x8000, f"max_virtqueue_pairs is {pairs}"
 
 
 @pytest.mark.clause("5.1.4.1:2")
 @pytest.mark.feature("VIRTIO_NET_F_MTU")
 def test_the_mtu_is_68_at_least(session: Session, net: NetDriver) -> None:
     session.negotiate()
-    assert session.config(*MTU) >= 68
+    assert (mtu := session.config(*MTU)) >= 68, f"mtu is {mtu}"
 
 
 @pytest.mark.clause("5.1.4.1:3")
 @pytest.mark.feature("VIRTIO_NET_F_MTU")
 def test_the_mtu_is_large_enough_for_ipv6(session: Session, net: NetDriver) -> None:
     session.negotiate()
-    assert session.config(*MTU) >= 1280
+    assert (mtu := session.config(*MTU)) >= 1280, f"mtu is {mtu}"
 
 
 @pytest.mark.clause("5.1.4.1:4")
@@ -79,13 +81,14 @@ def test_a_frame_of_the_mtu_is_sent_in_one_piece(session: Session, net: NetDrive
 def test_the_rss_key_may_have_40_bytes(session: Session, net: NetDriver) -> None:
     if not (session.offers("VIRTIO_NET_F_RSS") or session.offers("VIRTIO_NET_F_HASH_REPORT")):
         raise NotApplicableError("neither VIRTIO_NET_F_RSS nor HASH_REPORT was offered")
-    assert session.config(*RSS_MAX_KEY_SIZE) >= 40
+    assert (size := session.config(*RSS_MAX_KEY_SIZE)) >= 40, f"rss_max_key_size is {size}"
 
 
 @pytest.mark.clause("5.1.4.1:8")
 @pytest.mark.feature("VIRTIO_NET_F_RSS")
 def test_the_indirection_table_may_have_128_entries(session: Session, net: NetDriver) -> None:
-    assert session.config(*RSS_MAX_INDIRECTION_TABLE_LENGTH) >= 128
+    length = session.config(*RSS_MAX_INDIRECTION_TABLE_LENGTH)
+    assert length >= 128, f"rss_max_indirection_table_length is {length}"
 
 
 @pytest.mark.clause("5.1.4.1:10")
@@ -94,7 +97,7 @@ def test_the_speed_is_a_number_or_unknown(session: Session, net: NetDriver) -> N
     session.negotiate(net.with_features("VIRTIO_NET_F_SPEED_DUPLEX"))
     speed = session.config(*SPEED)
     # With the digits that are too many in the text of 1.4 taken away.
-    assert speed <= 0x7FFFFFFF or speed == 0xFFFFFFFF
+    assert speed <= 0x7FFFFFFF or speed == 0xFFFFFFFF, f"speed is {speed:#x}"
 
 
 @pytest.mark.clause("5.1.4.1:11")
@@ -102,7 +105,8 @@ def test_the_speed_is_a_number_or_unknown(session: Session, net: NetDriver) -> N
 def test_the_duplex_mode_is_full_half_or_unknown(session: Session, net: NetDriver) -> None:
     session.negotiate(net.with_features("VIRTIO_NET_F_SPEED_DUPLEX"))
     # Which of the first two is which 5.1.4 and 5.1.4.1 do not agree on.
-    assert session.config(*DUPLEX) in {0, 1, 0xFF}
+    duplex = session.config(*DUPLEX)
+    assert duplex in {0, 1, 0xFF}, f"duplex is {duplex:#x}"
 
 
 @pytest.mark.clause("5.1.4.1:12")
@@ -114,7 +118,7 @@ def test_speed_and_duplex_mode_stay_while_the_link_is_up(session: Session, net: 
         net.do(request)
     if not session.config(*STATUS) & LINK_UP:
         raise NotApplicableError("the link is down")
-    assert (session.config(*SPEED), session.config(*DUPLEX)) == before
+    same((session.config(*SPEED), session.config(*DUPLEX)), before, "speed and duplex")
 
 
 @pytest.mark.clause("5.1.4.1:13")
@@ -122,7 +126,7 @@ def test_speed_and_duplex_mode_stay_while_the_link_is_up(session: Session, net: 
 def test_hashes_are_reported_by_a_device_with_a_control_queue(
     session: Session, net: NetDriver
 ) -> None:
-    assert session.offers("VIRTIO_NET_F_CTRL_VQ")
+    assert session.offers("VIRTIO_NET_F_CTRL_VQ"), "VIRTIO_NET_F_CTRL_VQ was not offered"
 
 
 @pytest.mark.clause("5.1.4.1:14")
@@ -130,4 +134,4 @@ def test_hashes_are_reported_by_a_device_with_a_control_queue(
 def test_more_receive_modes_are_offered_by_a_device_with_a_control_queue(
     session: Session, net: NetDriver
 ) -> None:
-    assert session.offers("VIRTIO_NET_F_CTRL_VQ")
+    assert session.offers("VIRTIO_NET_F_CTRL_VQ"), "VIRTIO_NET_F_CTRL_VQ was not offered"

@@ -146,4 +146,5 @@ def test_the_announce_bit_is_clear_once_it_is_acknowledged(
         host.announce()
         session.wait("the ANNOUNCE bit", lambda: session.config(*STATUS) & ANNOUNCE)
         net.control(Command.ANNOUNCE_ACK)
-        assert not session.config(*STATUS) & ANNOUNCE
+        status = session.config(*STATUS)
+    assert not status & ANNOUNCE, f"status is {status:#x}, and still asks to announce"

@@ -2,8 +2,10 @@
 
 import pytest
 
+from virtiopy.conformance.checks import same
 from virtiopy.conformance.drivers.inbox import Inbox
 from virtiopy.conformance.drivers.net import HEADER_SIZE, NO_OFFLOADS, RECEIVEQ, NetDriver
+from virtiopy.conformance.problems import about
 from virtiopy.conformance.sessions.base import Session
 
 MRG_RXBUF = "VIRTIO_NET_F_MRG_RXBUF"
@@ -20,8 +22,9 @@ def test_without_mrg_rxbuf_a_frame_takes_one_buffer_and_says_so(net: NetDriver) 
         frame = net.frame(size, destination=net.mac)
         net.link.inject(NO_OFFLOADS.encode() + frame)
         [received] = inbox.until(frame)
-        assert received.header.num_buffers == 1
-        assert received.lengths == [HEADER_SIZE + size]
+        with about("5.1.9.4.1:1"):
+            same(received.header.num_buffers, 1, "num_buffers")
+        same(received.lengths, [HEADER_SIZE + size], "the used lengths")
 
 
 @pytest.mark.clause("5.1.9.3.2:2")
@@ -64,7 +67,7 @@ def test_a_frame_that_fills_its_buffers_just_so_takes_no_other(net: NetDriver) -
     frame = net.frame(3 * 100 - HEADER_SIZE, destination=net.mac)
     net.link.inject(NO_OFFLOADS.encode() + frame)
     [received] = inbox.until(frame)
-    assert received.lengths == [100, 100, 100]
+    same(received.lengths, [100, 100, 100], "the used lengths")
 
 
 @pytest.mark.clause("5.1.9.4.1:4")
@@ -95,5 +98,5 @@ def test_no_buffer_of_a_frame_is_used_while_there_are_too_few(
         inbox.supply(100)
     # The frame itself may be lost by now; what comes has to be whole.
     for received in inbox.before():
-        assert sum(received.lengths) == HEADER_SIZE + 1000
-        assert received.together
+        same(sum(received.lengths), HEADER_SIZE + 1000, "the used lengths, together")
+        assert received.together, "some of a frame's buffers were used, and others were not yet"

@@ -5,6 +5,7 @@ Whatever mode a device is in at the start, promiscuous mode is turned off first.
 
 import pytest
 
+from virtiopy.conformance.checks import same
 from virtiopy.conformance.drivers.inbox import Inbox
 from virtiopy.conformance.drivers.net import BROADCAST, Command, NetDriver, mac_table
 from virtiopy.conformance.sessions.base import Session
@@ -55,7 +56,9 @@ def test_promiscuous_mode_lets_every_frame_through(net: NetDriver) -> None:
     inbox = filtering(net)
     net.control(Command.PROMISC, ON)
     for destination in (net.mac, STRANGER, GROUP, OTHER_GROUP, BROADCAST):
-        assert inbox.gets(net.frame(destination=destination)), destination.hex(":")
+        assert inbox.gets(net.frame(destination=destination)), (
+            f"what became of a frame to {destination.hex(':')}"
+        )
         assert inbox.gets(tagged(net, 7, destination=destination)), f"{destination.hex(':')}, VLAN"
 
 
@@ -67,7 +70,9 @@ def test_promiscuous_mode_prevails_over_others(net: NetDriver, mode: str) -> Non
     net.control(Command.PROMISC, ON)
     net.control(Command[mode], ON)
     for destination in (net.mac, STRANGER, GROUP, BROADCAST):
-        assert inbox.gets(net.frame(destination=destination)), destination.hex(":")
+        assert inbox.gets(net.frame(destination=destination)), (
+            f"what became of a frame to {destination.hex(':')}"
+        )
 
 
 @pytest.mark.clause("5.1.9.5.1.1:4")
@@ -75,8 +80,10 @@ def test_promiscuous_mode_prevails_over_others(net: NetDriver, mode: str) -> Non
 def test_all_multicast_lets_every_multicast_frame_through(net: NetDriver) -> None:
     inbox = filtering(net)
     net.control(Command.ALLMULTI, ON)
-    assert inbox.gets(net.frame(destination=GROUP))
-    assert inbox.gets(net.frame(destination=OTHER_GROUP))
+    assert inbox.gets(net.frame(destination=GROUP)), f"a frame to {GROUP.hex(':')} was not received"
+    assert inbox.gets(net.frame(destination=OTHER_GROUP)), (
+        f"a frame to {OTHER_GROUP.hex(':')} was not received"
+    )
 
 
 @pytest.mark.clause("5.1.9.5.1.1:5")
@@ -93,8 +100,12 @@ def test_the_other_receive_modes_can_be_turned_on_and_off(net: NetDriver) -> Non
 def test_all_unicast_lets_every_unicast_frame_through(net: NetDriver) -> None:
     inbox = filtering(net)
     net.control(Command.ALLUNI, ON)
-    assert inbox.gets(net.frame(destination=STRANGER))
-    assert inbox.gets(net.frame(destination=FRIEND))
+    assert inbox.gets(net.frame(destination=STRANGER)), (
+        f"a frame to {STRANGER.hex(':')} was not received"
+    )
+    assert inbox.gets(net.frame(destination=FRIEND)), (
+        f"a frame to {FRIEND.hex(':')} was not received"
+    )
 
 
 @pytest.mark.clause("5.1.9.5.1.1:7")
@@ -102,11 +113,11 @@ def test_all_unicast_lets_every_unicast_frame_through(net: NetDriver) -> None:
 def test_no_multicast_keeps_multicast_frames_away(net: NetDriver) -> None:
     inbox = filtering(net)
     net.control(Command.MAC_TABLE_SET, mac_table(multicast=[GROUP]))
-    assert inbox.gets(net.frame(destination=GROUP))
+    assert inbox.gets(net.frame(destination=GROUP)), f"a frame to {GROUP.hex(':')} was not received"
     net.control(Command.NOMULTI, ON)
-    assert not inbox.gets(net.frame(destination=GROUP))
+    assert not inbox.gets(net.frame(destination=GROUP)), f"a frame to {GROUP.hex(':')} was received"
     net.control(Command.NOMULTI, OFF)
-    assert inbox.gets(net.frame(destination=GROUP))
+    assert inbox.gets(net.frame(destination=GROUP)), f"a frame to {GROUP.hex(':')} was not received"
 
 
 @pytest.mark.clause("5.1.9.5.1.1:8")
@@ -115,7 +126,7 @@ def test_no_multicast_prevails_over_all_multicast(net: NetDriver) -> None:
     inbox = filtering(net)
     net.control(Command.ALLMULTI, ON)
     net.control(Command.NOMULTI, ON)
-    assert not inbox.gets(net.frame(destination=GROUP))
+    assert not inbox.gets(net.frame(destination=GROUP)), f"a frame to {GROUP.hex(':')} was received"
 
 
 @pytest.mark.clause("5.1.9.5.1.1:9")
@@ -123,7 +134,9 @@ def test_no_multicast_prevails_over_all_multicast(net: NetDriver) -> None:
 def test_no_multicast_leaves_broadcast_frames_alone(net: NetDriver) -> None:
     inbox = filtering(net)
     net.control(Command.NOMULTI, ON)
-    assert inbox.gets(net.frame(destination=BROADCAST))
+    assert inbox.gets(net.frame(destination=BROADCAST)), (
+        f"a frame to {BROADCAST.hex(':')} was not received"
+    )
 
 
 @pytest.mark.clause("5.1.9.5.1.1:10")
@@ -132,7 +145,9 @@ def test_no_unicast_keeps_unicast_frames_away(net: NetDriver) -> None:
     inbox = filtering(net)
     net.control(Command.NOUNI, ON)
     marker = net.frame(destination=BROADCAST)
-    assert not inbox.gets(net.frame(destination=net.mac), marker=marker)
+    assert not inbox.gets(net.frame(destination=net.mac), marker=marker), (
+        f"a frame to {net.mac.hex(':')} was received"
+    )
 
 
 @pytest.mark.clause("5.1.9.5.1.1:11")
@@ -143,16 +158,22 @@ def test_no_unicast_prevails_over_all_unicast(net: NetDriver) -> None:
     net.control(Command.NOUNI, ON)
     for destination in (net.mac, STRANGER):
         marker = net.frame(destination=BROADCAST)
-        assert not inbox.gets(net.frame(destination=destination), marker=marker)
+        assert not inbox.gets(net.frame(destination=destination), marker=marker), (
+            f"a frame to {destination.hex(':')} was received"
+        )
 
 
 @pytest.mark.clause("5.1.9.5.1.1:12")
 @pytest.mark.feature(CTRL_RX_EXTRA)
 def test_no_broadcast_keeps_broadcast_frames_away(net: NetDriver) -> None:
     inbox = filtering(net)
-    assert inbox.gets(net.frame(destination=BROADCAST))
+    assert inbox.gets(net.frame(destination=BROADCAST)), (
+        f"a frame to {BROADCAST.hex(':')} was not received"
+    )
     net.control(Command.NOBCAST, ON)
-    assert not inbox.gets(net.frame(destination=BROADCAST))
+    assert not inbox.gets(net.frame(destination=BROADCAST)), (
+        f"a frame to {BROADCAST.hex(':')} was received"
+    )
 
 
 @pytest.mark.clause("5.1.9.5.1.1:13")
@@ -161,7 +182,9 @@ def test_no_broadcast_prevails_over_all_multicast(net: NetDriver) -> None:
     inbox = filtering(net)
     net.control(Command.ALLMULTI, ON)
     net.control(Command.NOBCAST, ON)
-    assert not inbox.gets(net.frame(destination=BROADCAST))
+    assert not inbox.gets(net.frame(destination=BROADCAST)), (
+        f"a frame to {BROADCAST.hex(':')} was received"
+    )
     assert inbox.gets(net.frame(destination=GROUP)), "all-multicast is on"
 
 
@@ -173,10 +196,14 @@ def test_no_broadcast_prevails_over_all_multicast(net: NetDriver) -> None:
 def test_the_mac_table_is_empty_after_a_reset(net: NetDriver) -> None:
     inbox = filtering(net)
     net.control(Command.MAC_TABLE_SET, mac_table([FRIEND], [GROUP]))
-    assert inbox.gets(net.frame(destination=FRIEND))
+    assert inbox.gets(net.frame(destination=FRIEND)), (
+        f"a frame to {FRIEND.hex(':')} was not received"
+    )
     inbox = filtering(net)
-    assert not inbox.gets(net.frame(destination=FRIEND))
-    assert not inbox.gets(net.frame(destination=GROUP))
+    assert not inbox.gets(net.frame(destination=FRIEND)), (
+        f"a frame to {FRIEND.hex(':')} was received"
+    )
+    assert not inbox.gets(net.frame(destination=GROUP)), f"a frame to {GROUP.hex(':')} was received"
 
 
 @pytest.mark.clause("5.1.9.5.2.1:2")
@@ -199,16 +226,20 @@ def test_a_new_mac_address_is_in_the_configuration_space_at_once(
     net.start()
     for mac in (FRIEND, STRANGER):
         net.control(Command.MAC_ADDR_SET, mac)
-        assert session.read_config(0, 6) == mac
+        same(session.read_config(0, 6), mac, "mac")
 
 
 @pytest.mark.clause("5.1.9.5.2.1:4")
 @pytest.mark.feature(CTRL_RX)
 def test_frames_to_others_are_dropped(net: NetDriver) -> None:
     inbox = filtering(net)
-    assert inbox.gets(net.frame(destination=net.mac))
+    assert inbox.gets(net.frame(destination=net.mac)), (
+        f"a frame to {net.mac.hex(':')} was not received"
+    )
     for destination in (STRANGER, GROUP):
-        assert not inbox.gets(net.frame(destination=destination)), destination.hex(":")
+        assert not inbox.gets(net.frame(destination=destination)), (
+            f"what became of a frame to {destination.hex(':')}"
+        )
 
 
 @pytest.mark.clause("5.1.9.5.2.1:4")
@@ -217,8 +248,12 @@ def test_frames_to_the_mac_address_of_before_are_dropped(net: NetDriver) -> None
     inbox = filtering(net)
     before = net.mac
     net.control(Command.MAC_ADDR_SET, FRIEND)
-    assert inbox.gets(net.frame(destination=FRIEND))
-    assert not inbox.gets(net.frame(destination=before))
+    assert inbox.gets(net.frame(destination=FRIEND)), (
+        f"a frame to {FRIEND.hex(':')} was not received"
+    )
+    assert not inbox.gets(net.frame(destination=before)), (
+        f"a frame to {before.hex(':')} was received"
+    )
 
 
 # VLANs (5.1.9.5.3)
@@ -241,7 +276,7 @@ def test_frames_of_the_vlans_in_the_table_are_received(net: NetDriver) -> None:
     for vlan in vlans:
         assert inbox.gets(tagged(net, vlan)), f"VLAN {vlan}"
     # A tag has a priority besides.
-    assert inbox.gets(tagged(net, 0xE005))
+    assert inbox.gets(tagged(net, 0xE005)), "VLAN 5, with a priority"
     assert inbox.gets(net.frame(destination=net.mac)), "a frame without a tag"
 
 

@@ -7,6 +7,7 @@ What a link says of a frame's checksum counts as found out by the device.
 
 import pytest
 
+from virtiopy.conformance.checks import same
 from virtiopy.conformance.drivers.inbox import Inbox, Received
 from virtiopy.conformance.drivers.net import (
     NO_OFFLOADS,
@@ -17,7 +18,7 @@ from virtiopy.conformance.drivers.net import (
     NetDriver,
 )
 from virtiopy.conformance.drivers.packets import Packet, Sum, complete, is_complete, packet
-from virtiopy.conformance.problems import NotApplicableError
+from virtiopy.conformance.problems import NotApplicableError, about
 from virtiopy.conformance.report.difference import difference
 from virtiopy.conformance.sessions.base import Session
 
@@ -128,7 +129,7 @@ def test_flags_are_0_without_guest_csum(net: NetDriver) -> None:
         ]
     ]
     got = received(net, *frames, without=(GUEST_CSUM, *GUEST_GSO))
-    assert {frame.header.flags for frame in got} == {0}
+    same(sorted({frame.header.flags for frame in got}), [0], "flags")
 
 
 @pytest.mark.clause("5.1.9.4.1:6")
@@ -145,7 +146,8 @@ def test_checksums_are_complete_without_guest_csum(net: NetDriver, kind: str, ve
     )
     alike = [frame.frame for frame in got if frame.frame[:34] == whole.frame[:34]]
     assert whole.frame in alike, "a frame with a right checksum was not received"
-    assert all(is_complete(whole, frame) for frame in alike if len(frame) == len(whole.frame))
+    wrong = [one for one in alike if len(one) == len(whole.frame) and not is_complete(whole, one)]
+    assert not wrong, "a frame was received whose checksum is not complete"
 
 
 # Without one of the features, and without all
@@ -154,30 +156,34 @@ def test_checksums_are_complete_without_guest_csum(net: NetDriver, kind: str, ve
 @pytest.mark.clause("5.1.9.4.1:7")
 def test_no_tcpv4_without_guest_tso4(net: NetDriver) -> None:
     without = (GUEST_TSO4, GUEST_ECN)
-    assert Gso.TCPV4 not in gso_types(received(net, *all_kinds(net), without=without))
+    kinds = gso_types(received(net, *all_kinds(net), without=without))
+    assert Gso.TCPV4 not in kinds, "a frame was received with gso_type TCPV4"
 
 
 @pytest.mark.clause("5.1.9.4.1:8")
 def test_no_udp_fragments_without_guest_ufo(net: NetDriver) -> None:
-    assert Gso.UDP not in gso_types(received(net, *all_kinds(net), without=(GUEST_UFO,)))
+    kinds = gso_types(received(net, *all_kinds(net), without=(GUEST_UFO,)))
+    assert Gso.UDP not in kinds, "a frame was received with gso_type UDP"
 
 
 @pytest.mark.clause("5.1.9.4.1:9")
 def test_no_tcpv6_without_guest_tso6(net: NetDriver) -> None:
     without = (GUEST_TSO6, GUEST_ECN)
-    assert Gso.TCPV6 not in gso_types(received(net, *all_kinds(net), without=without))
+    kinds = gso_types(received(net, *all_kinds(net), without=without))
+    assert Gso.TCPV6 not in kinds, "a frame was received with gso_type TCPV6"
 
 
 @pytest.mark.clause("5.1.9.4.1:10")
 def test_no_udp_segments_without_guest_uso(net: NetDriver) -> None:
     without = (GUEST_USO4, GUEST_USO6)
-    assert Gso.UDP_L4 not in gso_types(received(net, *all_kinds(net), without=without))
+    kinds = gso_types(received(net, *all_kinds(net), without=without))
+    assert Gso.UDP_L4 not in kinds, "a frame was received with gso_type UDP_L4"
 
 
 @pytest.mark.clause("5.1.9.4.1:26")
 def test_nothing_is_to_be_segmented_without_any_such_feature(net: NetDriver) -> None:
     got = received(net, *all_kinds(net), without=GUEST_GSO)
-    assert {frame.header.gso_type for frame in got} == {Gso.NONE}
+    same(sorted({frame.header.gso_type for frame in got}), [Gso.NONE], "gso_type")
 
 
 def tunnelled(net: NetDriver) -> Packet:
@@ -192,10 +198,12 @@ def tunnelled(net: NetDriver) -> Packet:
 def test_nothing_tunnelled_is_to_be_segmented_without_the_feature(net: NetDriver, bit: Gso) -> None:
     made = tunnelled(net)
     got = received(net, (made, header(made, Gso.TCPV4 | bit)))
-    assert not any(frame.header.gso_type & TUNNELLED for frame in got)
-    assert not any(frame.header.gso_type and frame.frame == made.frame for frame in got), (
-        "a tunnelled frame was received as one to be segmented"
-    )
+    with about("5.1.9.4.1:11"):
+        tunnels = [frame for frame in got if frame.header.gso_type & TUNNELLED]
+        assert not tunnels, "a frame was received with the bits of a tunnel in gso_type"
+    with about("5.1.9.4.1:21"):
+        large = [one for one in got if one.header.gso_type and one.frame == made.frame]
+        assert not large, "a tunnelled frame was received as one to be segmented"
 
 
 @pytest.mark.clause("5.1.9.4.1:12", "5.1.9.4.1:25")
@@ -208,31 +216,36 @@ def test_no_outer_checksum_is_to_be_completed_without_the_feature(net: NetDriver
         (made, header(made, Gso.TCPV4 | Gso.UDP_TUNNEL_IPV4, flags)),
         (plain, Header(flags=HeaderFlag.UDP_TUNNEL_CSUM)),
     )
-    assert not any(frame.header.flags & HeaderFlag.UDP_TUNNEL_CSUM for frame in got)
-    assert not any(frame.header.gso_type and frame.frame == made.frame for frame in got), (
-        "a tunnelled frame was received as one to be segmented"
-    )
+    with about("5.1.9.4.1:12"):
+        flagged = [frame for frame in got if frame.header.flags & HeaderFlag.UDP_TUNNEL_CSUM]
+        assert not flagged, "a frame was received with UDP_TUNNEL_CSUM in flags"
+    with about("5.1.9.4.1:25"):
+        large = [one for one in got if one.header.gso_type and one.frame == made.frame]
+        assert not large, "a tunnelled frame was received as one to be segmented"
 
 
 @pytest.mark.clause("5.1.9.4.1:30")
 def test_rsc_info_is_clear_without_rsc_ext(net: NetDriver) -> None:
     made = small(net, "tcp", 4, Sum.COMPLETE)
     got = received(net, (made, Header(flags=HeaderFlag.RSC_INFO | HeaderFlag.DATA_VALID)))
-    assert not any(frame.header.flags & HeaderFlag.RSC_INFO for frame in got)
+    flagged = [frame for frame in got if frame.header.flags & HeaderFlag.RSC_INFO]
+    assert not flagged, "a frame was received with RSC_INFO in flags"
 
 
 @pytest.mark.clause("5.1.9.4.1:39")
 def test_security_is_clear_without_ipsec(net: NetDriver) -> None:
     made = small(net, "tcp", 4, Sum.COMPLETE)
     got = received(net, (made, Header(flags=HeaderFlag.SECURITY | HeaderFlag.DATA_VALID)))
-    assert not any(frame.header.flags & HeaderFlag.SECURITY for frame in got)
+    flagged = [frame for frame in got if frame.header.flags & HeaderFlag.SECURITY]
+    assert not flagged, "a frame was received with SECURITY in flags"
 
 
 @pytest.mark.clause("5.1.9.4.1:42")
 def test_security_err_is_clear_without_ipsec(net: NetDriver) -> None:
     made = small(net, "tcp", 4, Sum.COMPLETE)
     got = received(net, (made, Header(flags=HeaderFlag.SECURITY_ERR | HeaderFlag.DATA_VALID)))
-    assert not any(frame.header.flags & HeaderFlag.SECURITY_ERR for frame in got)
+    flagged = [frame for frame in got if frame.header.flags & HeaderFlag.SECURITY_ERR]
+    assert not flagged, "a frame was received with SECURITY_ERR in flags"
 
 
 def congested(net: NetDriver) -> tuple[Packet, Header]:
@@ -252,7 +265,8 @@ def congested(net: NetDriver) -> tuple[Packet, Header]:
 def test_no_large_frame_with_ecn_without_guest_ecn(net: NetDriver) -> None:
     made, said = congested(net)
     got = received(net, (made, said), without=(GUEST_ECN,))
-    assert not any(frame.header.gso_type and frame.frame == made.frame for frame in got)
+    large = [one for one in got if one.header.gso_type and one.frame == made.frame]
+    assert not large, "a large frame with CWR was received as one to be segmented"
 
 
 # With the features
@@ -275,7 +289,8 @@ def test_a_large_frame_with_ecn_says_so(net: NetDriver) -> None:
     assert got, "a frame was lost that the device has asked its link for"
     for frame in got:
         if frame.header.gso_type:
-            assert frame.header.gso_type & Gso.ECN
+            kind = frame.header.gso_type
+            assert kind & Gso.ECN, f"gso_type is {kind:#x}, without ECN"
 
 
 @pytest.mark.clause("5.1.9.4.1:17", "5.1.9.4.1:19", "5.1.9.4.1:20")
@@ -291,7 +306,7 @@ def test_a_checksum_that_is_to_be_completed_can_be(net: NetDriver, kind: str, ve
         whole = complete(got.frame, got.header.csum_start, got.header.csum_offset)
         assert is_complete(made, whole), "csum_start and csum_offset do not lead to a right sum"
     else:
-        assert is_complete(made, got.frame)
+        assert is_complete(made, got.frame), "a checksum was received that is not complete"
 
 
 @pytest.mark.clause("5.1.9.4.1:18", "5.1.9.4.1:33")
@@ -302,7 +317,11 @@ def test_a_wrong_checksum_is_not_said_to_be_right(net: NetDriver, kind: str, ver
     inbox = started(net, "checksum")
     made = small(net, kind, version, Sum.WRONG)
     for frame in inbox.outcome(made.frame):
-        assert not frame.header.flags & (HeaderFlag.NEEDS_CSUM | HeaderFlag.DATA_VALID)
+        with about("5.1.9.4.1:18"):
+            flags = frame.header.flags
+            assert not flags & HeaderFlag.NEEDS_CSUM, "a wrong checksum is said to be to complete"
+        with about("5.1.9.4.1:33"):
+            assert not flags & HeaderFlag.DATA_VALID, "a wrong checksum is said to be right"
 
 
 @pytest.mark.clause("5.1.9.4.1:32", "5.1.9.4.1:33")
@@ -314,8 +333,8 @@ def test_a_checksum_that_is_said_to_be_right_is(net: NetDriver, kind: str, versi
     made = small(net, kind, version, Sum.COMPLETE)
     [got] = inbox.outcome(made.frame, Header(flags=HeaderFlag.DATA_VALID))
     if got.header.flags & HeaderFlag.DATA_VALID:
-        assert is_complete(made, got.frame)
-    assert not difference(got.frame, made.frame)
+        assert is_complete(made, got.frame), "DATA_VALID is set, and the checksum is wrong"
+    same(got.frame, made.frame, "another frame was received")
 
 
 #: By IP version: the feature, what the link is asked for, and gso_type.
@@ -336,10 +355,14 @@ def test_a_large_frame_says_how_it_is_to_be_segmented(
     assert not difference(payload, PAYLOAD), "not all of a large frame was received"
     for frame in got:
         if frame.header.gso_type:
-            assert frame.header.gso_type == gso_type
-            assert frame.header.flags & HeaderFlag.NEEDS_CSUM
-            assert frame.header.gso_size == SEGMENT
-            assert frame.header.hdr_len >= made.headers
+            with about("5.1.9.4.1:28"):
+                same(frame.header.gso_type, gso_type, "gso_type")
+                same(frame.header.gso_size, SEGMENT, "gso_size")
+            with about("5.1.9.4.1:27"):
+                assert frame.header.flags & HeaderFlag.NEEDS_CSUM, "NEEDS_CSUM is clear"
+            with about("5.1.9.4.1:31"):
+                length = frame.header.hdr_len
+                assert length >= made.headers, f"hdr_len is {length}, of {made.headers}"
 
 
 @pytest.mark.clause("5.1.9.4.1:27", "5.1.9.4.1:28")
@@ -357,5 +380,7 @@ def test_no_large_frame_leaves_out_how_it_is_to_be_segmented(
     ):
         for frame in inbox.outcome(made.frame, said):
             if frame.header.gso_type:
-                assert frame.header.flags & HeaderFlag.NEEDS_CSUM
-                assert frame.header.gso_size
+                with about("5.1.9.4.1:27"):
+                    assert frame.header.flags & HeaderFlag.NEEDS_CSUM, "NEEDS_CSUM is clear"
+                with about("5.1.9.4.1:28"):
+                    assert frame.header.gso_size, "gso_size is 0"

@@ -2,6 +2,7 @@
 
 import pytest
 
+from virtiopy.conformance.checks import same
 from virtiopy.conformance.drivers.net import (
     BROADCAST,
     NO_OFFLOADS,
@@ -62,8 +63,10 @@ def test_csum_start_and_csum_offset_say_nothing_without_needs_csum(
     net.start()
     frame = net.frame(200)
     came_out = net.outcome(frame, Header(csum_start=start, csum_offset=offset))
-    assert [out for _, out in came_out] == [frame]
-    assert [header.flags for header, _ in came_out] == [0]
+    same(len(came_out), 1, "the number of frames that came out")
+    [(header, out)] = came_out
+    same(out, frame, "another frame came out")
+    same(header.flags, 0, "flags of what came out")
 
 
 @pytest.mark.clause("5.1.9.2.2:6", "5.1.9.2.2:7")
@@ -108,5 +111,6 @@ def test_nothing_is_said_of_a_checksum_that_the_driver_says_nothing_of(
     net.start()
     made = tcp(b"conformance", state=state)
     [(header, frame)] = net.outcome(made.frame)
-    assert not difference(frame, made.frame)
-    assert not header.flags & (HeaderFlag.DATA_VALID | HeaderFlag.NEEDS_CSUM)
+    same(frame, made.frame, "another frame came out")
+    said = header.flags & (HeaderFlag.DATA_VALID | HeaderFlag.NEEDS_CSUM)
+    same(said, 0, "what flags say of the checksum")

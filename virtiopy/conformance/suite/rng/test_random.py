@@ -2,9 +2,9 @@
 
 import pytest
 
+from virtiopy.conformance.checks import same
 from virtiopy.conformance.drivers.base import Framing
 from virtiopy.conformance.drivers.rng import REQUESTQ, RngDriver
-from virtiopy.conformance.report.difference import difference
 from virtiopy.conformance.sessions.base import Session
 
 #: Enough for no two of them to be the same by chance.
@@ -23,13 +23,13 @@ def gather(rng: RngDriver, size: int) -> bytes:
 @pytest.mark.parametrize("size", [1, 2, 15, 64, 4096, 100_000])
 def test_a_buffer_of_any_size_gets_at_least_a_byte(rng: RngDriver, size: int) -> None:
     rng.start()
-    assert 1 <= len(rng.read(size)) <= size
+    assert 1 <= len(rng.read(size)) <= size, f"more than {size} bytes, or none"
 
 
 @pytest.mark.clause("5.4.6.2:1")
 def test_a_buffer_in_many_descriptors_gets_at_least_a_byte(rng: RngDriver) -> None:
     rng.start()
-    assert rng.read(SIZE, Framing(writable=range(8, SIZE, 8)))
+    assert rng.read(SIZE, Framing(writable=range(8, SIZE, 8))), "no byte was written"
 
 
 @pytest.mark.clause("5.4.6.2:1")
@@ -46,14 +46,16 @@ def test_the_bytes_are_not_what_was_in_the_buffer(
         used = session.wait_for(REQUESTQ, sent.head)
         data += rng.check(sent, used)[: used.length]
     # That many random bytes have many values.
-    assert len(set(data)) > SIZE // 4
+    kinds = len(set(data))
+    assert kinds > SIZE // 4, f"{SIZE} random bytes have {kinds} values: too few by far"
 
 
 @pytest.mark.clause("5.4.6.2:1")
 def test_no_two_buffers_get_the_same_bytes(rng: RngDriver) -> None:
     rng.start()
     found = [gather(rng, SIZE) for _ in range(8)]
-    assert len(set(found)) == len(found)
+    again = len(found) - len(set(found))
+    assert not again, f"{again} of {len(found)} answers were given before"
 
 
 @pytest.mark.clause("5.4.6.2:1")
@@ -61,13 +63,13 @@ def test_another_driver_does_not_get_the_same_bytes_after_a_reset(rng: RngDriver
     rng.start()
     before = gather(rng, SIZE)
     rng.start()
-    assert gather(rng, SIZE) != before
+    assert gather(rng, SIZE) != before, "the same random bytes as before the reset"
 
 
 @pytest.mark.clause("5.4.6.2:2")
 def test_a_driver_that_asks_on_has_its_buffer_filled(rng: RngDriver) -> None:
     rng.start()
-    assert len(gather(rng, 10_000)) == 10_000
+    same(len(gather(rng, 10_000)), 10_000, "the number of random bytes")
 
 
 @pytest.mark.clause("5.4.6.2:2")
@@ -80,10 +82,11 @@ def test_nothing_is_written_beyond_the_end_of_the_buffer(session: Session, rng: 
         head = queue.place([type(around)(around.address + SIZE, SIZE, writable=True)])
         queue.make_available(head)
         session.kick(REQUESTQ)
-        assert session.wait_for(REQUESTQ, head).length <= SIZE
+        length = session.wait_for(REQUESTQ, head).length
+        assert length <= SIZE, f"the used length is {length}, of a buffer of {SIZE}"
     after = session.content(around)
-    assert not difference(after[:SIZE], before[:SIZE])
-    assert not difference(after[2 * SIZE :], before[2 * SIZE :])
+    same(after[:SIZE], before[:SIZE], "the bytes before the buffer")
+    same(after[2 * SIZE :], before[2 * SIZE :], "the bytes behind the buffer")
 
 
 @pytest.mark.clause("2.7.8.2:2")
@@ -96,4 +99,5 @@ def test_as_many_bytes_are_written_as_the_used_length_says(
     rng.offer(sent)
     length = session.wait_for(REQUESTQ, sent.head).length
     end = slice(max(0, length - SIZE), length)
-    assert session.content(*sent.pieces)[end] != before[end]
+    written = session.content(*sent.pieces)[end] != before[end]
+    assert written, f"the used length is {length}, and the last of those bytes were not written"

@@ -1,0 +1,1 @@
+"""What devices have to do, played by the suite, to hold against what they did."""
