@@ -79,6 +79,14 @@ virtiopy conformance compare A.json B.json puts two reports side by side.
 @click.option(
     "--replay", metavar="FILE", help="Walk the walk in FILE again, and run no other test."
 )
+@click.option("--thorough", metavar="SECONDS", help="Go on so long with each random test.")
+@click.option("--strict", is_flag=True, help="Have what a device SHOULD do be a failure, too.")
+@click.option(
+    "--output-format",
+    "output",
+    type=click.Choice(["text", "github"]),
+    help="github: end with annotations for GitHub's runner (text).",
+)
 @click.option("--patience", metavar="SECONDS", help="Wait so long for what has to come (5).")
 @click.option(
     "--report",
@@ -102,6 +110,9 @@ def command(
     walks: str | None,
     replay: str | None,
     patience: str | None,
+    thorough: str | None,
+    strict: bool,
+    output: str | None,
     reports: tuple[str, ...],
     clauses: bool,
 ) -> int:
@@ -131,8 +142,11 @@ def command(
         "walks": walks,
         "replay": replay,
         "patience": patience,
+        "thorough": thorough,
+        "output": output,
     }
     options = [f"--virtio-{name}={value}" for name, value in given.items() if value is not None]
+    options += ["--virtio-strict"] if strict else []
     options += [f"--virtio-report={report}" for report in reports]
     # A module of the user's is imported from where they are.
     sys.path.insert(0, str(Path.cwd()))
@@ -140,8 +154,8 @@ def command(
     alone = ["-c", "/dev/null", "-p", "no:cacheprovider", "--strict-markers"]
     # Of the package itself: the command line has it before pytest looks at its plugins.
     alone += ["-W", "ignore:Module already imported"]
-    # The summary by statements says more than pytest's.
-    alone += ["-rN", "--tb=short"]
+    # The findings say more than pytest's summary, and than what it shows of each test.
+    alone += ["-rN", "--tb=no"]
     status = pytest.main([*alone, "--pyargs", "virtiopy.conformance", *options, *rest])
     return EXIT_ERROR if status == pytest.ExitCode.USAGE_ERROR else int(status)
 

@@ -1,5 +1,6 @@
 """Which of the suite's tests are collected, and what becomes of each: loaded when asked for."""
 
+import sys
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,8 @@ import pytest
 from virtiopy.conformance.drivers import DRIVERS
 from virtiopy.conformance.marks import SUITE, suite_files
 from virtiopy.conformance.problems import BlockedError, NotApplicableError
-from virtiopy.conformance.report import reports, summary
+from virtiopy.conformance.progress import Progress
+from virtiopy.conformance.report import github, reports, summary
 from virtiopy.conformance.report.comparison import sides
 from virtiopy.conformance.report.document import SPECIFICATION, document
 from virtiopy.conformance.report.findings import Findings
@@ -33,6 +35,7 @@ JUDGE = pytest.StashKey[Judge]()
 RESULTS = pytest.StashKey[Results]()
 WALKS = pytest.StashKey["Walks"]()
 REPORTS = pytest.StashKey[list[Path]]()
+PROGRESS = pytest.StashKey[dict[str, Progress]]()
 SESSION = pytest.StashKey[Session]()
 _REASON = "virtio_reason"
 _OUTCOME = "virtio_outcome"
@@ -54,6 +57,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Find out what the target is."""
     option = config.getoption
     config.stash[RESULTS] = Results()
+    config.stash[PROGRESS] = {}
     try:
         config.stash[PATIENCE_KEY] = _seconds("patience", option("virtio_patience"), PATIENCE)
         config.stash[THOROUGH] = _seconds("thorough", option("virtio_thorough"), 0)
@@ -237,6 +241,8 @@ def pytest_runtest_makereport(
     result = results.add(result)
     if failure is not None:
         _weigh(item, report, result)
+    if call.when == "call" or error is not None:
+        _go_on(item, error)
     return report
 
 
@@ -261,6 +267,25 @@ def _weigh(item: pytest.Item, report: pytest.TestReport, result: Result) -> None
     report.longrepr = (str(item.path), (item.location[1] or 0) + 1, reason)
     report.sections.clear()
     report.user_properties += [(_REASON, reason), (_OUTCOME, outcome.value)]
+
+
+def _go_on(item: pytest.Item, error: BaseException | None) -> None:
+    """Take note of how a test ended, and end the run where no other would say more."""
+    config = item.config
+    target = target_of(item)
+    progress = progress_of(item)
+    session = item.stash.get(SESSION, None)
+    progress.take(error, served=session is not None and session.served)
+    if not (why := progress.hopeless or progress.cut_short):
+        return
+    config.stash[RESULTS].cut_short = why
+    if all(target_of(other) is target for other in item.session.items if in_suite(other)):
+        item.session.shouldstop = "the run is cut short"
+
+
+def progress_of(item: pytest.Item) -> Progress:
+    """Return how a test's target does."""
+    return item.config.stash[PROGRESS].setdefault(target_of(item).name, Progress())
 
 
 def is_strict(config: pytest.Config) -> bool:
@@ -335,20 +360,46 @@ def pytest_report_teststatus(
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    """Show what the statements came to, section by section, and say where the report is."""
-    for side in sides([("", document(config.stash[RESULTS]))]):
+    """Show what was found, and what the statements came to, and say where the report is."""
+    hopeless = _hopeless(config)
+    found = document(config.stash[RESULTS])
+    for side in sides([("", found)]):
+        if side.subject["target"] in hopeless:
+            continue
         terminalreporter.section(f"{side.name} against {SPECIFICATION}")
         for line in summary.run(side):
             terminalreporter.line(line)
+        if config.getoption("virtio_output") == "github":
+            for line in github.annotations(side):
+                terminalreporter.line(line)
+    if found["cut_short"] and not hopeless:
+        terminalreporter.line(f"The run was cut short: {found['cut_short']}")
     for path in config.stash[REPORTS]:
         terminalreporter.line(f"report: {path}")
+    for target, why in hopeless.items():
+        sys.stderr.write(f"ERROR: {target} cannot be tested. {why}\n")
+
+
+def _hopeless(config: pytest.Config) -> dict[str, str]:
+    """Return why a target cannot be tested, by its name."""
+    progress = config.stash[PROGRESS]
+    return {target: one.hopeless for target, one in progress.items() if one.hopeless}
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Write the reports, if anything was tested."""
-    results = session.config.stash[RESULTS]
-    paths = session.config.stash[REPORTS]
+    """Write the reports, if anything was tested, and say in the exit status what was found."""
+    config = session.config
+    results = config.stash[RESULTS]
+    paths = config.stash[REPORTS]
     if not results.subjects:
         paths.clear()
     for path in paths:
         reports.write(path, document(results))
+    if results.cut_short:
+        hopeless = _hopeless(config)
+        status = pytest.ExitCode.USAGE_ERROR if hopeless else pytest.ExitCode.TESTS_FAILED
+        session.exitstatus = status
+    elif session.exitstatus == pytest.ExitCode.OK and is_strict(config):
+        found = [Findings(results.of(target)).all() for target in results.subjects]
+        if any(found):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -12,6 +12,7 @@ from virtiopy.conformance.collection import (
     SESSION,
     THOROUGH,
     TRACE,
+    progress_of,
     target_of,
 )
 from virtiopy.conformance.drivers import driver_of
@@ -47,8 +48,11 @@ def session(request: pytest.FixtureRequest, virtio_target: Target) -> Iterator[S
     """
     node = request.node
     trace = node.stash[TRACE] = Trace()
+    progress = progress_of(node)
+    if why := progress.hopeless or progress.cut_short:
+        pytest.skip(f"the run of this target was cut short: {why}")
     try:
-        session = virtio_target.open(trace, node.config.stash[PATIENCE_KEY])
+        session = virtio_target.open(trace, progress.patience(node.config.stash[PATIENCE_KEY]))
     except ConfigError as error:
         # The user's, and so for every test.
         pytest.exit(str(error), returncode=pytest.ExitCode.USAGE_ERROR)

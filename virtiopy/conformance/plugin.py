@@ -37,6 +37,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="have what a device SHOULD do, and does not, be a failure",
     )
     group.addoption(
+        "--virtio-output",
+        choices=["text", "github"],
+        default="text",
+        help="github: have the summary end with annotations for GitHub's runner",
+    )
+    group.addoption(
         "--virtio-report",
         metavar="FILE",
         action="append",

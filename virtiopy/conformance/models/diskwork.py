@@ -17,7 +17,7 @@ from virtiopy.conformance.drivers.blk import (
     segment,
 )
 from virtiopy.conformance.models.disk import ModelDisk, Read, Write
-from virtiopy.conformance.problems import StepError
+from virtiopy.conformance.problems import NotApplicableError, StepError
 from virtiopy.virtqueue.driver import Allocator
 
 #: The statement that data is about.
@@ -61,6 +61,10 @@ class DiskWork:
         self._arena = start, start + _ARENA
         #: Sectors that everything is a multiple of.
         self.block = blk.block
+        #: Sectors that the disk had when the work began.
+        self.capacity = blk.capacity
+        if self.capacity < self.block:
+            raise NotApplicableError(f"the disk has {self.capacity} sectors")
         #: Sectors that one request may have.
         self.longest = self._longest()
 
@@ -72,7 +76,11 @@ class DiskWork:
             if blk.session.has("VIRTIO_BLK_F_SEG_MAX"):
                 segments = max(1, blk.field(Field.seg_max))
             most = min(most, segments * blk.field(Field.size_max) // SECTOR)
-        return max(self.block, min(most, blk.capacity) // self.block * self.block)
+        return max(self.block, min(most, self.capacity) // self.block * self.block)
+
+    def area(self, most: int) -> range:
+        """Return the first sectors of the disk, up to so many."""
+        return range(max(self.block, min(most, self.capacity) // self.block * self.block))
 
     def lengths(self) -> list[int]:
         """Return lengths of requests, in sectors: from a block to the longest."""

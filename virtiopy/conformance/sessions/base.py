@@ -68,6 +68,8 @@ class Session(Closing):
         self.features = 0
         #: The queues that were set up since the last reset, by index.
         self.queues: dict[int, SessionQueue] = {}
+        #: Whether the device has served any request.
+        self.served = False
         #: What is not as it should be, though no test fails by it: statement and words, once each.
         self.remarks: dict[tuple[str, str], None] = {}
 
@@ -311,6 +313,7 @@ class Session(Closing):
 
     def _take_used(self, queue: SessionQueue) -> list[Used]:
         used = queue.take_all_used()
+        self.served |= bool(used)
         if queue.strays:
             stray = queue.strays[0]
             raise BrokenError(

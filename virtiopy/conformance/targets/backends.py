@@ -20,7 +20,7 @@ from virtiopy.vhost.user.frontend import VhostUserFrontend, connect
 from virtiopy.vhost.user.server import Server, listen
 
 #: Seconds that a backend which was spawned may take to listen, or to end when it is told to.
-SPAWN_TIME = 20.0
+SPAWN_TIME = 10.0
 
 #: How much of what a backend said is shown, bytes.
 _SAID = 2000

@@ -1,10 +1,13 @@
 """What is put to the test, and how a session with it is had."""
 
+import contextlib
 import importlib
+import traceback
 from abc import ABC, abstractmethod
 from pathlib import Path
 
-from virtiopy.conformance.drivers import DRIVERS
+from virtiopy.conformance.drivers import DRIVERS, driver_of
+from virtiopy.conformance.problems import DeviceError
 from virtiopy.conformance.sessions.base import Session
 from virtiopy.conformance.sessions.mmio import MmioSession
 from virtiopy.conformance.sessions.trace import Trace
@@ -19,6 +22,9 @@ from virtiopy.vhost.user.frontend import connect
 
 #: Seconds that anything which has to come is waited for, unless --virtio-patience says otherwise.
 PATIENCE = 5.0
+
+#: Seconds that a look at the device before all tests may take at each step.
+_CHECK_PATIENCE = 2.0
 
 TRANSPORTS = ("mmio", "vhost-user")
 
@@ -65,11 +71,16 @@ class InprocTarget(Target):
     def _build(self) -> Rig:
         try:
             made = self._factory()
-        except TypeError as error:
-            raise ConfigError(
-                f"{self.name} cannot be called ({error}): give what makes the device without "
-                "arguments, a function of your own for one."
-            ) from error
+        except Exception as error:
+            frames = traceback.extract_tb(error.__traceback__)
+            if isinstance(error, TypeError) and len(frames) == 1:
+                raise ConfigError(
+                    f"{self.name} cannot be called ({error}): give what makes the device without "
+                    "arguments, a function of your own for one."
+                ) from error
+            what = traceback.format_exception_only(error)[-1].strip()
+            where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}"
+            raise ConfigError(f"{self.name} cannot be made: it raised {what} ({where}).") from error
         rig = Rig(made) if isinstance(made, VirtioDevice) else made
         if not isinstance(rig, Rig):
             raise ConfigError(
@@ -77,6 +88,17 @@ class InprocTarget(Target):
                 "have it return a VirtioDevice."
             )
         return rig
+
+    def check(self) -> None:
+        """Make a device once, and see that it is one that the suite knows, and has a virtqueue."""
+        with self.open(Trace(), _CHECK_PATIENCE) as session:
+            driver_of(session)
+            with contextlib.suppress(DeviceError):
+                if not session.queue_size_max(0):
+                    raise ConfigError(
+                        f"{self.name} has no virtqueue: give the device at least one, in "
+                        "queue_sizes."
+                    )
 
     def open(self, trace: Trace, patience: float = PATIENCE) -> Session:
         """Make a device, and a session with it."""

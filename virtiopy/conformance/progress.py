@@ -1,0 +1,65 @@
+"""How a run goes: how long tests wait for a device, and when the run gives it up.
+
+A device that answers nothing costs the whole patience in each test, and says nothing new by that.
+"""
+
+from dataclasses import dataclass, field
+
+from virtiopy.conformance.problems import (
+    DeviceError,
+    DiedError,
+    NoAnswerError,
+    StepError,
+    WedgedError,
+    words_of,
+)
+
+#: How long is waited once something has not come, as a part of the patience, and at least.
+_PART, _LEAST = 0.2, 0.5
+
+#: After so many tests in which no request was ever served there is nothing to test.
+_HOPELESS = 3
+
+#: After so many tests that waited in vain the others are not run.
+STALLS_MAX = 25
+
+
+@dataclass(slots=True)
+class Progress:
+    """What became of the tests of one target so far."""
+
+    #: Tests that waited for what did not come.
+    stalls: int = 0
+    #: Whether the device ever served a request.
+    served: bool = False
+    _vain: list[str] = field(default_factory=list)
+
+    def patience(self, asked_for: float) -> float:
+        """Return how long the next test is to wait, of the seconds that the user asked for."""
+        if not self.stalls:
+            return asked_for
+        return min(asked_for, max(_LEAST, _PART * asked_for))
+
+    def take(self, error: BaseException | None, *, served: bool) -> None:
+        """Take what a test failed with, None if it did not."""
+        self.served |= served
+        if isinstance(error, (NoAnswerError, WedgedError)):
+            self.stalls += 1
+        if isinstance(error, (DeviceError, StepError)) and not self.served:
+            what = words_of(error).partition("\n")[0]
+            kind = "it died" if isinstance(error, DiedError) else "it served no request"
+            self._vain.append(f"{kind}: {what}")
+
+    @property
+    def hopeless(self) -> str:
+        """Why there is nothing to test; "" while there may be."""
+        if self.served or len(self._vain) < _HOPELESS:
+            return ""
+        return f"In {len(self._vain)} tests, one after the other, {self._vain[0]}"
+
+    @property
+    def cut_short(self) -> str:
+        """Why the tests that are left are not run; "" while they are."""
+        if self.stalls < STALLS_MAX:
+            return ""
+        return f"{self.stalls} tests waited for what did not come: the others were not run."
