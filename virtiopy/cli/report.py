@@ -8,8 +8,9 @@ from rich.console import Console
 from rich.table import Table
 
 from virtiopy import __version__
-from virtiopy.cli.options import open_report
+from virtiopy.cli.options import note
 from virtiopy.cli.tapresults import TapReport
+from virtiopy.files import write_output
 from virtiopy.vm.machine import Machine, RunResult
 
 _STYLES = {"passed": "green", "failed": "bold red", "skipped": "yellow"}
@@ -127,8 +128,8 @@ def write_json(
             {
                 "name": slot.name,
                 "device_id": int(slot.device.device_id),
-                "address": slot.address,
-                "gsi": slot.gsi,
+                "address": slot.placement.address,
+                "gsi": slot.placement.gsi,
                 "mode": slot.mode.value,
                 "facts": slot.device.facts(),
             }
@@ -152,5 +153,4 @@ def write_json(
             "light": light_exits(result) if result.kernel else None,
         },
     }
-    with open_report(path, "w") as stream:
-        stream.write(json.dumps(document, indent=2) + "\n")
+    write_output(path, "The report", json.dumps(document, indent=2) + "\n", told=note)

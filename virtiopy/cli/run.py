@@ -12,8 +12,9 @@ import click
 
 from virtiopy.cli.attachments import ATTACHMENTS
 from virtiopy.cli.main import EXIT_GUEST_FAILED
-from virtiopy.cli.options import Seconds, accelerator_option, note, open_report, parse_size
+from virtiopy.cli.options import Seconds, accelerator_option, note, parse_size
 from virtiopy.errors import ConfigError
+from virtiopy.files import check_output
 
 #: What --exit-free says, as Machine is told it.
 EXIT_FREE = {"on": True, "off": False, "auto": None}
@@ -94,6 +95,11 @@ def _attachment_options(function: Callable[..., int]) -> Callable[..., int]:
     metavar="FILE",
     help="Keep the guest's memory in this file, to look at while it runs and afterwards.",
 )
+@click.option(
+    "--memory-reset",
+    is_flag=True,
+    help="Let --memory-path lose what its file holds, if that is no earlier guest's memory.",
+)
 @click.option("--hugepages", is_flag=True, help="Take the guest's memory in huge pages.")
 @click.option(
     "--timeout",
@@ -139,6 +145,7 @@ def command(
     append: str,
     memory: int,
     memory_path: Path | None,
+    memory_reset: bool,
     hugepages: bool,
     timeout: float,
     unassigned: str,
@@ -171,7 +178,7 @@ def command(
     with contextlib.ExitStack() as stack:
         stack.enter_context(terminated_as_interrupted())
         ram = stack.enter_context(
-            GuestMemory.allocate(memory, path=memory_path, huge_pages=hugepages)
+            GuestMemory.allocate(memory, path=memory_path, huge_pages=hugepages, reset=memory_reset)
         )
         accelerator = select(accel, ram, note=note)
         stack.callback(accelerator.close)
@@ -201,7 +208,7 @@ def command(
             stack.enter_context(ControlServer(machine, control))
         if json_path is not None:
             # Now, and not when the guest has run for nothing.
-            open_report(json_path, "a").close()
+            check_output(json_path, "The report")
         machine.boot(image, append)
         try:
             result = machine.run(timeout or None)
