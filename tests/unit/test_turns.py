@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import ClassVar
 
 import pytest
 
@@ -25,10 +24,10 @@ from virtiopy.devices.rng import Rng
 from virtiopy.eventloop import EventLoop
 from virtiopy.memory import GuestMemory
 from virtiopy.transport.driver import MmioDriver
+from virtiopy.transport.interrupts import LevelInterrupt
 from virtiopy.transport.mmio import MmioTransport
 from virtiopy.virtqueue.buffers import Buffers
 from virtiopy.virtqueue.driver import Allocator, DriverQueue, Piece
-from virtiopy.virtqueue.formats import open_queue
 from virtiopy.virtqueue.queue import (
     BATCH,
     BATCHES_A_TURN,
@@ -102,11 +101,16 @@ def serve(device: VirtioDevice, *, may_block: bool = False) -> Iterator[Bench]:
     with GuestMemory.allocate(MEMORY_SIZE) as memory, EventLoop("devices") as loop:
         endless = Endless(loop)
 
-        class Transport(MmioTransport):
-            open_queue: ClassVar = partial(open_queue, observers=[endless])
+        transport = MmioTransport(
+            device, memory, LevelInterrupt(lambda level: None), loop=loop, may_block=may_block
+        )
+        transport.lifecycle.queue_observers.append(endless)
 
-        transport = Transport(device, memory, lambda level: None, loop=loop, may_block=may_block)
-        endless.kick = transport.kick
+        def kick(index: int) -> None:
+            with device.lock:
+                transport.lifecycle.kick(index)
+
+        endless.kick = kick
         driver = MmioDriver(transport, memory, Allocator(0x1000, MEMORY_SIZE))
         driver.start()
         loop.start()
