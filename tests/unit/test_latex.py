@@ -1,7 +1,7 @@
 import pytest
 
-from virtiopy.conformance.clauses.extract import device_statements, feature_bits, statements
-from virtiopy.conformance.clauses.latex import Requirements, flatten, plain, sections
+from virtiopy.statements.extract import feature_bits, normative_statements, statements
+from virtiopy.statements.latex import Requirements, flatten, plain, sections
 
 
 def numbers(text: str) -> list[tuple[str, str]]:
@@ -235,9 +235,9 @@ The device MUST NOT count.
 
 
 def test_statements_are_taken_from_the_device_requirements_that_are_covered() -> None:
-    assert [(one.id, one.title) for one in device_statements(sections(DOCUMENT))] == [
-        ("2.1.2:1", "Device Requirements: Status")
-    ]
+    assert [
+        (one.id, one.title) for one in normative_statements(sections(DOCUMENT), Requirements.DEVICE)
+    ] == [("2.1.2:1", "Device Requirements: Status")]
 
 
 def test_features_are_taken_with_their_bit_numbers() -> None:

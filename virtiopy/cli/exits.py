@@ -161,7 +161,7 @@ def command(
     from virtiopy.exits.document import document
     from virtiopy.exits.model import Comparison, Host
     from virtiopy.exits.runner import compare
-    from virtiopy.vm.machine import IoMode
+    from virtiopy.vm.slots import IoMode
 
     if (net is None) == (disk is None):
         raise ConfigError("There is one device to measure: give either --net or --disk.")

@@ -118,6 +118,7 @@ def write_json(
         "virtiopy": __version__,
         "guest": guest,
         "accelerator": machine.accelerator.name,
+        "cpus": len(machine.cpus),
         "exit_free": machine.exit_free,
         "passed": passed,
         "status": result.status,
@@ -146,6 +147,7 @@ def write_json(
         "exits": {
             "userspace": exits,
             "userspace_total": result.exits.total,
+            "userspace_total_by_cpu": result.exits.totals,
             "kernel": result.kernel or None,
             "light": light_exits(result) if result.kernel else None,
         },

@@ -71,6 +71,14 @@ def _attachment_options(function: Callable[..., int]) -> Callable[..., int]:
     help="Let the guest read registers from memory, and the kernel take InterruptACK, without "
     "exits; auto does where KVM can.",
 )
+@click.option(
+    "--cpus",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="How many CPUs the guest has. The first boots, and the guest starts the others.",
+)
 @click.option("--append", default="", metavar="TEXT", help="More for the guest's command line.")
 @click.option(
     "--memory",
@@ -127,6 +135,7 @@ def command(
     accel: str,
     mode: str,
     exit_free: str,
+    cpus: int,
     append: str,
     memory: int,
     memory_path: Path | None,
@@ -154,7 +163,8 @@ def command(
     from virtiopy.control.server import ControlServer
     from virtiopy.errors import GuestError
     from virtiopy.memory import GuestMemory
-    from virtiopy.vm.machine import IoMode, Machine
+    from virtiopy.vm.machine import Machine
+    from virtiopy.vm.slots import IoMode
 
     image = GuestImage.open(guest_path(guest))
     output = GuestOutput()
@@ -170,6 +180,7 @@ def command(
                 ram,
                 accelerator,
                 console=output.write,
+                cpus=cpus,
                 ignore_unassigned=unassigned == "ignore",
                 exit_free=EXIT_FREE[exit_free],
             )

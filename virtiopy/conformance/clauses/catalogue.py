@@ -1,6 +1,6 @@
 """What each normative statement of the specification asks, and how it can be seen to be kept.
 
-The statements are those of index.toml, which virtiopy.conformance.clauses.index makes from the
+The statements are those of index.toml, which virtiopy.statements.index makes from the
 specification's sources; what is said of them is in AREA.toml, in our own words.
 """
 
@@ -9,20 +9,11 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self, TypedDict
+from typing import TypedDict
 
-from virtiopy.conformance.clauses.index import FOLDER, Index, load_index
-from virtiopy.spec import has_feature
-
-
-class Keyword(enum.Enum):
-    """How binding a statement is (RFC 2119)."""
-
-    MUST = "MUST"
-    MUST_NOT = "MUST NOT"
-    SHOULD = "SHOULD"
-    SHOULD_NOT = "SHOULD NOT"
-    MAY = "MAY"
+from virtiopy.statements.index import FOLDERS, Index, load_index
+from virtiopy.statements.latex import Requirements
+from virtiopy.statements.terms import Condition, Keyword
 
 
 class Area(enum.Enum):
@@ -41,32 +32,9 @@ class Area(enum.Enum):
 class Transport(enum.Enum):
     """How a driver may reach the device."""
 
-    MMIO = "mmio"  # it has registers: the device status, QueueReady, InterruptStatus
+    MMIO = "mmio"  # the driver writes the device status; registers are those of 4.2
+    PCI = "pci"  # the driver writes the device status; no session here speaks it yet
     VHOST_USER = "vhost-user"  # it has none: features, configuration space and rings only
-
-
-@dataclass(frozen=True, slots=True)
-class Condition:
-    """Which features have to be offered: all of at least one of the alternatives."""
-
-    alternatives: tuple[frozenset[int], ...]  # sets of bit numbers
-
-    @classmethod
-    def parse(cls, text: str, bits: Mapping[str, int]) -> Self:
-        """Read "A", "A and B", "A or B", "A and B or C".
-
-        Raises KeyError for a name that `bits`, of names to bit numbers, does not have.
-        """
-        return cls(
-            tuple(
-                frozenset(bits[name] for name in names.split(" and "))
-                for names in text.split(" or ")
-            )
-        )
-
-    def holds(self, offered: int) -> bool:
-        """Say whether the feature set `offered` is one that the condition asks for."""
-        return any(all(has_feature(offered, bit) for bit in bits) for bits in self.alternatives)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +70,7 @@ class _Record(TypedDict, total=False):
     unobservable: str
 
 
-def load(folder: Path = FOLDER) -> Mapping[str, Clause]:
+def load(folder: Path = FOLDERS[Requirements.DEVICE]) -> Mapping[str, Clause]:
     """Return every clause by its ID, in the specification's order.
 
     Raises ValueError if the files do not say of each statement of the index just one thing.

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
-from virtiopy.conformance.clauses.index import load_index
 from virtiopy.spec import DeviceId, feature_mask, has_feature
+from virtiopy.statements.index import load_index
 
 _OF_DEVICE = {
     DeviceId.NETWORK: "VIRTIO_NET_F_",

@@ -1,7 +1,7 @@
-"""Which normative statements the virtio specification makes to a device, from its LaTeX sources.
+"""Which normative statements the virtio specification makes, from its LaTeX sources.
 
 What is a statement: a keyword of RFC 2119 in capitals, in its sentence, below a heading "Device
-Requirements". Notes, footnotes, listings and tables make none.
+Requirements" or "Driver Requirements". Notes, footnotes, listings and tables make none.
 
 - A sentence with two keywords makes two statements, which share its hash: "MUST set it to zero and
   SHOULD supply a checksum" can be kept by half.
@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 
-from virtiopy.conformance.clauses.latex import Requirements, Section, plain
+from virtiopy.statements.latex import Requirements, Section, plain
 
 # Section numbers, each with all below it.
 COVERED = ("2", "3", "4.2", "5.1", "5.2", "5.3", "5.4", "5.5", "6")
@@ -68,12 +68,12 @@ class Statement:
         return sha256(self.text.encode()).hexdigest()[:12]
 
 
-def device_statements(document: list[Section]) -> list[Statement]:
-    """Return the statements to a device that the suite covers, in the document's order."""
+def normative_statements(document: list[Section], side: Requirements) -> list[Statement]:
+    """Return the statements to one side that virtiopy covers, in the document's order."""
     return [
         Statement(f"{section.number}:{place}", section.title, keyword, text)
         for section in document
-        if section.requirements is Requirements.DEVICE and _is_covered(section)
+        if section.requirements is side and _is_covered(section)
         for place, (keyword, text) in enumerate(statements(section.body), 1)
     ]
 

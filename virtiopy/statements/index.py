@@ -1,10 +1,10 @@
-"""The list of the specification's normative statements, clauses/index.toml, and how it is made.
+"""The lists of the specification's normative statements, and how they are made.
 
-    python -m virtiopy.conformance.clauses.index PATH [--revision TAG] [--check | --text]
+    python -m virtiopy.statements.index PATH [--side SIDE] [--revision TAG] [--check | --text]
 
-PATH is a clone of https://github.com/oasis-tcs/virtio-spec, bare or not. The list holds no sentence
-of the specification, whose text is OASIS's: of each statement an ID, a keyword and a hash. What a
-statement is, and which are left out, says virtiopy.conformance.clauses.extract.
+PATH is a clone of https://github.com/oasis-tcs/virtio-spec, bare or not. A list, index.toml, holds
+no sentence of the specification, whose text is OASIS's: of each statement an ID, a keyword and a
+hash. What a statement is, and which are left out, says virtiopy.statements.extract.
 """
 
 import argparse
@@ -15,14 +15,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from virtiopy.conformance.clauses.extract import Statement, device_statements, feature_bits
-from virtiopy.conformance.clauses.latex import flatten, sections
 from virtiopy.errors import ConfigError
+from virtiopy.statements.extract import Statement, feature_bits, normative_statements
+from virtiopy.statements.latex import Requirements, flatten, sections
 
 REVISION = "v1.4-cs01"
 
-#: The folder of the list, and of what the catalogue says of each statement.
-FOLDER = Path(__file__).parent
+_PACKAGE = Path(__file__).parent.parent
+
+#: The folder of each side's list, with what is said of each statement beside it.
+FOLDERS = {
+    Requirements.DEVICE: _PACKAGE / "conformance" / "clauses",
+    Requirements.DRIVER: _PACKAGE / "check" / "statements",
+}
 
 _MAIN_FILE = "main.tex"
 
@@ -45,7 +50,7 @@ class Index:
     statements: Mapping[str, Entry]  # by ID
 
 
-def load_index(folder: Path = FOLDER) -> Index:
+def load_index(folder: Path = FOLDERS[Requirements.DEVICE]) -> Index:
     """Return the list that is kept in `folder`."""
     with (folder / "index.toml").open("rb") as file:
         data = tomllib.load(file)
@@ -121,26 +126,34 @@ class Sources:
         return result.stdout
 
 
-def main(arguments: list[str] | None = None, folder: Path = FOLDER) -> int:
-    """Run the command on the list in `folder`, and return its exit status.
+def main(arguments: list[str] | None = None, folder: Path | None = None) -> int:
+    """Run the command on the list in `folder`, the side's own by default; return the exit status.
 
     1 means that the list is not that of the sources, 2 that they cannot be read.
     """
     parser = argparse.ArgumentParser(
-        prog="clauses", description="List the specification's normative statements to a device."
+        prog="clauses", description="List the specification's normative statements to one side."
     )
     parser.add_argument("path", type=Path, help="a clone of oasis-tcs/virtio-spec")
     parser.add_argument("--revision", default=REVISION, help="tag or commit (default: %(default)s)")
+    parser.add_argument(
+        "--side",
+        choices=[side.value.lower() for side in FOLDERS],
+        default=Requirements.DEVICE.value.lower(),
+        help="whose statements (default: %(default)s)",
+    )
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--check", action="store_true", help="compare with the list that is kept")
     action.add_argument("--text", action="store_true", help="show the sentences, writing nothing")
     options = parser.parse_args(arguments)
+    side = Requirements(options.side.capitalize())
+    folder = folder or FOLDERS[side]
     try:
         document = sections(flatten(Sources(options.path, options.revision).read, _MAIN_FILE))
     except ConfigError as error:
         sys.stderr.write(f"clauses: {error}\n")
         return 2
-    found = device_statements(document)
+    found = normative_statements(document, side)
     made = make_index(found, feature_bits(document), options.revision)
     if options.text:
         sys.stdout.writelines(f"{one.id} {one.keyword} | {one.text}\n" for one in found)
