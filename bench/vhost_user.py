@@ -24,6 +24,7 @@ from virtiopy.spec import Feature, feature_mask
 from virtiopy.vhost.kernel import Ring
 from virtiopy.vhost.user.frontend import VhostUserFrontend, connect
 from virtiopy.virtqueue.driver import Allocator, DriverQueue
+from virtiopy.virtqueue.queue import QueueState
 
 BLOCK = 4096
 QUEUE_SIZE = 128
@@ -88,13 +89,12 @@ def session(path: Path) -> Iterator[list[int]]:
         frontend = stack.enter_context(VhostUserFrontend(connect(path)))
         frontend.set_features(FEATURES)
         frontend.set_memory(memory)
-        frontend.start_ring(0, Ring(QUEUE_SIZE, queue.addresses, 0, kick, call), memory)
-        parts = queue.addresses
+        frontend.start_ring(0, Ring(QUEUE_SIZE, queue.areas, QueueState(), kick, call), memory)
         slots = allocator.take(QUEUE_SIZE * 32, BLOCK)
         data = allocator.take(QUEUE_SIZE * BLOCK, BLOCK)
         yield [
             *(memory.regions[0].fd, MEMORY_SIZE, kick, call, QUEUE_SIZE),
-            *(parts.descriptor_table, parts.available_ring, parts.used_ring, slots, data),
+            *(queue.areas.descriptor, queue.areas.driver, queue.areas.device, slots, data),
         ]
         frontend.stop_ring(0)
 

@@ -10,6 +10,7 @@ import fcntl
 import itertools
 import mmap
 import os
+import stat
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from typing import Self
 from virtiopy._native import ffi, lib
 from virtiopy.closing import Closing
 from virtiopy.errors import ConfigError, DriverError, HostError
+from virtiopy.files import is_marked, mark
 
 PAGE_SIZE = 4096
 HUGE_PAGE_SIZE = 2 << 20
@@ -94,12 +96,18 @@ class GuestMemory(Closing):
 
     @classmethod
     def allocate(
-        cls, size: int, *, path: Path | None = None, huge_pages: bool = False
+        cls,
+        size: int,
+        *,
+        path: Path | None = None,
+        huge_pages: bool = False,
+        reset: bool = False,
     ) -> "GuestMemory":
         """Make `size` bytes of zeroed memory at guest physical address 0, leaving out the hole.
 
         With `path` the memory is that file, laid out as the guest's addresses are but for the
-        hole: others see it while the guest runs, and it stays afterwards.
+        hole: others see it while the guest runs, and it stays afterwards. A file that holds
+        anything is zeroed if an earlier guest's memory is in it, or with `reset`.
 
         Raises ConfigError for a size or file that cannot be used, HostError where the host has
         not the memory.
@@ -115,7 +123,7 @@ class GuestMemory(Closing):
                 "Memory in a file is in huge pages when the file is on hugetlbfs: "
                 "leave out the option for huge pages."
             )
-        fd = _open_backing(path, huge_pages)
+        fd = _open_backing(path, huge_pages, reset=reset)
         try:
             os.ftruncate(fd, size)
             if path is None:
@@ -251,7 +259,7 @@ def _huge_block_size(fd: int) -> int:
     return size if size >= HUGE_PAGE_SIZE else 0
 
 
-def _open_backing(path: Path | None, huge_pages: bool) -> int:
+def _open_backing(path: Path | None, huge_pages: bool, *, reset: bool) -> int:
     if path is None:
         flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | (os.MFD_HUGETLB if huge_pages else 0)
         try:
@@ -262,9 +270,29 @@ def _open_backing(path: Path | None, huge_pages: bool) -> int:
                 "leave out the option for huge pages, or load hugetlbfs."
             ) from error
     try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise ConfigError(
             f"The memory file {path} cannot be written ({error.strerror}): "
             "name a file in a folder that you can write to."
         ) from error
+    try:
+        _claim(path, fd, reset=reset)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _claim(path: Path, fd: int, *, reset: bool) -> None:
+    """Empty the file, unless what it holds may be its user's; raises ConfigError then."""
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
+        raise ConfigError(f"The memory file {path} is no regular file: name one.")
+    if status.st_size and not reset and not is_marked(path):
+        raise ConfigError(
+            f"The memory file {path} holds what no guest of virtiopy's left there: name another "
+            "file, or say --memory-reset to lose what is in this one."
+        )
+    os.ftruncate(fd, 0)
+    mark(fd)

@@ -12,6 +12,13 @@
 #define LAPIC_EOI		(LAPIC_BASE + 0x0b0)
 #define LAPIC_SPURIOUS		(LAPIC_BASE + 0x0f0)
 #define LAPIC_SPURIOUS_ENABLE	(1u << 8)
+#define LAPIC_COMMAND		(LAPIC_BASE + 0x300)
+#define LAPIC_DESTINATION	(LAPIC_BASE + 0x310)
+#define COMMAND_FIXED		(0u << 8)
+#define COMMAND_INIT		(5u << 8)
+#define COMMAND_STARTUP		(6u << 8)
+#define COMMAND_PENDING		(1u << 12)
+#define COMMAND_ASSERT		(1u << 14)
 #define APIC_ID_SHIFT		24	/* in LAPIC_ID and in a redirection entry's high half */
 
 #define IOAPIC_BASE		UINT64_C(0xfec00000)
@@ -51,15 +58,23 @@ struct exception_frame {
 	uint64_t rip;
 };
 
+/* What to call for a vector; devices that share a GSI share its vector. */
 struct irq_action {
 	void (*handler)(void *context);
 	void *context;
+	const struct irq_action *next;
+	uint32_t gsi;
 };
 
 extern char vector_stubs_end[];
 
 static struct idt_gate idt[VECTOR_COUNT];
-static struct irq_action actions[VECTOR_COUNT];
+#define ACTIONS_MAX	64
+#define NO_GSI		UINT32_MAX
+
+static struct irq_action actions[ACTIONS_MAX];
+static unsigned int action_count;
+static const struct irq_action *first_action[VECTOR_COUNT];
 static unsigned int next_vector = VECTOR_IRQ_BASE;
 
 _Noreturn void exception(const struct exception_frame *frame);
@@ -77,15 +92,14 @@ void irq_dispatch(unsigned int vector)
 	/* A spurious interrupt has no bit in the in-service register, and gets no EOI. */
 	if (vector == VECTOR_SPURIOUS)
 		return;
-	if (actions[vector].handler)
-		actions[vector].handler(actions[vector].context);
+	for (const struct irq_action *action = first_action[vector]; action; action = action->next)
+		action->handler(action->context);
 	mmio_write32(LAPIC_EOI, 0);
 }
 
-static void load_idt(void)
+static void fill_idt(void)
 {
 	const uint64_t stubs = (uint64_t)vector_stubs_end - VECTOR_COUNT * STUB_SIZE;
-	const struct idt_descriptor descriptor = { sizeof(idt) - 1, (uint64_t)idt };
 
 	for (unsigned int vector = 0; vector < VECTOR_COUNT; vector++) {
 		uint64_t stub = stubs + vector * STUB_SIZE;
@@ -96,17 +110,29 @@ static void load_idt(void)
 		idt[vector].offset_middle = (uint16_t)(stub >> 16);
 		idt[vector].offset_high = (uint32_t)(stub >> 32);
 	}
+}
+
+static void load_idt(void)
+{
+	const struct idt_descriptor descriptor = { sizeof(idt) - 1, (uint64_t)idt };
+
 	__asm__ volatile("lidt %0" : : "m"(descriptor));
+}
+
+void interrupts_init_cpu(void)
+{
+	load_idt();
+	mmio_write32(LAPIC_TASK_PRIORITY, 0);
+	mmio_write32(LAPIC_SPURIOUS, LAPIC_SPURIOUS_ENABLE | VECTOR_SPURIOUS);
 }
 
 void interrupts_init(void)
 {
-	load_idt();
-	/* A GSI below 16 is wired to the 8259 as well, whose vectors 0-15 nobody wants. */
+	fill_idt();
+	/* A GSI below 16 is wired to the 8259 as well, whose vectors 0-15 no driver here wants. */
 	outb(PIC_MASTER_MASK, PIC_MASK_ALL);
 	outb(PIC_SLAVE_MASK, PIC_MASK_ALL);
-	mmio_write32(LAPIC_TASK_PRIORITY, 0);
-	mmio_write32(LAPIC_SPURIOUS, LAPIC_SPURIOUS_ENABLE | VECTOR_SPURIOUS);
+	interrupts_init_cpu();
 	irq_enable();
 }
 
@@ -122,20 +148,86 @@ static void ioapic_write(uint32_t index, uint32_t value)
 	mmio_write32(IOAPIC_DATA, value);
 }
 
+static unsigned int new_vector(void)
+{
+	if (next_vector == VECTOR_SPURIOUS)
+		tap_bail_out("more than %u interrupts", VECTOR_SPURIOUS - VECTOR_IRQ_BASE);
+	return next_vector++;
+}
+
+static void add_action(unsigned int vector, uint32_t gsi, void (*handler)(void *context),
+		       void *context)
+{
+	if (action_count == ACTIONS_MAX)
+		tap_bail_out("more than %u interrupt handlers", ACTIONS_MAX);
+	actions[action_count] = (struct irq_action){ handler, context, first_action[vector], gsi };
+	/* The interrupt may come already: the list is whole at any time. */
+	WRITE_ONCE(first_action[vector], &actions[action_count]);
+	action_count++;
+}
+
+static bool is_routed(uint32_t gsi, unsigned int *vector)
+{
+	for (*vector = VECTOR_IRQ_BASE; *vector < next_vector; ++*vector)
+		if (first_action[*vector] && first_action[*vector]->gsi == gsi)
+			return true;
+	return false;
+}
+
 void irq_register(uint32_t gsi, void (*handler)(void *context), void *context)
 {
-	const uint32_t apic_id = mmio_read32(LAPIC_ID) >> APIC_ID_SHIFT;
 	const uint32_t last = (ioapic_read(IOAPIC_VERSION) >> IOAPIC_LAST_ENTRY_SHIFT)
 			      & IOAPIC_LAST_ENTRY_MASK;
+	unsigned int vector;
 
 	if (gsi > last)
 		tap_bail_out("GSI %u: the IOAPIC ends at %u", gsi, last);
-	if (next_vector == VECTOR_SPURIOUS)
-		tap_bail_out("more than %u interrupts", VECTOR_SPURIOUS - VECTOR_IRQ_BASE);
-
-	actions[next_vector] = (struct irq_action){ handler, context };
+	if (is_routed(gsi, &vector)) {
+		add_action(vector, gsi, handler, context);
+		return;
+	}
+	vector = new_vector();
+	add_action(vector, gsi, handler, context);
 	/* The low half last: it unmasks. */
-	ioapic_write(IOAPIC_REDIRECTION(gsi) + 1, apic_id << APIC_ID_SHIFT);
-	ioapic_write(IOAPIC_REDIRECTION(gsi), next_vector);
-	next_vector++;
+	ioapic_write(IOAPIC_REDIRECTION(gsi) + 1, cpu_number() << APIC_ID_SHIFT);
+	ioapic_write(IOAPIC_REDIRECTION(gsi), vector);
+}
+
+/* ----- between CPUs ----- */
+
+uint32_t cpu_number(void)
+{
+	return mmio_read32(LAPIC_ID) >> APIC_ID_SHIFT;
+}
+
+/* The one command register of a CPU is used by that CPU alone, and by no interrupt handler. */
+static void send_command(uint32_t cpu, uint32_t command)
+{
+	mmio_write32(LAPIC_DESTINATION, cpu << APIC_ID_SHIFT);
+	mmio_write32(LAPIC_COMMAND, command);
+	while (mmio_read32(LAPIC_COMMAND) & COMMAND_PENDING)
+		cpu_relax();
+}
+
+unsigned int ipi_register(void (*handler)(void *context), void *context)
+{
+	const unsigned int vector = new_vector();
+
+	add_action(vector, NO_GSI, handler, context);
+	return vector;
+}
+
+void ipi_send(uint32_t cpu, unsigned int vector)
+{
+	send_command(cpu, COMMAND_FIXED | COMMAND_ASSERT | vector);
+}
+
+void ipi_send_init(uint32_t cpu)
+{
+	send_command(cpu, COMMAND_INIT | COMMAND_ASSERT);
+}
+
+void ipi_send_startup(uint32_t cpu, uint64_t address)
+{
+	send_command(cpu, COMMAND_STARTUP | COMMAND_ASSERT | (uint32_t)(address >> 12));
 }

@@ -85,7 +85,12 @@ bool memory_is(const void *memory, uint8_t value, size_t size);
 /* ----- interrupts ----- */
 
 void interrupts_init(void);
-/* Route a GSI, edge triggered, to a handler, which runs with interrupts off. */
+/* The part of it that each CPU does for itself; leaves interrupts off. */
+void interrupts_init_cpu(void);
+/*
+ * Route a GSI, edge triggered, to a handler, which runs with interrupts off.  Handlers of one GSI
+ * are all called for each of its interrupts.
+ */
 void irq_register(uint32_t gsi, void (*handler)(void *context), void *context);
 /*
  * Sleep until an interrupt.  Call with interrupts off, after looking whether there is anything to
@@ -93,5 +98,24 @@ void irq_register(uint32_t gsi, void (*handler)(void *context), void *context);
  * the look ends the hlt.
  */
 void irq_wait(void);
+
+/* ----- other CPUs: each is known by its APIC ID ----- */
+
+/* The calling CPU's, as its local APIC says. */
+uint32_t cpu_number(void);
+/* How many there are, as CPUID says: the boot CPU is number 0, and the others follow. */
+unsigned int cpu_count(void);
+/*
+ * Start a CPU, by INIT and SIPI, in a function that never returns, on a stack of its own and with
+ * interrupts off.  False when it does not come within seconds.  For the boot CPU to call.
+ */
+bool cpu_start(uint32_t cpu, void (*function)(void));
+
+/* An interrupt from CPU to CPU: a vector for a handler, and sending it. */
+unsigned int ipi_register(void (*handler)(void *context), void *context);
+void ipi_send(uint32_t cpu, unsigned int vector);
+void ipi_send_init(uint32_t cpu);
+/* `address` is of a page below 1 MiB, where the CPU begins in real mode. */
+void ipi_send_startup(uint32_t cpu, uint64_t address);
 
 #endif

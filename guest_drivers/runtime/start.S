@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * From the PVH entry (32-bit protected mode, paging off, ebx = hvm_start_info) to 64-bit C, and the
- * entry points of exceptions and interrupts.
+ * From the PVH entry (32-bit protected mode, paging off, ebx = hvm_start_info) to 64-bit C, the same
+ * way from real mode for the other CPUs, and the entry points of exceptions and interrupts.
  */
 #include "vectors.h"
 
@@ -27,6 +27,7 @@
 
 #define SELECTOR_CODE	0x08
 #define SELECTOR_DATA	0x10
+#define SELECTOR_CODE32	0x18
 
 #define STACK_SIZE	16384
 
@@ -46,8 +47,11 @@ pvh_start:
 	cli
 	cld
 	movl	$stack_top, %esp
-	movl	%ebx, %edi		/* start_info, main's way in */
+	movl	%ebx, %edi		/* start_info, boot's argument */
+	movl	$boot, %esi
 
+	/* esp: a stack, esi: a function of C, edi: its argument. */
+enter_long_mode:
 	movl	$page_map_l4, %eax
 	movl	%eax, %cr3
 	movl	%cr4, %eax
@@ -74,9 +78,42 @@ long_mode:
 	movl	%eax, %gs
 	/* The loader zeroed .bss, as ELF asks (p_memsz > p_filesz). */
 	movl	%edi, %edi
+	movl	%esi, %esi
 	xorl	%ebp, %ebp
-	call	boot
+	call	*%rsi
 	ud2
+
+/* ----- the other CPUs: smp.c copies the trampoline to where the SIPI sends them ----- */
+
+	.code16
+	.globl	trampoline
+trampoline:
+	cli
+	cld
+	movw	%cs, %ax
+	movw	%ax, %ds
+	lgdtl	(trampoline_gdt - trampoline)
+	movl	%cr0, %eax
+	orl	$CR0_PE, %eax
+	movl	%eax, %cr0
+	ljmpl	$SELECTOR_CODE32, $protected_mode
+	/* The one in the image is beyond real mode's reach. */
+trampoline_gdt:
+	.word	gdt_descriptor - gdt - 1
+	.long	gdt
+	.globl	trampoline_end
+trampoline_end:
+
+	.code32
+protected_mode:
+	movl	$SELECTOR_DATA, %eax
+	movl	%eax, %ds
+	movl	%eax, %es
+	movl	%eax, %ss
+	movl	cpu_stack, %esp
+	movl	$cpu_enter, %esi
+	jmp	enter_long_mode
+	.code64
 
 /* ----- exceptions and interrupts ----- */
 
@@ -165,6 +202,7 @@ gdt:
 	.quad	0
 	.quad	0x00af9a000000ffff	/* SELECTOR_CODE: 64-bit, execute/read */
 	.quad	0x00cf92000000ffff	/* SELECTOR_DATA: read/write */
+	.quad	0x00cf9a000000ffff	/* SELECTOR_CODE32: 32-bit, execute/read */
 gdt_descriptor:
 	.word	gdt_descriptor - gdt - 1
 	.long	gdt

@@ -41,8 +41,11 @@ class Endless(SplitQueue):
                 break
         return super()._walk(head)
 
+def open_endless(memory, size, areas, *, features, index, **options):
+    return Endless(memory, size, areas, index=index, indirect=True)
+
 class Transport(MmioTransport):
-    queue_type = Endless
+    open_queue = staticmethod(open_endless)
 
 Broken = Rng
 """

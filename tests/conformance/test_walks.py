@@ -33,7 +33,7 @@ class Own(Rng):
             while (chain := queue.pop()) is not None:
                 self.complete(queue, chain)
             self.notify(queue)
-            if not queue.enable_notifications():
+            if not queue.enable_kicks():
                 return
 
     def complete(self, queue, chain):
@@ -57,9 +57,8 @@ COMPLETES_TWICE_AFTER_A_RESET = """\
     def complete(self, queue, chain):
         queue.push(chain, self.serve(queue, chain))
         self.served = True
-        if self.again and queue.last_available == 2:
-            queue.in_flight += 1
-            queue.push(chain, 0)
+        if self.again and queue.state.vring_base == 2:
+            queue._use([(chain, 0)])
 """
 
 

@@ -13,7 +13,7 @@ from virtiopy.conformance.targets.disks import BlkHost
 from virtiopy.devices.blk import Blk, BlkFeature, Request, RequestError, RequestType, Status
 from virtiopy.spec import feature_mask, has_feature
 from virtiopy.virtqueue.buffers import gather, scatter, total
-from virtiopy.virtqueue.split import Chain
+from virtiopy.virtqueue.queue import Chain
 
 ZONED = BlkFeature.VIRTIO_BLK_F_ZONED
 

@@ -4,7 +4,7 @@ import pytest
 
 from tests.guest.support import needs_kvm
 from virtiopy.accel import AcceleratorName
-from virtiopy.vm.machine import IoMode
+from virtiopy.vm.slots import IoMode
 
 
 def has_unicorn() -> bool:

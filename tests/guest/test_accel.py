@@ -27,7 +27,8 @@ from virtiopy.host.tapconfig import default_mac, parse_address
 from virtiopy.memory import GuestMemory
 from virtiopy.metrics.exitlog import ExitKind
 from virtiopy.vm.hello import Mode, mode_works, run_hello
-from virtiopy.vm.machine import IoMode, Machine
+from virtiopy.vm.machine import Machine
+from virtiopy.vm.slots import IoMode
 
 
 @dataclass

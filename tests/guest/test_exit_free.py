@@ -14,7 +14,8 @@ from virtiopy.devices.blk import Blk
 from virtiopy.host.disk import DiskImage
 from virtiopy.memory import GuestMemory
 from virtiopy.transport.registers import Register
-from virtiopy.vm.machine import MMIO_BASE, IoMode, Machine
+from virtiopy.vm.machine import Machine
+from virtiopy.vm.slots import MMIO_BASE, IoMode
 
 CODE, COPIES = 0x10_0000, 0x20_0000
 

@@ -33,8 +33,9 @@ from virtiopy.host.stream import SocketStream
 from virtiopy.host.tap import Tap
 from virtiopy.host.tapconfig import TapConfig
 from virtiopy.memory import GuestMemory
-from virtiopy.virtqueue.split import Chain, SplitQueue
-from virtiopy.vm.machine import IoMode, Machine
+from virtiopy.virtqueue.queue import Chain, Virtqueue
+from virtiopy.vm.machine import Machine
+from virtiopy.vm.slots import IoMode
 
 pytestmark = needs_kvm
 
@@ -180,7 +181,7 @@ class DefectError(Exception):
 class DefectiveRng(Rng):
     """An entropy device that fails when it serves."""
 
-    def serve(self, queue: SplitQueue, chain: Chain) -> int:
+    def serve(self, queue: Virtqueue, chain: Chain) -> int:
         raise DefectError
 
 

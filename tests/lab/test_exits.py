@@ -9,7 +9,7 @@ from virtiopy.cli.exits import network_setup
 from virtiopy.exits.differences import differences, interprets
 from virtiopy.exits.model import Costs, Row
 from virtiopy.exits.runner import compare
-from virtiopy.vm.machine import IoMode
+from virtiopy.vm.slots import IoMode
 
 pytestmark = pytest.mark.lab
 

@@ -16,7 +16,8 @@ from virtiopy.spec import Feature, feature_mask
 from virtiopy.vhost.handoff import VhostPair
 from virtiopy.virtqueue.buffers import gather, scatter
 from virtiopy.virtqueue.driver import Allocator, Piece
-from virtiopy.virtqueue.split import Chain, SplitQueue
+from virtiopy.virtqueue.queue import Chain
+from virtiopy.virtqueue.split import SplitQueue
 
 pytestmark = pytest.mark.lab
 
@@ -36,7 +37,7 @@ class Flow:
             Side(self.memory, allocator, event_idx=event_idx),
         ]
         self.queues = [
-            SplitQueue(self.memory, QUEUE_SIZE, side.queue.addresses, event_idx=event_idx)
+            SplitQueue(self.memory, QUEUE_SIZE, side.queue.areas, event_idx=event_idx)
             for side in self.sides
         ]
         features = [Feature.VIRTIO_F_VERSION_1]
@@ -103,12 +104,12 @@ class Flow:
 
     def serve(self, most: int) -> None:
         for ring, queue in enumerate(self.queues):
-            queue.disable_notifications()
+            queue.disable_kicks()
             self.ahead[ring] += queue.pop_many()
             for _ in range(most):
                 if not self.ahead[ring] or not self._serve_one(ring):
                     break
-            queue.enable_notifications()
+            queue.enable_kicks()
 
     def _serve_one(self, ring: int) -> bool:
         chain = self.ahead[ring][0]

@@ -36,7 +36,8 @@ from virtiopy.transport.driver import MmioDriver
 from virtiopy.vhost.handoff import VhostPair
 from virtiopy.vhost.worker import cpu_seconds, worker_threads
 from virtiopy.virtqueue.driver import Allocator, Piece
-from virtiopy.vm.machine import IoMode, Machine, RunResult, Slot
+from virtiopy.vm.machine import Machine, RunResult
+from virtiopy.vm.slots import IoMode, Slot
 
 pytestmark = pytest.mark.lab
 
@@ -138,7 +139,7 @@ class Vm:
 
     def used(self, queue: int) -> int:
         """Return the used index of a virtqueue, 16 bits, whoever works it."""
-        address = self.slot.device.queues[queue].addresses.used_ring + 2
+        address = self.slot.device.queues[queue].areas.device + 2
         return int.from_bytes(self.machine.memory.read(address, 2), "little")
 
     def facts(self, name: str) -> object:
@@ -171,7 +172,7 @@ def make_vm(namespace: Namespace, mode: IoMode, queues: int = 1) -> Iterator[Vm]
         try:
             yield vm
         finally:
-            machine.cpu.stop()
+            machine.cpus[0].cpu.stop()
             if hasattr(vm, "thread"):
                 vm.thread.join()
 

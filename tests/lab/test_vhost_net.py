@@ -15,6 +15,7 @@ from virtiopy.vhost.kernel import Ring, VhostNet
 from virtiopy.vhost.worker import cpu_seconds, worker_threads
 from virtiopy.virtqueue.buffers import gather, scatter
 from virtiopy.virtqueue.driver import Allocator, DriverQueue, Piece
+from virtiopy.virtqueue.queue import QueueState
 from virtiopy.virtqueue.split import SplitQueue
 
 pytestmark = pytest.mark.lab
@@ -48,20 +49,13 @@ class Side:
         for fd in (self.kick, self.call, self.error):
             os.close(fd)
 
-    def ring(self, last_available: int = 0) -> Ring:
+    def ring(self, state: QueueState | None = None) -> Ring:
         return Ring(
-            QUEUE_SIZE, self.queue.addresses, last_available, self.kick, self.call, self.error
+            QUEUE_SIZE, self.queue.areas, state or QueueState(), self.kick, self.call, self.error
         )
 
-    def device_side(self, last_available: int) -> SplitQueue:
-        used = self.queue.used.idx
-        return SplitQueue(
-            self.queue.memory,
-            QUEUE_SIZE,
-            self.queue.addresses,
-            last_available=last_available,
-            used_index=used,
-        )
+    def device_side(self, state: QueueState) -> SplitQueue:
+        return SplitQueue(self.queue.memory, QUEUE_SIZE, self.queue.areas, state=state)
 
     def wait(self) -> None:
         """Wait for a used buffer notification."""
@@ -183,9 +177,9 @@ def test_frames_from_the_wire_reach_the_driver_in_order(rig: Rig) -> None:
 def test_a_transmit_ring_goes_to_python_and_back_in_the_middle_of_a_flow(rig: Rig) -> None:
     rig.start(TX)
     rig.send(range(50))
-    assert rig.vhost.stop_ring(TX) == 50
+    assert rig.vhost.stop_ring(TX) == QueueState(50)
 
-    ours = rig.tx.device_side(50)
+    ours = rig.tx.device_side(QueueState(50))
     taken: list[int | None] = []
 
     def serve() -> None:
@@ -196,10 +190,10 @@ def test_a_transmit_ring_goes_to_python_and_back_in_the_middle_of_a_flow(rig: Ri
     rig.offer(range(50, 60), serve)
     assert taken == list(range(50, 60))
 
-    rig.vhost.start_ring(TX, rig.tx.ring(ours.last_available), rig.link.tap)
+    rig.vhost.start_ring(TX, rig.tx.ring(ours.state), rig.link.tap)
     rig.send(range(60, 110))
     assert rig.seen_on_the_wire(100) == [*range(50), *range(60, 110)]
-    assert rig.vhost.stop_ring(TX) == 110
+    assert rig.vhost.stop_ring(TX) == QueueState(110)
 
 
 def test_a_receive_ring_goes_to_python_and_back_with_buffers_in_it(rig: Rig) -> None:
@@ -218,7 +212,7 @@ def test_a_receive_ring_goes_to_python_and_back_with_buffers_in_it(rig: Rig) -> 
         ours.push(chain, scatter(chain.writable, EMPTY_HEADER + frame(number)))
     assert rig.collect(5) == list(range(10, 15))
 
-    rig.vhost.start_ring(RX, rig.rx.ring(ours.last_available), rig.link.tap)
+    rig.vhost.start_ring(RX, rig.rx.ring(ours.state), rig.link.tap)
     for number in range(15, 25):
         rig.link.wire.send(frame(number))
     assert rig.collect(10) == list(range(15, 25))
@@ -257,7 +251,7 @@ def test_a_descriptor_outside_memory_signals_the_error_eventfd(rig: Rig) -> None
 
     assert is_readable(rig.tx.error)
     # The bad chain was not taken, and the other ring works on.
-    assert rig.vhost.stop_ring(TX) == 5
+    assert rig.vhost.stop_ring(TX) == QueueState(5)
     rig.link.wire.send(frame(7))
     assert rig.collect(1) == [7]
 
@@ -265,7 +259,7 @@ def test_a_descriptor_outside_memory_signals_the_error_eventfd(rig: Rig) -> None
 def test_a_running_ring_refuses_to_be_set_up(rig: Rig) -> None:
     rig.start(TX)
     with pytest.raises(HostError, match="stop it first"):
-        rig.vhost.set_base(TX, 3)
+        rig.vhost.set_base(TX, QueueState(3))
 
 
 def test_a_file_that_is_no_tap_is_refused(rig: Rig) -> None:
@@ -285,7 +279,7 @@ def test_after_a_change_of_owner_everything_can_be_set_up_again(rig: Rig) -> Non
 
     rig.vhost.set_owner()
     rig.prepare()
-    rig.vhost.start_ring(TX, rig.tx.ring(3), rig.link.tap)
+    rig.vhost.start_ring(TX, rig.tx.ring(QueueState(3)), rig.link.tap)
     rig.send(range(3, 6))
 
     assert rig.seen_on_the_wire(6) == list(range(6))

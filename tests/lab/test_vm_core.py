@@ -13,7 +13,8 @@ from virtiopy.devices.blk import Blk
 from virtiopy.host.disk import DiskImage
 from virtiopy.memory import GuestMemory
 from virtiopy.vm.hello import Mode, run_hello
-from virtiopy.vm.machine import IoMode, Machine, RunResult
+from virtiopy.vm.machine import Machine, RunResult
+from virtiopy.vm.slots import IoMode
 
 pytestmark = pytest.mark.lab
 

@@ -19,9 +19,9 @@ from virtiopy.devices.balloon import (
     REQUEST_PFNS,
     Balloon,
     BalloonFeature,
+    BalloonQueue,
     Ignored,
     Statistic,
-    Virtqueue,
     runs,
 )
 from virtiopy.errors import ConfigError
@@ -52,7 +52,7 @@ F_HINT = BalloonFeature.VIRTIO_BALLOON_F_FREE_PAGE_HINT
 F_POISON = BalloonFeature.VIRTIO_BALLOON_F_PAGE_POISON
 F_REPORTING = BalloonFeature.VIRTIO_BALLOON_F_PAGE_REPORTING
 
-inflateq, deflateq, statsq, _, reporting_vq = Virtqueue
+inflateq, deflateq, statsq, _, reporting_vq = BalloonQueue
 
 
 class WatchedMemory(GuestMemory):
@@ -437,7 +437,7 @@ def test_memory_that_the_host_does_not_take_is_kept_and_counted(bench: Bench) ->
 
 def test_a_kick_of_a_queue_that_was_not_negotiated_does_nothing(bench: Bench) -> None:
     bench.driver.start([])
-    for queue in (statsq, Virtqueue.free_page_vq, reporting_vq):
+    for queue in (statsq, BalloonQueue.free_page_vq, reporting_vq):
         bench.driver.queues[queue].add([Piece(DRIVER_END, PAGE, writable=True)])
         assert bench.driver.collect(queue) == []
     assert bench.memory.discards == []
@@ -449,7 +449,7 @@ PAGE_NUMBERS = st.integers(FIRST, FIRST + 40) | st.integers(MEMORY_SIZE // PAGE,
 
 @given(st.lists(st.tuples(st.sampled_from([inflateq, deflateq]), st.lists(PAGE_NUMBERS))))
 def test_the_balloon_holds_what_a_set_of_pages_would(
-    requests: list[tuple[Virtqueue, list[int]]],
+    requests: list[tuple[BalloonQueue, list[int]]],
 ) -> None:
     with watched_memory() as memory:
         bench = Bench(memory, Balloon())
@@ -739,7 +739,7 @@ def test_the_poison_is_settled_at_driver_ok(bench: Bench) -> None:
 
 def start_poisoned(bench: Bench, value: int, features: list[int] | None = None) -> None:
     bench.driver.negotiate(features or [F_REPORTING, F_POISON])
-    for queue in Virtqueue:
+    for queue in BalloonQueue:
         bench.driver.set_up_queue(queue, 16)
     bench.driver.write_config(POISON_VAL, 4, value)
     bench.driver.set_status(DeviceStatus.DRIVER_OK)

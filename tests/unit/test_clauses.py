@@ -149,7 +149,7 @@ def test_an_area_keeps_its_clauses_in_the_specifications_order(area: Area) -> No
 
 def test_a_clause_of_the_registers_is_not_for_vhost_user() -> None:
     assert CLAUSES["4.2.2.1:1"].transports == {Transport.MMIO}
-    assert CLAUSES["2.7.5.1:4"].transports == {Transport.MMIO, Transport.VHOST_USER}
+    assert CLAUSES["2.7.5.1:4"].transports == set(Transport)
 
 
 def test_a_clause_carries_what_the_list_says_of_it() -> None:

@@ -20,7 +20,8 @@ from virtiopy.devices.rng import Rng
 from virtiopy.errors import ConfigError, HostError
 from virtiopy.memory import GuestMemory
 from virtiopy.sizes import format_size, parse_size
-from virtiopy.vm.machine import IoMode, Machine
+from virtiopy.vm.machine import Machine
+from virtiopy.vm.slots import IoMode
 
 MIB = 1 << 20
 
@@ -41,7 +42,7 @@ class NoAccelerator:
     name = "none"
     has_read_only_memory = False
 
-    def create_cpu(self) -> NoCpu:
+    def create_cpu(self, number: int = 0, count: int = 1) -> NoCpu:
         return NoCpu()
 
     def add_irqfd(self, gsi: int, eventfd: int) -> None:

@@ -919,7 +919,7 @@ def test_with_interrupt_chips_timer_and_speaker_port_are_answered_in_the_kernel(
 
 @needs_kvm
 def test_an_accelerator_makes_one_cpu_after_another() -> None:
-    with guest_of(HLT) as guest, guest.accelerator.create_cpu() as second:
+    with guest_of(HLT) as guest, guest.accelerator.create_cpu(1, 2) as second:
         assert second.get_registers().rip == 0xFFF0
 
 
@@ -1084,8 +1084,8 @@ def test_an_unassigned_access_is_what_the_caller_of_a_kvm_machine_sees() -> None
 
         def run() -> None:
             with Machine(memory, accelerator, console=lambda data: None) as machine:
-                machine.cpu.set_system_registers(real_mode())
-                machine.cpu.set_registers(Registers(rip=CODE))
+                machine.cpus[0].cpu.set_system_registers(real_mode())
+                machine.cpus[0].cpu.set_registers(Registers(rip=CODE))
                 machine.run(PATIENCE)
 
         with (

@@ -12,11 +12,11 @@ from virtiopy.transport.registers import Interrupt, Register
 from virtiopy.virtqueue import layout
 from virtiopy.virtqueue.layout import (
     QUEUE_SIZE_MAX,
+    Area,
+    AreaLayout,
     DescriptorFlag,
-    available_ring_size,
-    descriptor_table_size,
+    RingFormat,
     need_event,
-    used_ring_size,
     valid_queue_size,
 )
 
@@ -170,10 +170,10 @@ def test_a_descriptors_field_is_where_the_spec_has_it(field: str, offset: int) -
 
 # The table in 2.7.
 @pytest.mark.parametrize("size", [1, 2, 256, 32768])
-def test_the_parts_have_the_sizes_of_the_specs_table(size: int) -> None:
-    assert descriptor_table_size(size) == 16 * size
-    assert available_ring_size(size) == 6 + 2 * size
-    assert used_ring_size(size) == 6 + 8 * size
+def test_the_areas_have_the_sizes_and_alignments_of_the_specs_table(size: int) -> None:
+    assert layout.areas(RingFormat.SPLIT, size) == AreaLayout(
+        Area(16 * size, 16), Area(6 + 2 * size, 2), Area(6 + 8 * size, 4)
+    )
 
 
 def test_just_16_queue_sizes_are_valid() -> None:

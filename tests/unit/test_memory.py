@@ -319,7 +319,7 @@ def test_a_memory_file_leaves_out_the_hole(tmp_path: Path) -> None:
 def test_memory_in_an_old_file_is_zero(tmp_path: Path) -> None:
     path = tmp_path / "memory"
     path.write_bytes(b"old" * PAGE_SIZE)
-    with GuestMemory.allocate(PAGE_SIZE, path=path) as memory:
+    with GuestMemory.allocate(PAGE_SIZE, path=path, reset=True) as memory:
         assert memory.read(0, PAGE_SIZE) == bytes(PAGE_SIZE)
 
 

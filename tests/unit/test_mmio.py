@@ -17,7 +17,8 @@ from virtiopy.transport.mmio import MmioTransport
 from virtiopy.transport.registers import Interrupt, Register
 from virtiopy.virtqueue.buffers import gather, scatter, total
 from virtiopy.virtqueue.driver import Allocator, Piece, Used
-from virtiopy.virtqueue.split import Chain, SplitQueue
+from virtiopy.virtqueue.queue import Chain, QueueState, Virtqueue
+from virtiopy.virtqueue.split import SplitQueue
 
 MEMORY_SIZE = 1 << 20
 FAKE_FEATURE = 3
@@ -98,11 +99,11 @@ class FakeDevice(VirtioDevice):
         self.calls.append(("write_config", offset, data))
         return True
 
-    def activate(self, queues: Mapping[int, SplitQueue]) -> None:
+    def activate(self, queues: Mapping[int, Virtqueue]) -> None:
         super().activate(queues)
         self.calls.append(("activate", *queues))
 
-    def start_queue(self, index: int, queue: SplitQueue) -> None:
+    def start_queue(self, index: int, queue: Virtqueue) -> None:
         super().start_queue(index, queue)
         self.calls.append(("start_queue", index))
 
@@ -114,11 +115,11 @@ class FakeDevice(VirtioDevice):
         super().reset()
         self.calls.append(("reset",))
 
-    def handle(self, queue: SplitQueue) -> None:
+    def handle(self, queue: Virtqueue) -> None:
         self.calls.append(("handle", queue.index))
         super().handle(queue)
 
-    def serve(self, queue: SplitQueue, chain: Chain) -> int:
+    def serve(self, queue: Virtqueue, chain: Chain) -> int:
         self.calls.append(("serve", queue.index, gather(chain.readable)))
         return scatter(chain.writable, b"\x5a" * total(chain.writable))
 
@@ -506,7 +507,7 @@ def test_a_device_that_needs_a_reset_before_driver_ok_does_not_run_after_it(benc
 def test_no_used_buffer_notification_leaves_before_driver_ok(bench: Bench) -> None:
     bench.driver.negotiate()
     queue = bench.driver.set_up_queue(0, 4)
-    bench.transport.used_buffer_notification(SplitQueue(bench.memory, 4, queue.addresses))
+    bench.transport.used_buffer_notification(SplitQueue(bench.memory, 4, queue.areas))
     assert bench.read(Register.InterruptStatus) == 0
     assert bench.levels == []
 
@@ -640,9 +641,9 @@ def test_a_reset_gives_the_queue_size_its_first_value(bench: Bench) -> None:
     bench.write(Register.QueueSize, 2)
     bench.driver.negotiate()
     for low, address in (
-        (Register.QueueDescLow, queue.addresses.descriptor_table),
-        (Register.QueueDriverLow, queue.addresses.available_ring),
-        (Register.QueueDeviceLow, queue.addresses.used_ring),
+        (Register.QueueDescLow, queue.areas.descriptor),
+        (Register.QueueDriverLow, queue.areas.driver),
+        (Register.QueueDeviceLow, queue.areas.device),
     ):
         bench.write(low, address)
     bench.write(Register.QueueReady, 1)
@@ -964,7 +965,7 @@ def test_a_queue_that_was_reset_starts_anew_with_other_parameters(running: Bench
     running.write(Register.QueueReset, 1)
     running.driver.set_up_queue(0, 2)
     queue = running.device.queues[0]
-    assert (queue.size, queue.last_available, queue.used_index) == (2, 0, 0)
+    assert (queue.size, queue.state) == (2, QueueState())
     assert [running.serves() for _ in range(3)] == [True] * 3
 
 
@@ -1113,9 +1114,9 @@ def test_a_buffer_that_comes_before_kicks_are_asked_for_again_needs_none(
     running: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # 2.7.10: notify() is called for the buffer, and once more before handle() asks for kicks.
-    calls: list[SplitQueue] = []
+    calls: list[Virtqueue] = []
 
-    def notify(queue: SplitQueue) -> None:
+    def notify(queue: Virtqueue) -> None:
         calls.append(queue)
         if len(calls) == 2:
             running.offer()

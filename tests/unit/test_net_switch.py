@@ -20,7 +20,7 @@ from virtiopy.host.pcap import PcapFile
 from virtiopy.spec import feature_mask
 from virtiopy.transport.registers import Interrupt
 from virtiopy.virtqueue.driver import Allocator
-from virtiopy.vm.machine import IoMode
+from virtiopy.vm.slots import IoMode
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from virtiopy.transport.mmio import MmioTransport
 from virtiopy.transport.notifiers import EventfdNotifiers
 from virtiopy.transport.registers import Interrupt, Register
 from virtiopy.virtqueue.driver import Allocator
-from virtiopy.virtqueue.split import SplitQueue
+from virtiopy.virtqueue.queue import Virtqueue
 
 MEMORY = 1 << 20
 PATIENCE = 20
@@ -50,7 +50,7 @@ class Lender(VirtioDevice):
         self.kicks: list[int] = []
         self.halted = 0
 
-    def handle(self, queue: SplitQueue) -> None:
+    def handle(self, queue: Virtqueue) -> None:
         self.kicks.append(queue.index)
 
     def halt(self) -> None:

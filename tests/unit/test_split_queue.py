@@ -8,17 +8,18 @@ import pytest
 
 from virtiopy._native import CData
 from virtiopy.memory import HOLE_START, GuestMemory, Region
+from virtiopy.virtqueue import layout
 from virtiopy.virtqueue.buffers import gather, scatter, total
 from virtiopy.virtqueue.driver import Allocator, DriverQueue, Piece, Used
 from virtiopy.virtqueue.layout import (
     VIRTQ_DESC_F_INDIRECT,
     VIRTQ_DESC_F_NEXT,
     VIRTQ_DESC_F_WRITE,
-    available_ring_size,
-    descriptor_table_size,
-    used_ring_size,
+    AreaLayout,
+    RingFormat,
 )
-from virtiopy.virtqueue.split import Chain, QueueAddresses, QueueError, SplitQueue
+from virtiopy.virtqueue.queue import Chain, QueueAreas, QueueError, QueueState
+from virtiopy.virtqueue.split import SplitQueue
 
 NEXT, WRITE, INDIRECT = VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE, VIRTQ_DESC_F_INDIRECT
 
@@ -65,11 +66,10 @@ class Rig:
         return SplitQueue(
             self.memory,
             self.device.size,
-            self.device.addresses,
+            self.device.areas,
             event_idx=self.device.event_idx,
             indirect=self.device.indirect,
-            last_available=self.device.last_available,
-            used_index=self.device.used_index,
+            state=self.device.state,
         )
 
     def field16(self, address: int) -> int:
@@ -92,11 +92,10 @@ def build(
     device = SplitQueue(
         memory,
         size,
-        driver.addresses,
+        driver.areas,
         event_idx=event_idx,
         indirect=indirect,
-        last_available=start,
-        used_index=start,
+        state=QueueState(start),
     )
     return Rig(memory, driver, device, allocator)
 
@@ -136,7 +135,7 @@ def test_an_empty_ring_gives_no_chain(rig: Rig) -> None:
 def test_a_direct_chain_is_delivered_buffer_by_buffer(rig: Rig) -> None:
     head = rig.offer(rig.readable(b"head"), rig.readable(b"er"), rig.writable(3), rig.writable(5))
     chain = rig.pop()
-    assert chain.head == head
+    assert chain.token == head
     assert [bytes(view) for view in chain.readable] == [b"head", b"er"]
     assert [len(view) for view in chain.writable] == [3, 5]
 
@@ -302,7 +301,7 @@ def test_a_queue_of_any_size_works_on_its_first_and_last_entry(
         chain = rig.pop()
         rig.device.push(chain, size)
         slot = (start + count) % size
-        address = rig.driver.addresses.used_ring + 4 + 8 * slot
+        address = rig.driver.areas.device + 4 + 8 * slot
         assert rig.memory.read(address, 8) == struct.pack("<II", size - 1, size)
     assert rig.driver.used.idx == (start + 3) % 65536
 
@@ -315,14 +314,14 @@ def test_a_full_ring_is_served_whole_and_in_order(
     rig = build(memory, size, start=start)
     heads = [rig.driver.place([rig.writable(1)]) for _ in range(size)]
     rig.driver.make_available(*heads)
-    assert [chain.head for chain in rig.device.pop_many()] == heads
+    assert [chain.token for chain in rig.device.pop_many()] == heads
 
 
 def test_a_full_ring_of_32768_is_not_taken_for_an_empty_one(memory: GuestMemory) -> None:
     rig = build(memory, 32768)
     rig.driver.write_descriptor(0, PAGE, 1, WRITE, 0)
     rig.driver.available.idx = 32768
-    assert rig.pop().head == 0
+    assert rig.pop().token == 0
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
@@ -334,21 +333,22 @@ def test_indexes_wrap_at_65536_without_losing_a_chain(memory: GuestMemory, size:
         assert gather(chain.readable) == bytes([serial])
         rig.device.push(chain, 2 * (size > 1))
         assert rig.driver.take_all_used() == [Used(head, 2 * (size > 1))]
-    assert rig.device.last_available == rig.device.used_index == (65530 + 20) % 65536
+    assert rig.device.state == QueueState((65530 + 20) % 65536)
+    assert rig.driver.used.idx == (65530 + 20) % 65536
 
 
 @pytest.mark.parametrize("size", ALL_SIZES)
 def test_avail_event_is_the_field_behind_the_used_ring(memory: GuestMemory, size: int) -> None:
     rig = build(memory, size, event_idx=True, start=0xABCD)
-    rig.device.enable_notifications()
-    address = rig.driver.addresses.used_ring + used_ring_size(size) - 2
+    rig.device.enable_kicks()
+    address = rig.driver.areas.device + _layout(size).device.size - 2
     assert rig.field16(address) == 0xABCD
 
 
 @pytest.mark.parametrize("size", ALL_SIZES)
 def test_used_event_is_the_field_behind_the_available_ring(memory: GuestMemory, size: int) -> None:
     rig = build(memory, size, event_idx=True, start=0xABCD)
-    address = rig.driver.addresses.available_ring + available_ring_size(size) - 2
+    address = rig.driver.areas.driver + _layout(size).driver.size - 2
     memory.write(address, (0xABCD).to_bytes(2, "little"))
     rig.offer(rig.writable(1))
     rig.device.push(rig.pop(), 1)
@@ -369,7 +369,7 @@ def test_chains_may_be_pushed_in_any_order(rig: Rig) -> None:
 def test_push_many_keeps_the_order_it_is_given(rig: Rig) -> None:
     heads = [rig.offer() for _ in range(3)]
     chains = rig.device.pop_many()
-    rig.device.push_many((chain, chain.head + 10) for chain in reversed(chains))
+    rig.device.push_many((chain, chain.token + 10) for chain in reversed(chains))
     assert rig.driver.take_all_used() == [Used(head, head + 10) for head in reversed(heads)]
 
 
@@ -405,17 +405,17 @@ def test_idx_is_stored_after_the_entries_it_exposes(
 
 def test_pop_many_takes_no_more_than_its_limit(rig: Rig) -> None:
     heads = [rig.offer() for _ in range(5)]
-    assert [chain.head for chain in rig.device.pop_many(0)] == []
-    assert [chain.head for chain in rig.device.pop_many(2)] == heads[:2]
-    assert [chain.head for chain in rig.device.pop_many(9)] == heads[2:]
+    assert [chain.token for chain in rig.device.pop_many(0)] == []
+    assert [chain.token for chain in rig.device.pop_many(2)] == heads[:2]
+    assert [chain.token for chain in rig.device.pop_many(9)] == heads[2:]
     assert rig.device.pop_many() == []
 
 
 def test_chains_that_come_while_others_are_in_flight_are_popped(rig: Rig) -> None:
     first = rig.offer()
-    assert rig.pop().head == first
+    assert rig.pop().token == first
     second = rig.offer()
-    assert rig.pop().head == second
+    assert rig.pop().token == second
     assert rig.device.in_flight == 2
 
 
@@ -604,27 +604,27 @@ def test_a_driver_that_enables_interrupts_is_told_of_buffers_used_before(
 
 
 def test_without_event_idx_disabling_notifications_sets_flags_to_1(rig: Rig) -> None:
-    rig.device.disable_notifications()
-    assert rig.field16(rig.driver.addresses.used_ring) == 1
-    rig.device.enable_notifications()
-    assert rig.field16(rig.driver.addresses.used_ring) == 0
+    rig.device.disable_kicks()
+    assert rig.field16(rig.driver.areas.device) == 1
+    rig.device.enable_kicks()
+    assert rig.field16(rig.driver.areas.device) == 0
 
 
 # 2.7.10.2: with VIRTIO_F_EVENT_IDX the device MUST set flags to 0.
 def test_with_event_idx_flags_stay_0(memory: GuestMemory) -> None:
     rig = build(memory, event_idx=True)
-    rig.device.disable_notifications()
-    assert rig.field16(rig.driver.addresses.used_ring) == 0
-    rig.device.enable_notifications()
-    assert rig.field16(rig.driver.addresses.used_ring) == 0
+    rig.device.disable_kicks()
+    assert rig.field16(rig.driver.areas.device) == 0
+    rig.device.enable_kicks()
+    assert rig.field16(rig.driver.areas.device) == 0
 
 
 def test_without_event_idx_avail_event_is_left_alone(rig: Rig) -> None:
     rig.driver.avail_event[0] = 0x5A5A
     rig.offer()
     rig.pop()
-    rig.device.disable_notifications()
-    rig.device.enable_notifications()
+    rig.device.disable_kicks()
+    rig.device.enable_kicks()
     assert rig.driver.avail_event[0] == 0x5A5A
 
 
@@ -635,8 +635,8 @@ def test_enabled_notifications_ask_for_the_next_kick(
 ) -> None:
     rig = build(memory, event_idx=event_idx, start=start)
     for _ in range(3):
-        rig.device.disable_notifications()
-        rig.device.enable_notifications()
+        rig.device.disable_kicks()
+        rig.device.enable_kicks()
         rig.offer()
         assert rig.driver.should_kick()
         rig.device.pop()
@@ -648,10 +648,10 @@ def test_disabled_notifications_ask_for_no_kick_for_what_follows(
     memory: GuestMemory, event_idx: bool, start: int
 ) -> None:
     rig = build(memory, event_idx=event_idx, start=start)
-    rig.device.enable_notifications()
+    rig.device.enable_kicks()
     rig.offer()
     assert rig.driver.should_kick()
-    rig.device.disable_notifications()
+    rig.device.disable_kicks()
     rig.offer()
     assert not rig.driver.should_kick()
 
@@ -661,11 +661,11 @@ def test_enabling_notifications_says_whether_buffers_came_meanwhile(
     memory: GuestMemory, event_idx: bool
 ) -> None:
     rig = build(memory, event_idx=event_idx)
-    assert not rig.device.enable_notifications()
+    assert not rig.device.enable_kicks()
     rig.offer()
-    assert rig.device.enable_notifications()
+    assert rig.device.enable_kicks()
     rig.pop()
-    assert not rig.device.enable_notifications()
+    assert not rig.device.enable_kicks()
 
 
 @pytest.mark.parametrize("event_idx", [False, True])
@@ -676,7 +676,7 @@ def test_enabling_notifications_counts_buffers_that_were_seen_but_not_popped(
     rig.offer()
     rig.offer()
     rig.pop()
-    assert rig.device.enable_notifications()
+    assert rig.device.enable_kicks()
 
 
 # "If the idx field in the available ring (which determined where that descriptor index was placed)
@@ -698,9 +698,13 @@ def test_with_event_idx_a_kick_is_due_when_entry_avail_event_was_written(
 # Where the parts may be (2.7, 2.7.1)
 
 
-def _sound(size: int) -> QueueAddresses:
-    table = descriptor_table_size(size)
-    return QueueAddresses(PAGE, PAGE + table, PAGE + table + 0x1000)
+def _layout(size: int) -> AreaLayout:
+    return layout.areas(RingFormat.SPLIT, size)
+
+
+def _sound(size: int) -> QueueAreas:
+    table = _layout(size).descriptor.size
+    return QueueAreas(PAGE, PAGE + table, PAGE + table + 0x1000)
 
 
 @pytest.mark.parametrize("size", [-1, 0, 3, 6, 100, 32767, 32769, 65536])
@@ -711,9 +715,7 @@ def test_a_queue_size_that_is_no_power_of_2_up_to_32768_is_refused(
         SplitQueue(memory, size, _sound(8))
 
 
-@pytest.mark.parametrize(
-    ("part", "alignment"), [("descriptor_table", 16), ("available_ring", 2), ("used_ring", 4)]
-)
+@pytest.mark.parametrize(("part", "alignment"), [("descriptor", 16), ("driver", 2), ("device", 4)])
 def test_a_misaligned_part_is_refused(memory: GuestMemory, part: str, alignment: int) -> None:
     for offset in range(1, alignment):
         addresses = replace(_sound(8), **{part: 8 * PAGE + offset})
@@ -722,11 +724,11 @@ def test_a_misaligned_part_is_refused(memory: GuestMemory, part: str, alignment:
 
 
 def test_the_least_alignment_is_enough(memory: GuestMemory) -> None:
-    SplitQueue(memory, 8, QueueAddresses(PAGE + 16, 2 * PAGE + 2, 3 * PAGE + 4))
+    SplitQueue(memory, 8, QueueAreas(PAGE + 16, 2 * PAGE + 2, 3 * PAGE + 4))
 
 
 @pytest.mark.parametrize("address", [MEMORY_SIZE, HOLE_START, 1 << 63, (1 << 64) - 16])
-@pytest.mark.parametrize("part", ["descriptor_table", "available_ring", "used_ring"])
+@pytest.mark.parametrize("part", ["descriptor", "driver", "device"])
 def test_a_part_outside_memory_is_refused(memory: GuestMemory, part: str, address: int) -> None:
     with pytest.raises(QueueError, match="not memory"):
         SplitQueue(memory, 8, replace(_sound(8), **{part: address}))
@@ -737,9 +739,9 @@ def test_a_part_outside_memory_is_refused(memory: GuestMemory, part: str, addres
 @pytest.mark.parametrize(
     ("part", "alignment", "length"),
     [
-        ("descriptor_table", 16, lambda size: 16 * size),
-        ("available_ring", 2, lambda size: 6 + 2 * size),
-        ("used_ring", 4, lambda size: 6 + 8 * size),
+        ("descriptor", 16, lambda size: 16 * size),
+        ("driver", 2, lambda size: 6 + 2 * size),
+        ("device", 4, lambda size: 6 + 8 * size),
     ],
 )
 def test_a_part_must_be_in_memory_to_its_last_byte(
@@ -752,7 +754,7 @@ def test_a_part_must_be_in_memory_to_its_last_byte(
 
 
 # 2.7: each part is physically contiguous; regions are neighbours for the guest, but not for us.
-@pytest.mark.parametrize("part", ["descriptor_table", "available_ring", "used_ring"])
+@pytest.mark.parametrize("part", ["descriptor", "driver", "device"])
 def test_a_part_that_spans_regions_is_refused(two_regions: GuestMemory, part: str) -> None:
     border = two_regions.regions[1].guest_address
     with pytest.raises(QueueError, match="not contiguous"):
@@ -902,8 +904,8 @@ def test_a_malformed_chain_costs_the_queue_nothing_however_often_it_comes(
 
 def _snapshot_without_used_ring(rig: Rig) -> bytes:
     everything = rig.memory.read(0, 1 << 18)
-    start = rig.driver.addresses.used_ring
-    return everything[:start] + everything[start + used_ring_size(rig.device.size) :]
+    start = rig.driver.areas.device
+    return everything[:start] + everything[start + _layout(rig.device.size).device.size :]
 
 
 # 2.7.5.1: the device must not write to any descriptor table entry; 2.7.6: nor the available ring.
@@ -929,10 +931,10 @@ def test_service_changes_nothing_but_the_used_ring(
         rig.driver.add([rig.writable(8)] * size, direct=0, table=table)
         rig.driver.should_kick()
         before = _snapshot_without_used_ring(rig)
-        rig.device.disable_notifications()
+        rig.device.disable_kicks()
         rig.device.push_many([(chain, 8) for chain in rig.device.pop_many()])
         rig.device.should_interrupt()
-        rig.device.enable_notifications()
+        rig.device.enable_kicks()
         assert _snapshot_without_used_ring(rig) == before
         rig.driver.take_all_used()
 
@@ -952,7 +954,7 @@ def test_a_chain_of_more_than_2_to_the_32_bytes_is_refused(writable: bool) -> No
         rig = build(memory)
         bad = rig.offer(*[Piece(0, 1 << 30, writable)] * 4, Piece(0, 1, writable))
         good = rig.offer(rig.writable(1))
-        assert rig.pop().head == good
+        assert rig.pop().token == good
         assert rig.driver.take_all_used() == [Used(bad, 0)]
         assert rig.device.rejected == {"2.7.5.2": 1}
 
@@ -961,7 +963,7 @@ def test_pop_many_leaves_malformed_chains_out(rig: Rig) -> None:
     good = [rig.driver.place([rig.writable(1)]) for _ in range(3)]
     rig.driver.write_descriptor(BAD, MEMORY_SIZE, 1, 0, 0)
     rig.driver.make_available(good[0], BAD, good[1], BAD, good[2])
-    assert [chain.head for chain in rig.device.pop_many()] == good
+    assert [chain.token for chain in rig.device.pop_many()] == good
     assert rig.driver.take_all_used() == [Used(BAD, 0)] * 2
 
 
@@ -969,11 +971,11 @@ def test_pop_many_leaves_malformed_chains_out(rig: Rig) -> None:
 
 
 def _keeps_raising(rig: Rig, words: str) -> None:
-    used = rig.memory.read(rig.driver.addresses.used_ring, used_ring_size(rig.device.size))
+    used = rig.memory.read(rig.driver.areas.device, _layout(rig.device.size).device.size)
     for attempt in (rig.device.pop, rig.device.pop, rig.device.pop_many, rig.device.pop):
         with pytest.raises(QueueError, match=words):
             attempt()
-    assert used == rig.memory.read(rig.driver.addresses.used_ring, used_ring_size(rig.device.size))
+    assert used == rig.memory.read(rig.driver.areas.device, _layout(rig.device.size).device.size)
 
 
 @pytest.mark.parametrize("head", [8, 9, 0x8000, 0xFFFF])
@@ -1160,9 +1162,9 @@ def test_what_a_driver_changes_after_pop_no_longer_matters(rig: Rig) -> None:
 
 def test_an_idx_taken_back_before_it_was_looked_at_again_unexposes_nothing(rig: Rig) -> None:
     heads = [rig.offer(rig.writable(1)) for _ in range(3)]
-    assert rig.pop().head == heads[0]
+    assert rig.pop().token == heads[0]
     rig.driver.available.idx = 1
-    assert [rig.pop().head, rig.pop().head] == heads[1:]
+    assert [rig.pop().token, rig.pop().token] == heads[1:]
     with pytest.raises(QueueError, match="available idx"):
         rig.device.pop()
 
@@ -1181,8 +1183,8 @@ def test_chains_given_back_unserved_are_popped_again(memory: GuestMemory, start:
     rig.device.unpop(5)
 
     assert rig.device.in_flight == 0
-    assert rig.device.last_available == (start + 1) % 65536
-    assert [chain.head for chain in rig.device.pop_many()] == heads[1:]
+    assert rig.device.state == QueueState((start + 1) % 65536)
+    assert [chain.token for chain in rig.device.pop_many()] == heads[1:]
 
 
 @pytest.mark.parametrize("count", [-1, 2])
@@ -1202,7 +1204,7 @@ def test_a_queue_goes_on_where_another_left_it(memory: GuestMemory, start: int) 
         rig.offer()
     other.push_many([(chain, 0) for chain in other.pop_many(3)])
 
-    rig.device.resume(other.last_available)
+    rig.device.resume(other.state)
 
     # The other has sent the notification for these.
     assert not rig.device.should_interrupt()

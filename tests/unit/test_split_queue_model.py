@@ -17,7 +17,8 @@ from hypothesis.stateful import (
 
 from virtiopy.memory import GuestMemory
 from virtiopy.virtqueue.driver import Allocator, DriverQueue, Piece, Used
-from virtiopy.virtqueue.split import Chain, QueueError, SplitQueue
+from virtiopy.virtqueue.queue import Chain, QueueError, QueueState
+from virtiopy.virtqueue.split import SplitQueue
 
 # The nightly profile takes minutes; a device that never ends is found sooner in the normal one.
 pytestmark = pytest.mark.timeout(max(120, settings().max_examples // 5))
@@ -171,18 +172,17 @@ class SplitQueueMachine(RuleBasedStateMachine):
         self.kicked = self.signalled = start
         self.slots = list(range(self.size))
         self.free = self.size
-        self.start_device(start, start)
+        self.start_device(QueueState(start))
         self.ready = True
 
-    def start_device(self, last_available: int, used_index: int) -> None:
+    def start_device(self, state: QueueState) -> None:
         self.device = SplitQueue(
             self.memory,
             self.size,
-            self.driver.addresses,
+            self.driver.areas,
             event_idx=self.event_idx,
             indirect=self.indirect,
-            last_available=last_available,
-            used_index=used_index,
+            state=state,
         )
 
     def teardown(self) -> None:
@@ -271,7 +271,7 @@ class SplitQueueMachine(RuleBasedStateMachine):
         base = SLOTS + slot * SLOT_SIZE
         head = self.driver.place([Piece(base, 1)])
         descriptor, table = MALFORMATIONS[wrong](base, head, self.size)
-        self.memory.write(self.driver.addresses.descriptor_table + 16 * head, descriptor)
+        self.memory.write(self.driver.areas.descriptor + 16 * head, descriptor)
         self.memory.write(base + TABLE_OFFSET, table)
         self._placed(Offer(head, slot, 1, malformed=True))
 
@@ -301,7 +301,7 @@ class SplitQueueMachine(RuleBasedStateMachine):
             return
         offer = self.available.popleft()
         self.popped += 1
-        assert chain.head == offer.head
+        assert chain.token == offer.head
         assert b"".join(chain.readable) == offer.readable
         assert sum(len(view) for view in chain.writable) == offer.room
         self.in_flight.append((offer, chain))
@@ -338,7 +338,7 @@ class SplitQueueMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.placed and not self.available)
     @rule(beyond=st.one_of(st.just(0), st.integers(0, 65535)))
     def offer_a_head_out_of_range(self, beyond: int) -> None:
-        entry = self.driver.addresses.available_ring + 4 + 2 * (self.avail_idx % self.size)
+        entry = self.driver.areas.driver + 4 + 2 * (self.avail_idx % self.size)
         self.memory.write(entry, struct.pack("<H", min(self.size + beyond, 65535)))
         self.driver.available.idx = (self.avail_idx + 1) % 65536
         for attempt in (self.device.pop, self.device.pop_many):
@@ -381,7 +381,7 @@ class SplitQueueMachine(RuleBasedStateMachine):
     @precondition(lambda self: not self.in_flight)
     @rule()
     def hand_over(self) -> None:
-        self.start_device(self.device.last_available, self.device.used_index)
+        self.start_device(self.device.state)
         self.rejected = 0
         self.signalled = self.used_idx
 
@@ -441,20 +441,20 @@ class SplitQueueMachine(RuleBasedStateMachine):
     @rule(enable=st.booleans())
     def suppress_notifications_or_not(self, enable: bool) -> None:
         if enable:
-            assert self.device.enable_notifications() == bool(self.available)
+            assert self.device.enable_kicks() == bool(self.available)
             if self.event_idx:
                 self.avail_event = self.popped % 65536
         else:
-            self.device.disable_notifications()
+            self.device.disable_kicks()
         self.notifications_off = not enable
 
     # What holds at any moment
 
     def _drivers_memory(self) -> bytes:
         # The device writes to none of this (2.7.5.1, 2.7.6).
-        parts = self.driver.addresses
-        return self.memory.read(parts.descriptor_table, 16 * self.size) + self.memory.read(
-            parts.available_ring, 6 + 2 * self.size
+        parts = self.driver.areas
+        return self.memory.read(parts.descriptor, 16 * self.size) + self.memory.read(
+            parts.driver, 6 + 2 * self.size
         )
 
     @invariant()
@@ -465,7 +465,7 @@ class SplitQueueMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_used_ring_says_what_the_model_says(self) -> None:
-        used_ring = self.driver.addresses.used_ring
+        used_ring = self.driver.areas.device
         flags, idx = struct.unpack("<HH", self.memory.read(used_ring, 4))
         assert flags == (self.notifications_off and not self.event_idx)
         assert idx == self.used_idx % 65536

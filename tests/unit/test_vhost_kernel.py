@@ -14,14 +14,15 @@ from virtiopy.spec import Feature, feature_mask
 from virtiopy.vhost.handoff import VhostPair
 from virtiopy.vhost.kernel import Ring, VhostNet, offered_with
 from virtiopy.virtqueue.driver import Allocator, DriverQueue, Piece
-from virtiopy.virtqueue.split import QueueAddresses, QueueError, SplitQueue
+from virtiopy.virtqueue.queue import QueueAreas, QueueError, QueueState
+from virtiopy.virtqueue.split import SplitQueue
 
 VERSION_1 = feature_mask([Feature.VIRTIO_F_VERSION_1])
 EVENT_IDX = feature_mask([Feature.VIRTIO_F_EVENT_IDX])
 PACKED = feature_mask([Feature.VIRTIO_F_RING_PACKED])
 CSUM = 1
 
-ADDRESSES = QueueAddresses(0x1000, 0x2000, 0x3000)
+ADDRESSES = QueueAreas(0x1000, 0x2000, 0x3000)
 
 _STATES = [
     "VHOST_SET_VRING_NUM",
@@ -125,7 +126,7 @@ def test_a_ring_starts_with_its_backend_as_the_last_step(
     vhost.set_memory(memory)
     kernel.calls.clear()
 
-    vhost.start_ring(1, Ring(128, ADDRESSES, 77, kick=10, call=11, error=12), tap=13)
+    vhost.start_ring(1, Ring(128, ADDRESSES, QueueState(77), kick=10, call=11, error=12), tap=13)
 
     parts = tuple(host(memory, address) for address in (0x1000, 0x2000, 0x3000))
     assert set(kernel.calls[:-1]) == {
@@ -142,7 +143,7 @@ def test_a_ring_starts_with_its_backend_as_the_last_step(
 def test_a_ring_is_stopped_before_its_index_is_read(vhost: VhostNet, kernel: FakeKernel) -> None:
     kernel.bases[0] = 65535
 
-    assert vhost.stop_ring(0) == 65535
+    assert vhost.stop_ring(0) == QueueState(65535)
 
     assert kernel.calls[:2] == [("NET_SET_BACKEND", 0, -1), ("GET_VRING_BASE", 0, 65535)]
     assert set(kernel.calls[2:]) == {
@@ -175,19 +176,19 @@ def test_a_ring_that_spans_regions_is_the_drivers_fault(vhost: VhostNet) -> None
     with GuestMemory(regions) as memory:
         vhost.set_memory(memory)
         with pytest.raises(QueueError, match="not contiguous"):
-            vhost.set_addresses(0, 16, QueueAddresses(0xFF0, 0x100, 0x200))
+            vhost.set_addresses(0, 16, QueueAreas(0xFF0, 0x100, 0x200))
     os.close(fd)
 
 
-@pytest.mark.parametrize("part", ["descriptor_table", "available_ring", "used_ring"])
+@pytest.mark.parametrize("part", ["descriptor", "driver", "device"])
 def test_a_ring_outside_memory_is_the_drivers_fault(
     vhost: VhostNet, kernel: FakeKernel, memory: GuestMemory, part: str
 ) -> None:
-    parts = {"descriptor_table": 0x1000, "available_ring": 0x2000, "used_ring": 0x3000}
+    parts = {"descriptor": 0x1000, "driver": 0x2000, "device": 0x3000}
     vhost.set_memory(memory)
     kernel.calls.clear()
     with pytest.raises(AddressError):
-        vhost.set_addresses(0, 16, QueueAddresses(**parts | {part: memory.size - 8}))
+        vhost.set_addresses(0, 16, QueueAreas(**parts | {part: memory.size - 8}))
     assert kernel.calls == []
 
 
@@ -234,7 +235,7 @@ def test_a_refusal_names_the_ioctl_and_a_remedy(
 
     def set_up(vhost: VhostNet) -> None:
         vhost.set_memory(memory)
-        vhost.start_ring(0, Ring(16, ADDRESSES, 0, kick=10, call=11), tap=13)
+        vhost.start_ring(0, Ring(16, ADDRESSES, QueueState(), kick=10, call=11), tap=13)
 
     with (
         VhostNet("/dev/null", ioctl=kernel.ioctl) as vhost,
@@ -308,7 +309,7 @@ def make_given(memory: GuestMemory, ring: int, kick: int) -> Given:
     driver = DriverQueue(memory, 16, Allocator(0x1000 + ring * 0x1000, memory.size))
     for _ in range(5):
         driver.add([Piece(0x8000, 64, writable=True)])
-    queue = SplitQueue(memory, 16, driver.addresses)
+    queue = SplitQueue(memory, 16, driver.areas)
     queue.push_many([(chain, 0) for chain in queue.pop_many(2)])
     assert len(queue.pop_many(2)) == 2
     queue.unpop(2)
@@ -332,7 +333,7 @@ def test_a_pair_that_was_given_goes_on_where_vhost_left_it(
         kernel.bases = {0: 4, 1: 3}
         pair.take_back()
         assert not pair.active
-        assert [g.queue.last_available for g in given] == [4, 3]
+        assert [g.queue.state for g in given] == [QueueState(4), QueueState(3)]
         assert [len(g.queue.pop_many()) for g in given] == [1, 2]
     os.close(kick)
 
@@ -349,7 +350,7 @@ def test_a_pair_of_which_one_is_refused_stays_where_it_was(
     ):
         good = make_given(memory, 0, kick)
         driver = DriverQueue(more, 16, Allocator(memory.size, more.size))
-        outside = Given(1, SplitQueue(more, 16, driver.addresses), kick, call=11)
+        outside = Given(1, SplitQueue(more, 16, driver.areas), kick, call=11)
 
         with pytest.raises(AddressError):
             pair.give([good, outside], VERSION_1)

@@ -28,6 +28,7 @@ from virtiopy.vhost.user.messages import (
     RingAddresses,
     ring_file,
 )
+from virtiopy.virtqueue.queue import QueueState
 
 SECTOR = 512
 FRAME = MAC + bytes(60)
@@ -165,8 +166,8 @@ def test_stopping_gives_the_base_and_completes_what_is_in_flight(driver: Driver)
     base = driver.frontend.stop_ring(0)
     # Whatever was taken is complete, and nothing else was touched.
     done = [driver.memory.read(status, 1) == b"\0" for status in statuses]
-    assert done == [index < base for index in range(wanted)]
-    assert queue.driver.used.idx == base
+    assert done == [index < base.vring_base for index in range(wanted)]
+    assert queue.driver.used.idx == base.vring_base
     driver.frontend.start_ring(0, queue.ring(base), driver.memory)
     assert len(queue.wait(wanted)) == wanted
 
@@ -274,7 +275,7 @@ def test_memory_comes_and_goes_by_regions(served: Served) -> None:
         frontend._tell(Request.ADD_MEM_REG, described.encode(), [region.fd])
         frontend.start_ring(0, driver.queues[0].ring(), driver.memory)
         assert read_sector(driver, 9) == bytes([9]) * SECTOR
-        assert frontend.stop_ring(0) == 1
+        assert frontend.stop_ring(0) == QueueState(1)
         frontend._tell(Request.REM_MEM_REG, described.encode())
         assert served.server.backend.memory.regions == []
 
@@ -292,7 +293,7 @@ def test_memory_that_was_given_twice_is_there_until_it_was_taken_twice(served: S
         assert read_sector(driver, 9) == bytes([9]) * SECTOR
         frontend._tell(Request.REM_MEM_REG, described.encode())
         assert read_sector(driver, 10) == bytes([10]) * SECTOR
-        assert frontend.stop_ring(0) == 2
+        assert frontend.stop_ring(0) == QueueState(2)
         frontend._tell(Request.REM_MEM_REG, described.encode())
         assert served.server.backend.memory.regions == []
 
@@ -308,7 +309,7 @@ def test_pages_that_are_written_are_logged(driver: Driver) -> None:
     frontend._answer(Request.SET_LOG_BASE)
     driver.start()
     queue = driver.queues[0]
-    addresses = queue.driver.addresses
+    addresses = queue.driver.areas
     region = driver.memory.regions[0]
     used_log = 0x7000_000  # Any address will do for the used ring (Migration).
     frontend._tell(
@@ -316,9 +317,9 @@ def test_pages_that_are_written_are_logged(driver: Driver) -> None:
         RingAddresses(
             0,
             1,
-            region.host_address + addresses.descriptor_table,
-            region.host_address + addresses.used_ring,
-            region.host_address + addresses.available_ring,
+            region.host_address + addresses.descriptor,
+            region.host_address + addresses.device,
+            region.host_address + addresses.driver,
             used_log,
         ).encode(),
     )
@@ -356,7 +357,7 @@ def test_without_version_1_no_ring_starts(driver: Driver) -> None:
     driver.start()
     driver.queues[0].driver.add([driver.piece(header(IN, 1)), driver.piece(SECTOR)])
     driver.queues[0].notify()
-    assert driver.frontend.stop_ring(0) == 0
+    assert driver.frontend.stop_ring(0) == QueueState(0)
     assert driver.queues[0].driver.take_used() is None
 
 

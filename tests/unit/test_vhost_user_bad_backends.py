@@ -43,7 +43,8 @@ from virtiopy.vhost.user.messages import (
     u64,
 )
 from virtiopy.virtqueue.driver import Allocator, DriverQueue
-from virtiopy.virtqueue.split import QueueAddresses, SplitQueue
+from virtiopy.virtqueue.queue import Virtqueue
+from virtiopy.virtqueue.split import SplitQueue
 
 #: The messages until a device is there, and those until its driver's ring is worked.
 STARTING, RUNNING = 7, 19
@@ -293,11 +294,7 @@ class Vm(Closing):
         """Do what the transport does at FEATURES_OK and DRIVER_OK."""
         with self.device.lock:
             self.device.negotiated(FEATURES)
-            parts = self.driver.addresses
-            addresses = QueueAddresses(
-                parts.descriptor_table, parts.available_ring, parts.used_ring
-            )
-            self.device.activate({0: SplitQueue(self.memory, 16, addresses)})
+            self.device.activate({0: SplitQueue(self.memory, 16, self.driver.areas)})
 
     def close(self) -> None:
         self.loop.call(self.device.close, "close")
@@ -315,7 +312,7 @@ class Vm(Closing):
 
     # DeviceHost
 
-    def used_buffer_notification(self, queue: SplitQueue) -> None:
+    def used_buffer_notification(self, queue: Virtqueue) -> None:
         pass
 
     def config_changed(self, *, notify: bool = True) -> None:

@@ -37,6 +37,7 @@ from virtiopy.vhost.user.messages import (
     u64,
 )
 from virtiopy.virtqueue.driver import Piece
+from virtiopy.virtqueue.queue import QueueState
 
 WRITEBACK = 32
 CONFIG_WCE = feature_mask([9, 11])
@@ -148,14 +149,14 @@ def test_a_reset_disables_all_rings_and_forgets_their_kicks(driver: Driver, serv
         driver.frontend.enable_ring(index)
         queue.notify()
     # Nothing has started: the base is that of a ring that was never worked.
-    assert [driver.frontend.stop_ring(index) for index in range(2)] == [0, 0]
+    assert [driver.frontend.stop_ring(index) for index in range(2)] == [QueueState()] * 2
 
 
 def test_what_was_negotiated_outlives_a_reset(driver: Driver) -> None:
     driver.wanted = FEATURES | CONFIG_WCE
     driver.start()
     driver.frontend.reset_device()
-    base = driver.queues[0].driver.used.idx
+    base = QueueState(driver.queues[0].driver.used.idx)
     driver.frontend.start_ring(0, driver.queues[0].ring(base), driver.memory)
     assert read_sector(driver, 3) == bytes([3]) * SECTOR
     # Which takes that CONFIG_WCE is known to the device.
@@ -281,7 +282,7 @@ def test_buffers_that_are_held_are_available_again_when_the_ring_stops(tmp_path:
         for _ in range(3):
             driver.queues[0].driver.add([driver.piece(2048)])
         notify_and_wait(served, driver)
-        assert driver.frontend.stop_ring(0) == 0
+        assert driver.frontend.stop_ring(0) == QueueState(0)
 
 
 def test_a_buffer_twice_is_given_back_twice(tmp_path: Path) -> None:
@@ -294,7 +295,7 @@ def test_a_buffer_twice_is_given_back_twice(tmp_path: Path) -> None:
         head = queue.place([driver.piece(2048)])
         queue.make_available(head, head)
         notify_and_wait(served, driver)
-        assert driver.frontend.stop_ring(0) == 0
+        assert driver.frontend.stop_ring(0) == QueueState(0)
 
 
 def test_a_buffer_that_a_malformed_one_has_overtaken_is_used(tmp_path: Path) -> None:
@@ -309,7 +310,7 @@ def test_a_buffer_that_a_malformed_one_has_overtaken_is_used(tmp_path: Path) -> 
         later = queue.place([driver.piece(2048)])
         queue.make_available(held, malformed, later)
         notify_and_wait(served, driver)
-        assert driver.frontend.stop_ring(0) == 2
+        assert driver.frontend.stop_ring(0) == QueueState(2)
         assert [(it.head, it.length) for it in queue.take_all_used()] == [(malformed, 0), (held, 0)]
 
 
@@ -325,15 +326,15 @@ def test_avail_event_is_in_the_used_ring_and_is_logged_there(driver: Driver) -> 
     driver.start()
     frontend.connection.send(Message(Request.SET_LOG_BASE, LogArea(4096, 0).encode(), fds=[log]))
     frontend._answer(Request.SET_LOG_BASE)
-    addresses, host = driver.queues[0].driver.addresses, driver.memory.regions[0].host_address
+    addresses, host = driver.queues[0].driver.areas, driver.memory.regions[0].host_address
     # So that avail_event is on a page of its own.
     used_log = 0x5000 - 4 - 8 * 16
     told = RingAddresses(
         0,
         1,
-        host + addresses.descriptor_table,
-        host + addresses.used_ring,
-        host + addresses.available_ring,
+        host + addresses.descriptor,
+        host + addresses.device,
+        host + addresses.driver,
         used_log,
     )
     frontend._tell(Request.SET_VRING_ADDR, told.encode())
@@ -382,7 +383,7 @@ def test_what_a_killed_backend_had_in_flight_is_completed_once(
         # The oldest first, and the one that was used not again.
         assert [it.head for it in done] == [heads[1], heads[2], heads[0]]
         assert [driver.memory.read(room.address, 1)[0] for room in rooms] == [5, 0, 7]
-        assert driver.frontend.stop_ring(0) == 4
+        assert driver.frontend.stop_ring(0) == QueueState(4)
 
 
 def test_a_batch_that_was_used_and_not_yet_accounted_for_is_not_done_again(

@@ -10,6 +10,7 @@ from virtiopy.memory import GuestMemory
 from virtiopy.spec import Feature, feature_mask, has_feature
 from virtiopy.vhost.kernel import RINGS, Ring
 from virtiopy.virtqueue.buffers import Buffers, gather, scatter, total
+from virtiopy.virtqueue.queue import QueueState
 from virtiopy.virtqueue.split import SplitQueue
 
 RX, TX = 0, 1
@@ -145,31 +146,29 @@ class ModelVhostNet:
         if self.kernel.refusal is not None:
             raise self.kernel.refusal
         # The used index is the ring's own, as vhost_vq_init_access() has it.
-        used = int.from_bytes(self.memory.read(ring.addresses.used_ring + 2, 2), "little")
         self.queues[index] = SplitQueue(
             self.memory,
             ring.size,
-            ring.addresses,
+            ring.areas,
             index=index,
             event_idx=has_feature(self.acked, Feature.VIRTIO_F_EVENT_IDX),
             indirect=has_feature(self.acked, Feature.VIRTIO_F_INDIRECT_DESC),
-            last_available=ring.last_available,
-            used_index=used,
+            state=ring.state,
         )
         self.rings[index], self.taps[index] = ring, tap
         self.broken.discard(index)
         self.kernel.starts += 1
 
-    def stop_ring(self, index: int) -> int:
+    def stop_ring(self, index: int) -> QueueState:
         queue = self.queues.pop(index)
         assert queue.in_flight == 0
-        return queue.last_available
+        return queue.state
 
     def work(self) -> None:
         for index, queue in self.queues.items():
             if index in self.broken:
                 continue
-            queue.disable_notifications()
+            queue.disable_kicks()
             while (fault := queue.next_fault()) is None and self._serve_one(index, queue):
                 pass
             if fault is not None:
@@ -178,7 +177,7 @@ class ModelVhostNet:
                 error = self.rings[index].error
                 assert error is not None
                 os.eventfd_write(error, 1)
-            queue.enable_notifications()
+            queue.enable_kicks()
             if queue.should_interrupt():
                 os.eventfd_write(self.rings[index].call, 1)
 

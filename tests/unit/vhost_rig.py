@@ -16,7 +16,8 @@ from virtiopy.spec import DeviceStatus, Feature
 from virtiopy.transport.driver import MmioDriver
 from virtiopy.transport.mmio import MmioTransport
 from virtiopy.virtqueue.driver import Allocator, Piece
-from virtiopy.vm.machine import IoMode, Machine
+from virtiopy.vm.machine import Machine
+from virtiopy.vm.slots import IoMode
 
 MEMORY = 16 << 20
 NEEDS_RESET = DeviceStatus.DEVICE_NEEDS_RESET

@@ -14,6 +14,7 @@ from virtiopy.vhost.kernel import Ring
 from virtiopy.vhost.user.frontend import InflightFile, VhostUserFrontend, connect
 from virtiopy.vhost.user.server import Server, listen
 from virtiopy.virtqueue.driver import Allocator, DriverQueue, Piece, Used
+from virtiopy.virtqueue.queue import QueueState
 
 FEATURES = feature_mask(
     [Feature.VIRTIO_F_VERSION_1, Feature.VIRTIO_F_INDIRECT_DESC, Feature.VIRTIO_F_EVENT_IDX]
@@ -60,9 +61,11 @@ class Queue:
         for fd in (self.kick, self.call, self.error):
             os.close(fd)
 
-    def ring(self, base: int = 0) -> Ring:
+    def ring(self, state: QueueState | None = None) -> Ring:
         driver = self.driver
-        return Ring(driver.size, driver.addresses, base, self.kick, self.call, self.error)
+        return Ring(
+            driver.size, driver.areas, state or QueueState(), self.kick, self.call, self.error
+        )
 
     def notify(self) -> None:
         os.eventfd_write(self.kick, 1)
@@ -117,7 +120,7 @@ class Driver(Closing):
         frontend.set_memory(self.memory)
         for index, queue in enumerate(self.queues):
             base = bases[index] if bases else 0
-            frontend.start_ring(index, queue.ring(base), self.memory)
+            frontend.start_ring(index, queue.ring(QueueState(base)), self.memory)
 
     def track_inflight(self) -> None:
         size = self.queues[0].driver.size

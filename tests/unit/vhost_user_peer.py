@@ -199,14 +199,14 @@ class Peer(Closing):
 
     def addresses(self, **changes: int) -> Message:
         """Make a SET_VRING_ADDR, with some lies."""
-        parts = self.queue.addresses
+        parts = self.queue.areas
         truth = RingAddresses(
             0,
             1 << VHOST_VRING_F_LOG,
-            USER_ADDRESS + parts.descriptor_table - GUEST_ADDRESS,
-            USER_ADDRESS + parts.used_ring - GUEST_ADDRESS,
-            USER_ADDRESS + parts.available_ring - GUEST_ADDRESS,
-            parts.used_ring,
+            USER_ADDRESS + parts.descriptor - GUEST_ADDRESS,
+            USER_ADDRESS + parts.device - GUEST_ADDRESS,
+            USER_ADDRESS + parts.driver - GUEST_ADDRESS,
+            parts.device,
         )
         return Message(Request.SET_VRING_ADDR, dataclasses.replace(truth, **changes).encode())
 

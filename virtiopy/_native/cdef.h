@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* What Python sees of the kernel's headers and of native.c; `...` is filled in by the compiler. */
+/* What Python sees of the kernel's headers and of the C files beside this one; `...` is filled in by the compiler. */
 
 /* KVM: ioctls */
 #define KVM_GET_API_VERSION ...
@@ -359,6 +359,8 @@ struct kvm_cpuid_entry2 {
 	...;
 };
 
+#define KVM_CPUID_FLAG_SIGNIFCANT_INDEX ...
+
 struct kvm_cpuid2 {
 	uint32_t nent;
 	struct kvm_cpuid_entry2 entries[];
@@ -622,7 +624,7 @@ struct vhost_user_queue_region {
 	struct vhost_user_desc_state desc[];
 };
 
-/* native.c */
+/* ioctl.c, fences.c, wake.c, guard.c, dirty.c */
 struct vp_wake;
 struct vp_guard;
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* The headers behind cdef.h, and the functions of native.c. */
+/* The headers behind cdef.h, and the functions of the C files. */
 #ifndef VIRTIOPY_NATIVE_H
 #define VIRTIOPY_NATIVE_H
 
@@ -121,25 +121,30 @@ struct vhost_user_queue_region {
 struct vp_wake;
 struct vp_guard;
 
+/* ioctl.c */
 int vp_ioctl(int fd, unsigned long request, uintptr_t argument);
-
-uint16_t vp_load_acquire(const uint16_t *location);
-void vp_store_release(uint16_t *location, uint16_t value);
-void vp_memory_barrier(void);
-
-struct vp_wake *vp_wake_new(int eventfd, int *error);
-void vp_wake_drain(struct vp_wake *wake);
-void vp_wake_free(struct vp_wake *wake);
-int vp_ignore_signal(int signal_number);
-
 int vp_fallocate(int fd, int mode, int64_t offset, int64_t length);
 int vp_ofd_lock(int fd, int64_t offset);
 int vp_ofd_is_locked(int fd, int64_t offset);
 int vp_map_over(uintptr_t address, size_t length, int fd, int64_t offset);
 
+/* fences.c */
+uint16_t vp_load_acquire(const uint16_t *location);
+void vp_store_release(uint16_t *location, uint16_t value);
+void vp_memory_barrier(void);
+
+/* wake.c */
+struct vp_wake *vp_wake_new(int eventfd, int *error);
+void vp_wake_drain(struct vp_wake *wake);
+void vp_wake_free(struct vp_wake *wake);
+int vp_ignore_signal(int signal_number);
+
+/* guard.c */
 struct vp_guard *vp_guard_new(uintptr_t start, size_t length, size_t page, int eventfd);
 int vp_guard_hit(const struct vp_guard *guard);
 void vp_guard_free(struct vp_guard *guard);
+
+/* dirty.c */
 void vp_log_pages(uint8_t *log, uint64_t first, uint64_t last);
 
 /* tcg.c */

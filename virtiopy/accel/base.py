@@ -47,8 +47,12 @@ class Accelerator(Protocol):
     #: Whether `add_read_only_memory` can be had.
     has_read_only_memory: bool
 
-    def create_cpu(self) -> Cpu:
-        """Make the next virtual CPU."""
+    def create_cpu(self, number: int = 0, count: int = 1) -> Cpu:
+        """Make virtual CPU `number` of the guest's `count`; its APIC ID is the number.
+
+        CPU 0 starts where it is told; the others, where the guest starts them. Raises ConfigError
+        or HostError for more CPUs than there can be.
+        """
 
     def set_irq_line(self, gsi: int, level: bool) -> None:
         """Set the level of an interrupt line."""

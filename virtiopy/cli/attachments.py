@@ -132,7 +132,12 @@ def build_disk(options: DeviceOptions) -> VirtioDevice:
     if not serial.isascii() or len(serial) > ID_BYTES:
         raise ConfigError(f"--disk has serial={serial}: use up to {ID_BYTES} ASCII characters.")
     num_queues = options.number("queues", 1, 1, 64)
-    disk = DiskImage(Path(options.main), readonly=options.flag("readonly"), cache=cache)
+    disk = DiskImage(
+        Path(options.main),
+        readonly=options.flag("readonly"),
+        cache=cache,
+        any_content=bool(options.text("format", "")),
+    )
     return Blk(
         disk,
         serial=serial,

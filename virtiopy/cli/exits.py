@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import click
 
 from virtiopy.cli.attachments import ATTACHMENTS, VHOST_USER, Attachment, vhost_user_path
-from virtiopy.cli.options import DeviceOptions, Seconds, accelerator_option, note, open_report
+from virtiopy.cli.options import DeviceOptions, Seconds, accelerator_option, note
 from virtiopy.errors import ConfigError
+from virtiopy.files import check_output, write_output
 
 if TYPE_CHECKING:
     from virtiopy.devices.base import VirtioDevice
@@ -161,7 +162,7 @@ def command(
     from virtiopy.exits.document import document
     from virtiopy.exits.model import Comparison, Host
     from virtiopy.exits.runner import compare
-    from virtiopy.vm.machine import IoMode
+    from virtiopy.vm.slots import IoMode
 
     if (net is None) == (disk is None):
         raise ConfigError("There is one device to measure: give either --net or --disk.")
@@ -179,7 +180,7 @@ def command(
     render = None if html_path is None else _page()
     for path in (json_path, html_path):
         if path is not None:
-            open_report(path, "a").close()
+            check_output(path, "The report")
     begun = datetime.now(UTC).astimezone()
     with terminated_as_interrupted():
         rows, accelerator = compare(
@@ -284,5 +285,4 @@ def _page() -> "Callable[[Comparison], str]":
 
 
 def _write(path: Path, text: str) -> None:
-    with open_report(path, "w") as stream:
-        stream.write(text)
+    write_output(path, "The report", text, told=note)

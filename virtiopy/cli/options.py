@@ -3,15 +3,13 @@
 import functools
 import math
 from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import IO
 
 import click
 
 from virtiopy.errors import ConfigError
 from virtiopy.sizes import parse_size
 
-__all__ = ["DeviceOptions", "Seconds", "accelerator_option", "note", "open_report", "parse_size"]
+__all__ = ["DeviceOptions", "Seconds", "accelerator_option", "note", "parse_size"]
 
 ACCELERATORS = ("auto", "kvm", "tcg")
 
@@ -97,16 +95,6 @@ class Seconds(click.FloatRange):
         if math.isnan(seconds):
             self.fail(f"{value!r} is no number of seconds.", param, ctx)
         return seconds
-
-
-def open_report(path: Path, mode: str) -> IO[str]:
-    """Open a file for a report; raises ConfigError where that cannot be written."""
-    try:
-        return path.open(mode, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(
-            f"The report {path} cannot be written ({error.strerror}): name a file that can."
-        ) from error
 
 
 def accelerator_option(function: Callable[..., int]) -> Callable[..., int]:

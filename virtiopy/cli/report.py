@@ -8,8 +8,9 @@ from rich.console import Console
 from rich.table import Table
 
 from virtiopy import __version__
-from virtiopy.cli.options import open_report
+from virtiopy.cli.options import note
 from virtiopy.cli.tapresults import TapReport
+from virtiopy.files import write_output
 from virtiopy.vm.machine import Machine, RunResult
 
 _STYLES = {"passed": "green", "failed": "bold red", "skipped": "yellow"}
@@ -118,6 +119,7 @@ def write_json(
         "virtiopy": __version__,
         "guest": guest,
         "accelerator": machine.accelerator.name,
+        "cpus": len(machine.cpus),
         "exit_free": machine.exit_free,
         "passed": passed,
         "status": result.status,
@@ -146,9 +148,9 @@ def write_json(
         "exits": {
             "userspace": exits,
             "userspace_total": result.exits.total,
+            "userspace_total_by_cpu": result.exits.totals,
             "kernel": result.kernel or None,
             "light": light_exits(result) if result.kernel else None,
         },
     }
-    with open_report(path, "w") as stream:
-        stream.write(json.dumps(document, indent=2) + "\n")
+    write_output(path, "The report", json.dumps(document, indent=2) + "\n", told=note)

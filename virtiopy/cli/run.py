@@ -12,8 +12,9 @@ import click
 
 from virtiopy.cli.attachments import ATTACHMENTS
 from virtiopy.cli.main import EXIT_GUEST_FAILED
-from virtiopy.cli.options import Seconds, accelerator_option, note, open_report, parse_size
+from virtiopy.cli.options import Seconds, accelerator_option, note, parse_size
 from virtiopy.errors import ConfigError
+from virtiopy.files import check_output
 
 #: What --exit-free says, as Machine is told it.
 EXIT_FREE = {"on": True, "off": False, "auto": None}
@@ -71,6 +72,14 @@ def _attachment_options(function: Callable[..., int]) -> Callable[..., int]:
     help="Let the guest read registers from memory, and the kernel take InterruptACK, without "
     "exits; auto does where KVM can.",
 )
+@click.option(
+    "--cpus",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="How many CPUs the guest has. The first boots, and the guest starts the others.",
+)
 @click.option("--append", default="", metavar="TEXT", help="More for the guest's command line.")
 @click.option(
     "--memory",
@@ -85,6 +94,11 @@ def _attachment_options(function: Callable[..., int]) -> Callable[..., int]:
     type=click.Path(path_type=Path),
     metavar="FILE",
     help="Keep the guest's memory in this file, to look at while it runs and afterwards.",
+)
+@click.option(
+    "--memory-reset",
+    is_flag=True,
+    help="Let --memory-path lose what its file holds, if that is no earlier guest's memory.",
 )
 @click.option("--hugepages", is_flag=True, help="Take the guest's memory in huge pages.")
 @click.option(
@@ -127,9 +141,11 @@ def command(
     accel: str,
     mode: str,
     exit_free: str,
+    cpus: int,
     append: str,
     memory: int,
     memory_path: Path | None,
+    memory_reset: bool,
     hugepages: bool,
     timeout: float,
     unassigned: str,
@@ -154,14 +170,15 @@ def command(
     from virtiopy.control.server import ControlServer
     from virtiopy.errors import GuestError
     from virtiopy.memory import GuestMemory
-    from virtiopy.vm.machine import IoMode, Machine
+    from virtiopy.vm.machine import Machine
+    from virtiopy.vm.slots import IoMode
 
     image = GuestImage.open(guest_path(guest))
     output = GuestOutput()
     with contextlib.ExitStack() as stack:
         stack.enter_context(terminated_as_interrupted())
         ram = stack.enter_context(
-            GuestMemory.allocate(memory, path=memory_path, huge_pages=hugepages)
+            GuestMemory.allocate(memory, path=memory_path, huge_pages=hugepages, reset=memory_reset)
         )
         accelerator = select(accel, ram, note=note)
         stack.callback(accelerator.close)
@@ -170,6 +187,7 @@ def command(
                 ram,
                 accelerator,
                 console=output.write,
+                cpus=cpus,
                 ignore_unassigned=unassigned == "ignore",
                 exit_free=EXIT_FREE[exit_free],
             )
@@ -190,7 +208,7 @@ def command(
             stack.enter_context(ControlServer(machine, control))
         if json_path is not None:
             # Now, and not when the guest has run for nothing.
-            open_report(json_path, "a").close()
+            check_output(json_path, "The report")
         machine.boot(image, append)
         try:
             result = machine.run(timeout or None)

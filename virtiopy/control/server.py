@@ -23,7 +23,8 @@ from virtiopy.errors import ConfigError, VirtiopyError
 from virtiopy.eventloop import READABLE, WRITABLE
 from virtiopy.sizes import parse_size
 from virtiopy.spec import DeviceStatus
-from virtiopy.vm.machine import Machine, Slot
+from virtiopy.vm.machine import Machine
+from virtiopy.vm.slots import Slot
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from virtiopy.errors import ConfigError, DriverError
 from virtiopy.eventloop import EventLoop
 from virtiopy.spec import DeviceId, feature_mask, has_feature
 from virtiopy.virtqueue.buffers import gather, split_at
-from virtiopy.virtqueue.split import Chain, SplitQueue
+from virtiopy.virtqueue.queue import Chain, Virtqueue
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class BalloonFeature(enum.IntEnum):
     VIRTIO_BALLOON_F_PAGE_REPORTING = 5
 
 
-class Virtqueue(enum.IntEnum):
+class BalloonQueue(enum.IntEnum):
     """The virtqueues (5.5.2)."""
 
     inflateq = 0
@@ -61,9 +61,9 @@ class Virtqueue(enum.IntEnum):
 
 #: The virtqueues that only exist when a feature is negotiated (5.5.2).
 OPTIONAL_QUEUES = {
-    Virtqueue.statsq: BalloonFeature.VIRTIO_BALLOON_F_STATS_VQ,
-    Virtqueue.free_page_vq: BalloonFeature.VIRTIO_BALLOON_F_FREE_PAGE_HINT,
-    Virtqueue.reporting_vq: BalloonFeature.VIRTIO_BALLOON_F_PAGE_REPORTING,
+    BalloonQueue.statsq: BalloonFeature.VIRTIO_BALLOON_F_STATS_VQ,
+    BalloonQueue.free_page_vq: BalloonFeature.VIRTIO_BALLOON_F_FREE_PAGE_HINT,
+    BalloonQueue.reporting_vq: BalloonFeature.VIRTIO_BALLOON_F_PAGE_REPORTING,
 }
 
 
@@ -110,8 +110,8 @@ _STATISTICS = {int(statistic): statistic.name for statistic in Statistic}
 class _Batch:
     """Requests of one queue that a worker serves together."""
 
-    virtqueue: Virtqueue
-    queue: SplitQueue
+    virtqueue: BalloonQueue
+    queue: Virtqueue
     chains: Sequence[Chain]
     finished: threading.Event = field(default_factory=threading.Event)
 
@@ -128,7 +128,7 @@ class Balloon(VirtioDevice):
 
     # There is no free_page_vq. Linux numbers the queues that there are without gaps, so what is
     # reporting_vq to it may be queue 3, or 2.
-    queue_sizes = (QUEUE_SIZE,) * len(Virtqueue)
+    queue_sizes = (QUEUE_SIZE,) * len(BalloonQueue)
 
     def __init__(
         self,
@@ -166,9 +166,9 @@ class Balloon(VirtioDevice):
         self.statistics: dict[str, int] = {}
         self._poison_value = 0
         self._started = False
-        self._virtqueues: dict[int, Virtqueue] = {}
+        self._virtqueues: dict[int, BalloonQueue] = {}
         self._owners = bytearray()
-        self._statistics_buffer: tuple[SplitQueue, Chain] | None = None
+        self._statistics_buffer: tuple[Virtqueue, Chain] | None = None
 
     # The host's side: these are called from any thread
 
@@ -250,7 +250,7 @@ class Balloon(VirtioDevice):
 
     # Life
 
-    def activate(self, queues: Mapping[int, SplitQueue]) -> None:
+    def activate(self, queues: Mapping[int, Virtqueue]) -> None:
         """Start with every page in the guest's hands."""
         super().activate(queues)
         self._started = True
@@ -260,7 +260,7 @@ class Balloon(VirtioDevice):
             self._owners.extend(bytes(start // PAGE_SIZE - len(self._owners)))
             self._owners.extend(bytes([Owner.GUEST]) * ((end - start) // PAGE_SIZE))
 
-    def start_queue(self, index: int, queue: SplitQueue) -> None:
+    def start_queue(self, index: int, queue: Virtqueue) -> None:
         """Take a queue, which may say how the driver counts."""
         super().start_queue(index, queue)
         self._find_queues()
@@ -287,7 +287,7 @@ class Balloon(VirtioDevice):
         """Tell which queue is which: by 5.5.2, or counted without gaps, as Linux and QEMU do."""
         existing = [
             queue
-            for queue in Virtqueue
+            for queue in BalloonQueue
             if queue not in OPTIONAL_QUEUES
             or has_feature(self.driver_features, OPTIONAL_QUEUES[queue])
         ]
@@ -298,17 +298,17 @@ class Balloon(VirtioDevice):
 
     # Kicks: pages are given back in place, or where the caller may not wait, by a worker
 
-    def handle(self, queue: SplitQueue) -> None:
+    def handle(self, queue: Virtqueue) -> None:
         """Serve what is available. Raises QueueError."""
         virtqueue = self._virtqueues.get(queue.index)
-        if virtqueue is Virtqueue.statsq:
+        if virtqueue is BalloonQueue.statsq:
             self._take_statistics(queue)
         elif virtqueue is not None and self._batch is None:
             self._serve_batches(virtqueue, queue)
 
-    def _serve_batches(self, virtqueue: Virtqueue, queue: SplitQueue) -> None:
+    def _serve_batches(self, virtqueue: BalloonQueue, queue: Virtqueue) -> None:
         while True:
-            queue.disable_notifications()
+            queue.disable_kicks()
             while chains := queue.pop_many(BATCH_REQUESTS):
                 batch = _Batch(virtqueue, queue, chains)
                 if not self.may_block and self.loop is not None:
@@ -317,7 +317,7 @@ class Balloon(VirtioDevice):
                 self._execute(batch)
                 self._complete(batch)
             self.notify(queue)
-            if not queue.enable_notifications():
+            if not queue.enable_kicks():
                 return
 
     def _start(self, batch: _Batch, loop: EventLoop) -> None:
@@ -347,11 +347,11 @@ class Balloon(VirtioDevice):
     # Requests: parse, execute, complete (5.5.6)
 
     def _execute(self, batch: _Batch) -> None:
-        if batch.virtqueue is Virtqueue.inflateq:
+        if batch.virtqueue is BalloonQueue.inflateq:
             self._inflate(batch.chains)
-        elif batch.virtqueue is Virtqueue.deflateq:
+        elif batch.virtqueue is BalloonQueue.deflateq:
             self._deflate(batch.chains)
-        elif batch.virtqueue is Virtqueue.reporting_vq:
+        elif batch.virtqueue is BalloonQueue.reporting_vq:
             self._report(batch.chains)
 
     def _complete(self, batch: _Batch) -> None:
@@ -454,17 +454,17 @@ class Balloon(VirtioDevice):
 
     # Statistics (5.5.6.3)
 
-    def _take_statistics(self, queue: SplitQueue) -> None:
+    def _take_statistics(self, queue: Virtqueue) -> None:
         """Read the statistics of a buffer, and hold it until the next ones are asked for."""
         while True:
-            queue.disable_notifications()
+            queue.disable_kicks()
             for chain in queue.pop_many():
                 # Of more buffers than the one that there may be (5.5.6.3.1) the latest counts.
                 self.request_statistics()
                 self.statistics = self._parse_statistics(chain)
                 self._statistics_buffer = queue, chain
             self.notify(queue)
-            if not queue.enable_notifications():
+            if not queue.enable_kicks():
                 return
 
     def _parse_statistics(self, chain: Chain) -> dict[str, int]:

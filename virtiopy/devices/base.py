@@ -13,7 +13,7 @@ from typing import ClassVar, Protocol, TypeAlias
 from virtiopy.errors import ConfigError
 from virtiopy.eventloop import EventLoop
 from virtiopy.spec import DeviceId
-from virtiopy.virtqueue.split import Chain, SplitQueue
+from virtiopy.virtqueue.queue import Chain, Virtqueue
 
 #: What a device tells of its state: a number, a word, or numbers by name.
 Fact = int | float | str | Mapping[str, int]
@@ -66,7 +66,7 @@ class Given:
     """
 
     ring: int
-    queue: SplitQueue
+    queue: Virtqueue
     kick: int
     call: int
 
@@ -112,7 +112,7 @@ class DeviceHost(Protocol):
     def memory(self) -> Memory:
         """The guest's memory."""
 
-    def used_buffer_notification(self, queue: SplitQueue) -> None:
+    def used_buffer_notification(self, queue: Virtqueue) -> None:
         """Tell the driver that buffers of `queue` were used (2.3)."""
 
     def config_changed(self, *, notify: bool = True) -> None:
@@ -156,7 +156,7 @@ class VirtioDevice:
         #: loop's workers.
         self.may_block = True
         self.driver_features = 0
-        self.queues: dict[int, SplitQueue] = {}
+        self.queues: dict[int, Virtqueue] = {}
         #: Why its virtqueues are worked here, where another was to work them: see `hand_over`.
         self.refusal: str | None = None
 
@@ -212,11 +212,11 @@ class VirtioDevice:
 
     # Life (2.1, 2.4, 2.6.1)
 
-    def activate(self, queues: Mapping[int, SplitQueue]) -> None:
+    def activate(self, queues: Mapping[int, Virtqueue]) -> None:
         """Start: the driver set DRIVER_OK, with these queues, by queue index."""
         self.queues = dict(queues)
 
-    def start_queue(self, index: int, queue: SplitQueue) -> None:
+    def start_queue(self, index: int, queue: Virtqueue) -> None:
         """Take a queue that the driver enables while the device runs."""
         self.queues[index] = queue
 
@@ -258,26 +258,26 @@ class VirtioDevice:
 
     # Operation
 
-    def handle(self, queue: SplitQueue) -> None:
+    def handle(self, queue: Virtqueue) -> None:
         """Serve every available buffer of `queue`; called for a kick. Raises QueueError.
 
         Devices that complete a buffer at once override `serve`, the others this.
         """
         while True:
-            queue.disable_notifications()
+            queue.disable_kicks()
             while chains := queue.pop_many():
                 queue.push_many([(chain, self.serve(queue, chain)) for chain in chains])
                 self.notify(queue)
             # Chains that pop_many rejected were used too.
             self.notify(queue)
-            if not queue.enable_notifications():
+            if not queue.enable_kicks():
                 return
 
-    def serve(self, queue: SplitQueue, chain: Chain) -> int:
+    def serve(self, queue: Virtqueue, chain: Chain) -> int:
         """Do what the buffer asks; return how many bytes were written to it, from its start."""
         raise NotImplementedError
 
-    def notify(self, queue: SplitQueue) -> None:
+    def notify(self, queue: Virtqueue) -> None:
         """Send a used buffer notification if the driver wants one (2.7.7)."""
         if queue.should_interrupt():
             self.host.used_buffer_notification(queue)

@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.eventloop import EventLoop
-from virtiopy.virtqueue.split import Chain, SplitQueue
+from virtiopy.virtqueue.queue import Chain, Virtqueue
 
 
 @dataclass(slots=True, eq=False)
 class _Batch:
     """Requests that one worker serves together, and how much it wrote to each."""
 
-    queue: SplitQueue
+    queue: Virtqueue
     chains: Sequence[Chain]
     written: list[int] = field(default_factory=list)
     finished: threading.Event = field(default_factory=threading.Event)
@@ -25,12 +25,12 @@ class Batches:
     Whoever calls holds the device's lock.
     """
 
-    def __init__(self, device: VirtioDevice, serve: Callable[[SplitQueue, Chain], int]) -> None:
+    def __init__(self, device: VirtioDevice, serve: Callable[[Virtqueue, Chain], int]) -> None:
         self._device = device
         self._serve = serve
         self._batches: set[_Batch] = set()
 
-    def start(self, queue: SplitQueue, chains: Sequence[Chain], loop: EventLoop) -> None:
+    def start(self, queue: Virtqueue, chains: Sequence[Chain], loop: EventLoop) -> None:
         """Have a worker serve some requests; one completion for all of them."""
         batch = _Batch(queue, chains)
 

@@ -15,7 +15,7 @@ from virtiopy.devices.base import VirtioDevice
 from virtiopy.devices.batches import Batches
 from virtiopy.spec import DeviceId, feature_mask, has_feature
 from virtiopy.virtqueue.buffers import Buffers, gather, scatter, split_at, total
-from virtiopy.virtqueue.split import Chain, SplitQueue
+from virtiopy.virtqueue.queue import Chain, Virtqueue
 
 log = logging.getLogger(__name__)
 
@@ -295,24 +295,24 @@ class Blk(VirtioDevice):
 
     # Kicks: in place, or where the caller may not wait, by the loop's workers
 
-    def handle(self, queue: SplitQueue) -> None:
+    def handle(self, queue: Virtqueue) -> None:
         """Serve every available request, at once or on a worker thread. Raises QueueError."""
         if self.may_block or self.loop is None:
             super().handle(queue)
             return
         cached = CACHED_READS
         while True:
-            queue.disable_notifications()
+            queue.disable_kicks()
             while chains := queue.pop_many():
                 rest = self._serve_cached(queue, chains[:cached]) + chains[cached:]
                 cached = max(0, cached - len(chains))
                 if rest:
                     self._batches.start(queue, rest, self.loop)
             self.notify(queue)
-            if not queue.enable_notifications():
+            if not queue.enable_kicks():
                 return
 
-    def _serve_cached(self, queue: SplitQueue, chains: list[Chain]) -> list[Chain]:
+    def _serve_cached(self, queue: Virtqueue, chains: list[Chain]) -> list[Chain]:
         """Serve reads of what the host has in memory; returns the others, for a worker."""
         done, rest = [], []
         for chain in chains:
@@ -341,7 +341,7 @@ class Blk(VirtioDevice):
 
     # A request: parse, execute, complete (5.2.6)
 
-    def serve(self, queue: SplitQueue, chain: Chain) -> int:
+    def serve(self, queue: Virtqueue, chain: Chain) -> int:
         """Serve one request; returns the bytes written: the data's and the status byte."""
         data_in, status = split_at(chain.writable, total(chain.writable) - 1)
         if not status:

@@ -20,7 +20,7 @@ from virtiopy.errors import DriverError
 from virtiopy.eventloop import EventLoop
 from virtiopy.spec import DeviceId, feature_mask, has_feature
 from virtiopy.virtqueue.buffers import Buffers, gather, scatter, split_at, total
-from virtiopy.virtqueue.split import Chain, SplitQueue
+from virtiopy.virtqueue.queue import Chain, Virtqueue
 
 log = logging.getLogger(__name__)
 
@@ -157,9 +157,9 @@ class Port:
             self._drain(queue)
         self.stream.watch_room(bool(self._output or self._emergency))
 
-    def _drain(self, queue: SplitQueue) -> None:
+    def _drain(self, queue: Virtqueue) -> None:
         while True:
-            queue.disable_notifications()
+            queue.disable_kicks()
             while self._output or self._take(queue):
                 done = [(chain, 0) for chain in self._write()]
                 if done:
@@ -169,10 +169,10 @@ class Port:
                     return
             # Chains that pop_many rejected were used too.
             self._device.notify(queue)
-            if not queue.enable_notifications():
+            if not queue.enable_kicks():
                 return
 
-    def _take(self, queue: SplitQueue) -> bool:
+    def _take(self, queue: Virtqueue) -> bool:
         chains = queue.pop_many(OUTPUT_BUFFERS)
         self._output.extend(_Output(chain, chain.readable) for chain in chains)
         return bool(chains)
@@ -309,7 +309,7 @@ class Console(VirtioDevice):
         """Whether VIRTIO_CONSOLE_F_MULTIPORT was negotiated."""
         return has_feature(self.driver_features, ConsoleFeature.VIRTIO_CONSOLE_F_MULTIPORT)
 
-    def activate(self, queues: Mapping[int, SplitQueue]) -> None:
+    def activate(self, queues: Mapping[int, Virtqueue]) -> None:
         """Start; without MULTIPORT, port 0 is open for good."""
         super().activate(queues)
         self.running = True
@@ -317,7 +317,7 @@ class Console(VirtioDevice):
         for index in queues:
             self._work(index)
 
-    def start_queue(self, index: int, queue: SplitQueue) -> None:
+    def start_queue(self, index: int, queue: Virtqueue) -> None:
         """Take a queue, and what may wait for it."""
         super().start_queue(index, queue)
         self._work(index)
@@ -347,7 +347,7 @@ class Console(VirtioDevice):
 
     # Queues (5.3.2)
 
-    def handle(self, queue: SplitQueue) -> None:
+    def handle(self, queue: Virtqueue) -> None:
         """Work a queue that was kicked."""
         self._work(queue.index)
 
@@ -385,7 +385,7 @@ class Console(VirtioDevice):
             self.host.needs_reset(str(error))
 
     def supply(
-        self, queue: SplitQueue, pending: Callable[[], bool], fill: Callable[[Chain], int]
+        self, queue: Virtqueue, pending: Callable[[], bool], fill: Callable[[Chain], int]
     ) -> None:
         """Fill the driver's buffers while anything is pending; a kick is wanted only after that."""
         while True:
@@ -395,14 +395,14 @@ class Console(VirtioDevice):
             queue.push_many(done)
             self.notify(queue)
             if not pending():
-                queue.disable_notifications()
+                queue.disable_kicks()
                 return
-            if not queue.enable_notifications():
+            if not queue.enable_kicks():
                 return
 
     # Control messages (5.3.6.2)
 
-    def serve(self, queue: SplitQueue, chain: Chain) -> int:
+    def serve(self, queue: Virtqueue, chain: Chain) -> int:
         """Obey a control message; what is transmitted to a port that does not exist is dropped."""
         if queue.index == CONTROL_TRANSMITQ:
             data = gather(split_at(chain.readable, _CONTROL_SIZE)[0])

@@ -14,7 +14,8 @@ from virtiopy.errors import ConfigError, GuestError, HostError
 from virtiopy.exits.backend import Backend
 from virtiopy.exits.model import Costs, Row, Workload
 from virtiopy.memory import GuestMemory
-from virtiopy.vm.machine import IoMode, Machine, RunResult
+from virtiopy.vm.machine import Machine, RunResult
+from virtiopy.vm.slots import IoMode
 
 #: Guest memory, bytes.
 MEMORY_SIZE = 64 << 20

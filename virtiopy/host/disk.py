@@ -50,11 +50,17 @@ _LOCK_NOT_SHARED = 200
 class DiskImage(Closing):
     """An open raw image. Raises ConfigError, with a remedy, for one that cannot be used.
 
-    `readonly` opens it for reading alone; `cache` says what a completed write stands for.
+    `readonly` opens it for reading alone; `cache` says what a completed write stands for. Content
+    that is an image of another format is refused, unless `any_content` says that it is meant.
     """
 
     def __init__(
-        self, path: Path, *, readonly: bool = False, cache: CacheMode = CacheMode.WRITEBACK
+        self,
+        path: Path,
+        *,
+        readonly: bool = False,
+        cache: CacheMode = CacheMode.WRITEBACK,
+        any_content: bool = False,
     ) -> None:
         self.path = path
         self.readonly = readonly
@@ -62,6 +68,10 @@ class DiskImage(Closing):
         self._fd = _open(path, readonly, cache)
         try:
             self._is_device = stat.S_ISBLK(os.fstat(self._fd).st_mode)
+            if not self._is_device:
+                _check_backing_devices(path, self._fd, readonly)
+            if not any_content:
+                _check_content(path)
             self._lock()
             #: Bytes.
             self.size = self._find_size()
@@ -303,6 +313,9 @@ def _open(path: Path, readonly: bool, cache: CacheMode) -> int:
     flags |= os.O_NONBLOCK
     if cache is CacheMode.NONE:
         flags |= os.O_DIRECT
+    if not readonly and path.is_block_device():
+        # A mounted device, or one that another program has for itself, is refused then (open(2)).
+        flags |= os.O_EXCL
     try:
         fd = os.open(path, flags)
     except OSError as error:
@@ -328,6 +341,11 @@ def _why_not(path: Path, readonly: bool, cache: CacheMode, error: OSError) -> st
                 f"The image {path} may not be opened for writing ({error.strerror}): "
                 "attach it with readonly=on, or change its mode."
             )
+        case errno.EBUSY:
+            return (
+                f"The block device {path} is in use, by a mounted file system or another program: "
+                "unmount it or stop the program, or attach it with readonly=on."
+            )
         case errno.EINVAL if cache is CacheMode.NONE:
             return (
                 f"The file system of {path} has no direct I/O: "
@@ -335,6 +353,56 @@ def _why_not(path: Path, readonly: bool, cache: CacheMode, error: OSError) -> st
             )
         case _:
             return f"The image {path} cannot be opened ({error.strerror}): name one that can."
+
+
+#: What images of other formats have near their start: offset, bytes, and the format's name.
+_MAGIC = (
+    (0, b"QFI\xfb", "qcow2"),
+    (0, b"KDMV", "vmdk"),
+    (0, b"COWD", "vmdk"),
+    (0, b"# Disk DescriptorFile", "vmdk"),
+    (0, b"vhdxfile", "vhdx"),
+    (0, b"conectix", "vpc"),
+    (0, b"QED\0", "qed"),
+    (64, b"\x7f\x10\xda\xbe", "vdi"),
+)
+
+
+def _check_content(path: Path) -> None:
+    """Refuse content that is an image of another format, which a guest would overwrite raw.
+
+    What it is says the user, never the content: a guest may write what it likes to a raw disk.
+    Raises ConfigError.
+    """
+    with path.open("rb") as image:
+        head = image.read(128)
+    for offset, magic, name in _MAGIC:
+        if head[offset:].startswith(magic):
+            raise ConfigError(
+                f"The image {path} begins as a {name} image does: say format={name}, or "
+                "format=raw to have its bytes as they are for a disk."
+            )
+
+
+def _check_backing_devices(path: Path, fd: int, readonly: bool) -> None:
+    """Refuse to write an image that a loop device has: what is mounted there would be destroyed.
+
+    Raises ConfigError.
+    """
+    if readonly:
+        return
+    status = os.fstat(fd)
+    for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
+        try:
+            other = os.stat(backing.read_text().rstrip("\n"))
+        except OSError:
+            continue
+        if (other.st_dev, other.st_ino) == (status.st_dev, status.st_ino):
+            device = backing.parent.parent.name
+            raise ConfigError(
+                f"The image {path} is in use by the loop device /dev/{device}: detach it with "
+                f"`losetup -d /dev/{device}`, or attach the image with readonly=on."
+            )
 
 
 def _transfer(

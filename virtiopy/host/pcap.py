@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from virtiopy.errors import ConfigError
+from virtiopy.files import open_output
 
 log = logging.getLogger(__name__)
 
@@ -42,15 +43,12 @@ class PcapFile:
                 pcapng.PcapngOptionLE(),
             ],
         )
+        self._file = open_output(path, "The pcap file")
         try:
-            self._file = path.open("wb")
-            try:
-                self._writer = pcapng.Writer(self._file, idb=interface_block)
-                self._file.flush()
-            except OSError:
-                self.close()
-                raise
+            self._writer = pcapng.Writer(self._file, idb=interface_block)
+            self._file.flush()
         except OSError as error:
+            self.close()
             raise ConfigError(
                 f"The pcap file {path} cannot be written ({error.strerror}): "
                 "name a file in a folder that you can write to, on a disk with room."

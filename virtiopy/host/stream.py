@@ -23,6 +23,7 @@ from pathlib import Path
 from virtiopy.devices.streams import Size, StreamUser
 from virtiopy.errors import ConfigError, DriverError
 from virtiopy.eventloop import READABLE, WRITABLE, EventLoop, Watch
+from virtiopy.files import create_output, is_special
 from virtiopy.virtqueue.buffers import Buffers, total
 
 log = logging.getLogger(__name__)
@@ -226,7 +227,10 @@ class FileStream:
     def __init__(self, path: Path, *, append: bool = False) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         try:
-            fd = os.open(path, flags | (os.O_APPEND if append else os.O_TRUNC), 0o666)
+            if append or is_special(path):
+                fd = os.open(path, flags | os.O_APPEND, 0o600)
+            else:
+                fd = create_output(path, "The output file")
         except OSError as error:
             raise ConfigError(
                 f"{path} cannot be written ({error.strerror}): name a file that you may write, "

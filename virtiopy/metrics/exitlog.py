@@ -1,7 +1,11 @@
 """What left the guest for userspace, counted by who and what it concerned."""
 
 from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+Key = TypeVar("Key")
 
 
 @dataclass(slots=True, frozen=True, order=True)
@@ -19,7 +23,7 @@ class ExitKind:
 
 
 class ExitLog:
-    """Counts exits to userspace."""
+    """Counts the exits of one vCPU to userspace; its thread alone counts."""
 
     def __init__(self) -> None:
         self.counts: Counter[ExitKind] = Counter()
@@ -28,10 +32,27 @@ class ExitLog:
         """Count one exit."""
         self.counts[kind] += 1
 
+
+class MergedExits:
+    """The exits of several vCPUs, added up when they are read; from any thread."""
+
+    def __init__(self, logs: Sequence[ExitLog]) -> None:
+        self._logs = logs
+
+    @property
+    def counts(self) -> Counter[ExitKind]:
+        """How many exits of each kind there were, on all vCPUs."""
+        return Counter(add_up(log.counts for log in self._logs))
+
+    @property
+    def totals(self) -> list[int]:
+        """All exits to userspace of each vCPU, in the order of their numbers."""
+        return [sum(dict(log.counts).values()) for log in self._logs]
+
     @property
     def total(self) -> int:
         """All exits to userspace."""
-        return self.counts.total()
+        return sum(self.totals)
 
     def of(self, device: str, register: str) -> int:
         """Return how many exits concerned one register of one device, in both directions."""
@@ -40,3 +61,13 @@ class ExitLog:
             for kind, count in self.counts.items()
             if (kind.device, kind.register) == (device, register)
         )
+
+
+def add_up(counts: Iterable[Mapping[Key, int]]) -> dict[Key, int]:
+    """Add the counts of several vCPUs, which may count meanwhile."""
+    total: dict[Key, int] = {}
+    for each in counts:
+        # A copy, which the thread that counts cannot change in the middle of the loop.
+        for key, count in dict(each).items():
+            total[key] = total.get(key, 0) + count
+    return total

@@ -10,12 +10,13 @@ makes before (guest_drivers/virtio/workload.c).
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
-from virtiopy.metrics.exitlog import ExitKind, ExitLog
+from virtiopy.metrics.exitlog import ExitKind, ExitLog, MergedExits, add_up
 from virtiopy.vhost.worker import cpu_seconds, worker_threads
 
 #: The port, beside the debug console's.
@@ -32,8 +33,9 @@ _Clock = Callable[[], float]
 class Measurement:
     """What happened between two marks.
 
-    `exits` are those to userspace, `kernel` the growth of the accelerator's counters of the CPU.
-    `seconds` is wall-clock time; `cpu_seconds` the CPU time by kind of thread: "vcpu", "loop",
+    `exits` are those to userspace, `kernel` the growth of the accelerator's counters, both of all
+    CPUs together. `seconds` is wall-clock time; `cpu_seconds` the CPU time by kind of thread:
+    "vcpu" (all of them), "loop",
     "workers" (of the loop, for what blocks), "vhost" (the kernel's) and "backend" (a vhost-user
     backend's), with 0 where there is none.
     """
@@ -51,21 +53,33 @@ class Measurement:
         return replace(self, kernel=kernel)
 
 
-class MeasurementPort:
-    """Port 0xEA; the guest's CPU writes to it, on its own thread.
+class MeasuredCpu(Protocol):
+    """A vCPU, as far as it is measured: its exits, and the thread that runs it."""
 
-    `statistics` reads the accelerator's counters of the CPU; `loop` is the name of the event loop.
+    exits: ExitLog
+
+    @property
+    def thread(self) -> threading.Thread | None:
+        """The thread, None before the vCPU runs."""
+
+    def statistics(self) -> Mapping[str, int]:
+        """Read the accelerator's counters of the vCPU."""
+
+
+class MeasurementPort:
+    """Port 0xEA; a vCPU of the guest writes to it, on its own thread.
+
+    `cpus` are all that the guest has; `loop` is the name of the event loop.
     """
 
-    def __init__(
-        self, exits: ExitLog, statistics: Callable[[], Mapping[str, int]], loop: str
-    ) -> None:
+    def __init__(self, cpus: Sequence[MeasuredCpu], loop: str) -> None:
         self.measurements: list[Measurement] = []
         #: Finds the folders in /proc of the threads of a backend.
         self.backend_threads: Callable[[], Iterable[Path]] = tuple
-        self._exits = exits
-        self._statistics = statistics
+        self._cpus = cpus
+        self._exits = MergedExits([cpu.exits for cpu in cpus])
         self._loop = loop
+        self._lock = threading.Lock()
         self._begun: _Begun | None = None
 
     def register_name(self, offset: int) -> str:
@@ -78,13 +92,17 @@ class MeasurementPort:
 
     def write(self, offset: int, data: bytes) -> None:
         """Begin a measurement, again if one was begun; or end the one that was begun."""
-        if data[0] == BEGIN:
-            # The clocks last here, and first at the end: they leave out what reading takes.
-            exits, kernel, clocks = Counter(self._exits.counts), self._statistics(), self._clocks()
-            self._begun = _Begun(exits, kernel, clocks, _read(clocks), time.monotonic())
-        elif self._begun is not None:
-            self.measurements.append(self._end(self._begun))
-            self._begun = None
+        with self._lock:
+            if data[0] == BEGIN:
+                # The clocks last here, and first at the end: they leave out what reading takes.
+                exits, kernel, clocks = self._exits.counts, self._statistics(), self._clocks()
+                self._begun = _Begun(exits, kernel, clocks, _read(clocks), time.monotonic())
+            elif self._begun is not None:
+                self.measurements.append(self._end(self._begun))
+                self._begun = None
+
+    def _statistics(self) -> dict[str, int]:
+        return add_up(cpu.statistics() for cpu in self._cpus)
 
     def _end(self, begun: "_Begun") -> Measurement:
         seconds = time.monotonic() - begun.time
@@ -102,10 +120,9 @@ class MeasurementPort:
         """Return how to read the CPU time of each thread that there is now."""
         threads = threading.enumerate()
         owners = [thread.native_id for thread in threads if thread.native_id is not None]
-        vcpu = threading.current_thread()
         workers = f"{self._loop}-worker"
         return {
-            "vcpu": [_cpu_clock(vcpu)],
+            "vcpu": [_cpu_clock(cpu.thread) for cpu in self._cpus if cpu.thread is not None],
             "loop": [_cpu_clock(t) for t in threads if t.name == self._loop],
             "workers": [_cpu_clock(t) for t in threads if t.name.startswith(workers)],
             "vhost": [partial(cpu_seconds, path) for path in worker_threads(*owners)],

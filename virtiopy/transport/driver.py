@@ -144,9 +144,9 @@ class MmioDriver:
         self.write(Register.QueueSel, index)
         self.write(Register.QueueSize, queue.size)
         for register, address in (
-            (Register.QueueDescLow, queue.addresses.descriptor_table),
-            (Register.QueueDriverLow, queue.addresses.available_ring),
-            (Register.QueueDeviceLow, queue.addresses.used_ring),
+            (Register.QueueDescLow, queue.areas.descriptor),
+            (Register.QueueDriverLow, queue.areas.driver),
+            (Register.QueueDeviceLow, queue.areas.device),
         ):
             self.write(register, address & 0xFFFF_FFFF)
             self.write(register + 4, address >> 32)

@@ -21,19 +21,13 @@ from virtiopy.transport.registers import (
     Interrupt,
     Register,
 )
-from virtiopy.virtqueue.split import QueueAddresses, SplitQueue
+from virtiopy.virtqueue.formats import OpenQueue, open_queue
+from virtiopy.virtqueue.queue import RING_FEATURES, QueueAreas, Virtqueue
 
 log = logging.getLogger(__name__)
 
 #: The features that rings and transport have, whatever the device (6).
-TRANSPORT_FEATURES = feature_mask(
-    [
-        Feature.VIRTIO_F_VERSION_1,
-        Feature.VIRTIO_F_INDIRECT_DESC,
-        Feature.VIRTIO_F_EVENT_IDX,
-        Feature.VIRTIO_F_RING_RESET,
-    ]
-)
+TRANSPORT_FEATURES = RING_FEATURES | feature_mask([Feature.VIRTIO_F_RING_RESET])
 
 #: The status bits that a driver may set; SUSPEND is for those who negotiate VIRTIO_F_SUSPEND.
 _DRIVERS_BITS = int(
@@ -64,8 +58,8 @@ class MmioTransport:
     what it does of itself; `may_block` says whether kicks may wait for what they cause.
     """
 
-    #: What works the device's side of a virtqueue.
-    queue_type: ClassVar[type[SplitQueue]] = SplitQueue
+    #: What opens the device's side of a virtqueue.
+    open_queue: ClassVar[OpenQueue] = staticmethod(open_queue)
 
     def __init__(
         self,
@@ -101,7 +95,7 @@ class MmioTransport:
         self._driver_features_sel = 0
         self._queue_sel = 0
         self._queues = [QueueRegisters(size) for size in self.device.queue_sizes]
-        self._live: dict[int, SplitQueue] = {}
+        self._live: dict[int, Virtqueue] = {}
         #: DRIVER_OK is set and DEVICE_NEEDS_RESET is not: queues may be worked (2.1.2).
         self._running = False
         self._acknowledge(self.interrupt_status)
@@ -187,7 +181,7 @@ class MmioTransport:
 
     # The device's side (devices.base.DeviceHost)
 
-    def used_buffer_notification(self, queue: SplitQueue) -> None:
+    def used_buffer_notification(self, queue: Virtqueue) -> None:
         """Raise the interrupt for used buffers; never before DRIVER_OK (2.1.2)."""
         if self._running:
             self._interrupt(Interrupt.USED_BUFFER)
@@ -367,15 +361,12 @@ class MmioTransport:
             self.needs_reset(f"QueueSize {registers.size} above QueueSizeMax (4.2.2.2)")
             return
         try:
-            self._live[index] = self.queue_type(
+            self._live[index] = self.open_queue(
                 self.memory,
                 registers.size,
-                QueueAddresses(
-                    registers.descriptor_area, registers.driver_area, registers.device_area
-                ),
+                QueueAreas(registers.descriptor_area, registers.driver_area, registers.device_area),
+                features=self.driver_features,
                 index=index,
-                event_idx=has_feature(self.driver_features, Feature.VIRTIO_F_EVENT_IDX),
-                indirect=has_feature(self.driver_features, Feature.VIRTIO_F_INDIRECT_DESC),
             )
         except DriverError as error:
             self.needs_reset(f"queue {index}: {error}")

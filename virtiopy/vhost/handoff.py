@@ -87,8 +87,8 @@ class VhostPair(Closing):
                 queue = given.queue
                 ring = Ring(
                     queue.size,
-                    queue.addresses,
-                    queue.last_available,
+                    queue.areas,
+                    queue.state,
                     given.kick,
                     given.call,
                     self.errors[given.ring],

@@ -19,13 +19,9 @@ from virtiopy.closing import Closing
 from virtiopy.errors import ConfigError, HostError
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import Feature, feature_mask
-from virtiopy.virtqueue.layout import (
-    available_ring_size,
-    descriptor_table_size,
-    used_ring_size,
-    valid_queue_size,
-)
-from virtiopy.virtqueue.split import QueueAddresses, QueueError
+from virtiopy.virtqueue import layout
+from virtiopy.virtqueue.layout import RingFormat, valid_queue_size
+from virtiopy.virtqueue.queue import WORKER_FEATURES, QueueAreas, QueueError, QueueState
 
 DEVICE = "/dev/vhost-net"
 
@@ -39,19 +35,7 @@ _MRG_RXBUF = 15
 
 #: The feature bits that are the business of whoever works the rings of a network device: what
 #: vhost lacks of these cannot be offered. All others are the device's, or the tap's.
-DATA_PLANE_FEATURES = feature_mask(
-    [
-        _MRG_RXBUF,
-        Feature.VIRTIO_F_INDIRECT_DESC,
-        Feature.VIRTIO_F_EVENT_IDX,
-        Feature.VIRTIO_F_VERSION_1,
-        Feature.VIRTIO_F_ACCESS_PLATFORM,
-        Feature.VIRTIO_F_RING_PACKED,
-        Feature.VIRTIO_F_IN_ORDER,
-        Feature.VIRTIO_F_ORDER_PLATFORM,
-        Feature.VIRTIO_F_NOTIFICATION_DATA,
-    ]
-)
+DATA_PLANE_FEATURES = WORKER_FEATURES | feature_mask([_MRG_RXBUF])
 
 #: What vhost needs to have, for a driver of ours to be served by it at all.
 _NEEDED = feature_mask([Feature.VIRTIO_F_VERSION_1])
@@ -79,14 +63,13 @@ class BackendFeature(enum.IntFlag):
 class Ring:
     """A virtqueue as vhost is told of it.
 
-    `last_available` is the 16-bit index of the next entry of the available ring to look at. The
-    eventfds stay the caller's: `kick` is read by vhost, `call` is written for a used buffer
-    notification, `error` when the ring is broken.
+    `state` is where it is to go on. The eventfds stay the caller's: `kick` is read by vhost, `call`
+    is written for a used buffer notification, `error` when the ring is broken.
     """
 
     size: int
-    addresses: QueueAddresses
-    last_available: int
+    areas: QueueAreas
+    state: QueueState
     kick: int
     call: int
     error: int | None = None
@@ -221,17 +204,17 @@ class VhostNet(Closing):
             raise QueueError(f"queue size {size} is no power of 2 up to 32768 (2.7)")
         self._set_state("VHOST_SET_VRING_NUM", index, size)
 
-    def set_base(self, index: int, last_available: int) -> None:
-        """Set the available index to go on from, of a stopped ring: VHOST_SET_VRING_BASE."""
-        self._set_state("VHOST_SET_VRING_BASE", index, last_available)
+    def set_base(self, index: int, state: QueueState) -> None:
+        """Say where a stopped ring is to go on: VHOST_SET_VRING_BASE."""
+        self._set_state("VHOST_SET_VRING_BASE", index, state.vring_base)
 
-    def get_base(self, index: int) -> int:
-        """Return the available index to go on from, of a stopped ring: VHOST_GET_VRING_BASE."""
+    def get_base(self, index: int) -> QueueState:
+        """Return where a stopped ring is to go on: VHOST_GET_VRING_BASE."""
         state = ffi.new("struct vhost_vring_state *", (index, 0))
         self._set("VHOST_GET_VRING_BASE", state)
-        return int(state.num)
+        return QueueState(int(state.num))
 
-    def set_addresses(self, index: int, size: int, addresses: QueueAddresses) -> None:
+    def set_addresses(self, index: int, size: int, areas: QueueAreas) -> None:
         """Say where the three parts of the ring are: VHOST_SET_VRING_ADDR.
 
         After `set_memory`. Raises QueueError when a part is not contiguous guest memory, and
@@ -239,11 +222,10 @@ class VhostNet(Closing):
         """
         vring = ffi.new("struct vhost_vring_addr *")
         vring.index = index
-        vring.desc_user_addr = self._pointer(
-            addresses.descriptor_table, descriptor_table_size(size)
-        )
-        vring.avail_user_addr = self._pointer(addresses.available_ring, available_ring_size(size))
-        vring.used_user_addr = self._pointer(addresses.used_ring, used_ring_size(size))
+        expected = layout.areas(RingFormat.SPLIT, size)
+        vring.desc_user_addr = self._pointer(areas.descriptor, expected.descriptor.size)
+        vring.avail_user_addr = self._pointer(areas.driver, expected.driver.size)
+        vring.used_user_addr = self._pointer(areas.device, expected.device.size)
         self._set("VHOST_SET_VRING_ADDR", vring, {errno.EINVAL: "a part is misaligned (2.7)"})
 
     def _pointer(self, address: int, length: int) -> int:
@@ -309,24 +291,24 @@ class VhostNet(Closing):
         kick.) After set_features and set_memory. If it fails, the ring is not running.
         """
         self.set_size(index, ring.size)
-        self.set_base(index, ring.last_available)
-        self.set_addresses(index, ring.size, ring.addresses)
+        self.set_base(index, ring.state)
+        self.set_addresses(index, ring.size, ring.areas)
         self.set_error(index, ring.error)
         self.set_call(index, ring.call)
         self.set_kick(index, ring.kick)
         self.set_backend(index, tap)
 
-    def stop_ring(self, index: int) -> int:
-        """Take a ring back; returns the available index to go on from.
+    def stop_ring(self, index: int) -> QueueState:
+        """Take a ring back; returns where to go on.
 
         When this returns, vhost touches neither the ring nor its eventfds any more.
         """
         self.set_backend(index, None)
-        last_available = self.get_base(index)
+        state = self.get_base(index)
         self.set_kick(index, None)
         self.set_call(index, None)
         self.set_error(index, None)
-        return last_available
+        return state
 
 
 def check_tap(tap: int, *, ioctl: Ioctl = lib.vp_ioctl) -> None:

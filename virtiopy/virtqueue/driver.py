@@ -9,23 +9,20 @@ from dataclasses import dataclass
 
 from virtiopy._native import CData, ffi, lib
 from virtiopy.memory import GuestMemory
+from virtiopy.virtqueue import layout
 from virtiopy.virtqueue.layout import (
-    AVAILABLE_RING_ALIGNMENT,
     DESCRIPTOR_SIZE,
-    DESCRIPTOR_TABLE_ALIGNMENT,
     INDEX_MODULUS,
-    USED_RING_ALIGNMENT,
     VIRTQ_AVAIL_F_NO_INTERRUPT,
     VIRTQ_DESC_F_INDIRECT,
     VIRTQ_DESC_F_NEXT,
     VIRTQ_DESC_F_WRITE,
     VIRTQ_USED_F_NO_NOTIFY,
-    available_ring_size,
-    descriptor_table_size,
+    Area,
+    RingFormat,
     need_event,
-    used_ring_size,
 )
-from virtiopy.virtqueue.split import QueueAddresses
+from virtiopy.virtqueue.queue import QueueAreas
 
 
 @dataclass(slots=True, frozen=True)
@@ -62,7 +59,7 @@ class Allocator:
 
 
 class DriverQueue:
-    """A virtqueue as its driver sees it; the three parts are allocated and zeroed here."""
+    """A virtqueue as its driver sees it; the three areas are allocated and zeroed here."""
 
     def __init__(
         self, memory: GuestMemory, size: int, allocator: Allocator, *, event_idx: bool = False
@@ -70,15 +67,15 @@ class DriverQueue:
         self.memory = memory
         self.size = size
         self.event_idx = event_idx
-        self.addresses = QueueAddresses(
-            self._allocate(allocator, descriptor_table_size(size), DESCRIPTOR_TABLE_ALIGNMENT),
-            self._allocate(allocator, available_ring_size(size), AVAILABLE_RING_ALIGNMENT),
-            self._allocate(allocator, used_ring_size(size), USED_RING_ALIGNMENT),
+        wanted = layout.areas(RingFormat.SPLIT, size)
+        self.areas = QueueAreas(
+            self._allocate(allocator, wanted.descriptor),
+            self._allocate(allocator, wanted.driver),
+            self._allocate(allocator, wanted.device),
         )
-        parts = self.addresses
-        self.descriptors = self._cast("struct vring_desc *", parts.descriptor_table)
-        self.available = self._cast("struct vring_avail *", parts.available_ring)
-        self.used = self._cast("struct vring_used *", parts.used_ring)
+        self.descriptors = self._cast("struct vring_desc *", self.areas.descriptor)
+        self.available = self._cast("struct vring_avail *", self.areas.driver)
+        self.used = self._cast("struct vring_used *", self.areas.device)
         self.used_event = self.available.ring + size
         self.avail_event = ffi.cast("uint16_t *", self.used.ring + size)
         self._available_idx = ffi.addressof(self.available[0], "idx")
@@ -89,9 +86,9 @@ class DriverQueue:
         self._kicked = 0
         self.last_used = 0
 
-    def _allocate(self, allocator: Allocator, size: int, alignment: int) -> int:
-        address = allocator.take(size, alignment)
-        self.memory.write(address, bytes(size))
+    def _allocate(self, allocator: Allocator, area: Area) -> int:
+        address = allocator.take(area.size, area.alignment)
+        self.memory.write(address, bytes(area.size))
         return address
 
     def _cast(self, kind: str, address: int) -> CData:

@@ -1,6 +1,7 @@
-"""Layout of the split virtqueue's three parts (2.7)."""
+"""Layout of a virtqueue's three areas (2.6): what lies where, how large, and how aligned."""
 
 import enum
+from dataclasses import dataclass
 
 #: The most entries that a virtqueue can have (2.7).
 QUEUE_SIZE_MAX = 32768
@@ -10,11 +11,6 @@ INDEX_MODULUS = 1 << 16
 
 DESCRIPTOR_SIZE = 16
 
-#: Alignment of each part, bytes (2.7).
-DESCRIPTOR_TABLE_ALIGNMENT = 16
-AVAILABLE_RING_ALIGNMENT = 2
-USED_RING_ALIGNMENT = 4
-
 #: No descriptor chain describes more bytes than this (2.7.5.2).
 CHAIN_BYTES_MAX = 1 << 32
 
@@ -23,6 +19,11 @@ USED_LEN_MAX = (1 << 32) - 1
 
 VIRTQ_AVAIL_F_NO_INTERRUPT = 1
 VIRTQ_USED_F_NO_NOTIFY = 1
+
+# Where a split virtqueue's used ring has its fields, and how large they are, bytes (2.7.8).
+USED_HEADER_SIZE = 4
+USED_ELEMENT_SIZE = 8
+EVENT_SIZE = 2
 
 
 class DescriptorFlag(enum.IntFlag):
@@ -39,19 +40,43 @@ VIRTQ_DESC_F_WRITE = int(DescriptorFlag.WRITE)
 VIRTQ_DESC_F_INDIRECT = int(DescriptorFlag.INDIRECT)
 
 
-def descriptor_table_size(queue_size: int) -> int:
-    """Bytes of the Descriptor Table (2.7)."""
-    return DESCRIPTOR_SIZE * queue_size
+class RingFormat(enum.StrEnum):
+    """The formats that a virtqueue's areas can have (2.6)."""
+
+    #: Descriptor table, available ring and used ring (2.7).
+    SPLIT = "split"
 
 
-def available_ring_size(queue_size: int) -> int:
-    """Bytes of the Available Ring, used_event included (2.7)."""
-    return 6 + 2 * queue_size
+@dataclass(slots=True, frozen=True)
+class Area:
+    """How large one area is, and how it is aligned: bytes both."""
+
+    size: int
+    alignment: int
 
 
-def used_ring_size(queue_size: int) -> int:
-    """Bytes of the Used Ring, avail_event included (2.7)."""
-    return 6 + 8 * queue_size
+@dataclass(slots=True, frozen=True)
+class AreaLayout:
+    """The three areas of a virtqueue, by their names of 2.6."""
+
+    descriptor: Area
+    driver: Area
+    device: Area
+
+
+def areas(ring_format: RingFormat, queue_size: int) -> AreaLayout:
+    """Return the sizes and alignments of the areas of a queue with so many entries.
+
+    Of a split virtqueue they are the Descriptor Table, the Available Ring with used_event, and the
+    Used Ring with avail_event (2.7).
+    """
+    match ring_format:
+        case RingFormat.SPLIT:
+            return AreaLayout(
+                Area(DESCRIPTOR_SIZE * queue_size, 16),
+                Area(4 + 2 * queue_size + EVENT_SIZE, 2),
+                Area(USED_HEADER_SIZE + USED_ELEMENT_SIZE * queue_size + EVENT_SIZE, 4),
+            )
 
 
 def valid_queue_size(size: int) -> bool:

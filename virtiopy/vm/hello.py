@@ -26,7 +26,7 @@ from virtiopy.cpu.x86 import (
 from virtiopy.errors import GuestError
 from virtiopy.memory import GuestMemory
 from virtiopy.metrics.exitlog import ExitKind, ExitLog
-from virtiopy.vm.machine import CONSOLE_PORT
+from virtiopy.vm.ports import CONSOLE_PORT
 
 MEMORY_SIZE = 2 << 20
 ANSWER_ADDRESS = 0x400

@@ -1,111 +1,30 @@
-"""The test VM: memory, one CPU, virtio-mmio devices, a debug console and an exit port."""
+"""The test VM: memory, CPUs, virtio-mmio devices, a debug console and an exit port."""
 
-import contextlib
-import enum
-import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from virtiopy.accel.base import Accelerator
 from virtiopy.boot import pvh
 from virtiopy.boot.elf import GuestImage
 from virtiopy.closing import Closing
-from virtiopy.cpu.exits import Exit, ExitReason, IoExit, MmioExit
-from virtiopy.devices.base import OpenWorker, VirtioDevice
-from virtiopy.errors import ConfigError, GuestError, HostError
+from virtiopy.cpu.exits import IoExit, MmioExit
+from virtiopy.devices.base import VirtioDevice
+from virtiopy.errors import HostError
 from virtiopy.eventloop import EventLoop
 from virtiopy.memory import GuestMemory
-from virtiopy.metrics.exitlog import ExitKind, ExitLog
+from virtiopy.metrics.exitlog import ExitLog, MergedExits, add_up
 from virtiopy.metrics.measurement import MEASUREMENT_PORT, PORT_NAME, Measurement, MeasurementPort
 from virtiopy.spec import DeviceId
-from virtiopy.transport.mmio import MmioTransport
-from virtiopy.transport.notifiers import EventfdNotifiers
-from virtiopy.transport.registerpage import RegisterPage
-from virtiopy.transport.registers import REGISTER_RANGE, Interrupt, Register
-from virtiopy.vhost.handoff import VhostPair
-from virtiopy.vm.bus import Bus, Place
-
-#: Guest physical address of the first device's registers; the next ones follow it.
-MMIO_BASE = 0xD000_0000
-
-#: Interrupt lines of the devices: pins that only the IOAPIC has, so that the 8259 is no matter.
-FIRST_GSI = 16
-GSI_COUNT = 8
+from virtiopy.vm.bus import Place
+from virtiopy.vm.cputhread import CpuThread
+from virtiopy.vm.dispatch import ExitDispatch
+from virtiopy.vm.ports import CONSOLE_PORT, EXIT_PORT, ConsolePort, ExitPort
+from virtiopy.vm.slots import IoMode, Slot, Slots
 
 #: How long a signal may wait for its handler, seconds.
 SIGNAL_LATENCY = 0.2
-
-#: QEMU's isa-debugcon and isa-debug-exit.
-CONSOLE_PORT = 0xE9
-EXIT_PORT = 0xF4
-
-
-class IoMode(enum.StrEnum):
-    """Who works a device's rings, and how kicks and interrupts travel."""
-
-    #: A kick is an exit, and the CPU's thread works the ring; interrupts by KVM_IRQ_LINE.
-    TRAPPED = "trapped"
-    #: A kick is an eventfd, and the event loop works the ring; interrupts by an irqfd.
-    IOEVENTFD = "ioeventfd"
-    #: The same eventfd and irqfd, given to the kernel's vhost with the rings.
-    VHOST = "vhost"
-    #: The same, given to another process over a socket.
-    VHOST_USER = "vhost-user"
-
-
-#: The modes that a device has from its start to its end, or not at all.
-_LIFELONG = {IoMode.TRAPPED, IoMode.VHOST_USER}
-
-
-@dataclass(slots=True)
-class Slot:
-    """A device in the VM: where its driver finds it, and what to let go of at the end."""
-
-    name: str
-    device: VirtioDevice
-    transport: MmioTransport
-    address: int
-    gsi: int
-    release: contextlib.ExitStack
-    _mode: IoMode
-    _workers: Mapping[IoMode, OpenWorker]
-
-    @property
-    def mode(self) -> IoMode:
-        """Who works the device's rings, or will when its driver has set them up."""
-        with self.device.lock:
-            return self._mode if self.device.refusal is None else IoMode.IOEVENTFD
-
-    def handoff(self, mode: IoMode | str) -> None:
-        """Have the device's rings worked in another mode from now on, while frames flow or not.
-
-        Where the driver has not set them up the mode is remembered until it does. From any
-        thread. Raises ConfigError or HostError, with the reason, where it cannot be done: the
-        mode stays what it was.
-        """
-        try:
-            mode = IoMode(mode)
-        except ValueError as error:
-            raise ConfigError(
-                f"There is no mode {mode!r}: use one of {', '.join(IoMode)}."
-            ) from error
-        with self.device.lock:
-            if mode is self._mode and self.device.refusal is None:
-                return
-            if {mode, self._mode} & _LIFELONG:
-                lifelong = mode if mode in _LIFELONG else self._mode
-                raise ConfigError(
-                    f"{self.name} is in {self._mode} mode, and {lifelong} mode is for a device's "
-                    f"whole life: start it in {mode} mode."
-                )
-            try:
-                self.device.hand_over(self._workers.get(mode))
-            except (ConfigError, HostError) as error:
-                raise type(error)(f"{self.name} stays in {self.mode} mode: {error}") from error
-            self._mode = mode
 
 
 @dataclass(slots=True, frozen=True)
@@ -113,53 +32,23 @@ class RunResult:
     """How a run ended.
 
     `status` is what the guest wrote to the exit port, or None when it was stopped at its time;
-    `seconds` is how long it ran. `kernel` holds the accelerator's own counters of the CPU, as
-    they grew during the run. `measurements` are the parts that the guest marked.
+    `seconds` is how long it ran. `kernel` holds the accelerator's own counters of the CPUs, as
+    they grew during the run, added up. `measurements` are the parts that the guest marked.
     """
 
     status: int | None
     seconds: float
-    exits: ExitLog
+    exits: MergedExits
     kernel: dict[str, int]
     measurements: list[Measurement]
 
 
-class _ConsolePort:
-    """Port 0xE9: every byte is output; reading 0xE9 says that it is there."""
-
-    def __init__(self, output: Callable[[bytes], None]) -> None:
-        self._output = output
-
-    def register_name(self, offset: int) -> str:
-        return "data"
-
-    def read(self, offset: int, size: int) -> bytes:
-        return bytes([CONSOLE_PORT] * size)
-
-    def write(self, offset: int, data: bytes) -> None:
-        self._output(data)
-
-
-class _ExitPort:
-    """Port 0xF4: a write ends the run."""
-
-    def __init__(self) -> None:
-        self.status: int | None = None
-
-    def register_name(self, offset: int) -> str:
-        return "status"
-
-    def read(self, offset: int, size: int) -> bytes:
-        return bytes(size)
-
-    def write(self, offset: int, data: bytes) -> None:
-        self.status = data[0]
-
-
 class Machine(Closing):
-    """A VM with one CPU, and an event loop for its devices.
+    """A VM, with an event loop for its devices.
 
-    `console` is given what the guest writes to port 0xE9, on the CPU's thread.
+    `console` is given what the guest writes to port 0xE9, on the thread of the CPU that writes.
+    The first of the `cpus` boots; the others wait for the guest to start them (INIT and SIPI).
+    Raises ConfigError or HostError for more CPUs than the accelerator has.
 
     With `ignore_unassigned`, accesses to addresses where no device is read as all ones and write
     nothing, as on a PC; else they end the run.
@@ -175,6 +64,7 @@ class Machine(Closing):
         accelerator: Accelerator,
         *,
         console: Callable[[bytes], None],
+        cpus: int = 1,
         ignore_unassigned: bool = False,
         exit_free: bool | None = None,
     ) -> None:
@@ -187,30 +77,48 @@ class Machine(Closing):
                 "read-only memory: leave them out, or use --accel kvm on a kernel that has "
                 "KVM_CAP_READONLY_MEM."
             )
-        self.cpu = accelerator.create_cpu()
+        self.cpus = self._create_cpus(cpus)
+        self.exits = MergedExits([cpu.exits for cpu in self.cpus])
         self.loop = EventLoop("devices")
-        self.slots: list[Slot] = []
-        self.exits = ExitLog()
-        self._ignore_unassigned = ignore_unassigned
-        self._exit_port = _ExitPort()
-        self._mmio = Bus("guest physical address")
-        self._ports = Bus("port")
-        self._ports.add(Place(CONSOLE_PORT, 1, "console port", _ConsolePort(console)))
-        self.measurement_port = MeasurementPort(
-            self.exits, self.cpu.statistics, loop=self.loop.name
+        self.dispatch = ExitDispatch(ignore_unassigned=ignore_unassigned)
+        self._slots = Slots(
+            memory, accelerator, self.loop, self.dispatch.mmio, exit_free=self.exit_free
         )
-        self._ports.add(Place(MEASUREMENT_PORT, 1, PORT_NAME, self.measurement_port))
-        self._ports.add(Place(EXIT_PORT, 4, "exit port", self._exit_port))
-        self._failure: BaseException | None = None
-        self._workers: Mapping[IoMode, OpenWorker] = {IoMode.VHOST: partial(VhostPair, memory)}
+        self.measurement_port = MeasurementPort(self.cpus, loop=self.loop.name)
+        for place in (
+            Place(CONSOLE_PORT, 1, "console port", ConsolePort(console)),
+            Place(MEASUREMENT_PORT, 1, PORT_NAME, self.measurement_port),
+            Place(EXIT_PORT, 4, "exit port", ExitPort(self.end)),
+        ):
+            self.dispatch.ports.add(place)
+        self._status: int | None = None
+        self._ended = threading.Event()
+
+    def _create_cpus(self, count: int) -> list[CpuThread]:
+        threads: list[CpuThread] = []
+        try:
+            for number in range(count):
+                who = "The guest" if count == 1 else f"CPU {number} of the guest"
+                cpu = self.accelerator.create_cpu(number, count)
+                threads.append(CpuThread(number, cpu, self._answer, who=who))
+        except BaseException:
+            for thread in threads:
+                thread.cpu.close()
+            raise
+        return threads
 
     def close(self) -> None:
-        """Free the CPU and the devices; the memory and the accelerator are the caller's."""
+        """Free the CPUs and the devices; the memory and the accelerator are the caller's."""
         self.loop.stop()
-        for slot in self.slots:
-            slot.release.close()
+        self._slots.close()
         self.loop.close()
-        self.cpu.close()
+        for cpu in self.cpus:
+            cpu.cpu.close()
+
+    @property
+    def slots(self) -> Sequence[Slot]:
+        """The devices, in the order of their addresses."""
+        return self._slots.all
 
     @property
     def net(self) -> Sequence[Slot]:
@@ -225,112 +133,8 @@ class Machine(Closing):
         *,
         refused: Callable[[str], None] | None = None,
     ) -> Slot:
-        """Put a device into the next slot.
-
-        With `refused`, a device whose queues nobody else can work is in ioeventfd mode, and
-        `refused` is told why.
-
-        Raises ConfigError when all slots are taken; ConfigError or HostError for a mode that
-        cannot be had. From here on the device is the machine's to close.
-        """
-        with contextlib.ExitStack() as release:
-            release.callback(device.close)
-            index = len(self.slots)
-            if index == GSI_COUNT:
-                raise ConfigError(f"There are more than {GSI_COUNT} devices: leave some out.")
-            gsi = FIRST_GSI + index
-            address = MMIO_BASE + index * REGISTER_RANGE
-            if mode is IoMode.TRAPPED:
-                transport = self._trapped(device, gsi)
-            else:
-                transport = self._by_eventfds(device, name, address, gsi, release)
-            if mode in self._workers:
-                try:
-                    device.hand_over(self._workers[mode])
-                except (ConfigError, HostError) as error:
-                    if refused is None:
-                        raise
-                    mode = IoMode.IOEVENTFD
-                    refused(f"{name} is in {mode} mode: {error}")
-            transport.offered_features = device.offered(transport.offered_features)
-            if self.exit_free:
-                by_irqfd = mode is not IoMode.TRAPPED
-                self._show_registers(transport, address, release, by_irqfd=by_irqfd)
-            self._mmio.add(Place(address, REGISTER_RANGE, name, transport))
-            release.callback(_reset, device)
-            slot = Slot(
-                name, device, transport, address, gsi, release.pop_all(), mode, self._workers
-            )
-        self.slots.append(slot)
-        return slot
-
-    def _trapped(self, device: VirtioDevice, gsi: int) -> MmioTransport:
-        def set_interrupt(level: bool) -> None:
-            self.accelerator.set_irq_line(gsi, level)
-
-        return MmioTransport(device, self.memory, set_interrupt, loop=self.loop)
-
-    def _by_eventfds(
-        self,
-        device: VirtioDevice,
-        name: str,
-        address: int,
-        gsi: int,
-        release: contextlib.ExitStack,
-    ) -> MmioTransport:
-        interrupt = _eventfd(release)
-        self.accelerator.add_irqfd(gsi, interrupt)
-
-        def set_interrupt(level: bool) -> None:
-            # An irqfd is a pulse: each event is one, and none is taken back.
-            if level:
-                os.eventfd_write(interrupt, 1)
-
-        transport = MmioTransport(
-            device, self.memory, set_interrupt, loop=self.loop, may_block=False
-        )
-        transport.queue_notifiers = notifiers = {}
-        for index in range(len(device.queue_sizes)):
-            kick = _eventfd(release)
-            release.callback(
-                self.accelerator.add_ioeventfd(address + Register.QueueNotify, index, kick)
-            )
-            notifiers[index] = release.enter_context(
-                EventfdNotifiers(
-                    transport,
-                    self.loop,
-                    index,
-                    kick=kick,
-                    call=interrupt,
-                    name=f"{name} queue {index}",
-                )
-            )
-        return transport
-
-    def _show_registers(
-        self,
-        transport: MmioTransport,
-        address: int,
-        release: contextlib.ExitStack,
-        *,
-        by_irqfd: bool,
-    ) -> None:
-        """Let the guest read registers from memory, and the kernel take what needs no answer.
-
-        An irqfd is a pulse, so the acknowledgement of one for used buffers changes nothing: it is
-        a write to an eventfd that nobody reads. What else is written to InterruptACK comes here.
-        """
-        page = release.enter_context(RegisterPage())
-        if by_irqfd:
-            release.callback(
-                self.accelerator.add_ioeventfd(
-                    address + Register.InterruptACK, Interrupt.USED_BUFFER, _eventfd(release)
-                )
-            )
-        release.callback(
-            self.accelerator.add_read_only_memory(address, REGISTER_RANGE, page.host_address)
-        )
-        transport.show_on(page, sees_acks=not by_irqfd)
+        """Put a device into the next slot: see `Slots.add`."""
+        return self._slots.add(device, name, mode, refused=refused)
 
     def boot(self, image: GuestImage, arguments: str = "") -> None:
         """Load a PVH image; its command line names the devices, then come `arguments`.
@@ -338,146 +142,69 @@ class Machine(Closing):
         Raises ConfigError for an image that cannot be booted.
         """
         devices = [f"virtio_mmio.device=4K@{slot.address:#x}:{slot.gsi}" for slot in self.slots]
-        pvh.prepare(self.memory, self.cpu, image, " ".join([*devices, arguments]).strip())
+        command_line = " ".join([*devices, arguments]).strip()
+        pvh.prepare(self.memory, self.cpus[0].cpu, image, command_line)
+
+    def end(self, status: int) -> None:
+        """End the run with this status, unless it has one; from any thread."""
+        if self._status is None:
+            self._status = status
+        # A CPU's own turn ends when it has its answer.
+        if threading.current_thread() not in [cpu.thread for cpu in self.cpus]:
+            self._ended.set()
 
     def run(self, timeout: float | None = None) -> RunResult:
         """Run the guest until it writes to the exit port, for at most `timeout` seconds.
 
-        Raises GuestError when it fails in a way that no driver may, and whatever the CPU's
-        thread raised.
+        Raises GuestError when it fails in a way that no driver may, and whatever a CPU's thread
+        raised.
         """
-        self._failure = None
-        before = self.cpu.statistics()
+        before = self._statistics()
         start = time.monotonic()
-        self.loop.on_failure = self.cpu.stop
-        turn = _Turn()
-        thread = threading.Thread(target=self._run_cpu, args=(turn,), name="cpu0")
+        self._ended.clear()
+        self.loop.on_failure = self._ended.set
+        for cpu in self.cpus:
+            cpu.prepare()
         try:
             self.loop.start()
-            thread.start()
-            turn.wait(timeout)
+            for cpu in self.cpus:
+                cpu.begin(self._ended)
+            self._wait(timeout)
         finally:
-            # Ctrl-C may come anywhere above, while the thread is started as well.
-            if turn.cancel():
-                if not turn.done.is_set():
-                    self.cpu.stop()
-                # A join() that Ctrl-C interrupts takes the thread for dead (Python 3.11).
-                turn.done.wait()
-                thread.join()
+            # Ctrl-C may come anywhere above, while a thread is started as well.
+            for cpu in self.cpus:
+                cpu.stop()
+            for cpu in self.cpus:
+                cpu.join()
             self.loop.stop()
         seconds = time.monotonic() - start
-        failure = self._failure or self.loop.failure
-        if failure is not None:
-            raise failure
-        after = self.cpu.statistics()
+        failures = [cpu.failure for cpu in self.cpus] + [self.loop.failure]
+        for failure in failures:
+            if failure is not None:
+                raise failure
+        after = self._statistics()
         kernel = {name: value - before.get(name, 0) for name, value in after.items()}
         return RunResult(
-            self._exit_port.status,
-            seconds,
-            self.exits,
-            kernel,
-            self.measurement_port.measurements,
+            self._status, seconds, self.exits, kernel, self.measurement_port.measurements
         )
 
-    def _run_cpu(self, turn: "_Turn") -> None:
-        """Run the CPU, on its own thread, unless the turn was cancelled before."""
-        if not turn.begin():
-            return
-        try:
-            while (exit_ := self.cpu.run(self._answer)) is not None:
-                self._handle(exit_)
-        except BaseException as error:  # noqa: BLE001 - raised again by run(), on the caller's thread
-            self._failure = error
-        finally:
-            turn.done.set()
+    def _wait(self, timeout: float | None) -> None:
+        """Wait for the end of the first CPU's turn, at most `timeout` seconds.
 
-    def _handle(self, exit_: Exit) -> None:
-        self.exits.count(ExitKind(exit_.reason.name))
-        if exit_.reason is not ExitReason.IRQ_WINDOW_OPEN:
-            raise self._explain(exit_)
-
-    def _answer(self, exit_: IoExit | MmioExit) -> bool:
-        """Let a device answer the guest's access; False when it was the one to the exit port."""
-        if isinstance(exit_, MmioExit):
-            self._access(self._mmio, exit_.address, exit_.is_write, exit_.data)
-        else:
-            for start in range(0, exit_.size * exit_.count, exit_.size):
-                item = exit_.data[start : start + exit_.size]
-                self._access(self._ports, exit_.port, exit_.is_write, item, log=start == 0)
-        return self._exit_port.status is None
-
-    def _access(
-        self, bus: Bus, address: int, is_write: bool, data: memoryview, *, log: bool = True
-    ) -> None:
-        """Let the device at `address` answer; `log` is off for the rest of one exit's accesses."""
-        reason = "MMIO" if bus is self._mmio else "IO"
-        direction = "write" if is_write else "read"
-        place = bus.find(address)
-        if place is None:
-            if not self._ignore_unassigned:
-                raise bus.refuse(address, len(data), is_write)
-            if log:
-                self.exits.count(ExitKind(reason, "unassigned", f"{address:#x}", direction))
-            if not is_write:
-                data[:] = b"\xff" * len(data)
-            return
-        offset = address - place.start
-        if log:
-            register = place.device.register_name(offset)
-            self.exits.count(ExitKind(reason, place.name, register, direction))
-        if is_write:
-            place.device.write(offset, bytes(data))
-        else:
-            data[:] = place.device.read(offset, len(data))
-
-    def _explain(self, exit_: Exit) -> GuestError:
-        rip = self.cpu.get_registers().rip
-        if exit_.reason is ExitReason.SHUTDOWN:
-            return GuestError(
-                f"The guest triple-faulted at rip {rip:#x}: look at what it does there, "
-                "for instance with objdump -d."
-            )
-        return GuestError(f"The guest stopped at rip {rip:#x} with {exit_.describe()}.")
-
-
-def _eventfd(release: contextlib.ExitStack) -> int:
-    eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-    release.callback(os.close, eventfd)
-    return eventfd
-
-
-def _reset(device: VirtioDevice) -> None:
-    with device.lock:
-        device.reset()
-
-
-class _Turn:
-    """One turn of a thread: begun or cancelled, whichever comes first."""
-
-    def __init__(self) -> None:
-        self.done = threading.Event()
-        self._lock = threading.Lock()
-        self._begun = self._cancelled = False
-
-    def begin(self) -> bool:
-        """Say, on the thread, whether the turn is to be taken."""
-        with self._lock:
-            self._begun = not self._cancelled
-            return self._begun
-
-    def wait(self, timeout: float | None) -> None:
-        """Wait for its end, at most `timeout` seconds, and run signal handlers meanwhile.
-
-        A signal that comes just before a wait does not end that wait, so no wait is long.
+        Signal handlers run meanwhile. A signal that comes just before a wait does not end that
+        wait, so no wait is long.
         """
         end = None if timeout is None else time.monotonic() + timeout
         while end is None or time.monotonic() < end:
             left = SIGNAL_LATENCY if end is None else min(SIGNAL_LATENCY, end - time.monotonic())
-            if self.done.wait(max(0.0, left)):
+            if self._ended.wait(max(0.0, left)):
                 return
 
-    def cancel(self) -> bool:
-        """Say whether the turn was begun; if not, it never is."""
-        with self._lock:
-            self._cancelled = True
-            return self._begun
+    def _answer(self, exit_: IoExit | MmioExit, log: ExitLog) -> bool:
+        """Let a device answer a CPU's access; False when the run has ended."""
+        self.dispatch.answer(exit_, log)
+        return self._status is None
+
+    def _statistics(self) -> dict[str, int]:
+        """Add up the accelerator's counters of all CPUs."""
+        return add_up(cpu.statistics() for cpu in self.cpus)

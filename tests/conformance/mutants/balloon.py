@@ -6,7 +6,7 @@ from tests.conformance.mutants import mutants
 from virtiopy.conformance.targets.builders import build_balloon
 from virtiopy.devices.balloon import PAGE_SIZE, Balloon, BalloonFeature, Ignored, Owner
 from virtiopy.spec import feature_mask, has_feature
-from virtiopy.virtqueue.split import Chain, QueueError, SplitQueue
+from virtiopy.virtqueue.queue import Chain, QueueError, Virtqueue
 
 TELL = BalloonFeature.VIRTIO_BALLOON_F_MUST_TELL_HOST
 HINT = BalloonFeature.VIRTIO_BALLOON_F_FREE_PAGE_HINT
@@ -15,7 +15,7 @@ HINT = BalloonFeature.VIRTIO_BALLOON_F_FREE_PAGE_HINT
 class ServesOnlyThoseWhoTell(Balloon):
     """Takes a driver without MUST_TELL_HOST, and then finds every request of its wrong."""
 
-    def handle(self, queue: SplitQueue) -> None:
+    def handle(self, queue: Virtqueue) -> None:
         if not has_feature(self.driver_features, TELL):
             raise QueueError("no MUST_TELL_HOST")
         super().handle(queue)
@@ -119,7 +119,7 @@ class WithHints(Balloon):
         config = super().config_space()
         return config[:8] + self.command_id.to_bytes(4, "little") + config[12:]
 
-    def handle(self, queue: SplitQueue) -> None:
+    def handle(self, queue: Virtqueue) -> None:
         if queue.index != 3:
             super().handle(queue)
             return
@@ -127,7 +127,7 @@ class WithHints(Balloon):
             self.take(chain)
             queue.push(chain, 0)
         self.notify(queue)
-        queue.enable_notifications()
+        queue.enable_kicks()
 
     def take(self, chain: Chain) -> None:
         """Take a command ID or hints."""

@@ -18,7 +18,7 @@ from virtiopy.devices.net.header import (
 )
 from virtiopy.devices.net.path import Receiver, Transmitter
 from virtiopy.virtqueue.buffers import Buffers, gather, scatter, split_at, total
-from virtiopy.virtqueue.split import SplitQueue
+from virtiopy.virtqueue.queue import Virtqueue
 
 # The configuration space (5.1.4)
 
@@ -203,7 +203,7 @@ class CountsTheBuffersAfterTheFirst(_Receiving):
 
 
 class _Waster(Receiver):
-    def _make_room(self, queue: SplitQueue, size: int) -> bool:
+    def _make_room(self, queue: Virtqueue, size: int) -> bool:
         fresh = len(self._ready)
         enough = super()._make_room(queue, size)
         for position in range(fresh, len(self._ready)):
@@ -220,7 +220,7 @@ class LeavesRoomInBuffers(_Receiving):
 
 
 class _Hasty(Receiver):
-    def _deliver_held(self, queue: SplitQueue) -> bool:
+    def _deliver_held(self, queue: Virtqueue) -> bool:
         """Use what buffers there are, and lose the rest of the frame."""
         if self._held is not None and not self._make_room(queue, len(self._held)):
             self._held = self._held[: sum(room for _, room in self._ready)]

@@ -13,7 +13,7 @@ from virtiopy.devices.net import FrameLink, Net
 from virtiopy.devices.net.control import Ack, CommandError
 from virtiopy.spec import feature_mask
 from virtiopy.virtqueue.buffers import gather, scatter, total
-from virtiopy.virtqueue.split import Chain, SplitQueue
+from virtiopy.virtqueue.queue import Chain, Virtqueue
 
 #: Commands of VIRTIO_NET_CTRL_NOTF_COAL (5.1.9.5.10), and its class.
 NOTF_COAL = 6
@@ -117,11 +117,11 @@ class Coalescing(Net):
         self.for_all = [bytes(COAL), bytes(COAL)]
         self.parameters = {}
 
-    def start_queue(self, index: int, queue: SplitQueue) -> None:
+    def start_queue(self, index: int, queue: Virtqueue) -> None:
         super().start_queue(index, queue)
         self.parameters[index] = self.for_all[index % 2]
 
-    def serve(self, queue: SplitQueue, chain: Chain) -> int:
+    def serve(self, queue: Virtqueue, chain: Chain) -> int:
         command = gather(chain.readable)
         if len(command) < 2 or command[0] != NOTF_COAL or not total(chain.writable):
             return super().serve(queue, chain)
@@ -173,20 +173,20 @@ class HasParametersForEveryQueue(Coalescing):
 
 
 class KeepsTheParametersOfAQueue(Coalescing):
-    def start_queue(self, index: int, queue: SplitQueue) -> None:
+    def start_queue(self, index: int, queue: Virtqueue) -> None:
         before = self.parameters.get(index, bytes(COAL))
         super().start_queue(index, queue)
         self.parameters[index] = before
 
 
 class ForgetsTheParametersForAll(Coalescing):
-    def start_queue(self, index: int, queue: SplitQueue) -> None:
+    def start_queue(self, index: int, queue: Virtqueue) -> None:
         super().start_queue(index, queue)
         self.parameters[index] = bytes(COAL)
 
 
 class NotifiesInSpiteOfTheDriver(Coalescing):
-    def notify(self, queue: SplitQueue) -> None:
+    def notify(self, queue: Virtqueue) -> None:
         if any(self.for_all[1]):
             self.host.used_buffer_notification(queue)
         super().notify(queue)

@@ -13,7 +13,7 @@ from virtiopy.conformance.targets.builders import MAC, Rig
 from virtiopy.conformance.targets.hosts import Link, NetHost
 from virtiopy.devices.net.control import Ack
 from virtiopy.virtqueue.buffers import gather, scatter
-from virtiopy.virtqueue.split import Chain, SplitQueue
+from virtiopy.virtqueue.queue import Chain, Virtqueue
 
 #: The class and the command of MQ_RSS_CONFIG, and VIRTIO_NET_HASH_TYPE_TCPv4.
 RSS_CONFIG = bytes([4, 1])
@@ -48,7 +48,7 @@ class Rss(Wide):
 
     link: SteeringLink
 
-    def serve(self, queue: SplitQueue, chain: Chain) -> int:
+    def serve(self, queue: Virtqueue, chain: Chain) -> int:
         command = gather(chain.readable)
         if command[:2] != RSS_CONFIG:
             return super().serve(queue, chain)

@@ -7,20 +7,20 @@ from virtiopy.conformance.targets.builders import build_rng
 from virtiopy.devices.rng import Rng
 from virtiopy.memory import GuestMemory
 from virtiopy.virtqueue.buffers import scatter, total
-from virtiopy.virtqueue.split import Chain, SplitQueue
+from virtiopy.virtqueue.queue import Chain, Virtqueue
 
 
 class GivesNothing(Rng):
     """Uses buffers with nothing in them."""
 
-    def serve(self, queue: SplitQueue, chain: Chain) -> int:
+    def serve(self, queue: Virtqueue, chain: Chain) -> int:
         return 0
 
 
 class WritesPastTheEnd(Rng):
     """Fills a byte more than there is room for."""
 
-    def serve(self, queue: SplitQueue, chain: Chain) -> int:
+    def serve(self, queue: Virtqueue, chain: Chain) -> int:
         written = super().serve(queue, chain)
         memory = cast("GuestMemory", self.host.memory)
         last = chain.writable[-1]
@@ -31,21 +31,21 @@ class WritesPastTheEnd(Rng):
 class RepeatsItself(Rng):
     """Has the same bytes for everybody."""
 
-    def serve(self, queue: SplitQueue, chain: Chain) -> int:
+    def serve(self, queue: Virtqueue, chain: Chain) -> int:
         return scatter(chain.writable, bytes(range(256)))
 
 
 class LeavesTheBufferAsItWas(Rng):
     """Says that it has written, and has not."""
 
-    def serve(self, queue: SplitQueue, chain: Chain) -> int:
+    def serve(self, queue: Virtqueue, chain: Chain) -> int:
         return total(chain.writable)
 
 
 class SaysMoreThanItGives(Rng):
     """Says that it has filled a buffer that is longer than what it gives at once."""
 
-    def serve(self, queue: SplitQueue, chain: Chain) -> int:
+    def serve(self, queue: Virtqueue, chain: Chain) -> int:
         super().serve(queue, chain)
         return total(chain.writable)
 

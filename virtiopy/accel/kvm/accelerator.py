@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 
+from virtiopy.accel.kvm.cpuid import CPUS_MAX
 from virtiopy.accel.kvm.system import Capability, Kvm
 from virtiopy.accel.kvm.vcpu import Vcpu
+from virtiopy.errors import ConfigError
 from virtiopy.memory import GuestMemory
 
 
@@ -18,19 +20,25 @@ class KvmAccelerator:
     def __init__(self, memory: GuestMemory, *, interrupts: bool = True) -> None:
         with Kvm() as system:
             self.vm = system.create_vm()
+            self._cpus_max = min(system.cpus_max, CPUS_MAX)
             self.has_read_only_memory = system.check_extension(Capability.READONLY_MEM) > 0
         self.vm.place_private_pages()
         if interrupts:
             self.vm.create_irqchip()
             self.vm.create_pit()
         self.vm.set_memory(memory)
-        self._cpus = 0
 
-    def create_cpu(self) -> Vcpu:
-        """Make the next vCPU."""
-        vcpu = self.vm.create_vcpu(self._cpus)
-        self._cpus += 1
-        return vcpu
+    def create_cpu(self, number: int = 0, count: int = 1) -> Vcpu:
+        """Make vCPU `number` of `count`: KVM waits for the guest's INIT and SIPI before it runs.
+
+        Only CPU 0 needs no start. Raises ConfigError for more CPUs than KVM has.
+        """
+        if count > self._cpus_max:
+            raise ConfigError(
+                f"The guest has {count} CPUs, and this host's KVM gives it {self._cpus_max} at "
+                "most: give it fewer."
+            )
+        return self.vm.create_vcpu(number, count)
 
     def set_irq_line(self, gsi: int, level: bool) -> None:
         """Set the level of an interrupt line: KVM_IRQ_LINE."""

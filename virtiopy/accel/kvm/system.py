@@ -62,6 +62,15 @@ class Kvm(Closing):
         """Return KVM_CHECK_EXTENSION's answer: 0 for no, else yes or a number."""
         return lib.vp_ioctl(self.fd, lib.KVM_CHECK_EXTENSION, capability)
 
+    @property
+    def cpus_max(self) -> int:
+        """The most vCPUs of a VM; the fallbacks are api.rst's (4.7)."""
+        return (
+            self.check_extension(Capability.MAX_VCPUS)
+            or self.check_extension(Capability.NR_VCPUS)
+            or 4
+        )
+
     def create_vm(self) -> Vm:
         """Make a VM without memory or CPUs; raises HostError."""
         # It is interrupted by signals, and by io_uring's task work, and then not restarted.

@@ -88,7 +88,7 @@ class Vcpu(Closing):
         """Make `run` return None, now if it is running and else when it is next called.
 
         No signal is used where the kernel has io_uring: the running thread has a poll pending on
-        an eventfd, and its completion takes it out of KVM_RUN (see native.c).
+        an eventfd, and its completion takes it out of KVM_RUN (see _native/wake.c).
         """
         with self._stop_lock:
             # One write for each time that run() returns None: the completion queue is small, and

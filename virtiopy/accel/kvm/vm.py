@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from virtiopy._native import CData, ffi, lib
+from virtiopy.accel.kvm.cpuid import cpuid_of
 from virtiopy.accel.kvm.statistics import read_statistics
 from virtiopy.accel.kvm.vcpu import Vcpu
 from virtiopy.closing import Closing
@@ -116,11 +117,11 @@ class Vm(Closing):
         irqfd.gsi = gsi
         self._ioctl("KVM_IRQFD", int(ffi.cast("uintptr_t", irqfd)))
 
-    def create_vcpu(self, index: int = 0) -> Vcpu:
-        """Make a vCPU which has everything that KVM can give one (api.rst 4.7, 4.20)."""
-        fd = self._ioctl("KVM_CREATE_VCPU", index)
+    def create_vcpu(self, number: int = 0, count: int = 1) -> Vcpu:
+        """Make vCPU `number` of `count`, with all that KVM can give one (api.rst 4.7, 4.20)."""
+        fd = self._ioctl("KVM_CREATE_VCPU", number)
         vcpu = Vcpu(fd, self._vcpu_mmap_size)
-        vcpu.set_cpuid(self._supported_cpuid)
+        vcpu.set_cpuid(cpuid_of(self._supported_cpuid, number, count))
         return vcpu
 
     def statistics(self) -> dict[str, int]:

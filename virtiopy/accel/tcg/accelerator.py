@@ -352,10 +352,12 @@ class TcgAccelerator:
         self._irqfds: list[int] = []
         self._loop: EventLoop | None = None
 
-    def create_cpu(self) -> TcgCpu:
+    def create_cpu(self, number: int = 0, count: int = 1) -> TcgCpu:
         """Make the CPU; there is only one."""
-        if self._cpu is not None:
-            raise ConfigError("The software CPU is one alone: leave out the second CPU.")
+        if count > 1 or self._cpu is not None:
+            raise ConfigError(
+                "The software CPU (tcg) is one alone: give the guest one CPU, or use --accel kvm."
+            )
         self._cpu = TcgCpu(self._memory, self._chips, self._ioeventfds)
         return self._cpu
 

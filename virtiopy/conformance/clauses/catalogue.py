@@ -32,7 +32,8 @@ class Area(enum.Enum):
 class Transport(enum.Enum):
     """How a driver may reach the device."""
 
-    MMIO = "mmio"  # it has registers: the device status, QueueReady, InterruptStatus
+    MMIO = "mmio"  # the driver writes the device status; registers are those of 4.2
+    PCI = "pci"  # the driver writes the device status; no session here speaks it yet
     VHOST_USER = "vhost-user"  # it has none: features, configuration space and rings only
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from virtiopy.conformance.report import junit
 from virtiopy.conformance.report.document import Document
 from virtiopy.errors import ConfigError
+from virtiopy.files import check_output, write_output
 
 
 def _page(document: Document) -> str:
@@ -43,6 +44,7 @@ def check_path(text: str, kinds: Collection[str] = _KINDS.keys()) -> Path:
         raise ConfigError(f"The report {text}: give a name that ends in {', '.join(kinds)}.")
     if not path.parent.is_dir():
         raise ConfigError(f"The report {text}: there is no folder {path.parent}, make it first.")
+    check_output(path, "The report")
     if path.suffix == ".html":
         # Before the run, not after it.
         page_of([])
@@ -55,10 +57,5 @@ def write(path: Path, document: Document) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file; raises ConfigError where it cannot be."""
-    try:
-        path.write_text(text)
-    except OSError as error:
-        raise ConfigError(
-            f"The report {path} cannot be written ({error.strerror}): name a file that can."
-        ) from error
+    """Write a file, in the place of an earlier report; raises ConfigError where it cannot be."""
+    write_output(path, "The report", text)

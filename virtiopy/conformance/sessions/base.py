@@ -19,6 +19,7 @@ from virtiopy.spec import DeviceId, DeviceStatus, Feature, feature_mask, has_fea
 from virtiopy.transport.driver import MmioDriver
 from virtiopy.vhost.user.frontend import VhostUserFrontend
 from virtiopy.virtqueue.driver import Allocator, Piece, Used
+from virtiopy.virtqueue.queue import RING_FEATURES
 
 #: Entries of a queue, where a test does not say.
 QUEUE_SIZE = 64
@@ -27,14 +28,7 @@ QUEUE_SIZE = 64
 STALE = 0xEE
 
 #: The features that do not belong to a device type and that the suite's driver can work with.
-DRIVERS_FEATURES = feature_mask(
-    [
-        Feature.VIRTIO_F_VERSION_1,
-        Feature.VIRTIO_F_INDIRECT_DESC,
-        Feature.VIRTIO_F_EVENT_IDX,
-        Feature.VIRTIO_F_RING_RESET,
-    ]
-)
+DRIVERS_FEATURES = RING_FEATURES | feature_mask([Feature.VIRTIO_F_RING_RESET])
 
 #: A feature by its bit number or by the specification's name.
 FeatureLike = int | str
@@ -188,6 +182,24 @@ class Session(Closing):
             self.set_up_queue(index, min(most, queue_size or QUEUE_SIZE))
         self.driver_ok()
 
+    # The device status field (2.1), where it is the driver's to write
+
+    def require_status(self) -> None:
+        """Make the test not applicable where the driver does not write the status itself."""
+        raise NotApplicableError(f"over {self.transport} the frontend keeps the device status")
+
+    def write_status(self, status: int) -> None:
+        """Write the device status field, whatever that says."""
+        self.require_status()
+
+    def set_status(self, *bits: DeviceStatus) -> None:
+        """Set bits of the device status field; the others stay."""
+        self.write_status(self.status | sum(bits))
+
+    def write_features(self, features: int) -> None:
+        """Write the driver's feature bits at whatever time; see `accepts` for the right one."""
+        self.require_status()
+
     @property
     @abstractmethod
     def status(self) -> int:
@@ -233,6 +245,11 @@ class Session(Closing):
 
         Over MMIO all queues share one interrupt: they are of any queue.
         """
+
+    @property
+    def interrupt_pending(self) -> bool:
+        """Whether there is an interrupt that the driver has not acknowledged; it stays."""
+        raise NotApplicableError(f"over {self.transport} there is no interrupt to look at")
 
     @abstractmethod
     def take_config_change(self) -> bool:
@@ -302,6 +319,13 @@ class Session(Closing):
     @abstractmethod
     def write_config(self, offset: int, data: bytes) -> None:
         """Write a field of the configuration space."""
+
+    def shared_memory(self, region: int) -> int | None:
+        """Return how many bytes a shared memory region (2.10) has; None for one that is not there.
+
+        Not applicable where the transport has none.
+        """
+        raise NotApplicableError(f"over {self.transport} there is no shared memory to ask for")
 
     def config(self, offset: int, size: int) -> int:
         """Read a little-endian field of the configuration space."""

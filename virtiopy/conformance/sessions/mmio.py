@@ -23,6 +23,9 @@ from virtiopy.transport.registers import Interrupt, Register
 #: How many 32-bit words of feature bits are read.
 FEATURE_WORDS = 4
 
+#: What SHMLen reads as for a region that is not there (4.2.2).
+NO_REGION = (1 << 64) - 1
+
 _Result = TypeVar("_Result")
 
 #: What threads of wedged devices still read and write, for as long as this process lives.
@@ -189,6 +192,11 @@ class MmioSession(Session):
         self._seen += count
         return count
 
+    @property
+    def interrupt_pending(self) -> bool:
+        """Whether InterruptStatus has any bit."""
+        return bool(self._driver.read(Register.InterruptStatus))
+
     def take_config_change(self) -> bool:
         """Say whether a configuration change notification came since the last call."""
         if not self._acknowledge(Interrupt.CONFIG_CHANGE):
@@ -257,6 +265,17 @@ class MmioSession(Session):
         """Set DRIVER_OK."""
         self._driver.set_status(DeviceStatus.DRIVER_OK)
 
+    def require_status(self) -> None:
+        """Do nothing: the driver writes Status."""
+
+    def write_status(self, status: int) -> None:
+        """Write Status."""
+        self._driver.write(Register.Status, status)
+
+    def write_features(self, features: int) -> None:
+        """Write DriverFeatures, all words of it."""
+        self._cpu.run(lambda: self._write_features(features))
+
     @property
     def status(self) -> int:
         """The device status field."""
@@ -307,7 +326,14 @@ class MmioSession(Session):
         """Write QueueNotify."""
         self._driver.kick(index)
 
-    # Configuration space
+    # Configuration space and shared memory
+
+    def shared_memory(self, region: int) -> int | None:
+        """Read SHMLen of a region: all bits are set where there is none (4.2.2)."""
+        driver = self._driver
+        driver.write(Register.SHMSel, region)
+        length = driver.read(Register.SHMLenLow) | driver.read(Register.SHMLenHigh) << 32
+        return length if length != NO_REGION else None
 
     def read_config(self, offset: int, size: int) -> bytes:
         """Read bytes of the configuration space, each aligned as it can be (4.2.2.2)."""

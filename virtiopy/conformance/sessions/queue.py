@@ -5,8 +5,14 @@ from collections.abc import Sequence
 from virtiopy._native import lib
 from virtiopy.conformance.sessions.trace import Trace
 from virtiopy.memory import GuestMemory
+from virtiopy.virtqueue import layout
 from virtiopy.virtqueue.driver import Allocator, DriverQueue, Piece, Used
-from virtiopy.virtqueue.layout import INDEX_MODULUS, DescriptorFlag
+from virtiopy.virtqueue.layout import (
+    DESCRIPTOR_SIZE,
+    INDEX_MODULUS,
+    DescriptorFlag,
+    RingFormat,
+)
 
 
 class SessionQueue(DriverQueue):
@@ -29,10 +35,10 @@ class SessionQueue(DriverQueue):
         self.index = index
         self.completed: dict[int, Used] = {}
         self._trace = trace
-        parts = self.addresses
+        areas = self.areas
         self._note(
-            f"{size} entries: descriptors at {parts.descriptor_table:#x}, "
-            f"available ring at {parts.available_ring:#x}, used ring at {parts.used_ring:#x}"
+            f"{size} entries: descriptors at {areas.descriptor:#x}, "
+            f"available ring at {areas.driver:#x}, used ring at {areas.device:#x}"
         )
 
     def _note(self, event: str) -> None:
@@ -64,11 +70,44 @@ class SessionQueue(DriverQueue):
         super().make_available(*heads)
         self._note(f"available idx = {self.next_available}, heads {list(heads)}")
 
-    def write_available_idx(self, value: int) -> None:
-        """Write idx of the available ring, whatever it says; the next chain goes on from there."""
-        self.next_available = value % INDEX_MODULUS
+    # What no driver may write, in the format of a split virtqueue
+
+    def corrupt_descriptor(
+        self, index: int, address: int, length: int, flags: int, following: int = 0
+    ) -> None:
+        """Write one entry of the descriptor table (2.7.5), whatever it says."""
+        self.write_descriptor(index, address, length, flags, following)
+
+    def corrupt_index(self, by: int) -> None:
+        """Move idx of the available ring (2.7.6) with no entry written; later chains follow it."""
+        self.next_available = (self.next_available + by) % INDEX_MODULUS
         lib.vp_store_release(self._available_idx, self.next_available)
         self._note(f"available idx = {self.next_available}, with no entry written")
+
+    def corrupt_advice(self, flags: int, used_event: int) -> None:
+        """Write both fields of the available ring that say when to notify (2.7.7)."""
+        self.available.flags = flags
+        self.used_event[0] = used_event
+        self._note(f"available flags = {flags:#x}, used_event = {used_event:#x}")
+
+    def corrupt_used_ring(self) -> None:
+        """Write over the whole used ring (2.7.8), which is the device's."""
+        self.memory.write(self.areas.device, b"\xff" * (4 + 8 * self.size))
+        self._note("used ring = ff ff ff ...")
+
+    # Where a field is that another thread is to change
+
+    def descriptor_address(self, index: int) -> int:
+        """Return the guest physical address of an entry of the descriptor table."""
+        return self.areas.descriptor + DESCRIPTOR_SIZE * index
+
+    def next_entry_address(self) -> int:
+        """Return the guest physical address of the available ring's next entry."""
+        return self.areas.driver + 4 + 2 * (self.next_available % self.size)
+
+    def available_idx_address(self) -> int:
+        """Return the guest physical address of the available ring's idx."""
+        return self.areas.driver + 2
 
     def take_used(self) -> Used | None:
         """Take the next entry of the used ring and free its descriptors; None without one."""
@@ -81,6 +120,12 @@ class SessionQueue(DriverQueue):
     def used_idx(self) -> int:
         """The used ring's idx, as the device has it now."""
         return int(lib.vp_load_acquire(self._used_idx))
+
+    def used_part(self) -> bytes:
+        """Return what is in the part of the queue that the device writes."""
+        return self.memory.read(
+            self.areas.device, layout.areas(RingFormat.SPLIT, self.size).device.size
+        )
 
     @property
     def unused(self) -> int:

@@ -20,7 +20,7 @@ from virtiopy.vhost.kernel import Ring
 from virtiopy.vhost.user.connection import Connection
 from virtiopy.vhost.user.frontend import InflightFile, RefusedError, VhostUserFrontend
 from virtiopy.vhost.user.messages import Flag, Message, ProtocolFeature
-from virtiopy.virtqueue.layout import INDEX_MODULUS
+from virtiopy.virtqueue.queue import QueueState
 
 #: Entries that a queue may have, where nobody can ask the backend: what VMMs set up.
 QUEUE_SIZE_MAX = 256
@@ -202,7 +202,7 @@ class VhostUserSession(Session):
             if self._inflight is not None:
                 self.frontend.set_inflight(self._inflight)
         for index, queue in self.queues.items():
-            self._start_ring(index, queue.used_idx)
+            self._start_ring(index, QueueState(queue.used_idx))
 
     def track_inflight(self) -> bool:
         """Have the backend track what is in flight, before DRIVER_OK; False where it cannot."""
@@ -277,13 +277,13 @@ class VhostUserSession(Session):
             line.close()
         self._lines[queue.index] = Line()
         if self._driver_ok:
-            self._start_ring(queue.index, 0)
+            self._start_ring(queue.index)
 
     def driver_ok(self) -> None:
         """Start the rings, as a VMM does at DRIVER_OK."""
         self._driver_ok = True
         for index in self.queues:
-            self._start_ring(index, 0)
+            self._start_ring(index)
         with self._peer():
             self.frontend.set_status(
                 DeviceStatus.ACKNOWLEDGE
@@ -292,13 +292,20 @@ class VhostUserSession(Session):
                 | DeviceStatus.DRIVER_OK
             )
 
-    def _start_ring(self, index: int, base: int) -> None:
+    def _start_ring(self, index: int, state: QueueState | None = None) -> None:
         queue, line = self.queues[index], self._lines[index]
         with self._peer():
             self._running.add(index)
             self.frontend.start_ring(
                 index,
-                Ring(queue.size, queue.addresses, base, line.kick, line.call, line.error),
+                Ring(
+                    queue.size,
+                    queue.areas,
+                    state or QueueState(),
+                    line.kick,
+                    line.call,
+                    line.error,
+                ),
                 self.memory,
             )
 
@@ -310,9 +317,9 @@ class VhostUserSession(Session):
     def stop_queue(self, index: int) -> int:
         """Stop a virtqueue; returns the next entry of the available ring to look at."""
         with self._peer():
-            base = self.frontend.stop_ring(index)
+            state = self.frontend.stop_ring(index)
         self._running.discard(index)
-        return base % INDEX_MODULUS
+        return state.vring_base
 
     @property
     def status(self) -> int:

@@ -9,8 +9,6 @@ from virtiopy.conformance.report.verdict import Judge, Verdict
 from virtiopy.conformance.sessions.base import Session
 from virtiopy.conformance.sessions.vhostuser import VhostUserSession
 from virtiopy.spec import DeviceStatus, Feature, feature_mask, has_feature
-from virtiopy.transport.driver import MmioDriver
-from virtiopy.transport.registers import Register
 
 VERSION_1 = Feature.VIRTIO_F_VERSION_1
 
@@ -29,9 +27,8 @@ JUMP = 0x4000
 
 
 @pytest.mark.clause("2.1.2:1")
-def test_no_buffer_is_used_before_driver_ok(
-    session: Session, driver: DeviceDriver, registers: MmioDriver
-) -> None:
+def test_no_buffer_is_used_before_driver_ok(session: Session, driver: DeviceDriver) -> None:
+    session.require_status()
     session.negotiate()
     queue = session.set_up_queue(driver.main_queue)
     sent = driver.place(driver.good_request())
@@ -39,14 +36,14 @@ def test_no_buffer_is_used_before_driver_ok(
     session.kick(driver.main_queue)
     session.never(
         "the device has used a buffer, or sent a notification, before DRIVER_OK",
-        lambda: queue.used_idx or registers.read(Register.InterruptStatus),
+        lambda: queue.used_idx or session.interrupt_pending,
     )
 
 
 def break_ring(session: Session, driver: DeviceDriver) -> None:
     """Move the available index farther than the queue has entries, and kick."""
     queue = session.queues[driver.main_queue]
-    queue.write_available_idx(queue.next_available + JUMP)
+    queue.corrupt_index(JUMP)
     session.kick(driver.main_queue)
 
 
@@ -62,8 +59,9 @@ def test_a_broken_ring_ends_in_device_needs_reset(
 
 @pytest.mark.clause("2.1.2:3")
 def test_device_needs_reset_comes_with_a_configuration_change_notification(
-    session: Session, driver: DeviceDriver, registers: MmioDriver
+    session: Session, driver: DeviceDriver
 ) -> None:
+    session.require_status()
     driver.start()
     session.take_config_change()
     break_ring(session, driver)
@@ -92,9 +90,8 @@ def test_any_valid_subset_of_the_features_is_taken(session: Session, driver: Dev
 
 
 @pytest.mark.clause("2.2.2:3")
-def test_a_feature_that_was_not_offered_leaves_features_ok_clear(
-    session: Session, registers: MmioDriver
-) -> None:
+def test_a_feature_that_was_not_offered_leaves_features_ok_clear(session: Session) -> None:
+    session.require_status()
     offered = session.offered
     for bit in range(64):
         if not has_feature(offered, bit):
@@ -127,37 +124,32 @@ def test_features_that_were_taken_once_are_taken_again(
 
 @pytest.mark.clause("2.4.1:1")
 @pytest.mark.parametrize("step", ["ACKNOWLEDGE", "DRIVER", "FEATURES_OK", "DRIVER_OK"])
-def test_a_reset_takes_the_status_to_0(
-    session: Session, driver: DeviceDriver, registers: MmioDriver, step: str
-) -> None:
+def test_a_reset_takes_the_status_to_0(session: Session, driver: DeviceDriver, step: str) -> None:
+    session.require_status()
     driver.start()
     driver.good()
     session.reset()
     for bit in DeviceStatus:
-        registers.set_status(bit)
+        session.set_status(bit)
         if bit.name == step:
             break
-    registers.write(Register.Status, 0)
+    session.write_status(0)
     session.wait("Status 0 after a reset", lambda: session.status == 0)
 
 
 @pytest.mark.clause("2.4.1:2")
-def test_a_device_that_was_reset_touches_no_queue(
-    session: Session, driver: DeviceDriver, registers: MmioDriver
-) -> None:
+def test_a_device_that_was_reset_touches_no_queue(session: Session, driver: DeviceDriver) -> None:
+    session.require_status()
     driver.start()
     queue = session.queues[driver.main_queue]
     sent = driver.place(driver.good_request())
     session.reset()
     queue.make_available(sent.head)
-    before = session.memory.read(queue.addresses.used_ring, 4)
+    before = queue.used_part()
     session.kick(driver.main_queue)
     session.never(
         "the device has touched a queue, or sent a notification, after a reset",
-        lambda: (
-            session.memory.read(queue.addresses.used_ring, 4) != before
-            or registers.read(Register.InterruptStatus)
-        ),
+        lambda: queue.used_part() != before or session.interrupt_pending,
     )
     driver.start()
     driver.good()
@@ -192,9 +184,8 @@ def test_configuration_fields_can_be_read_before_features_ok(
 
 @pytest.mark.clause("2.6.1.1.1:1")
 @pytest.mark.feature("VIRTIO_F_RING_RESET")
-def test_a_queue_that_was_reset_is_not_served(
-    session: Session, driver: DeviceDriver, registers: MmioDriver
-) -> None:
+def test_a_queue_that_was_reset_is_not_served(session: Session, driver: DeviceDriver) -> None:
+    session.require_status()
     driver.start()
     driver.good()
     queue = session.queues[driver.main_queue]
@@ -214,8 +205,9 @@ def test_a_queue_that_was_reset_is_not_served(
 @pytest.mark.feature("VIRTIO_F_RING_RESET")
 @pytest.mark.parametrize("size", [4, 16, 64])
 def test_a_queue_works_from_its_start_after_its_reset(
-    session: Session, driver: DeviceDriver, registers: MmioDriver, size: int
+    session: Session, driver: DeviceDriver, size: int
 ) -> None:
+    session.require_status()
     driver.start()
     for _ in range(5):
         driver.good()
@@ -231,11 +223,9 @@ def test_a_queue_works_from_its_start_after_its_reset(
 
 
 @pytest.mark.clause("2.10.2:1")
-def test_shared_memory_regions(registers: MmioDriver) -> None:
+def test_shared_memory_regions(session: Session, driver: DeviceDriver) -> None:
     for region in range(256):
-        registers.write(Register.SHMSel, region)
-        length = registers.read(Register.SHMLenLow) | registers.read(Register.SHMLenHigh) << 32
-        if length != (1 << 64) - 1:
+        if (length := session.shared_memory(region)) is not None:
             pytest.fail(f"region {region} has {length} bytes: nothing here knows what is in it")
     raise NotApplicableError("the device has no shared memory region")
 
@@ -250,8 +240,9 @@ def test_version_1_is_offered(session: Session) -> None:
 
 @pytest.mark.clause("6.2:2")
 def test_a_driver_without_version_1_is_refused_or_served(
-    session: Session, driver: DeviceDriver, registers: MmioDriver
+    session: Session, driver: DeviceDriver
 ) -> None:
+    session.require_status()
     session.accepts(session.wanted(None, without=[VERSION_1]))
     driver.start()
     driver.good()
@@ -260,8 +251,9 @@ def test_a_driver_without_version_1_is_refused_or_served(
 @pytest.mark.clause("6.2:4")
 @pytest.mark.feature("VIRTIO_F_ACCESS_PLATFORM")
 def test_a_driver_without_access_platform_is_refused_or_served(
-    session: Session, registers: MmioDriver
+    session: Session,
 ) -> None:
+    session.require_status()
     session.accepts(session.wanted(None, without=["VIRTIO_F_ACCESS_PLATFORM"]))
     session.reset()
 
@@ -288,8 +280,9 @@ def session_features(session: Session) -> list[int]:
 @pytest.mark.clause("6.2:6")
 @pytest.mark.feature("VIRTIO_F_ORDER_PLATFORM")
 def test_a_driver_without_order_platform_is_refused_or_served(
-    session: Session, registers: MmioDriver
+    session: Session,
 ) -> None:
+    session.require_status()
     session.accepts(session.wanted(None, without=["VIRTIO_F_ORDER_PLATFORM"]))
     session.reset()
 

@@ -89,7 +89,7 @@ def test_the_descriptor_table_stays_as_it_is(session: Session, driver: DeviceDri
     for request in driver.requests():
         queue = session.queues[request.queue]
         sent = driver.place(request, Framing((4,), (4,)))
-        table = queue.addresses.descriptor_table, DESCRIPTOR_SIZE * queue.size
+        table = queue.areas.descriptor, DESCRIPTOR_SIZE * queue.size
         before = session.memory.read(*table)
         driver.offer(sent)
         driver.finish(sent)
@@ -204,7 +204,7 @@ def test_length_and_content_are_there_before_the_index_counts_them(
 ) -> None:
     driver.start()
     queue = session.queues[driver.main_queue]
-    session.memory.write(queue.addresses.used_ring + 4, b"\xee" * (8 * queue.size))
+    session.memory.write(queue.areas.device + 4, b"\xee" * (8 * queue.size))
     for _ in range(100):
         driver.good()
 

@@ -21,13 +21,13 @@ from virtiopy.conformance.drivers.base import (
     bytewise,
     nothing,
 )
+from virtiopy.conformance.hostile.acts import Act, Stage, perform
+from virtiopy.conformance.hostile.chains import CHAINS
+from virtiopy.conformance.hostile.indirect import TABLES
+from virtiopy.conformance.hostile.rings import RINGS
 from virtiopy.conformance.problems import LeftError, NotApplicableError
 from virtiopy.conformance.sessions.base import Session
 from virtiopy.conformance.sessions.queue import SessionQueue
-from virtiopy.conformance.suite.hostile.acts import Act, Stage, perform
-from virtiopy.conformance.suite.hostile.chains import CHAINS
-from virtiopy.conformance.suite.hostile.indirect import TABLES
-from virtiopy.conformance.suite.hostile.rings import RINGS
 from virtiopy.conformance.walks.steps import (
     Bad,
     Kick,

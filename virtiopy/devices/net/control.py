@@ -10,7 +10,7 @@ from virtiopy.devices.net.features import NetFeature
 from virtiopy.devices.net.header import is_vlan_tagged
 from virtiopy.spec import has_feature
 from virtiopy.virtqueue.buffers import gather, scatter, total
-from virtiopy.virtqueue.split import Chain
+from virtiopy.virtqueue.queue import Chain
 
 log = logging.getLogger(__name__)
 

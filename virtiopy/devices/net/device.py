@@ -23,7 +23,7 @@ from virtiopy.devices.net.path import NetCounters
 from virtiopy.errors import DriverError, VirtiopyError
 from virtiopy.eventloop import READABLE, WRITABLE, EventLoop, Watch
 from virtiopy.spec import DeviceId, feature_mask, has_feature
-from virtiopy.virtqueue.split import Chain, SplitQueue
+from virtiopy.virtqueue.queue import Chain, Virtqueue
 
 log = logging.getLogger(__name__)
 
@@ -174,7 +174,7 @@ class Net(VirtioDevice):
                 self._callback(self._transmit, pair), f"{self.link.name} send"
             )
 
-    def activate(self, queues: Mapping[int, SplitQueue]) -> None:
+    def activate(self, queues: Mapping[int, Virtqueue]) -> None:
         """Start; only the first pair is used until the driver asks for more (5.1.9.5.6.2)."""
         super().activate(queues)
         self.refusal = None
@@ -187,7 +187,7 @@ class Net(VirtioDevice):
             # Buffers may be there already, from before DRIVER_OK, when no kick may come.
             self._guarded(self._receive, pair)
 
-    def start_queue(self, index: int, queue: SplitQueue) -> None:
+    def start_queue(self, index: int, queue: Virtqueue) -> None:
         """Take a queue that the driver enables while the device runs."""
         super().start_queue(index, queue)
         if pair := self._pair_of(index):
@@ -349,7 +349,7 @@ class Net(VirtioDevice):
 
     # Operation (5.1.9)
 
-    def handle(self, queue: SplitQueue) -> None:
+    def handle(self, queue: Virtqueue) -> None:
         """Serve a kick. Raises QueueError."""
         pair = self._pair_of(queue.index)
         try:
@@ -366,7 +366,7 @@ class Net(VirtioDevice):
             self._stop()
             raise
 
-    def serve(self, queue: SplitQueue, chain: Chain) -> int:
+    def serve(self, queue: Virtqueue, chain: Chain) -> int:
         """Serve a control command (5.1.9.5)."""
         return self.control.serve(chain)
 

@@ -10,7 +10,7 @@ from virtiopy.devices.net.link import FrameLink
 from virtiopy.devices.net.path import NetCounters, Receiver, Transmitter
 from virtiopy.errors import VirtiopyError
 from virtiopy.eventloop import READABLE, WRITABLE, BottomHalf, Watch
-from virtiopy.virtqueue.split import SplitQueue
+from virtiopy.virtqueue.queue import Virtqueue
 
 
 class Pair:
@@ -23,7 +23,7 @@ class Pair:
         self.index = index
         self.receiver = Receiver(link, index, counts)
         self.transmitter = Transmitter(link, index, counts)
-        self.queues: dict[int, SplitQueue] = {}
+        self.queues: dict[int, Virtqueue] = {}
         #: Whether the driver has reset the receive queue, and not enabled it again (2.6.1).
         self.being_reset = False
         #: Who takes the frames that come for the pair: itself, another, or nobody.

@@ -34,7 +34,7 @@ from virtiopy.devices.net.header import (
 from virtiopy.devices.net.link import FrameLink
 from virtiopy.errors import DriverError
 from virtiopy.virtqueue.buffers import Buffers, gather, scatter, split_at, total
-from virtiopy.virtqueue.split import Chain, SplitQueue
+from virtiopy.virtqueue.queue import Chain, Virtqueue
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ class Receiver:
         #: The queues of the link whose frames come here: its own, and those of pairs whose receive
         #: queues are being reset.
         self.sources = [pair]
-        self.queue: SplitQueue | None = None
+        self.queue: Virtqueue | None = None
         #: Whether there are buffers, so that frames of the link's can be read.
         self.wants_frames = False
         # Buffers that were popped and not used yet, with their bytes, and all their bytes. They
@@ -121,7 +121,7 @@ class Receiver:
         # Where a frame goes on that is longer than its buffers.
         self._overflow = memoryview(bytearray(HEADER_SIZE + MAX_GSO_FRAME))
 
-    def start(self, queue: SplitQueue, terms: Terms, filter_: ReceiveFilter) -> None:
+    def start(self, queue: Virtqueue, terms: Terms, filter_: ReceiveFilter) -> None:
         """Take the queue, and what was negotiated."""
         self.queue = queue
         self._terms = terms
@@ -140,7 +140,7 @@ class Receiver:
     def can_let_go(self) -> bool:
         """Whether the queue can be handed over now: no frame waits, no buffer was overtaken."""
         return self._held is None and (
-            self.queue is None or len(self._ready) <= self.queue.since_rejected
+            self.queue is None or len(self._ready) <= self.queue.can_unpop
         )
 
     def let_go(self) -> None:
@@ -165,8 +165,8 @@ class Receiver:
                 self.queue.push_many(self._used)
                 self._used.clear()
 
-    def _run(self, queue: SplitQueue, *, kicked: bool) -> None:
-        queue.disable_notifications()
+    def _run(self, queue: Virtqueue, *, kicked: bool) -> None:
+        queue.disable_kicks()
         if kicked and self._held is not None:
             self._deliver_held(queue)
             if self._held is not None:
@@ -181,11 +181,11 @@ class Receiver:
             if has_buffers:
                 if not self._receive(queue):
                     return
-            elif not queue.enable_notifications():
+            elif not queue.enable_kicks():
                 self.wants_frames = False
                 return
 
-    def _make_room(self, queue: SplitQueue, size: int) -> bool:
+    def _make_room(self, queue: Virtqueue, size: int) -> bool:
         """Pop buffers until there is room for `size` bytes; False where they are too few."""
         while self._room < size:
             chains = queue.pop_many(BATCH)
@@ -206,7 +206,7 @@ class Receiver:
             self._used.append((chain, 0))
             self._counts.rx_buffers_too_small += 1
 
-    def _receive(self, queue: SplitQueue) -> bool:
+    def _receive(self, queue: Virtqueue) -> bool:
         """Receive one frame straight into the next buffers; False when the link has none."""
         views, room = self._next_views()
         length = self._read([*views, self._overflow])
@@ -249,13 +249,14 @@ class Receiver:
         """Return the buffers for a frame, and their bytes: one, or with MRG_RXBUF enough."""
         chain, room = self._ready[0]
         if room < self._enough:
-            views: list[memoryview] = []
+            pieces: list[memoryview] = []
             room = 0
             for chain, size in self._ready:
-                views += chain.writable
+                pieces += chain.writable
                 room += size
                 if room >= self._enough:
                     break
+            views: Buffers = pieces
         else:
             views = chain.writable
         if len(views) < _PIECES:
@@ -293,7 +294,7 @@ class Receiver:
         # Partial checksum and segment size go with every other type (5.1.9.4.1).
         return bool(gso_type in self._terms.rx_gso_types and flags & NEEDS_CSUM and any(gso_size))
 
-    def _place(self, queue: SplitQueue, frame: bytes) -> None:
+    def _place(self, queue: Virtqueue, frame: bytes) -> None:
         """Copy a frame that is longer than its buffers into more; hold it where they are few."""
         if not self._terms.mergeable:
             # It is to be in a single buffer (5.1.9.3.2).
@@ -302,7 +303,7 @@ class Receiver:
         self._held = frame
         self._deliver_held(queue)
 
-    def _deliver_held(self, queue: SplitQueue) -> bool:
+    def _deliver_held(self, queue: Virtqueue) -> bool:
         """Copy the frame that waits into buffers; False where there are too few."""
         frame = self._held
         if frame is None or not self._make_room(queue, len(frame)):
@@ -348,13 +349,13 @@ class Transmitter:
         self._link = link
         self._pair = pair
         self._counts = counts
-        self.queue: SplitQueue | None = None
+        self.queue: Virtqueue | None = None
         #: Whether the link takes frames from this queue (5.1.9.5.6).
         self.enabled = True
         # Popped, and waiting for room in the link.
         self._unsent: list[Chain] = []
 
-    def start(self, queue: SplitQueue, terms: Terms) -> None:
+    def start(self, queue: Virtqueue, terms: Terms) -> None:
         """Take the queue, and what was negotiated."""
         self.queue = queue
         self._rules = terms.tx
@@ -372,7 +373,7 @@ class Transmitter:
     @property
     def can_let_go(self) -> bool:
         """Whether the queue can be handed over now: no frame that waits was overtaken."""
-        return self.queue is None or len(self._unsent) <= self.queue.since_rejected
+        return self.queue is None or len(self._unsent) <= self.queue.can_unpop
 
     def let_go(self) -> None:
         """Make all frames available again, for another to go on with, or for `run`."""
@@ -388,12 +389,12 @@ class Transmitter:
         queue = self.queue
         if queue is None:
             return False
-        queue.disable_notifications()
+        queue.disable_kicks()
         left = BUDGET
         while left > 0:
             chains = self._unsent or queue.pop_many(min(BATCH, left))
             if not chains:
-                if not queue.enable_notifications():
+                if not queue.enable_kicks():
                     return False
                 continue
             sent = self._send_many(chains)

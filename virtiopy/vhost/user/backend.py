@@ -15,7 +15,7 @@ from virtiopy.closing import Closing
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.errors import DriverError, PeerError
 from virtiopy.eventloop import READABLE, EventLoop, Timer, Watch
-from virtiopy.spec import DeviceId, DeviceStatus, Feature, feature_mask, has_feature
+from virtiopy.spec import DeviceId, DeviceStatus, feature_mask, has_feature
 from virtiopy.vhost.user.connection import Connection, DisconnectedError, close_all
 from virtiopy.vhost.user.inflight import Inflight
 from virtiopy.vhost.user.memory import SLOTS_MAX, DirtyLog, FrontendMemory
@@ -43,20 +43,12 @@ from virtiopy.vhost.user.messages import (
 )
 from virtiopy.vhost.user.rings import Rings
 from virtiopy.virtqueue.layout import INDEX_MODULUS, valid_queue_size
-from virtiopy.virtqueue.split import SplitQueue
+from virtiopy.virtqueue.queue import RING_FEATURES, QueueState, Virtqueue
 
 log = logging.getLogger(__name__)
 
 #: What rings and protocol offer, whatever the device.
-BACKEND_FEATURES = feature_mask(
-    [
-        Feature.VIRTIO_F_VERSION_1,
-        Feature.VIRTIO_F_INDIRECT_DESC,
-        Feature.VIRTIO_F_EVENT_IDX,
-        VHOST_F_LOG_ALL,
-        VHOST_USER_F_PROTOCOL_FEATURES,
-    ]
-)
+BACKEND_FEATURES = RING_FEATURES | feature_mask([VHOST_F_LOG_ALL, VHOST_USER_F_PROTOCOL_FEATURES])
 
 PROTOCOL_FEATURES = feature_mask(
     [
@@ -193,7 +185,7 @@ class Backend(Closing):
 
     # The device's side (devices.base.DeviceHost)
 
-    def used_buffer_notification(self, queue: SplitQueue) -> None:
+    def used_buffer_notification(self, queue: Virtqueue) -> None:
         """Write the ring's call eventfd."""
         self._rings.notify(queue.index)
 
@@ -348,7 +340,7 @@ class Backend(Closing):
         ring = self._rings.stopped_ring(state.index, message.request)
         if state.number >= INDEX_MODULUS:
             raise PeerError(f"SET_VRING_BASE {state.number}, which is no index")
-        ring.base = state.number
+        ring.base = QueueState(state.number)
 
     def _set_vring_addr(self, message: Message) -> None:
         addresses = RingAddresses.decode(message)
@@ -358,7 +350,7 @@ class Backend(Closing):
     def _get_vring_base(self, message: Message) -> Message:
         ring = self._rings.ring(RingState.decode(message).index, message.request)
         base = self._rings.stop(ring)
-        return Message(message.request, RingState(ring.index, base).encode())
+        return Message(message.request, RingState(ring.index, base.vring_base).encode())
 
     def _set_vring_kick(self, message: Message) -> None:
         ring = self._rings.ring(to_ring_file(message), message.request)

@@ -23,7 +23,7 @@ from virtiopy.spec import DeviceId, Feature, feature_mask, has_feature
 from virtiopy.vhost.kernel import Ring
 from virtiopy.vhost.user.frontend import InflightFile, VhostUserFrontend, connect
 from virtiopy.vhost.user.messages import ProtocolFeature
-from virtiopy.virtqueue.split import SplitQueue
+from virtiopy.virtqueue.queue import RING_FEATURES, Virtqueue
 
 log = logging.getLogger(__name__)
 
@@ -38,10 +38,6 @@ QUEUES_MAX = 64
 
 #: Feature bits that are the rings' and the transport's (6); all others are the device's.
 _RESERVED = range(24, 50)
-
-_RING_FEATURES = feature_mask(
-    [Feature.VIRTIO_F_VERSION_1, Feature.VIRTIO_F_INDIRECT_DESC, Feature.VIRTIO_F_EVENT_IDX]
-)
 
 
 class VhostUserDevice(VirtioDevice):
@@ -125,7 +121,7 @@ class VhostUserDevice(VirtioDevice):
 
     def offered(self, features: int) -> int:
         """Leave out what the backend's rings have not."""
-        return features & ~(_RING_FEATURES & ~self._backend_features)
+        return features & ~(RING_FEATURES & ~self._backend_features)
 
     def config_space(self) -> bytes:
         """Return what the backend said last."""
@@ -154,15 +150,15 @@ class VhostUserDevice(VirtioDevice):
 
         self._do(tell)
 
-    def activate(self, queues: Mapping[int, SplitQueue]) -> None:
+    def activate(self, queues: Mapping[int, Virtqueue]) -> None:
         """Hand the rings over, or as soon as there is a backend."""
         super().activate(queues)
         self._do(self._begin)
 
-    def start_queue(self, index: int, queue: SplitQueue) -> None:
+    def start_queue(self, index: int, queue: Virtqueue) -> None:
         """Hand one more ring over."""
         super().start_queue(index, queue)
-        self._do(lambda frontend: self._start_ring(frontend, index, 0))
+        self._do(lambda frontend: self._start_ring(frontend, index))
 
     def stop_queue(self, index: int) -> None:
         """Take a ring back, which the driver has reset."""
@@ -209,7 +205,7 @@ class VhostUserDevice(VirtioDevice):
         backend = "connected" if self._frontend is not None else "gone"
         return {"backend": backend, "reconnects": self.reconnects}
 
-    def handle(self, queue: SplitQueue) -> None:
+    def handle(self, queue: Virtqueue) -> None:
         """Serve nothing: kicks go to the backend."""
 
     # The session
@@ -234,9 +230,10 @@ class VhostUserDevice(VirtioDevice):
         elif self.queues:
             self._inflight = frontend.get_inflight(len(self.queue_sizes), QUEUE_SIZE)
         for index, queue in self.queues.items():
-            self._start_ring(frontend, index, _used_index(queue))
+            queue.recover()
+            self._start_ring(frontend, index)
 
-    def _start_ring(self, frontend: VhostUserFrontend, index: int, base: int) -> None:
+    def _start_ring(self, frontend: VhostUserFrontend, index: int) -> None:
         notifiers = self._lent.get(index)
         if notifiers is None:
             notifiers = self.host.notifiers(index)
@@ -250,8 +247,8 @@ class VhostUserDevice(VirtioDevice):
             index,
             Ring(
                 queue.size,
-                queue.addresses,
-                base,
+                queue.areas,
+                queue.state,
                 notifiers.kick,
                 notifiers.call,
                 self._errors[index],
@@ -419,12 +416,6 @@ def _checked(features: int) -> int:
             "The vhost-user backend has no VIRTIO_F_VERSION_1: use one of virtio 1.0 or later."
         )
     return features
-
-
-def _used_index(queue: SplitQueue) -> int:
-    """Return the used ring's index as the last who worked it left it."""
-    queue.resume(queue.last_available)
-    return queue.used_index
 
 
 class VhostUserBlk(VhostUserDevice):

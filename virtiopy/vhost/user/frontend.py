@@ -38,12 +38,9 @@ from virtiopy.vhost.user.messages import (
     to_u64,
     u64,
 )
-from virtiopy.virtqueue.layout import (
-    INDEX_MODULUS,
-    available_ring_size,
-    descriptor_table_size,
-    used_ring_size,
-)
+from virtiopy.virtqueue import layout
+from virtiopy.virtqueue.layout import INDEX_MODULUS, RingFormat
+from virtiopy.virtqueue.queue import QueueState
 
 #: Seconds that a backend may take for an answer. It completes requests in flight before some.
 ANSWER_TIME = 10.0
@@ -256,17 +253,17 @@ class VhostUserFrontend(Closing):
 
         The eventfds stay the caller's. Raises AddressError for a ring outside memory.
         """
-        addresses = ring.addresses
+        areas = layout.areas(RingFormat.SPLIT, ring.size)
         self._tell(Request.SET_VRING_NUM, RingState(index, ring.size).encode())
-        self._tell(Request.SET_VRING_BASE, RingState(index, ring.last_available).encode())
+        self._tell(Request.SET_VRING_BASE, RingState(index, ring.state.vring_base).encode())
         self._tell(
             Request.SET_VRING_ADDR,
             RingAddresses(
                 index,
                 0,
-                _pointer(memory, addresses.descriptor_table, descriptor_table_size(ring.size)),
-                _pointer(memory, addresses.used_ring, used_ring_size(ring.size)),
-                _pointer(memory, addresses.available_ring, available_ring_size(ring.size)),
+                _pointer(memory, ring.areas.descriptor, areas.descriptor.size),
+                _pointer(memory, ring.areas.device, areas.device.size),
+                _pointer(memory, ring.areas.driver, areas.driver.size),
                 0,
             ).encode(),
         )
@@ -286,13 +283,13 @@ class VhostUserFrontend(Closing):
         if self._has_states:
             self._tell(Request.SET_VRING_ENABLE, RingState(index, int(enable)).encode())
 
-    def stop_ring(self, index: int) -> int:
-        """Stop a virtqueue; returns the 16-bit index of the next available entry to look at."""
+    def stop_ring(self, index: int) -> QueueState:
+        """Stop a virtqueue; returns where to go on."""
         answer = self._ask(Request.GET_VRING_BASE, RingState(index, 0).encode())
         state = RingState.decode(answer)
         if state.index != index:
             raise PeerError(f"the base of ring {state.index}, and not of ring {index}")
-        return state.number % INDEX_MODULUS
+        return QueueState(state.number % INDEX_MODULUS)
 
     # Requests in flight
 

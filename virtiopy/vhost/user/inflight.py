@@ -15,6 +15,7 @@ from virtiopy.memory import seal_size
 from virtiopy.vhost.user.memory import SharedFile
 from virtiopy.vhost.user.messages import InflightArea
 from virtiopy.virtqueue.layout import INDEX_MODULUS, QUEUE_SIZE_MAX
+from virtiopy.virtqueue.queue import Chain, Completion, QueueObserver, Virtqueue
 
 _VERSION = 1
 
@@ -34,10 +35,11 @@ def _region_size(queue_size: int) -> int:
     return -(-size // _ALIGNMENT) * _ALIGNMENT
 
 
-class QueueInflight:
+class QueueInflight(QueueObserver):
     """The region of one virtqueue. What is stored here outlives this process, in that order.
 
-    It has `queue_size` entries, which is the area's; a driver's ring may have fewer.
+    It has `queue_size` entries, which is the area's; a driver's ring may have fewer. A malformed
+    chain is never in flight: a backend that was killed before it was used takes it again.
     """
 
     def __init__(self, file: SharedFile, offset: int, queue_size: int) -> None:
@@ -46,6 +48,7 @@ class QueueInflight:
         self._region = ffi.cast("struct vhost_user_queue_region *", file.address + offset)
         self.queue_size = queue_size
         self._counter = 0
+        self._used_index = 0
 
     def begin(self, used_index: int, ring_size: int) -> list[int]:
         """Take what was in flight, oldest first; `used_index` is the used ring's idx as it is.
@@ -53,6 +56,7 @@ class QueueInflight:
         Raises PeerError for an area that no backend can have written.
         """
         region = self._region
+        self._used_index = used_index
         if region.version == 0:
             region.features = 0
             region.desc_num = self.queue_size
@@ -83,30 +87,33 @@ class QueueInflight:
             self._counter = (region.desc[pending[-1]].counter + 1) % _COUNTERS
         return pending
 
-    def taken(self, head: int) -> None:
-        """Say that the chain of descriptor `head` was taken from the available ring."""
-        entry = self._region.desc[head]
-        entry.counter = self._counter
-        self._counter = (self._counter + 1) % _COUNTERS
-        entry.inflight = 1
+    def taken(self, queue: Virtqueue, chains: Sequence[Chain]) -> None:
+        """Note that these chains were taken from the available ring."""
+        for chain in chains:
+            entry = self._region.desc[chain.token]
+            entry.counter = self._counter
+            self._counter = (self._counter + 1) % _COUNTERS
+            entry.inflight = 1
 
-    def untaken(self, head: int) -> None:
-        """Say that it was put back unserved."""
-        self._region.desc[head].inflight = 0
+    def untaken(self, queue: Virtqueue, chains: Sequence[Chain]) -> None:
+        """Note that they were put back unserved."""
+        for chain in chains:
+            self._region.desc[chain.token].inflight = 0
 
-    def using(self, heads: Sequence[int]) -> None:
-        """Say which chains the next update of the used ring's idx completes."""
+    def using(self, queue: Virtqueue, completions: Sequence[Completion]) -> None:
+        """Note which chains the next update of the used ring's idx completes."""
         region = self._region
-        for head in heads:
-            region.desc[head].next = region.last_batch_head
-            region.last_batch_head = head
+        for chain, _ in completions:
+            region.desc[chain.token].next = region.last_batch_head
+            region.last_batch_head = chain.token
 
-    def used(self, heads: Sequence[int], used_index: int) -> None:
-        """Say that the idx was updated, to `used_index`."""
+    def used(self, queue: Virtqueue, completions: Sequence[Completion]) -> None:
+        """Note that the idx was updated."""
         region = self._region
-        for head in heads:
-            region.desc[head].inflight = 0
-        region.used_idx = used_index
+        for chain, _ in completions:
+            region.desc[chain.token].inflight = 0
+        self._used_index = (self._used_index + len(completions)) % INDEX_MODULUS
+        region.used_idx = self._used_index
 
 
 class Inflight(Closing):

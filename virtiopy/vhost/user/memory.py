@@ -5,7 +5,7 @@ import dataclasses
 import itertools
 import mmap
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from virtiopy._native import CData, ffi, lib
@@ -13,6 +13,7 @@ from virtiopy.closing import Closing
 from virtiopy.errors import PeerError
 from virtiopy.memory import PAGE_SIZE, GuestMemory, Region
 from virtiopy.vhost.user.messages import VHOST_LOG_PAGE, LogArea, MemoryRegion
+from virtiopy.virtqueue.queue import Completion, QueueObserver, Virtqueue
 
 #: Regions in all, however they come: what GET_MAX_MEM_SLOTS answers.
 SLOTS_MAX = 64
@@ -306,3 +307,29 @@ class DirtyLog(Closing):
         elif not self.is_too_small:
             self.is_too_small = True
             os.eventfd_write(self._eventfd, 1)
+
+
+class WriteLog(QueueObserver):
+    """Marks in the dirty log what a virtqueue's device writes: buffers, and the used ring.
+
+    `log` is None while nothing is logged. The used ring is logged by the guest physical address
+    `used_log`, which the frontend chooses; None for not at all.
+    """
+
+    def __init__(self, memory: GuestMemory) -> None:
+        self.log: DirtyLog | None = None
+        self.used_log: int | None = None
+        self._memory = memory
+
+    def using(self, queue: Virtqueue, completions: Sequence[Completion]) -> None:
+        """Mark all that was writable: a used length may be less than what was written (2.7.8.2)."""
+        if self.log is None:
+            return
+        for chain, _ in completions:
+            for view in chain.writable:
+                self.log.mark(self._memory.address_of(view), len(view))
+
+    def area_written(self, queue: Virtqueue, offset: int, length: int) -> None:
+        """Mark what was written of the used ring."""
+        if self.log is not None and self.used_log is not None:
+            self.log.mark(self.used_log + offset, length)

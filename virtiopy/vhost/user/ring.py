@@ -8,16 +8,13 @@ from virtiopy.closing import Closing
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.errors import PeerError
 from virtiopy.eventloop import READABLE, EventLoop, Timer, Watch
-from virtiopy.vhost.user.memory import FrontendMemory
+from virtiopy.vhost.user.inflight import QueueInflight
+from virtiopy.vhost.user.memory import DirtyLog, FrontendMemory, WriteLog
 from virtiopy.vhost.user.messages import VHOST_VRING_F_LOG, RingAddresses
-from virtiopy.vhost.user.queue import Accounts, UserQueue
-from virtiopy.virtqueue.layout import (
-    available_ring_size,
-    descriptor_table_size,
-    used_ring_size,
-    valid_queue_size,
-)
-from virtiopy.virtqueue.split import QueueAddresses
+from virtiopy.virtqueue import layout
+from virtiopy.virtqueue.formats import open_queue, ring_format
+from virtiopy.virtqueue.layout import valid_queue_size
+from virtiopy.virtqueue.queue import QueueAreas, QueueState, Virtqueue
 
 #: Seconds between two looks at a ring whose frontend does not kick.
 POLL_INTERVAL = 0.001
@@ -40,10 +37,14 @@ class Ring(Closing):
     ) -> None:
         self.index = index
         self.size = 0
-        self.base = 0
+        self.base = QueueState()
         self.addresses: RingAddresses | None = None
         self.enabled = False
-        self.queue: UserQueue | None = None
+        self.queue: Virtqueue | None = None
+        #: Chains that a backend before this one had taken, and that are served again.
+        self.inherited = 0
+        #: Whether the driver was given a buffer back before the ring started here.
+        self.was_used = False
         #: Whether the frontend wants it started: it has said how it kicks, or that it does not.
         self.kick_is_set = False
         self._device = device
@@ -53,6 +54,7 @@ class Ring(Closing):
         self._kick: int | None = None
         self._call: int | None = None
         self._error: int | None = None
+        self._writes: WriteLog | None = None
         self._watch: Watch | None = None
         self._poll: Timer | None = None
 
@@ -61,7 +63,8 @@ class Ring(Closing):
         self.forget_kick()
         self.set_call(None)
         self.set_error(None)
-        self.size = self.base = 0
+        self.size = 0
+        self.base = QueueState()
         self.addresses = None
         self.enabled = False
 
@@ -111,31 +114,46 @@ class Ring(Closing):
     # Started and stopped
 
     def start(
-        self, memory: FrontendMemory, accounts: Accounts, *, event_idx: bool, indirect: bool
-    ) -> UserQueue:
-        """Make the queue, and take its kicks; raises PeerError or QueueError."""
+        self, memory: FrontendMemory, inflight: QueueInflight | None, *, features: int
+    ) -> Virtqueue:
+        """Make the queue, and take its kicks; raises PeerError or QueueError.
+
+        It goes on from the base, or with what `inflight` says that a killed backend left.
+        """
         addresses = self.addresses
         if addresses is None or not valid_queue_size(self.size):
             raise PeerError(f"ring {self.index} is to start, and has no size or no addresses yet")
-        self.queue = UserQueue(
+        areas = layout.areas(ring_format(features), self.size)
+        self._writes = WriteLog(memory)
+        queue = open_queue(
             memory,
             self.size,
-            QueueAddresses(
-                memory.translate(addresses.descriptor_table, descriptor_table_size(self.size)),
-                memory.translate(addresses.available_ring, available_ring_size(self.size)),
-                memory.translate(addresses.used_ring, used_ring_size(self.size)),
+            QueueAreas(
+                memory.translate(addresses.descriptor_table, areas.descriptor.size),
+                memory.translate(addresses.available_ring, areas.driver.size),
+                memory.translate(addresses.used_ring, areas.device.size),
             ),
-            accounts,
+            features=features,
             index=self.index,
-            event_idx=event_idx,
-            indirect=indirect,
-            last_available=self.base,
             # The driver counts on what the configuration space has said, as seg_max, before the
             # frontend chose a size for the ring.
             longest_chain=self._device.queue_sizes[self.index],
+            observers=[self._writes] if inflight is None else [self._writes, inflight],
         )
+        queue.recover()
+        self.was_used = queue.state != QueueState()
+        unfinished = []
+        if inflight is not None:
+            unfinished = inflight.begin(queue.state.vring_base, self.size)
+        if unfinished:
+            # The frontend could not ask the one that was killed how far it had come.
+            queue.recover(unfinished)
+        else:
+            queue.resume(self.base)
+        self.inherited = len(unfinished)
+        self.queue = queue
         self._watch_kick()
-        return self.queue
+        return queue
 
     def stop(self) -> None:
         """Complete what is being done, leave the rest available, and keep the base.
@@ -147,10 +165,16 @@ class Ring(Closing):
             return
         self._unwatch()
         self._device.settle(self.index)
-        queue.give_back()
+        queue.unpop_all()
         self._device.stop_queue(self.index)
-        self.base = queue.last_available
+        self.base = queue.state
         self.queue = None
+        self._writes = None
+
+    def log_writes(self, log: DirtyLog | None, used_log: int | None) -> None:
+        """Mark what is written from now on in this log, if any: see WriteLog."""
+        if self._writes is not None:
+            self._writes.log, self._writes.used_log = log, used_log
 
     @property
     def used_log(self) -> int | None:

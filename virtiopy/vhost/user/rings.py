@@ -17,8 +17,8 @@ from virtiopy.vhost.user.messages import (
     RingAddresses,
     request_name,
 )
-from virtiopy.vhost.user.queue import Accounts
 from virtiopy.vhost.user.ring import Ring
+from virtiopy.virtqueue.queue import QueueState
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +124,7 @@ class Rings(Closing):
         for ring in self._rings:
             ring.stop()
             ring.forget_kick()
-            ring.base = 0
+            ring.base = QueueState()
         self._reset_device()
 
     def _reset_device(self) -> None:
@@ -185,8 +185,8 @@ class Rings(Closing):
         self._enable_queues()
         self._start_if_ready(ring)
 
-    def stop(self, ring: Ring) -> int:
-        """Stop a ring; returns the index of the next available entry to look at."""
+    def stop(self, ring: Ring) -> QueueState:
+        """Stop a ring; returns where to go on."""
         ring.stop()
         ring.forget_kick()
         if self.broken and not self.are_worked:
@@ -210,12 +210,12 @@ class Rings(Closing):
             inflight = self.inflight.queue(ring.index, ring.size)
         queue = ring.start(
             self.memory,
-            Accounts(inflight, *self._logs(ring)),
-            event_idx=has_feature(features, Feature.VIRTIO_F_EVENT_IDX),
-            indirect=has_feature(features, Feature.VIRTIO_F_INDIRECT_DESC),
+            inflight,
+            features=features,
         )
-        if queue.inherited:
-            log.info("ring %d: %d requests in flight go on", ring.index, queue.inherited)
+        ring.log_writes(*self._logs(ring))
+        if ring.inherited:
+            log.info("ring %d: %d requests in flight go on", ring.index, ring.inherited)
         if self._active:
             self._device.start_queue(ring.index, queue)
         else:
@@ -227,7 +227,7 @@ class Rings(Closing):
         self._enable_queues()
         # The kick for what is in it may have gone to another backend, which may have been killed
         # before it could send the notification for what it used.
-        if queue.used_index:
+        if ring.was_used:
             ring.notify()
         self._work(ring)
 
@@ -267,7 +267,7 @@ class Rings(Closing):
     def _update_logs(self) -> None:
         for ring in self._rings:
             if ring.queue is not None:
-                ring.queue.accounts.log, ring.queue.accounts.used_log = self._logs(ring)
+                ring.log_writes(*self._logs(ring))
 
     def set_inflight(self, inflight: Inflight | None) -> None:
         """Track what is in flight in this area; raises PeerError while rings are worked."""

@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import logging
-import os
 import socket
 from pathlib import Path
 
@@ -90,7 +89,11 @@ class Server(Closing):
         kept: bool = False,
     ) -> None:
         self._loop = loop
-        self._kept = kept
+        #: The path that the socket was made at, and the file there, to be removed at the end.
+        self._made: tuple[Path, tuple[int, int]] | None = None
+        if isinstance(source, socket.socket) and not kept:
+            path = Path(source.getsockname())
+            self._made = path, _identity(path)
         self._source = source
         self._accepting: Watch | None = None
         self._closing = False
@@ -107,9 +110,12 @@ class Server(Closing):
         self._stop_accepting()
         self.backend.close()
         if isinstance(self._source, socket.socket):
-            if not self._kept:
+            if self._made is not None:
+                path, identity = self._made
+                # Another program may have put a file of its own in the socket's place.
                 with contextlib.suppress(OSError):
-                    os.unlink(self._source.getsockname())
+                    if _identity(path) == identity:
+                        path.unlink()
             self._source.close()
 
     def _await_frontend(self) -> None:
@@ -158,3 +164,8 @@ class Server(Closing):
             return
         log.info("connected to a frontend")
         self.backend.connect(stream)
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.lstat()
+    return status.st_dev, status.st_ino

@@ -3,10 +3,11 @@
 import pytest
 
 from virtiopy.conformance.drivers.balloon import PAGE, BalloonDriver, Field, Virtqueue, pfns
+from virtiopy.conformance.hostile.acts import Act, Stage, chain, on_queues
 from virtiopy.conformance.report.verdict import Judge
 from virtiopy.conformance.sessions.base import Session
 from virtiopy.conformance.sessions.memory import END, HOLE
-from virtiopy.conformance.suite.hostile.acts import Act, Stage, chain, each, on_queues
+from virtiopy.conformance.suite.hostile.cases import each
 from virtiopy.virtqueue.driver import Piece
 
 MAX_PFN = 0xFFFF_FFFF
@@ -14,13 +15,13 @@ MAX_PFN = 0xFFFF_FFFF
 
 def own_rings(stage: Stage) -> None:
     """Put every page into the balloon that the queue is in, and what tells it."""
-    first = stage.queue.addresses.descriptor_table // PAGE
+    first = stage.queue.areas.descriptor // PAGE
     chain(pfns(range(first, first + 8)))(stage)
 
 
 def reported_rings(stage: Stage) -> None:
     """Report the queue's own pages as free."""
-    page = stage.queue.addresses.descriptor_table // PAGE * PAGE
+    page = stage.queue.areas.descriptor // PAGE * PAGE
     chain(Piece(page, 4 * PAGE, writable=True))(stage)
 
 
@@ -53,7 +54,7 @@ REPORTS = (
 )
 
 
-@each(PAGES)
+@each("act", PAGES)
 def test_pages_that_no_driver_may_put_in_or_take_out(
     act: Act, session: Session, balloon: BalloonDriver, judge: Judge
 ) -> None:
@@ -61,7 +62,7 @@ def test_pages_that_no_driver_may_put_in_or_take_out(
 
 
 @pytest.mark.feature("VIRTIO_BALLOON_F_STATS_VQ")
-@each(STATISTICS)
+@each("act", STATISTICS)
 def test_statistics_that_no_driver_may_give(
     act: Act, session: Session, balloon: BalloonDriver, judge: Judge
 ) -> None:
@@ -69,7 +70,7 @@ def test_statistics_that_no_driver_may_give(
 
 
 @pytest.mark.feature("VIRTIO_BALLOON_F_PAGE_REPORTING")
-@each(REPORTS)
+@each("act", REPORTS)
 def test_pages_that_no_driver_may_report(
     act: Act, session: Session, balloon: BalloonDriver, judge: Judge
 ) -> None:

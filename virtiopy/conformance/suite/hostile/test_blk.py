@@ -1,10 +1,11 @@
 """Requests that no driver may make of a block device (5.2.6)."""
 
 from virtiopy.conformance.drivers.blk import BlkDriver, Type, header, segment
+from virtiopy.conformance.hostile.acts import Act, chain, on_queues
 from virtiopy.conformance.report.verdict import Judge
 from virtiopy.conformance.sessions.base import Session
 from virtiopy.conformance.sessions.memory import SPARE
-from virtiopy.conformance.suite.hostile.acts import Act, chain, each, on_queues
+from virtiopy.conformance.suite.hostile.cases import each
 from virtiopy.virtqueue.driver import Piece
 
 SECTOR = bytes(512)
@@ -64,7 +65,7 @@ REQUESTS = (
 )
 
 
-@each(REQUESTS)
+@each("act", REQUESTS)
 def test_a_request_that_no_driver_may_make(
     act: Act, session: Session, blk: BlkDriver, judge: Judge
 ) -> None:

@@ -3,18 +3,19 @@
 import pytest
 
 from virtiopy.conformance.drivers.base import DeviceDriver
+from virtiopy.conformance.hostile.acts import Act, on_each_queue
+from virtiopy.conformance.hostile.chains import CHAINS
+from virtiopy.conformance.hostile.concurrent import CHANGES
+from virtiopy.conformance.hostile.indirect import TABLES, WITHOUT_FEATURE
+from virtiopy.conformance.hostile.lives import DEVICE_RESETS, QUEUE_RESETS
+from virtiopy.conformance.hostile.rings import RINGS
 from virtiopy.conformance.report.verdict import Judge
 from virtiopy.conformance.sessions.base import Session
-from virtiopy.conformance.suite.hostile.acts import Act, each, on_each_queue
-from virtiopy.conformance.suite.hostile.chains import CHAINS
-from virtiopy.conformance.suite.hostile.concurrent import CHANGES
-from virtiopy.conformance.suite.hostile.indirect import TABLES, WITHOUT_FEATURE
-from virtiopy.conformance.suite.hostile.lives import DEVICE_RESETS, QUEUE_RESETS
-from virtiopy.conformance.suite.hostile.rings import RINGS
+from virtiopy.conformance.suite.hostile.cases import each
 from virtiopy.spec import Feature
 
 
-@each(CHAINS)
+@each("act", CHAINS)
 def test_a_chain_that_no_driver_may_make(
     act: Act, session: Session, driver: DeviceDriver, judge: Judge
 ) -> None:
@@ -22,21 +23,21 @@ def test_a_chain_that_no_driver_may_make(
 
 
 @pytest.mark.feature("VIRTIO_F_INDIRECT_DESC")
-@each(TABLES)
+@each("act", TABLES)
 def test_an_indirect_table_that_no_driver_may_make(
     act: Act, session: Session, driver: DeviceDriver, judge: Judge
 ) -> None:
     on_each_queue(act, session, driver, judge)
 
 
-@each(RINGS)
+@each("act", RINGS)
 def test_an_available_ring_that_no_driver_may_make(
     act: Act, session: Session, driver: DeviceDriver, judge: Judge
 ) -> None:
     on_each_queue(act, session, driver, judge)
 
 
-@each(WITHOUT_FEATURE)
+@each("act", WITHOUT_FEATURE)
 def test_an_indirect_table_that_was_not_negotiated(
     act: Act, session: Session, driver: DeviceDriver, judge: Judge
 ) -> None:
@@ -45,7 +46,7 @@ def test_an_indirect_table_that_was_not_negotiated(
     on_each_queue(act, session, driver, judge)
 
 
-@each(CHANGES)
+@each("act", CHANGES)
 def test_what_changes_while_the_device_works_it(
     act: Act, session: Session, driver: DeviceDriver, judge: Judge
 ) -> None:
@@ -53,14 +54,14 @@ def test_what_changes_while_the_device_works_it(
 
 
 @pytest.mark.clause("2.4.1:2")
-@each(DEVICE_RESETS)
+@each("act", DEVICE_RESETS)
 def test_a_reset_at_any_step_of_a_requests_life(
     act: Act, session: Session, driver: DeviceDriver, judge: Judge
 ) -> None:
     on_each_queue(act, session, driver, judge)
 
 
-@each(QUEUE_RESETS)
+@each("act", QUEUE_RESETS)
 def test_a_queue_reset_at_any_step_of_a_requests_life(
     act: Act, session: Session, driver: DeviceDriver, judge: Judge
 ) -> None:

@@ -7,9 +7,10 @@ from virtiopy.conformance.drivers.console import (
     Event,
     control,
 )
+from virtiopy.conformance.hostile.acts import Act, Stage, chain, on_queues
 from virtiopy.conformance.report.verdict import Judge
 from virtiopy.conformance.sessions.base import Session
-from virtiopy.conformance.suite.hostile.acts import Act, Stage, chain, each, on_queues
+from virtiopy.conformance.suite.hostile.cases import each
 
 MULTIPORT = ("VIRTIO_CONSOLE_F_MULTIPORT",)
 
@@ -57,21 +58,21 @@ BYTES = (
 )
 
 
-@each(MESSAGES)
+@each("act", MESSAGES)
 def test_a_control_message_that_no_driver_may_send(
     act: Act, session: Session, console: ConsoleDriver, judge: Judge
 ) -> None:
     on_queues(act, [CONTROL_TRANSMITQ], session, console, judge)
 
 
-@each(BUFFERS)
+@each("act", BUFFERS)
 def test_a_control_buffer_that_no_driver_may_supply(
     act: Act, session: Session, console: ConsoleDriver, judge: Judge
 ) -> None:
     on_queues(act, [CONTROL_RECEIVEQ], session, console, judge)
 
 
-@each(BYTES)
+@each("act", BYTES)
 def test_bytes_in_buffers_that_no_driver_may_use(
     act: Act, session: Session, console: ConsoleDriver, judge: Judge
 ) -> None:

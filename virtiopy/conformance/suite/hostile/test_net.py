@@ -1,10 +1,11 @@
 """Headers that lie, and commands that no driver may give a network device (5.1.9)."""
 
 from virtiopy.conformance.drivers.net import RECEIVEQ, TRANSMITQ, Header, NetDriver
+from virtiopy.conformance.hostile.acts import Act, chain, on_queues
 from virtiopy.conformance.problems import NotApplicableError
 from virtiopy.conformance.report.verdict import Judge
 from virtiopy.conformance.sessions.base import Session
-from virtiopy.conformance.suite.hostile.acts import Act, chain, each, on_queues
+from virtiopy.conformance.suite.hostile.cases import each
 
 NEEDS_CSUM = 1
 MAX = 0xFFFF
@@ -69,21 +70,21 @@ COMMANDS = (
 )
 
 
-@each(TRANSMITTED)
+@each("act", TRANSMITTED)
 def test_a_frame_that_no_driver_may_send(
     act: Act, session: Session, net: NetDriver, judge: Judge
 ) -> None:
     on_queues(act, [TRANSMITQ], session, net, judge)
 
 
-@each(SUPPLIED)
+@each("act", SUPPLIED)
 def test_a_receive_buffer_that_no_driver_may_supply(
     act: Act, session: Session, net: NetDriver, judge: Judge
 ) -> None:
     on_queues(act, [RECEIVEQ], session, net, judge)
 
 
-@each(COMMANDS)
+@each("act", COMMANDS)
 def test_a_command_that_no_driver_may_give(
     act: Act, session: Session, net: NetDriver, judge: Judge
 ) -> None:

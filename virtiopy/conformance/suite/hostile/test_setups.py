@@ -3,16 +3,16 @@
 import pytest
 
 from virtiopy.conformance.drivers.base import DeviceDriver
-from virtiopy.conformance.report.verdict import Judge
-from virtiopy.conformance.sessions.base import Session
-from virtiopy.conformance.suite.hostile.setups import (
+from virtiopy.conformance.hostile.setups import (
     ALL_RINGS,
     STATUSES,
     Rings,
     Steps,
     announce,
-    each,
 )
+from virtiopy.conformance.report.verdict import Judge
+from virtiopy.conformance.sessions.base import Session
+from virtiopy.conformance.suite.hostile.cases import each
 from virtiopy.transport.driver import MmioDriver
 from virtiopy.transport.registers import REGISTER_RANGE, Register
 
@@ -23,21 +23,22 @@ WIDTHS = (1, 2, 3, 4, 8)
 CONFIG_END = 0x80
 
 
-@each(STATUSES)
-def test_what_no_driver_may_do_to_the_status(
-    steps: Steps, session: Session, registers: MmioDriver, judge: Judge
-) -> None:
+@each("steps", STATUSES)
+def test_what_no_driver_may_do_to_the_status(steps: Steps, session: Session, judge: Judge) -> None:
+    session.require_status()
+
     def act() -> None:
-        steps.do(session, registers)
+        steps.do(session)
         session.reset()
 
     judge.check(act)
 
 
-@pytest.mark.parametrize("rings", [pytest.param(it, id=it.name) for it in ALL_RINGS])
+@each("rings", ALL_RINGS)
 def test_a_virtqueue_that_no_driver_may_announce(
-    rings: Rings, session: Session, driver: DeviceDriver, registers: MmioDriver, judge: Judge
+    rings: Rings, session: Session, driver: DeviceDriver, judge: Judge
 ) -> None:
+    session.require_status()
     for index in range(session.queue_count):
         judge.check(lambda index=index: announce(rings, session, driver, index), queue=index)  # type: ignore[misc]
 

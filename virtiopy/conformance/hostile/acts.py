@@ -4,8 +4,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-import pytest
-
 from virtiopy.conformance.drivers.base import DeviceDriver, Request
 from virtiopy.conformance.problems import NotApplicableError
 from virtiopy.conformance.report.verdict import Judge
@@ -88,11 +86,6 @@ class Act:
     do: Callable[[Stage], None]
     features: Sequence[str] = ()
     ruinous: bool = False
-
-
-def each(acts: Iterable[Act]) -> pytest.MarkDecorator:
-    """Parametrize a test by acts."""
-    return pytest.mark.parametrize("act", [pytest.param(act, id=act.name) for act in acts])
 
 
 def perform(act: Act, stage: Stage) -> None:

@@ -2,8 +2,7 @@
 
 from collections.abc import Callable
 
-from virtiopy.conformance.suite.hostile.acts import BUFFER, Act, Stage
-from virtiopy.virtqueue.layout import INDEX_MODULUS
+from virtiopy.conformance.hostile.acts import BUFFER, Act, Stage
 
 #: How many kicks are a flood.
 FLOOD = 300
@@ -15,7 +14,7 @@ def jump(by: int | None, *, kicks: int = 1) -> Callable[[Stage], None]:
     def do(stage: Stage) -> None:
         queue = stage.queue
         step = queue.size + 1 if by is None else by
-        queue.write_available_idx((queue.next_available + step) % INDEX_MODULUS)
+        queue.corrupt_index(step)
         for _ in range(kicks):
             stage.session.kick(stage.index)
 
@@ -25,16 +24,14 @@ def jump(by: int | None, *, kicks: int = 1) -> Callable[[Stage], None]:
 def full_of_one(stage: Stage) -> None:
     """Make one chain available as often as the ring has entries."""
     [head] = stage.descriptors(1)
-    stage.queue.write_descriptor(head, stage.buffer(), BUFFER, 2, 0)
+    stage.queue.corrupt_descriptor(head, stage.buffer(), BUFFER, 2, 0)
     stage.submit(*[head] * stage.queue.free)
 
 
 def back_and_forth(stage: Stage) -> None:
     """Move idx back, and to where it was."""
-    before = stage.queue.next_available
     jump(-1)(stage)
-    stage.queue.write_available_idx(before)
-    stage.session.kick(stage.index)
+    jump(1)(stage)
 
 
 def flood(stage: Stage) -> None:
@@ -53,15 +50,13 @@ def flood_with_work(stage: Stage) -> None:
 
 def flags_of_available(stage: Stage) -> None:
     """Set every bit of the available ring's flags, and a used_event far away."""
-    stage.queue.available.flags = 0xFFFF
-    stage.queue.used_event[0] = 0x7777
+    stage.queue.corrupt_advice(0xFFFF, 0x7777)
     stage.submit(*stage.placed())
 
 
 def scribbled_used_ring(stage: Stage) -> None:
     """Write the used ring, which is the device's."""
-    parts = stage.queue.addresses
-    stage.session.memory.write(parts.used_ring, b"\xff" * (4 + 8 * stage.queue.size))
+    stage.queue.corrupt_used_ring()
     stage.submit(*stage.placed())
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from virtiopy.conformance.suite.hostile.acts import Act, Stage
+from virtiopy.conformance.hostile.acts import Act, Stage
 
 
 def placed(stage: Stage) -> None:

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 
 from virtiopy._native import ffi
+from virtiopy.conformance.hostile.acts import BUFFER, Act, Stage
+from virtiopy.conformance.hostile.chains import INDIRECT, MAX_LENGTH, NEXT, TOP, WRITE
 from virtiopy.conformance.sessions.memory import END, HOLE
-from virtiopy.conformance.suite.hostile.acts import BUFFER, Act, Stage
-from virtiopy.conformance.suite.hostile.chains import INDIRECT, MAX_LENGTH, NEXT, TOP, WRITE
 from virtiopy.virtqueue.layout import DESCRIPTOR_SIZE
 
 FEATURE = ("VIRTIO_F_INDIRECT_DESC",)
@@ -26,7 +26,7 @@ def refer(address: int, length: int, flags: int = INDIRECT) -> Callable[[Stage],
 
     def do(stage: Stage) -> None:
         [head] = stage.descriptors(1)
-        stage.queue.write_descriptor(head, address, length, flags, 0)
+        stage.queue.corrupt_descriptor(head, address, length, flags, 0)
         stage.submit(head)
 
     return do
@@ -77,17 +77,17 @@ def and_next(stage: Stage) -> None:
     """Submit a reference to a table that is not the last of its chain."""
     head, last = stage.descriptors(2)
     address = table(stage, [(stage.buffer(), BUFFER, 0, 0)])
-    stage.queue.write_descriptor(head, address, DESCRIPTOR_SIZE, INDIRECT | NEXT, last)
-    stage.queue.write_descriptor(last, stage.buffer(), BUFFER, WRITE, 0)
+    stage.queue.corrupt_descriptor(head, address, DESCRIPTOR_SIZE, INDIRECT | NEXT, last)
+    stage.queue.corrupt_descriptor(last, stage.buffer(), BUFFER, WRITE, 0)
     stage.submit(head)
 
 
 def the_queues_own(stage: Stage) -> None:
     """Submit a reference to the queue's descriptor table, which refers to itself so."""
     [head] = stage.descriptors(1)
-    parts = stage.queue.addresses
+    parts = stage.queue.areas
     length = stage.queue.size * DESCRIPTOR_SIZE
-    stage.queue.write_descriptor(head, parts.descriptor_table, length, INDIRECT, 0)
+    stage.queue.corrupt_descriptor(head, parts.descriptor, length, INDIRECT, 0)
     stage.submit(head)
 
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
+from virtiopy.conformance.hostile.acts import BUFFER, Act, Stage
 from virtiopy.conformance.sessions.memory import END, HOLE
-from virtiopy.conformance.suite.hostile.acts import BUFFER, Act, Stage
 from virtiopy.virtqueue.layout import DescriptorFlag
 
 NEXT, WRITE, INDIRECT = (int(flag) for flag in DescriptorFlag)
@@ -20,7 +20,7 @@ def one(address: int, length: int, flags: int = 0) -> Callable[[Stage], None]:
 
     def do(stage: Stage) -> None:
         [head] = stage.descriptors(1)
-        stage.queue.write_descriptor(head, address, length, flags, 0)
+        stage.queue.corrupt_descriptor(head, address, length, flags, 0)
         stage.submit(head)
 
     return do
@@ -31,8 +31,8 @@ def behind_good(address: int, length: int, flags: int = 0) -> Callable[[Stage], 
 
     def do(stage: Stage) -> None:
         first, last = stage.descriptors(2)
-        stage.queue.write_descriptor(first, stage.buffer(), BUFFER, NEXT, last)
-        stage.queue.write_descriptor(last, address, length, flags, 0)
+        stage.queue.corrupt_descriptor(first, stage.buffer(), BUFFER, NEXT, last)
+        stage.queue.corrupt_descriptor(last, address, length, flags, 0)
         stage.submit(first)
 
     return do
@@ -45,7 +45,7 @@ def flagged(*flags: int, length: int = BUFFER) -> Callable[[Stage], None]:
         indexes = stage.descriptors(len(flags))
         for index, following, word in zip(indexes, [*indexes[1:], 0], flags, strict=True):
             more = NEXT if index != indexes[-1] else 0
-            stage.queue.write_descriptor(index, stage.buffer(), length, word | more, following)
+            stage.queue.corrupt_descriptor(index, stage.buffer(), length, word | more, following)
         stage.submit(indexes[0])
 
     return do
@@ -57,7 +57,7 @@ def loop(count: int, back_to: int, flags: int = 0) -> Callable[[Stage], None]:
     def do(stage: Stage) -> None:
         indexes = stage.descriptors(count)
         for index, following in zip(indexes, [*indexes[1:], indexes[back_to]], strict=True):
-            stage.queue.write_descriptor(index, stage.buffer(), BUFFER, flags | NEXT, following)
+            stage.queue.corrupt_descriptor(index, stage.buffer(), BUFFER, flags | NEXT, following)
         stage.submit(indexes[0])
 
     return do
@@ -69,7 +69,7 @@ def following(index: int | None) -> Callable[[Stage], None]:
     def do(stage: Stage) -> None:
         [head] = stage.descriptors(1)
         to = stage.queue.size if index is None else index
-        stage.queue.write_descriptor(head, stage.buffer(), BUFFER, NEXT, to)
+        stage.queue.corrupt_descriptor(head, stage.buffer(), BUFFER, NEXT, to)
         stage.submit(head)
 
     return do
@@ -78,7 +78,7 @@ def following(index: int | None) -> Callable[[Stage], None]:
 def to_a_free_descriptor(stage: Stage) -> None:
     """Submit a chain whose end says that it goes on."""
     [head] = stage.descriptors(1)
-    stage.queue.write_descriptor(head, stage.buffer(), BUFFER, NEXT, stage.queue.free_indexes[0])
+    stage.queue.corrupt_descriptor(head, stage.buffer(), BUFFER, NEXT, stage.queue.free_indexes[0])
     stage.submit(head)
 
 
@@ -86,8 +86,8 @@ def into_another_chain(stage: Stage) -> None:
     """Submit two chains that have their end in common."""
     first, second, shared = stage.descriptors(3)
     for head in (first, second):
-        stage.queue.write_descriptor(head, stage.buffer(), BUFFER, NEXT, shared)
-    stage.queue.write_descriptor(shared, stage.buffer(), BUFFER, WRITE, 0)
+        stage.queue.corrupt_descriptor(head, stage.buffer(), BUFFER, NEXT, shared)
+    stage.queue.corrupt_descriptor(shared, stage.buffer(), BUFFER, WRITE, 0)
     stage.submit(first, second)
 
 
@@ -95,16 +95,16 @@ def same_memory(stage: Stage) -> None:
     """Submit a chain that has the device read and write the same bytes, and write them twice."""
     read, write, again = stage.descriptors(3)
     address = stage.buffer()
-    stage.queue.write_descriptor(read, address, BUFFER, NEXT, write)
-    stage.queue.write_descriptor(write, address, BUFFER, NEXT | WRITE, again)
-    stage.queue.write_descriptor(again, address + 7, BUFFER - 7, WRITE, 0)
+    stage.queue.corrupt_descriptor(read, address, BUFFER, NEXT, write)
+    stage.queue.corrupt_descriptor(write, address, BUFFER, NEXT | WRITE, again)
+    stage.queue.corrupt_descriptor(again, address + 7, BUFFER - 7, WRITE, 0)
     stage.submit(read)
 
 
 def twice(stage: Stage) -> None:
     """Submit a chain that is in flight already."""
     [head] = stage.descriptors(1)
-    stage.queue.write_descriptor(head, stage.buffer(), BUFFER, WRITE, 0)
+    stage.queue.corrupt_descriptor(head, stage.buffer(), BUFFER, WRITE, 0)
     stage.submit(head, head)
 
 
@@ -113,13 +113,13 @@ def all_descriptors(stage: Stage) -> None:
     stage.submit(stage.descriptors(stage.queue.free)[0])
 
 
-def in_part(part: str, flags: int) -> Callable[[Stage], None]:
+def in_area(area: str, flags: int) -> Callable[[Stage], None]:
     """Return what submits a buffer that is one of the queue's own parts."""
 
     def do(stage: Stage) -> None:
         [head] = stage.descriptors(1)
-        address = getattr(stage.queue.addresses, part)
-        stage.queue.write_descriptor(head, address, BUFFER, flags, 0)
+        address = getattr(stage.queue.areas, area)
+        stage.queue.corrupt_descriptor(head, address, BUFFER, flags, 0)
         stage.submit(head)
 
     return do
@@ -167,10 +167,10 @@ CHAINS = (
     Act("buffers-overlap", "2.7.5", same_memory),
     Act("chain-in-flight-twice", "2.7.13", twice),
     Act("chain-of-all-descriptors", "2.7.5.3.1", all_descriptors),
-    Act("reads-the-descriptor-table", "2.7.5", in_part("descriptor_table", 0)),
-    Act("writes-the-descriptor-table", "2.7.5", in_part("descriptor_table", WRITE), ruinous=True),
-    Act("writes-the-available-ring", "2.7.6", in_part("available_ring", WRITE), ruinous=True),
-    Act("writes-the-used-ring", "2.7.8", in_part("used_ring", WRITE), ruinous=True),
+    Act("reads-the-descriptor-table", "2.7.5", in_area("descriptor", 0)),
+    Act("writes-the-descriptor-table", "2.7.5", in_area("descriptor", WRITE), ruinous=True),
+    Act("writes-the-available-ring", "2.7.6", in_area("driver", WRITE), ruinous=True),
+    Act("writes-the-used-ring", "2.7.8", in_area("device", WRITE), ruinous=True),
     Act("reads-the-rings", "2.7.5", one(0x1000, 0x1000), ruinous=True),
     Act("writes-all-memory", "2.7.5", one(0, HOLE, WRITE), ruinous=True),
 )

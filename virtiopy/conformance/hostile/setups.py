@@ -1,17 +1,14 @@
 """What no driver may do before its device is live: status, features, queues (3.1, 4.2)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-
-import pytest
 
 from virtiopy.conformance.drivers.base import DeviceDriver
 from virtiopy.conformance.sessions.base import Session
 from virtiopy.conformance.sessions.memory import END, HOLE
 from virtiopy.spec import DeviceStatus
-from virtiopy.transport.driver import MmioDriver
 from virtiopy.transport.registers import Register
-from virtiopy.virtqueue.split import QueueAddresses
+from virtiopy.virtqueue.queue import QueueAreas
 
 ACKNOWLEDGE, DRIVER = DeviceStatus.ACKNOWLEDGE, DeviceStatus.DRIVER
 FEATURES_OK, DRIVER_OK = DeviceStatus.FEATURES_OK, DeviceStatus.DRIVER_OK
@@ -22,117 +19,117 @@ NO_QUEUES = (63, 1 << 16, 0xFFFF_FFFF)
 
 @dataclass(slots=True, frozen=True)
 class Steps:
-    """What is done to a device's registers, out of any order: a name, and the section abused."""
+    """What is done to a device out of any order: a name, and the section abused."""
 
     name: str
     section: str
-    do: Callable[[Session, MmioDriver], None]
+    do: Callable[[Session], None]
 
 
-def each(table: Sequence[Steps]) -> pytest.MarkDecorator:
-    """Parametrize a test by them."""
-    return pytest.mark.parametrize("steps", [pytest.param(it, id=it.name) for it in table])
-
-
-def statuses(*values: int) -> Callable[[Session, MmioDriver], None]:
+def statuses(*values: int) -> Callable[[Session], None]:
     """Return what resets the device and writes these values to Status, with kicks in between."""
 
-    def do(session: Session, registers: MmioDriver) -> None:
-        registers.write(Register.Status, 0)
+    def do(session: Session) -> None:
+        session.write_status(0)
         for value in values:
-            registers.write(Register.Status, value)
-            registers.kick(0)
+            session.write_status(value)
+            session.kick(0)
 
     return do
 
 
-def live(*values: int) -> Callable[[Session, MmioDriver], None]:
+def live(*values: int) -> Callable[[Session], None]:
     """Return what writes these values to Status of a device that runs."""
 
-    def do(session: Session, registers: MmioDriver) -> None:
+    def do(session: Session) -> None:
         session.start()
         for value in values:
-            registers.write(Register.Status, value)
-            registers.kick(0)
+            session.write_status(value)
+            session.kick(0)
 
     return do
 
 
-def features_late(session: Session, registers: MmioDriver) -> None:
+def features_late(session: Session) -> None:
     """Write other features when the device has taken some, and when it is live."""
     session.negotiate()
-    registers.write_features(0)
+    session.write_features(0)
     session.set_up_queue(0)
     session.driver_ok()
-    registers.write_features((1 << 64) - 1)
-    registers.kick(0)
+    session.write_features((1 << 64) - 1)
+    session.kick(0)
 
 
-def every_feature(session: Session, registers: MmioDriver) -> None:
+def every_feature(session: Session) -> None:
     """Ask for every feature that there can be, and go on as if the device had taken them."""
+    registers = session.registers
     session.reset()
-    registers.set_status(ACKNOWLEDGE, DRIVER)
+    session.set_status(ACKNOWLEDGE, DRIVER)
     for word in (0, 1, 2, 3, 1000, 0xFFFF_FFFF):
         registers.write(Register.DriverFeaturesSel, word)
         registers.write(Register.DriverFeatures, 0xFFFF_FFFF)
-    registers.set_status(FEATURES_OK)
+    session.set_status(FEATURES_OK)
     session.set_up_queue(0)
-    registers.set_status(DRIVER_OK)
-    registers.kick(0)
+    session.set_status(DRIVER_OK)
+    session.kick(0)
 
 
-def kicks_of_no_queue(session: Session, registers: MmioDriver) -> None:
+def kicks_of_no_queue(session: Session) -> None:
     """Kick queues that are not there."""
     session.start()
     for index in NO_QUEUES:
-        registers.kick(index)
+        session.kick(index)
 
 
-def kicks_without_queues(session: Session, registers: MmioDriver) -> None:
+def kicks_without_queues(session: Session) -> None:
     """Kick queues that were not set up, before DRIVER_OK and after."""
     session.negotiate()
     count = session.queue_count
     for index in range(count):
-        registers.kick(index)
+        session.kick(index)
     session.driver_ok()
     for index in range(count):
-        registers.kick(index)
+        session.kick(index)
 
 
-def no_queue_set_up(session: Session, registers: MmioDriver) -> None:
+def no_queue_set_up(session: Session) -> None:
     """Set up, start and reset queues that are not there."""
+    registers = session.registers
     session.start()
     for index in NO_QUEUES:
         queue = session.new_queue(0, 8)
         registers.announce_queue(index, queue)
-        registers.kick(index)
+        session.kick(index)
         registers.write(Register.QueueReset, 1)
         registers.write(Register.QueueReady, 0)
 
 
-def queues_changed(session: Session, registers: MmioDriver) -> None:
+def queues_changed(session: Session) -> None:
     """Write sizes and addresses of queues that are ready."""
+    registers = session.registers
     session.start()
     for index in range(session.queue_count):
         registers.write(Register.QueueSel, index)
         for register in (Register.QueueSize, Register.QueueDescLow, Register.QueueDriverHigh):
             registers.write(register, 0xFFFF_FFF0)
         registers.write(Register.QueueReady, 0xFFFF_FFFF)
-        registers.kick(index)
+        session.kick(index)
 
 
-def ready_on_and_off(session: Session, registers: MmioDriver) -> None:
+def ready_on_and_off(session: Session) -> None:
     """Make queues ready and not, over and over, while the device runs."""
+    registers = session.registers
     session.start()
     for index in range(session.queue_count):
         registers.write(Register.QueueSel, index)
         for turn in range(6):
             registers.write(Register.QueueReady, turn & 1)
-            registers.kick(index)
+            session.kick(index)
 
 
-def acknowledged(session: Session, registers: MmioDriver) -> None:
+def acknowledged(session: Session) -> None:
     """Acknowledge interrupts that were not, and cannot be."""
+    registers = session.registers
     session.start()
     for value in (0xFFFF_FFFF, 0, 1 << 31):
         registers.write(Register.InterruptACK, value)
@@ -170,22 +167,22 @@ class Rings:
     name: str
     section: str
     size: Callable[[int], int] = lambda most: min(most, 8)
-    parts: Callable[[QueueAddresses], QueueAddresses] = lambda parts: parts
+    parts: Callable[[QueueAreas], QueueAreas] = lambda parts: parts
 
 
-def table(change: Callable[[int], int]) -> Callable[[QueueAddresses], QueueAddresses]:
+def table(change: Callable[[int], int]) -> Callable[[QueueAreas], QueueAreas]:
     """Return what moves the descriptor table."""
-    return lambda p: QueueAddresses(change(p.descriptor_table), p.available_ring, p.used_ring)
+    return lambda p: QueueAreas(change(p.descriptor), p.driver, p.device)
 
 
-def available(change: Callable[[int], int]) -> Callable[[QueueAddresses], QueueAddresses]:
+def available(change: Callable[[int], int]) -> Callable[[QueueAreas], QueueAreas]:
     """Return what moves the available ring."""
-    return lambda p: QueueAddresses(p.descriptor_table, change(p.available_ring), p.used_ring)
+    return lambda p: QueueAreas(p.descriptor, change(p.driver), p.device)
 
 
-def used(change: Callable[[int], int]) -> Callable[[QueueAddresses], QueueAddresses]:
+def used(change: Callable[[int], int]) -> Callable[[QueueAreas], QueueAreas]:
     """Return what moves the used ring."""
-    return lambda p: QueueAddresses(p.descriptor_table, p.available_ring, change(p.used_ring))
+    return lambda p: QueueAreas(p.descriptor, p.driver, change(p.device))
 
 
 def to(address: int) -> Callable[[int], int]:
@@ -213,9 +210,9 @@ ALL_RINGS = (
     Rings("table-past-end", "2.7", parts=table(to(END - 16))),
     Rings("available-wraps-2-to-64", "2.7", parts=available(to((1 << 64) - 2))),
     Rings("used-at-the-top", "2.7", parts=used(to((1 << 64) - 4))),
-    Rings("parts-all-the-same", "2.7", parts=lambda p: QueueAddresses(*[p.descriptor_table] * 3)),
-    Rings("used-over-available", "2.7", parts=lambda p: used(to(p.available_ring & ~3))(p)),
-    Rings("available-over-table", "2.7", parts=lambda p: available(to(p.descriptor_table))(p)),
+    Rings("parts-all-the-same", "2.7", parts=lambda p: QueueAreas(*[p.descriptor] * 3)),
+    Rings("used-over-available", "2.7", parts=lambda p: used(to(p.driver & ~3))(p)),
+    Rings("available-over-table", "2.7", parts=lambda p: available(to(p.descriptor))(p)),
 )
 
 
@@ -227,9 +224,9 @@ def announce(rings: Rings, session: Session, driver: DeviceDriver, index: int) -
     queue.make_available(queue.place([session.room(64)]))
     most = session.queue_size_max(index)
     queue.size = rings.size(most)
-    queue.addresses = rings.parts(queue.addresses)
+    queue.areas = rings.parts(queue.areas)
     session.announce_queue(queue)
-    # Nobody can say what it is good for.
+    # What it would do for a good request means nothing.
     del session.queues[index]
     session.driver_ok()
-    session.registers.kick(index)
+    session.kick(index)

@@ -6,10 +6,10 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 
 from virtiopy._native import ffi
+from virtiopy.conformance.hostile.acts import BUFFER, Act, Stage
+from virtiopy.conformance.hostile.chains import INDIRECT, MAX_LENGTH, NEXT, TOP, WRITE
+from virtiopy.conformance.hostile.indirect import FEATURE, Entry, table
 from virtiopy.conformance.sessions.memory import END, HOLE
-from virtiopy.conformance.suite.hostile.acts import BUFFER, Act, Stage
-from virtiopy.conformance.suite.hostile.chains import INDIRECT, MAX_LENGTH, NEXT, TOP, WRITE
-from virtiopy.conformance.suite.hostile.indirect import FEATURE, Entry, table
 from virtiopy.virtqueue.layout import DESCRIPTOR_SIZE
 
 #: How often a chain is made available while it changes.
@@ -62,9 +62,9 @@ def descriptors(
 
     def do(stage: Stage) -> None:
         head, last = stage.descriptors(2)
-        stage.queue.write_descriptor(last, stage.buffer(), BUFFER, WRITE, 0)
+        stage.queue.corrupt_descriptor(last, stage.buffer(), BUFFER, WRITE, 0)
         values = [descriptor(*entry) for entry in values_of(stage, head, last)]
-        address = stage.queue.addresses.descriptor_table + DESCRIPTOR_SIZE * head
+        address = stage.queue.descriptor_address(head)
         with changing(stage, address, values):
             for _ in range(ROUNDS):
                 stage.submit(head)
@@ -76,7 +76,7 @@ def addresses(stage: Stage, head: int, last: int) -> list[Entry]:
     """Change where the buffer is."""
     return [
         (address, BUFFER, NEXT, last)
-        for address in (stage.buffer(), HOLE, END, TOP - 16, stage.queue.addresses.used_ring)
+        for address in (stage.buffer(), HOLE, END, TOP - 16, stage.queue.areas.device)
     ]
 
 
@@ -103,7 +103,7 @@ def indirect(stage: Stage) -> None:
     buffer = stage.buffer()
     address = table(stage, [(buffer, 8, NEXT, 1), (buffer, 8, WRITE, 0)])
     [head] = stage.descriptors(1)
-    stage.queue.write_descriptor(head, address, 2 * DESCRIPTOR_SIZE, INDIRECT, 0)
+    stage.queue.corrupt_descriptor(head, address, 2 * DESCRIPTOR_SIZE, INDIRECT, 0)
     values = [
         descriptor(buffer, 8, NEXT, 1),
         descriptor(buffer, 8, NEXT, 0),
@@ -118,8 +118,7 @@ def indirect(stage: Stage) -> None:
 def available_entries(stage: Stage) -> None:
     """Change the heads in the available ring."""
     heads = stage.descriptors(4)
-    before = stage.queue.next_available % stage.queue.size
-    address = stage.queue.addresses.available_ring + 4 + 2 * before
+    address = stage.queue.next_entry_address()
     values = [head.to_bytes(2, "little") for head in (heads[0], 0xFFFF, stage.queue.size, heads[0])]
     with changing(stage, address, values):
         stage.submit(heads[0])
@@ -128,7 +127,7 @@ def available_entries(stage: Stage) -> None:
 def available_idx(stage: Stage) -> None:
     """Change idx of the available ring."""
     [head] = stage.descriptors(1)
-    address = stage.queue.addresses.available_ring + 2
+    address = stage.queue.available_idx_address()
     good = (stage.queue.next_available + 1) % (1 << 16)
     values = [value.to_bytes(2, "little") for value in (good, good ^ 0x8000, good)]
     stage.queue.make_available(head)

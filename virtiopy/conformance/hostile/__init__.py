@@ -1,0 +1,1 @@
+"""What a broken or malicious driver does to a device: acts by name, for tests and walks."""
