@@ -69,7 +69,18 @@ MAY_IMPORT = {
     "accel.kvm": [*LOW, "memory", "cpu"],
     "accel.tcg": [*LOW, "memory", "cpu", "eventloop"],
     "accel": [*LOW, "memory", "cpu", "eventloop"],
-    "vhost": [*LOW, "eventloop", "memory", "spec", "virtqueue", "devices.base"],
+    # A backend leads a device's lifecycle, as registers do; it knows no registers.
+    "vhost": [
+        *LOW,
+        "eventloop",
+        "memory",
+        "spec",
+        "virtqueue",
+        "devices.base",
+        "transport.interrupts",
+        "transport.lifecycle",
+        "transport.observer",
+    ],
     "boot": [*LOW, "memory", "cpu", "accel.base"],
     "metrics": ["vhost.worker"],
     "vm": [

@@ -125,6 +125,7 @@ class Balloon(VirtioDevice):
     """
 
     device_id: ClassVar[DeviceId] = DeviceId.BALLOON
+    feature_bits = BalloonFeature
 
     # There is no free_page_vq. Linux numbers the queues that there are without gaps, so what is
     # reporting_vq to it may be queue 3, or 2.

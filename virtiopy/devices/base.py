@@ -5,9 +5,11 @@ was negotiated, hands it the queues that the driver has set up, and calls it for
 device answers through the `DeviceHost` that it was attached to.
 """
 
+import enum
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar, Protocol, TypeAlias
 
 from virtiopy.errors import ConfigError
@@ -128,6 +130,17 @@ class DeviceHost(Protocol):
         """Return the eventfds of queue `index`; None where its kicks are exits (trapped mode)."""
 
 
+@dataclass(slots=True, frozen=True)
+class SharedMemoryRegion:
+    """Memory of the host's that device and driver share (2.10).
+
+    `address` is where the guest finds it, guest physical; `length` is in bytes.
+    """
+
+    address: int
+    length: int
+
+
 class VirtioDevice:
     """A virtio device, worked by one thread at a time: whoever calls it holds `lock`.
 
@@ -136,6 +149,9 @@ class VirtioDevice:
     """
 
     device_id: ClassVar[DeviceId]
+
+    #: The device type's own feature bits, for their names; None for a type that has none.
+    feature_bits: ClassVar[type[enum.IntEnum] | None] = None
 
     #: The device type's own feature bits (a mask) that are offered.
     features: int = 0
@@ -146,6 +162,10 @@ class VirtioDevice:
 
     #: The largest size of each virtqueue: QueueSizeMax, a power of 2.
     queue_sizes: Sequence[int]
+
+    #: The shared memory regions of the device, by their ID (shmid): what they are for says its
+    #: section.
+    shared_memory: Mapping[int, SharedMemoryRegion] = MappingProxyType({})
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -192,6 +212,10 @@ class VirtioDevice:
     def accepts(self, driver_features: int) -> bool:
         """Say whether this subset of the offered features is one that makes sense (2.2.2)."""
         return True
+
+    def objections(self, driver_features: int) -> Sequence[str]:
+        """Say, one clause each, why this subset does not make sense, where `accepts` says so."""
+        return ()
 
     def negotiated(self, driver_features: int) -> None:
         """Take the outcome: the driver set FEATURES_OK, and it was accepted (3.1.1)."""

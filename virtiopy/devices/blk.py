@@ -165,6 +165,7 @@ class Blk(VirtioDevice):
     """
 
     device_id: ClassVar[DeviceId] = DeviceId.BLOCK
+    feature_bits = BlkFeature
 
     def __init__(
         self,

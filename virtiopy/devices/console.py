@@ -238,6 +238,7 @@ class Console(VirtioDevice):
     """
 
     device_id: ClassVar[DeviceId] = DeviceId.CONSOLE
+    feature_bits = ConsoleFeature
 
     def __init__(
         self,

@@ -141,8 +141,8 @@ class Machine(Closing):
 
         Raises ConfigError for an image that cannot be booted.
         """
-        devices = [f"virtio_mmio.device=4K@{slot.address:#x}:{slot.gsi}" for slot in self.slots]
-        command_line = " ".join([*devices, arguments]).strip()
+        words = [slot.placement.command_line for slot in self.slots]
+        command_line = " ".join(filter(None, [*words, arguments]))
         pvh.prepare(self.memory, self.cpus[0].cpu, image, command_line)
 
     def end(self, status: int) -> None:

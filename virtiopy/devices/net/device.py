@@ -2,7 +2,7 @@
 
 import logging
 import select
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from enum import IntFlag
 from typing import ClassVar
@@ -15,7 +15,7 @@ from virtiopy.devices.base import (
     VirtioDevice,
 )
 from virtiopy.devices.net.control import MAC_SIZE, Control, ReceiveFilter, is_multicast
-from virtiopy.devices.net.features import NetFeature, Terms, requirements_met
+from virtiopy.devices.net.features import NetFeature, Terms, unmet_requirements
 from virtiopy.devices.net.handover import Handover
 from virtiopy.devices.net.link import FrameLink
 from virtiopy.devices.net.pair import Pair, redirect
@@ -59,6 +59,7 @@ class Net(VirtioDevice):
     """
 
     device_id: ClassVar[DeviceId] = DeviceId.NETWORK
+    feature_bits = NetFeature
 
     #: VMMs keep controlq for themselves.
     vmm_features = feature_mask([NetFeature.VIRTIO_NET_F_CTRL_VQ])
@@ -100,7 +101,11 @@ class Net(VirtioDevice):
 
     def accepts(self, driver_features: int) -> bool:
         """Check what features require of each other (5.1.3.1)."""
-        return requirements_met(driver_features)
+        return not unmet_requirements(driver_features)
+
+    def objections(self, driver_features: int) -> Sequence[str]:
+        """Say what is missing (5.1.3.1)."""
+        return unmet_requirements(driver_features)
 
     def negotiated(self, driver_features: int) -> None:
         """Agree with driver and link on what may be in frames."""

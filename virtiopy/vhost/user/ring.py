@@ -5,9 +5,9 @@ import os
 from collections.abc import Callable
 
 from virtiopy.closing import Closing
-from virtiopy.devices.base import VirtioDevice
 from virtiopy.errors import PeerError
 from virtiopy.eventloop import READABLE, EventLoop, Timer, Watch
+from virtiopy.transport.lifecycle import Lifecycle
 from virtiopy.vhost.user.inflight import QueueInflight
 from virtiopy.vhost.user.memory import DirtyLog, FrontendMemory, WriteLog
 from virtiopy.vhost.user.messages import VHOST_VRING_F_LOG, RingAddresses
@@ -21,7 +21,7 @@ POLL_INTERVAL = 0.001
 
 
 class Ring(Closing):
-    """Virtqueue `index` of `device`: stopped, or started with a `queue` that the device works.
+    """Virtqueue `index` of a device: stopped, or started with a `queue` that the device works.
 
     `work` is called on the loop's thread for each kick, and `fail` with the reason when there can
     be none any more. The eventfds that are set are the ring's to close.
@@ -29,7 +29,7 @@ class Ring(Closing):
 
     def __init__(
         self,
-        device: VirtioDevice,
+        lifecycle: Lifecycle,
         loop: EventLoop,
         index: int,
         work: Callable[["Ring"], None],
@@ -47,7 +47,8 @@ class Ring(Closing):
         self.was_used = False
         #: Whether the frontend wants it started: it has said how it kicks, or that it does not.
         self.kick_is_set = False
-        self._device = device
+        self._lifecycle = lifecycle
+        self._device = lifecycle.device
         self._loop = loop
         self._work = work
         self._fail = fail
@@ -125,6 +126,7 @@ class Ring(Closing):
             raise PeerError(f"ring {self.index} is to start, and has no size or no addresses yet")
         areas = layout.areas(ring_format(features), self.size)
         self._writes = WriteLog(memory)
+        observers = [self._writes] if inflight is None else [self._writes, inflight]
         queue = open_queue(
             memory,
             self.size,
@@ -138,7 +140,7 @@ class Ring(Closing):
             # The driver counts on what the configuration space has said, as seg_max, before the
             # frontend chose a size for the ring.
             longest_chain=self._device.queue_sizes[self.index],
-            observers=[self._writes] if inflight is None else [self._writes, inflight],
+            observers=[*self._lifecycle.queue_observers, *observers],
         )
         queue.recover()
         self.was_used = queue.state != QueueState()
@@ -166,7 +168,7 @@ class Ring(Closing):
         self._unwatch()
         self._device.settle(self.index)
         queue.unpop_all()
-        self._device.stop_queue(self.index)
+        self._lifecycle.stop_queue(self.index)
         self.base = queue.state
         self.queue = None
         self._writes = None
