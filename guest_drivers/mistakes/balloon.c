@@ -23,6 +23,9 @@ static void supply_statistics(struct driver *driver)
 	for (unsigned int i = 0; i < BALLOON_STATS; i++)
 		statistics[i].tag = (uint16_t)i;
 	ring_publish(driver, ring, ring_fill(ring, 0, &element, 1));
+	/* The device has the buffer until it asks for newer statistics. */
+	if (makes(ALTERED))
+		ring->desc[0].len = 1;
 	if (makes(BALLOON_STATS_TWO))
 		ring_publish(driver, ring, ring_fill(ring, 1, &element, 1));
 }

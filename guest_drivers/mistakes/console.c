@@ -49,19 +49,13 @@ static void converse(struct driver *driver)
 	}
 }
 
-/* The device has the buffer of the receiveq until there is input, and there is none. */
+/* The device takes the buffer of the receiveq when there is input. */
 static void receive(struct driver *driver)
 {
 	struct ring *ring = &driver->rings[RECEIVEQ];
 	const struct element element = { input, sizeof(input), !makes(CONSOLE_READABLE) };
 
 	ring_publish(driver, ring, ring_fill(ring, 0, &element, 1));
-	if (makes(USED_TWICE))
-		ring_publish(driver, ring, 0);
-	if (makes(ALTERED)) {
-		ring->desc[0].len = 1;
-		ring_publish(driver, ring, ring_fill(ring, 1, &element, 1));
-	}
 }
 
 void console_run(struct driver *driver)
@@ -70,7 +64,8 @@ void console_run(struct driver *driver)
 
 	if (!driver_start(driver, BIT(VIRTIO_CONSOLE_F_MULTIPORT) | BIT(VIRTIO_F_EVENT_IDX), 4))
 		return;
-	converse(driver);
+	if (driver->features & BIT(VIRTIO_CONSOLE_F_MULTIPORT))
+		converse(driver);
 	receive(driver);
 	ring_request(driver, &driver->rings[TRANSMITQ], &element, 1);
 	driver_stop(driver);

@@ -64,7 +64,7 @@ static uint64_t offered_features(struct driver *driver)
 	uint64_t low, high;
 
 	if (makes(FEATURES_NOT_READ))
-		return UINT64_MAX;
+		return BIT(VIRTIO_F_VERSION_1);
 	if (!makes(NO_FEATURES_SEL))
 		reg_write(driver, VIRTIO_MMIO_DEVICE_FEATURES_SEL, 0);
 	low = reg_read(driver, VIRTIO_MMIO_DEVICE_FEATURES);
@@ -147,6 +147,8 @@ static void greet(struct driver *driver)
 {
 	if (!makes(NO_RESET))
 		reset(driver);
+	if (makes(RESET_NOT_READ))
+		reg_write(driver, VIRTIO_MMIO_STATUS, VIRTIO_STATUS_ACKNOWLEDGE);
 	if (makes(DRIVER_FIRST))
 		add_status(driver, VIRTIO_STATUS_DRIVER);
 	if (!makes(NO_ACKNOWLEDGE))

@@ -146,16 +146,14 @@
 	  "puts a device-readable buffer into the receiveq")					\
 	M(CONSOLE_WRITABLE, "console-writable", "5.3.6.1:2", "console",				\
 	  "puts a device-writable buffer into the transmitq")					\
-	M(ALTERED, "altered", "3.3.1:1", "console",						\
-	  "alters a descriptor that the device has")						\
-	M(USED_TWICE, "used-twice", "3.3.1:1", "console",					\
-	  "makes a head available again that the device still has")				\
 	M(CONSOLE_NOT_READY, "console-not-ready", "5.3.6.2.2:1", "console",			\
 	  "does not send DEVICE_READY")								\
 	/* Entropy (5.4) */									\
 	M(RNG_READABLE, "rng-readable", "5.4.6.1:1", "rng",					\
 	  "puts a device-readable buffer into the queue")					\
 	/* Balloon (5.5) */									\
+	M(ALTERED, "altered", "3.3.1:1", "balloon",						\
+	  "alters a descriptor that the device has")						\
 	M(BALLOON_STATS_SIZE, "balloon-stats-size", "5.5.6.3.1:5", "balloon",			\
 	  "supplies 25 bytes of statistics")							\
 	M(BALLOON_STATS_TWO, "balloon-stats-two", "5.5.6.3.1:1", "balloon",			\

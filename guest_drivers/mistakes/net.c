@@ -36,7 +36,8 @@ static void fill_frame(void)
 
 static uint64_t features(void)
 {
-	uint64_t wanted = BIT(VIRTIO_F_EVENT_IDX) | BIT(VIRTIO_NET_F_MAC) | BIT(VIRTIO_NET_F_STATUS);
+	uint64_t wanted = BIT(VIRTIO_F_EVENT_IDX) | BIT(VIRTIO_NET_F_MAC) | BIT(VIRTIO_NET_F_STATUS)
+			  | BIT(VIRTIO_NET_F_MTU);
 
 	if (makes(NET_NO_MAC))
 		wanted &= ~BIT(VIRTIO_NET_F_MAC);

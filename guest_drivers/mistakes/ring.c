@@ -45,6 +45,8 @@ void ring_set_up(struct driver *driver, struct ring *ring)
 	if (reg_read(driver, VIRTIO_MMIO_QUEUE_READY))
 		return;
 	size = reg_read(driver, VIRTIO_MMIO_QUEUE_SIZE_MAX);
+	if (!size)
+		return;
 	reg_write(driver, VIRTIO_MMIO_QUEUE_SIZE, makes(QUEUE_TOO_LARGE) ? 2 * size : RING_SIZE);
 	write_area(driver, VIRTIO_MMIO_QUEUE_DESC_LOW,
 		   makes(QUEUE_NOWHERE) ? NOWHERE : (uint64_t)ring->desc);

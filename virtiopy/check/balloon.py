@@ -66,8 +66,8 @@ class BalloonJudge(RequestJudge):
         )
         if len(self._pages) > wanted:
             self._judge.kept("5.5.6.1:2")
+        self._changed |= not self._pages.isdisjoint(pages)
         self._pages.difference_update(pages)
-        self._changed = True
 
     def _supply_statistics(self, chain: Chain) -> None:
         self._in_statsq += 1
@@ -87,13 +87,13 @@ class BalloonJudge(RequestJudge):
         if whole and size % _STAT == 0:
             data = gather(chain.readable)
             tags = [int.from_bytes(data[at : at + 2], "little") for at in range(0, size, _STAT)]
-            if self._tags is not None:
+            before, self._tags = self._tags, sorted(tags)
+            if before is not None:
                 self._judge.check(
                     "5.5.6.3.1:8",
-                    sorted(tags) == sorted(self._tags),
-                    f"the driver supplies the statistics {sorted(tags)}, before {sorted(self._tags)}",
+                    before == self._tags,
+                    f"the driver supplies the statistics {self._tags}, and {before} before",
                 )
-            self._tags = tags
 
     def used(self, queue: Virtqueue, completions: Sequence[Completion]) -> None:
         """Follow what the device has taken."""
@@ -123,7 +123,5 @@ class BalloonJudge(RequestJudge):
                 f"the balloon has {len(self._pages)} pages, and the driver has not written actual",
             )
         if self._has_statistics and not self._statistics:
-            self._judge.broke(
-                "5.5.6.3.1:2", "the driver makes no buffer available in the statsq"
-            )
+            self._judge.broke("5.5.6.3.1:2", "the driver makes no buffer available in the statsq")
         self._forget()

@@ -3,7 +3,9 @@
 from typing import ClassVar
 
 from virtiopy.check.fields import FIELDS, feature_bit
+from virtiopy.check.judge import DeviceJudge
 from virtiopy.check.requests import RequestJudge, head_of, number
+from virtiopy.devices.base import VirtioDevice
 from virtiopy.devices.blk import ID_BYTES, SECTOR_SIZE, RequestType
 from virtiopy.spec import DeviceId
 from virtiopy.virtqueue.buffers import gather, split_at, total
@@ -30,10 +32,9 @@ class BlkJudge(RequestJudge):
 
     device_id: ClassVar[DeviceId] = DeviceId.BLOCK
 
-    #: Whether the driver has asked for anything, and for a flush.
-    _worked = False
-    _flushed = False
-    _wrote = False
+    def __init__(self, judge: DeviceJudge, device: VirtioDevice) -> None:
+        super().__init__(judge, device)
+        self._flushed = self._could_flush = self._wrote = False
 
     def request(self, queue: Virtqueue, chain: Chain) -> None:
         """Judge one request."""
@@ -41,7 +42,6 @@ class BlkJudge(RequestJudge):
         if len(header) < _HEADER:
             return
         kind, sector = number(header, 0, 4), number(header, 8, 8)
-        self._worked = True
         out = total(chain.readable) - _HEADER
         data = out or max(0, total(chain.writable) - _STATUS)
         if kind in (RequestType.IN, RequestType.OUT):
@@ -98,11 +98,16 @@ class BlkJudge(RequestJudge):
         )
 
     def finish(self) -> None:
+        """Take note of a life in which the driver could have flushed what it wrote."""
+        self._could_flush |= self._wrote and self.accepted(feature_bit("VIRTIO_BLK_F_FLUSH"))
+        self._wrote = False
+
+    def conclude(self) -> None:
         """Judge whether a driver that took VIRTIO_BLK_F_FLUSH, and wrote, has ever flushed."""
-        if self._worked and self._wrote and self.accepted(feature_bit("VIRTIO_BLK_F_FLUSH")):
-            self._judge.check(
+        if self._flushed:
+            self._judge.kept("5.2.5.1:1")
+        elif self._could_flush:
+            self._judge.broke(
                 "5.2.5.1:1",
-                self._flushed,
                 "the driver accepts VIRTIO_BLK_F_FLUSH, writes, and never sends a flush",
             )
-        self._worked = self._flushed = self._wrote = False

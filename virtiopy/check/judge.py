@@ -70,12 +70,12 @@ class DeviceJudge:
             del self._trace[:-TRACE_LENGTH]
 
     def kept(self, identity: str) -> None:
-        """The driver came to where this statement applies, and kept it."""
+        """Book a statement that applied, and that the driver kept."""
         with self._lock:
             self._kept[self._statements[identity].id] += 1
 
     def broke(self, identity: str, evidence: str, *, fatal: bool = False) -> None:
-        """The driver broke this statement.
+        """Book a statement that the driver broke.
 
         After a `fatal` one the device works no queue of the driver's until a reset: what the
         driver breaks until then is a consequence.
@@ -98,7 +98,7 @@ class DeviceJudge:
             if fatal and self._cause is None:
                 self._cause = finding
 
-    def check(self, identity: str, holds: bool, evidence: str) -> bool:  # noqa: FBT001 - the verdict
+    def check(self, identity: str, holds: bool, evidence: str) -> bool:
         """Book a statement as kept or broken; returns `holds`."""
         if holds:
             self.kept(identity)
@@ -107,7 +107,7 @@ class DeviceJudge:
         return holds
 
     def new_life(self) -> None:
-        """The driver has reset the device: what it does from here on has causes of its own."""
+        """Begin a life: the driver has reset the device, and later faults have causes of their own."""
         with self._lock:
             self._cause = None
             self._consequences = {}

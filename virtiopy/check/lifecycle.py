@@ -25,7 +25,10 @@ _STEPS = (DeviceStatus.ACKNOWLEDGE, DeviceStatus.DRIVER, DeviceStatus.FEATURES_O
 _NET = "VIRTIO_NET_F_"
 _REQUIRED: Mapping[str, Sequence[str]] = {
     **dict.fromkeys(
-        (f"{_NET}{name}" for name in ("GUEST_TSO4", "GUEST_TSO6", "GUEST_UFO", "GUEST_USO4", "GUEST_USO6")),
+        (
+            f"{_NET}{name}"
+            for name in ("GUEST_TSO4", "GUEST_TSO6", "GUEST_UFO", "GUEST_USO4", "GUEST_USO6")
+        ),
         (f"{_NET}GUEST_CSUM",),
     ),
     f"{_NET}GUEST_ECN": (f"{_NET}GUEST_TSO4", f"{_NET}GUEST_TSO6"),
@@ -38,8 +41,15 @@ _REQUIRED: Mapping[str, Sequence[str]] = {
         (
             f"{_NET}{name}"
             for name in (
-                "CTRL_RX", "CTRL_VLAN", "GUEST_ANNOUNCE", "MQ", "CTRL_MAC_ADDR",
-                "NOTF_COAL", "VQ_NOTF_COAL", "RSS", "CTRL_GUEST_OFFLOADS",
+                "CTRL_RX",
+                "CTRL_VLAN",
+                "GUEST_ANNOUNCE",
+                "MQ",
+                "CTRL_MAC_ADDR",
+                "NOTF_COAL",
+                "VQ_NOTF_COAL",
+                "RSS",
+                "CTRL_GUEST_OFFLOADS",
             )
         ),
         (f"{_NET}CTRL_VQ",),
@@ -86,6 +96,8 @@ class LifecycleJudge(LifecycleObserver):
         self._driver_first = False
         self._refused = False
         self._queues_reset: set[int] = set()
+        # Queues that were set up before FEATURES_OK: a mistake of its own if that comes.
+        self._early: list[int] = []
 
     # The device status field (2.1, 3.1.1)
 
@@ -112,6 +124,10 @@ class LifecycleJudge(LifecycleObserver):
             )
         self._order(before, new)
         if new & DeviceStatus.FEATURES_OK:
+            for index in self._early:
+                self._judge.broke(
+                    "3.1.1:1", f"the driver sets queue {index} up before it sets FEATURES_OK"
+                )
             self._features(self._lifecycle.driver_features)
         if new & DeviceStatus.DRIVER_OK:
             self._driver_ok(before | written)
@@ -127,24 +143,28 @@ class LifecycleJudge(LifecycleObserver):
         if new & DeviceStatus.ACKNOWLEDGE and before & DeviceStatus.DRIVER:
             self._driver_first = True
             self._judge.broke("3.1.1:1", "the driver sets DRIVER before ACKNOWLEDGE")
-        if new & DeviceStatus.FEATURES_OK and self._refused:
-            self._refused = False
 
     def _driver_ok(self, status: int) -> None:
         missing = [step.name for step in _STEPS if not status & step and step.name]
         if self._refused:
-            self._judge.broke(
-                "3.1.1:6", "the driver sets DRIVER_OK after the device has refused FEATURES_OK"
-            )
+            self._goes_on("sets DRIVER_OK")
             return
-        if self._judge.check(
-            "2.1.1:1",
-            not missing,
-            f"the driver sets DRIVER_OK and has not set {' and '.join(missing)}",
-        ):
+        if missing:
+            self._judge.broke(
+                "2.1.1:1",
+                f"the driver sets DRIVER_OK and has not set {' and '.join(missing)}",
+                fatal=not status & DeviceStatus.FEATURES_OK,
+            )
+        else:
+            self._judge.kept("2.1.1:1")
             self._judge.kept("3.1.1:1")
             self._judge.kept("3.1.1:6")
             self._judge.kept("4.2.3.1.1:6")
+
+    def _goes_on(self, how: str) -> None:
+        self._judge.broke(
+            "3.1.1:6", f"the driver {how} after the device has refused FEATURES_OK", fatal=True
+        )
 
     # Feature bits (2.2, 6.1)
 
@@ -178,7 +198,6 @@ class LifecycleJudge(LifecycleObserver):
                     statement, has_feature(accepted, bit), f"the driver does not accept {name}"
                 )
         self._judge.features = accepted & offered
-        self._refused = bool(self._lifecycle.objections(accepted))
 
     def _bit(self, name: str) -> int | None:
         return next((bit for bit, one in self._names.items() if one == name), None)
@@ -200,6 +219,7 @@ class LifecycleJudge(LifecycleObserver):
     def features_accepted(self, offered: int, accepted: int) -> None:
         """Judge features that a frontend tells of; a driver's own were judged at FEATURES_OK."""
         self._judge.features = accepted
+        self._refused = False
         if not self._sees_status:
             self._dependencies(accepted)
             for name, statement in _EXPECTED.items():
@@ -216,6 +236,8 @@ class LifecycleJudge(LifecycleObserver):
             self._judge.broke("3.1.1:7", refusal.fact)
         elif refusal.act is Act.FEATURES and "after FEATURES_OK" in refusal.fact:
             self._judge.broke("3.1.1:4", refusal.fact)
+        elif refusal.act is Act.FEATURES:
+            self._refused = True
 
     # Queues (2.6, 2.7)
 
@@ -238,14 +260,12 @@ class LifecycleJudge(LifecycleObserver):
 
     def _when(self, index: int) -> None:
         status = self._lifecycle.status
-        if not status & DeviceStatus.FEATURES_OK:
-            self._judge.broke(
-                "3.1.1:1", f"the driver sets queue {index} up before it sets FEATURES_OK"
-            )
+        if self._refused:
+            self._goes_on(f"sets queue {index} up")
+        elif not status & DeviceStatus.FEATURES_OK:
+            self._early.append(index)
         elif status & DeviceStatus.DRIVER_OK and index not in self._queues_reset:
-            self._judge.broke(
-                "3.1.1:1", f"the driver sets queue {index} up after it set DRIVER_OK"
-            )
+            self._judge.broke("3.1.1:1", f"the driver sets queue {index} up after it set DRIVER_OK")
         elif status & DeviceStatus.DRIVER_OK:
             self._judge.kept("2.6.1.2.2:1")
 

@@ -130,15 +130,15 @@ class NetJudge(RequestJudge):
             f"flags is {flags:#x} in a frame to send: DATA_VALID and RSC_INFO are the device's",
         )
         for bit in (42, 17):
-            check(
-                f"5.1.9.2.1:{bit}", not gso & _TUNNELS, f"gso_type is {gso:#x}, of a UDP tunnel"
-            )
+            check(f"5.1.9.2.1:{bit}", not gso & _TUNNELS, f"gso_type is {gso:#x}, of a UDP tunnel")
         check(
             "5.1.9.2.1:25",
             gso & _TUNNELS != _TUNNELS,
             f"gso_type is {gso:#x}, with both bits of UDP tunnels",
         )
-        check("5.1.9.2.1:43", not flags & _TUNNEL_CSUM, f"flags is {flags:#x}, with UDP_TUNNEL_CSUM")
+        check(
+            "5.1.9.2.1:43", not flags & _TUNNEL_CSUM, f"flags is {flags:#x}, with UDP_TUNNEL_CSUM"
+        )
         if not self._has("CSUM"):
             check(
                 "5.1.9.2.1:3",
@@ -168,9 +168,7 @@ class NetJudge(RequestJudge):
                 self._judge.broke(must_not, f"gso_type is {name} without VIRTIO_NET_F_{feature}")
                 return
             self._judge.kept(may)
-        check(
-            "5.1.9.2.1:32", bool(flags & _NEEDS_CSUM), "a frame to segment without NEEDS_CSUM"
-        )
+        check("5.1.9.2.1:32", bool(flags & _NEEDS_CSUM), "a frame to segment without NEEDS_CSUM")
         size, headers = number(header, 4, 2), number(header, 2, 2)
         check("5.1.9.2.1:33", size > 0, "a frame to segment with gso_size 0")
         check(
@@ -240,7 +238,9 @@ class NetJudge(RequestJudge):
 
     def config_written(self, offset: int) -> None:
         """Judge a write of the configuration space."""
-        self._judge.broke("5.1.4.2:1", f"the driver writes byte {offset} of the configuration space")
+        self._judge.broke(
+            "5.1.4.2:1", f"the driver writes byte {offset} of the configuration space"
+        )
 
     def finish(self) -> None:
         """Begin the driver's next life."""

@@ -264,7 +264,7 @@ class RegisterJudge:
             self._judge.check(
                 "4.2.2.2:14",
                 value <= most,
-                f"the driver writes QueueSize {value} of queue {self._queue}; QueueSizeMax is {most}",
+                f"the driver writes QueueSize {value} of queue {self._queue}; the most is {most}",
             )
         if self._queue in self._configured:
             self._configured[self._queue].add(register)
@@ -340,6 +340,12 @@ class RegisterJudge:
             f"the driver {does} {size} bytes at {offset} of the configuration space: {field.name} "
             f"has {field.width}",
         )
+        if field.name == "writeback" and does == "reads":
+            self._judge.check(
+                "5.2.5.1:4",
+                bool(self._lifecycle.status & DeviceStatus.FEATURES_OK),
+                "the driver reads writeback before FEATURES_OK",
+            )
         if field.condition is not None:
             self._judge.check(
                 "2.5.1:3",
@@ -352,9 +358,10 @@ class RegisterJudge:
         self._generation(None)
         field = self._config(offset, size, "writes")
         name = field.name if field else f"byte {offset} of the configuration space"
+        # Emergency writes take no initialization (5.3.5).
         self._judge.check(
             "3.1.1:3",
-            bool(self._lifecycle.status & DeviceStatus.FEATURES_OK),
+            name == "emerg_wr" or bool(self._lifecycle.status & DeviceStatus.FEATURES_OK),
             f"the driver writes {name} before FEATURES_OK",
         )
 

@@ -1,10 +1,10 @@
 """The verdict on drivers, for a person and for programs."""
 
 import json
-import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from xml.etree import ElementTree
 
 from virtiopy import __version__
 from virtiopy.check.judge import Finding, Verdict
@@ -100,11 +100,16 @@ def _junit(verdict: Verdict) -> str:
     findings = {finding.statement.id: finding for finding in reversed(verdict.findings)}
     for statement, outcome, _ in verdict.outcomes():
         case = ElementTree.SubElement(
-            suite, "testcase", classname=statement.section, name=f"{statement.id} {statement.paraphrase}"
+            suite,
+            "testcase",
+            classname=statement.section,
+            name=f"{statement.id} {statement.paraphrase}",
         )
         finding = findings.get(statement.id)
         if outcome == "not exercised":
-            reason = statement.unobservable or statement.variant or "the driver came to no use of it"
+            reason = (
+                statement.unobservable or statement.variant or "the driver came to no use of it"
+            )
             ElementTree.SubElement(case, "skipped", message=reason)
         elif finding is not None and finding.is_error:
             failure = ElementTree.SubElement(case, "failure", message=finding.evidence[0])

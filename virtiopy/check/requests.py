@@ -28,8 +28,14 @@ class RequestJudge(QueueObserver):
     def request(self, queue: Virtqueue, chain: Chain) -> None:
         """Judge one buffer."""
 
+    def config_written(self, offset: int) -> None:
+        """Follow a write of the configuration space at `offset`."""
+
     def finish(self) -> None:
         """Judge what the driver has left undone: it resets the device, or the run ends."""
+
+    def conclude(self) -> None:
+        """Judge what the driver has never done in the whole run."""
 
     def accepted(self, bit: int) -> bool:
         """Say whether the driver accepted a feature bit."""

@@ -15,7 +15,6 @@ from virtiopy.virtqueue.layout import (
     VIRTQ_AVAIL_F_NO_INTERRUPT,
     VIRTQ_DESC_F_INDIRECT,
     VIRTQ_DESC_F_NEXT,
-    need_event,
 )
 from virtiopy.virtqueue.queue import (
     Chain,
@@ -72,6 +71,7 @@ class RingJudge(QueueObserver):
     def finish(self) -> None:
         """Judge what the driver leaves: it resets the device, or the run ends."""
         for queue in self._queues.values():
+            self._unchanged(queue, self._states[queue.index])
             self._never_kicked(queue)
         self._queues = {}
         self._states = {}
@@ -209,11 +209,11 @@ class RingJudge(QueueObserver):
         if flags == VIRTQ_AVAIL_F_NO_INTERRUPT:
             self._judge.kept("2.7.7.1:2")
 
-    def kicks_wanted(self, queue: Virtqueue, wanted: bool) -> None:  # noqa: FBT001 - as the base
+    def kicks_wanted(self, queue: Virtqueue, wanted: bool) -> None:
         """Take note of what the device asks for."""
         self._states[queue.index].kicks_wanted = wanted
 
-    def interrupt_decided(self, queue: Virtqueue, wanted: bool) -> None:  # noqa: FBT001 - as the base
+    def interrupt_decided(self, queue: Virtqueue, wanted: bool) -> None:
         """Take note that the driver has said in used_event what it wants."""
         if self._event_idx():
             self._judge.kept("2.7.7.1:4")
@@ -227,19 +227,15 @@ class RingJudge(QueueObserver):
         available = self._available_index(queue)
         self._judge.kept("2.7.10.1:6" if event_idx else "2.7.10.1:4")
         self._judge.kept("2.7.13.4.1:1")
+        before, state.kick_at = state.kick_at, available
         if not self._sees_kicks:
             return
-        unwanted, wanted = ("2.7.10.1:7", "2.7.10.1:7") if event_idx else ("2.7.10.1:3",) * 2
-        news = state.kick_at is None or need_event(state.kick_at, available, state.kick_at)
-        early = available == state.popped and news is False
-        if early:
-            self._judge.broke(
-                unwanted,
-                f"the driver kicks queue {index} and made no buffer available since the last kick",
-            )
-        else:
-            self._judge.kept(wanted)
-        state.kick_at = available
+        unwanted = "2.7.10.1:7" if event_idx else "2.7.10.1:3"
+        self._judge.check(
+            unwanted,
+            before != available or available != state.popped,
+            f"the driver kicks queue {index} and made no buffer available since the last kick",
+        )
 
     def _never_kicked(self, queue: Virtqueue) -> None:
         """Judge buffers that are available and were never kicked, where a kick is asked for."""
@@ -247,6 +243,8 @@ class RingJudge(QueueObserver):
         available = self._available_index(queue)
         pending = (available - state.popped) % INDEX_MODULUS
         if not pending or pending > queue.size or not state.kicks_wanted:
+            return
+        if state.kick_at == available:
             return
         self._judge.broke(
             "2.7.10.1:6" if self._event_idx() else "2.7.10.1:4",
