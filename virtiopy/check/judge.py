@@ -107,7 +107,7 @@ class DeviceJudge:
         return holds
 
     def new_life(self) -> None:
-        """Begin a life: the driver has reset the device, and later faults have causes of their own."""
+        """Begin a life: the driver has reset the device, and what follows has other causes."""
         with self._lock:
             self._cause = None
             self._consequences = {}

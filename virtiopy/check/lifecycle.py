@@ -239,7 +239,7 @@ class LifecycleJudge(LifecycleObserver):
         elif refusal.act is Act.FEATURES:
             self._refused = True
 
-    # Queues (2.6, 2.7)
+    # Queue set-up, sections 2.6 and 2.7
 
     def queue_configured(self, index: int, config: QueueConfig) -> None:
         """Judge how the driver sets a queue up."""
@@ -254,8 +254,9 @@ class LifecycleJudge(LifecycleObserver):
             ("available ring", config.driver_area, layout.driver),
             ("used ring", config.device_area, layout.device),
         )
-        sound = all([self._area(index, *part) for part in parts])
-        if sound:
+        # Each is judged, whatever the others are.
+        sound = [self._area(index, *part) for part in parts]
+        if all(sound):
             self._initial_flags(index, config)
 
     def _when(self, index: int) -> None:

@@ -29,11 +29,18 @@ _GSO: Mapping[int, tuple[str, str, str, str]] = {
     3: ("UDP", "HOST_UFO", "5.1.9.2.1:10", "5.1.9.2.1:11"),
     5: ("UDP_L4", "HOST_USO", "5.1.9.2.1:12", "5.1.9.2.1:13"),
 }
+_TCP = {1: "HOST_TSO4", 4: "HOST_TSO6"}
+
+#: The place of the flags in a TCP header, its bit CWR, and how far headers go that are looked at.
+_TCP_FLAGS, _CWR, _HEADERS_MOST = 13, 0x80, 128
+
 _SEGMENTATION = ("HOST_TSO4", "HOST_TSO6", "HOST_UFO", "HOST_USO")
 _GUEST_SEGMENTATION = ("GUEST_TSO4", "GUEST_TSO6", "GUEST_UFO", "GUEST_USO4", "GUEST_USO6")
 
 #: Least bytes of a receive buffer without VIRTIO_NET_F_MRG_RXBUF, besides the header (5.1.9.3.1).
 _LARGE_FRAME, _FRAME = 65589, 1514
+
+_ETHERNET_HEADER = 14
 
 #: The Ethernet header with two VLAN tags, bytes: the longest that comes before mtu (5.1.4.1).
 _ETHERNET_HEADER_MOST = 22
@@ -98,11 +105,18 @@ class NetJudge(RequestJudge):
         else:
             large = self._has(*_GUEST_SEGMENTATION)
             least = self._header + (_LARGE_FRAME if large else _FRAME)
-            self._judge.check(
+            whole = self._judge.check(
                 "5.1.9.3.1:1" if large else "5.1.9.3.1:2",
                 size >= least,
                 f"a receive buffer of {size} bytes in queue {index}; {least} are asked for",
             )
+            if whole and self._has("MTU"):
+                mtu = self.config(_OFFSETS["mtu"], 2)
+                self._judge.check(
+                    "5.1.4.2:8",
+                    size >= self._header + _ETHERNET_HEADER + mtu,
+                    f"a receive buffer of {size} bytes; mtu is {mtu}",
+                )
         if self._has("MQ") and index:
             self._judge.kept("5.1.9.3.1:5")
 
@@ -116,8 +130,12 @@ class NetJudge(RequestJudge):
             )
             return
         self._judge.kept("5.1.9.2.1:1")
+        self._judge.kept("5.1.9.3.1:4")
         flags, gso = header[0], header[1]
         self._header_fields(header, flags, gso, total(chain.readable) - self._header)
+        feature = _TCP.get(gso & ~(_GSO_ECN | _TUNNELS))
+        if feature is not None and self._has(feature):
+            self._congestion(head_of(chain, self._header + _HEADERS_MOST), gso)
         self._queue(index)
 
     def _header_fields(self, header: bytes, flags: int, gso: int, length: int) -> None:
@@ -129,16 +147,7 @@ class NetJudge(RequestJudge):
             not flags & (_DATA_VALID | _RSC_INFO),
             f"flags is {flags:#x} in a frame to send: DATA_VALID and RSC_INFO are the device's",
         )
-        for bit in (42, 17):
-            check(f"5.1.9.2.1:{bit}", not gso & _TUNNELS, f"gso_type is {gso:#x}, of a UDP tunnel")
-        check(
-            "5.1.9.2.1:25",
-            gso & _TUNNELS != _TUNNELS,
-            f"gso_type is {gso:#x}, with both bits of UDP tunnels",
-        )
-        check(
-            "5.1.9.2.1:43", not flags & _TUNNEL_CSUM, f"flags is {flags:#x}, with UDP_TUNNEL_CSUM"
-        )
+        self._tunnel(flags, gso)
         if not self._has("CSUM"):
             check(
                 "5.1.9.2.1:3",
@@ -154,6 +163,19 @@ class NetJudge(RequestJudge):
                 f"csum_start {start} and csum_offset {offset} in a frame of {length} bytes",
             )
         self._segmentation(header, flags, gso & ~(_GSO_ECN | _TUNNELS), length)
+
+    def _tunnel(self, flags: int, gso: int) -> None:
+        """Judge the bits of UDP tunnels, whose features no device here offers."""
+        if self._judge.check(
+            "5.1.9.2.1:42", not gso & _TUNNELS, f"gso_type is {gso:#x}, with a bit of UDP tunnels"
+        ):
+            for statement in ("5.1.9.2.1:17", "5.1.9.2.1:24", "5.1.9.2.1:25", "5.1.9.2.1:46"):
+                self._judge.kept(statement)
+        if self._judge.check(
+            "5.1.9.2.1:43", not flags & _TUNNEL_CSUM, f"flags is {flags:#x}, with UDP_TUNNEL_CSUM"
+        ):
+            for statement in ("5.1.9.2.1:20", "5.1.9.2.1:22", "5.1.9.2.1:23", "5.1.9.2.1:26"):
+                self._judge.kept(statement)
 
     def _segmentation(self, header: bytes, flags: int, kind: int, length: int) -> None:
         check = self._judge.check
@@ -176,6 +198,20 @@ class NetJudge(RequestJudge):
             headers > 0,
             f"a frame to segment with hdr_len {headers}",
         )
+
+    def _congestion(self, frame: bytes, gso: int) -> None:
+        """Judge a TCP segment to cut that has the bit of congestion notification (CWR)."""
+        flags_at = self._header + number(frame, 6, 2) + _TCP_FLAGS
+        if flags_at >= len(frame) or not frame[flags_at] & _CWR:
+            return
+        if self._has("HOST_ECN"):
+            self._judge.check(
+                "5.1.9.2.1:15", bool(gso & _GSO_ECN), "a TCP frame with CWR, without GSO_ECN"
+            )
+        else:
+            self._judge.broke(
+                "5.1.9.2.1:14", "a TCP frame with CWR to segment, without VIRTIO_NET_F_HOST_ECN"
+            )
 
     def _length(self, length: int) -> None:
         if self._has("MTU"):
@@ -223,6 +259,12 @@ class NetJudge(RequestJudge):
             f"VQ_PAIRS_SET {pairs}; max_virtqueue_pairs is {most}",
         ):
             self._pairs = pairs
+            missing = [index for index in range(2 * pairs) if index not in self._device.queues]
+            self._judge.check(
+                "5.1.9.5.6.1:1",
+                not missing,
+                f"VQ_PAIRS_SET {pairs}, and queues {missing} are not configured",
+            )
 
     def _mac_table(self, table: bytes) -> None:
         unicast = number(table, 0, 4)

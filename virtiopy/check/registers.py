@@ -6,7 +6,7 @@ without exits, its reads are not seen: what depends on them is left unjudged.
 
 import enum
 
-from virtiopy.check.fields import Field, field_at
+from virtiopy.check.fields import Field, feature_bit, field_at
 from virtiopy.check.judge import DeviceJudge
 from virtiopy.spec import DeviceId, DeviceStatus, Feature, has_feature
 from virtiopy.transport.lifecycle import Lifecycle
@@ -53,6 +53,12 @@ _LEGACY = {0x028: "GuestPageSize", 0x03C: "QueueAlign", 0x040: "QueuePFN"}
 
 _WORD = 4
 
+#: Fields that a driver reads while the device is live, and the statement that asks for it.
+_READ_AGAIN = {
+    (DeviceId.NETWORK, "status"): "5.1.4.2:6",
+    (DeviceId.BLOCK, "capacity"): "5.2.6.1:1",
+}
+
 
 class _Awaited(enum.Enum):
     """What a driver has to read next, and what it breaks where it does something else."""
@@ -97,6 +103,7 @@ class RegisterJudge:
         self._interrupts_read: int | None = None
         self._last_was_generation = False
         self._wide: Field | None = None
+        self._poisoned = False
 
     # What is told
 
@@ -104,7 +111,7 @@ class RegisterJudge:
         """Judge a read of `size` bytes at `offset`, which is answered with `value`."""
         self._judge.note(f"reads {self._name(offset)}")
         if offset >= Register.Config:
-            self._config(offset - Register.Config, size, "reads")
+            self._read_field(self._config(offset - Register.Config, size, "reads"))
             self._read_wide(offset - Register.Config, size)
             return
         register = self._register(offset, size, "reads")
@@ -134,7 +141,7 @@ class RegisterJudge:
         value = int.from_bytes(data, "little")
         self._judge.note(f"writes {value:#x} to {self._name(offset)}")
         if offset >= Register.Config:
-            self._write_config(offset - Register.Config, len(data))
+            self._write_config(offset - Register.Config, len(data), value)
             return
         register = self._register(offset, len(data), "writes")
         self._generation(None)
@@ -191,6 +198,8 @@ class RegisterJudge:
             self._awaited.discard(awaited)
             if register is awaited.register:
                 self._judge.kept(awaited.statement)
+                if awaited is _Awaited.QUEUE_RESET:
+                    self._judge.kept("4.2.2.2:21")
             elif self._sees_reads:
                 self._judge.broke(awaited.statement, f"the driver {awaited.fault}")
 
@@ -234,8 +243,21 @@ class RegisterJudge:
         if value == 0:
             self._awaited.add(_Awaited.RESET)
             self._unacknowledged("resets the device")
+            self._poisoned = False
         elif value & ~self._lifecycle.status & DeviceStatus.FEATURES_OK:
             self._awaited.add(_Awaited.FEATURES_OK)
+        elif value & ~self._lifecycle.status & DeviceStatus.DRIVER_OK and self._poisons:
+            self._judge.check(
+                "5.5.6.6.1:2",
+                self._poisoned,
+                "the driver accepts VIRTIO_BALLOON_F_PAGE_POISON and has not written poison_val",
+            )
+
+    @property
+    def _poisons(self) -> bool:
+        return self._device is DeviceId.BALLOON and has_feature(
+            self._judge.features, feature_bit("VIRTIO_BALLOON_F_PAGE_POISON")
+        )
 
     def _write_features(self) -> None:
         self._judge.check(
@@ -354,9 +376,25 @@ class RegisterJudge:
             )
         return field
 
-    def _write_config(self, offset: int, size: int) -> None:
+    def _read_field(self, field: Field | None) -> None:
+        """Take note of what the driver looks at, where the specification asks it to."""
+        if not self._lifecycle.status & DeviceStatus.FEATURES_OK:
+            self._judge.kept("3.1.1:2")
+        elif field is not None and (self._device, field.name) in _READ_AGAIN:
+            self._judge.kept(_READ_AGAIN[self._device, field.name])
+
+    def _write_config(self, offset: int, size: int, value: int) -> None:
         self._generation(None)
         field = self._config(offset, size, "writes")
+        if field is not None and field.name == "writeback" and value in (0, 1):
+            self._judge.kept("5.2.6.1:12")
+        if field is not None and field.name == "poison_val":
+            self._poisoned = True
+            self._judge.check(
+                "5.5.6.6.1:3",
+                not self._lifecycle.status & DeviceStatus.DRIVER_OK,
+                "the driver writes poison_val while DRIVER_OK is set",
+            )
         name = field.name if field else f"byte {offset} of the configuration space"
         # Emergency writes take no initialization (5.3.5).
         self._judge.check(

@@ -93,7 +93,7 @@ class RingJudge(QueueObserver):
             self._judge.check(
                 "3.3.1:1",
                 state.tokens[chain.token] == 0,
-                f"head {chain.token} of queue {queue.index} is made available while the device has it",
+                f"head {chain.token} of queue {queue.index} is available while the device has it",
             )
             state.tokens[chain.token] += 1
             state.in_flight[chain.token] = chain.descriptors
@@ -248,7 +248,7 @@ class RingJudge(QueueObserver):
             return
         self._judge.broke(
             "2.7.10.1:6" if self._event_idx() else "2.7.10.1:4",
-            f"{pending} buffers of queue {queue.index} are available, and the driver has not kicked",
+            f"{pending} buffers of queue {queue.index} are available, and were not kicked",
         )
 
     # Guest memory
