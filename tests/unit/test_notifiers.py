@@ -49,13 +49,13 @@ class Lender(VirtioDevice):
         super().__init__()
         self.lock = SeenLock()  # type: ignore[assignment]
         self.kicks: list[int] = []
-        self.halted = 0
+        self.halts = 0
 
     def handle(self, queue: Virtqueue) -> None:
         self.kicks.append(queue.index)
 
     def halt(self) -> None:
-        self.halted += 1
+        self.halts += 1
         for index in range(2):
             notifiers = self.host.notifiers(index)
             if isinstance(notifiers, EventfdNotifiers) and notifiers.lent:
@@ -206,7 +206,7 @@ def test_other_interrupts_are_told_apart_while_it_is_lent(bench: Bench) -> None:
 def test_a_device_that_needs_a_reset_is_halted(bench: Bench) -> None:
     bench.notifiers[0].lend()
     bench.device.host.needs_reset("for the test")
-    assert bench.device.halted == 1
+    assert bench.device.halts == 1
     assert bench.driver.interrupts() == Interrupt.USED_BUFFER | Interrupt.CONFIG_CHANGE
     bench.run_loop()
     assert bench.device.kicks == []
