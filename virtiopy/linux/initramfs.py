@@ -99,7 +99,7 @@ def _base(contents: Contents, cache: Path) -> bytes:
         key.update(f"{path.resolve()} {status.st_size} {status.st_mtime_ns}\n".encode())
     folder = cache / "initramfs"
     kept = folder / f"{key.hexdigest()[:32]}.cpio"
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(OSError):
         data = kept.read_bytes()
         # The least recently used are the first to go.
         os.utime(kept)
