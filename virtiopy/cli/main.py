@@ -8,6 +8,7 @@ import sys
 import click
 
 from virtiopy import __version__
+from virtiopy.complaints import RateLimit
 from virtiopy.errors import VirtiopyError
 
 #: Exit statuses besides 0: the guest reports failure; the user, the host or the guest is at fault.
@@ -57,8 +58,10 @@ class LazyGroup(click.Group):
 @click.option("-v", "--verbose", count=True, help="Tell what goes on; twice for every detail.")
 def cli(verbose: int) -> None:
     """Attach disks to a KVM test VM, and see what virtio costs."""
-    level = (logging.ERROR, logging.INFO, logging.DEBUG)[min(verbose, 2)]
+    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(RateLimit())
 
 
 def main() -> None:

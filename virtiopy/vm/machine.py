@@ -21,7 +21,7 @@ from virtiopy.vm.bus import Place
 from virtiopy.vm.cputhread import CpuThread
 from virtiopy.vm.dispatch import ExitDispatch
 from virtiopy.vm.ports import CONSOLE_PORT, EXIT_PORT, ConsolePort, ExitPort
-from virtiopy.vm.slots import IoMode, Slot, Slots
+from virtiopy.vm.slots import IoMode, Slot, Slots, WatchTransport
 
 #: How long a signal may wait for its handler, seconds.
 SIGNAL_LATENCY = 0.2
@@ -132,9 +132,10 @@ class Machine(Closing):
         mode: IoMode = IoMode.IOEVENTFD,
         *,
         refused: Callable[[str], None] | None = None,
+        watch: WatchTransport | None = None,
     ) -> Slot:
         """Put a device into the next slot: see `Slots.add`."""
-        return self._slots.add(device, name, mode, refused=refused)
+        return self._slots.add(device, name, mode, refused=refused, watch=watch)
 
     def boot(self, image: GuestImage, arguments: str = "") -> None:
         """Load a PVH image; its command line names the devices, then come `arguments`.

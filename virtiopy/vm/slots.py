@@ -5,6 +5,7 @@ import enum
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeAlias
 
 from virtiopy.accel.base import Accelerator
 from virtiopy.devices.base import VirtioDevice
@@ -38,6 +39,10 @@ class IoMode(enum.StrEnum):
     #: The same, given to another process over a socket.
     VHOST_USER = "vhost-user"
 
+
+#: Puts a watcher before the accesses of a device's driver: is given the device's name, its
+#: transport, and whether its kicks are exits; returns what stands on the bus.
+WatchTransport: TypeAlias = Callable[[str, Transport, bool], Transport]
 
 #: The modes that a device has from its start to its end, or not at all.
 _LIFELONG = {IoMode.TRAPPED, IoMode.VHOST_USER}
@@ -123,6 +128,7 @@ class Slots:
         mode: IoMode = IoMode.IOEVENTFD,
         *,
         refused: Callable[[str], None] | None = None,
+        watch: WatchTransport | None = None,
     ) -> Slot:
         """Put a device into the next slot.
 
@@ -150,7 +156,8 @@ class Slots:
                     refused(f"{name} is in {mode} mode: {error}")
             if self._exit_free:
                 placement.leave_out_exits(transport, self._site, release)
-            self._mmio.add(Place(placement.address, placement.size, name, transport))
+            seen = transport if watch is None else watch(name, transport, trapped)
+            self._mmio.add(Place(placement.address, placement.size, name, seen))
             release.callback(_reset, device)
             slot = Slot(name, device, transport, placement, release.pop_all(), mode, self._workers)
         self.all.append(slot)
