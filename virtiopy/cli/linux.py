@@ -118,6 +118,7 @@ def command(
         hugepages=hugepages,
         control=control,
         pcap=pcap,
+        check_driver=check_driver,
     )
     cache = cache_folder()
     found = LinuxKernel.of(kernel) if kernel is not None else find_kernel(cache, note)
@@ -134,7 +135,7 @@ def command(
     with contextlib.ExitStack() as stack:
         stream, shown = kernelrun.open_serial("stdio" if typed else "stdout")
         output = kernelrun.SerialOutput(shown=shown)
-        machine = open_machine(
+        machine, checking = open_machine(
             stack,
             options,
             attached,

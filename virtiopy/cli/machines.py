@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from virtiopy.cli.attachments import ATTACHMENTS
+from virtiopy.cli.check import DriverChecking, driver_check_option
 from virtiopy.cli.options import Seconds, accelerator_option, note, parse_size
 from virtiopy.errors import ConfigError
 
@@ -56,11 +57,13 @@ class MachineOptions:
     hugepages: bool
     control: Path | None
     pcap: Path | None
+    check_driver: str | None
 
 
 def machine_options(function: Callable[..., int]) -> Callable[..., int]:
     """Give a subcommand the options of a machine with devices, and of a run's time and report."""
     options: list[Callable[[Callable[..., int]], Callable[..., int]]] = [
+        driver_check_option,
         accelerator_option,
         click.option(
             "--mode",
@@ -146,8 +149,8 @@ def open_machine(
     default_memory: int,
     ignore_unassigned: bool,
     for_kernel: bool = False,
-) -> "Machine":
-    """Make the machine with its devices; `stack` takes it apart again.
+) -> "tuple[Machine, DriverChecking]":
+    """Make the machine with its devices, and the judge of their drivers; `stack` ends both.
 
     Raises ConfigError or HostError.
     """
@@ -179,6 +182,7 @@ def open_machine(
             exit_free=EXIT_FREE[options.exit_free],
         )
     )
+    checking = DriverChecking.open(options.check_driver, exit_free=machine.exit_free)
     if options.pcap is not None:
         attached["net"] = with_pcap(attached["net"], options.pcap)
     for attachment in ATTACHMENTS:
@@ -190,10 +194,11 @@ def open_machine(
                 f"{attachment.prefix}{number}",
                 IoMode(choice.mode),
                 refused=None if choice.required else note,
+                watch=checking.watch,
             )
     if options.control is not None:
         stack.enter_context(ControlServer(machine, options.control))
-    return machine
+    return machine, checking
 
 
 def with_pcap(nets: tuple[str, ...], path: Path) -> tuple[str, ...]:

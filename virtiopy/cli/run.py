@@ -88,6 +88,7 @@ def command(
     control: Path | None,
     pcap: Path | None,
     json_path: Path | None,
+    check_driver: str | None,
     **attached: tuple[str, ...],
 ) -> int:
     """Run a guest driver or a kernel in a VM with virtio devices, and count its exits.
@@ -109,6 +110,7 @@ def command(
         hugepages=hugepages,
         control=control,
         pcap=pcap,
+        check_driver=check_driver,
     )
     if kernel is not None:
         if guest is not None:
@@ -159,7 +161,7 @@ def _run_guest(
     image = GuestImage.open(guest_path(guest))
     output = GuestOutput()
     with contextlib.ExitStack() as stack:
-        machine = open_machine(
+        machine, checking = open_machine(
             stack,
             options,
             attached,
@@ -175,6 +177,7 @@ def _run_guest(
             result = machine.run(timeout or None)
         finally:
             output.finish()
+            kept = checking.finish()
         if result.status is None:
             raise GuestError(
                 f"The guest was not done after {timeout:g} seconds: give it more with --timeout, "
@@ -193,7 +196,7 @@ def _run_guest(
     if not passed:
         click.echo(f"virtiopy: the guest failed, with status {result.status}.", err=True)
         return EXIT_GUEST_FAILED
-    return 0
+    return 0 if kept else EXIT_GUEST_FAILED
 
 
 def _run_kernel(
@@ -222,7 +225,7 @@ def _run_kernel(
         stream, shown = kernelrun.open_serial(serial)
         output = kernelrun.SerialOutput(shown=shown)
         debug = GuestOutput()
-        machine = open_machine(
+        machine, checking = open_machine(
             stack,
             options,
             attached,
