@@ -29,7 +29,7 @@ INITRD = Initrd(Path("initrd.img"), b"an initrd" * 1000)
 
 def pack_lz4(data: bytes) -> bytes:
     """What `lz4 -l` makes, and the kernel's build after it: the unpacked size."""
-    block = lz4.block.compress(data, store_size=False)
+    block: bytes = lz4.block.compress(data, store_size=False)
     size = len(block).to_bytes(4, "little")
     return bytes.fromhex("02214c18") + size + block + len(data).to_bytes(4, "little")
 

@@ -14,6 +14,7 @@ from virtiopy.cli.machines import (
     machine_options,
     open_machine,
 )
+from virtiopy.cli.main import EXIT_GUEST_FAILED
 from virtiopy.cli.options import DeviceOptions, note
 from virtiopy.files import check_output
 
@@ -88,6 +89,7 @@ def command(
     control: Path | None,
     pcap: Path | None,
     json_path: Path | None,
+    check_driver: str | None,
     words: tuple[str, ...],
     **attached: tuple[str, ...],
 ) -> int:
@@ -149,7 +151,12 @@ def command(
         with Pc(machine, output.write, stream) as pc:
             line = f"{kernelrun.DEFAULT_WORDS} {WORDS} {append}"
             pc.boot(open_kernel(image), line.strip(), initrd)
-            status, result = kernelrun.run_to_the_end(machine, pc, output, image, timeout or None)
+            try:
+                status, result = kernelrun.run_to_the_end(
+                    machine, pc, output, image, timeout or None
+                )
+            finally:
+                kept = checking.finish()
         if json_path is not None:
             report.write_json(
                 json_path,
@@ -159,7 +166,7 @@ def command(
                 guest=" ".join(words) or "a shell",
                 passed=status == 0,
             )
-    return status
+    return status if kept else max(status, EXIT_GUEST_FAILED)
 
 
 def guest_addresses(nets: tuple[str, ...]) -> list[str]:

@@ -244,6 +244,7 @@ def _run_kernel(
                 )
             finally:
                 debug.finish()
+                kept = checking.finish()
         console = Console(stderr=shown or serial == "stdio")
         report.show_exits(console, result)
         report.show_facts(console, machine)
@@ -256,7 +257,7 @@ def _run_kernel(
                 guest=str(path),
                 passed=status == 0,
             )
-    return status
+    return status if kept else max(status, EXIT_GUEST_FAILED)
 
 
 class GuestOutput:
