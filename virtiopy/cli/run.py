@@ -11,6 +11,7 @@ from types import FrameType
 import click
 
 from virtiopy.cli.attachments import ATTACHMENTS
+from virtiopy.cli.check import DriverChecking, driver_check_option
 from virtiopy.cli.main import EXIT_GUEST_FAILED
 from virtiopy.cli.options import Seconds, accelerator_option, note, parse_size
 from virtiopy.errors import ConfigError
@@ -135,6 +136,7 @@ def _attachment_options(function: Callable[..., int]) -> Callable[..., int]:
     metavar="FILE",
     help="Write results and exit counts to this file.",
 )
+@driver_check_option
 def command(
     *,
     guest: str,
@@ -152,6 +154,7 @@ def command(
     control: Path | None,
     pcap: Path | None,
     json_path: Path | None,
+    check_driver: str | None,
     **attached: tuple[str, ...],
 ) -> int:
     """Run a guest driver in a VM with virtio devices, and count its exits.
@@ -192,6 +195,7 @@ def command(
                 exit_free=EXIT_FREE[exit_free],
             )
         )
+        checking = DriverChecking.open(check_driver, exit_free=machine.exit_free)
         if pcap is not None:
             attached["net"] = with_pcap(attached["net"], pcap)
         for attachment in ATTACHMENTS:
@@ -203,6 +207,7 @@ def command(
                     f"{attachment.prefix}{number}",
                     IoMode(choice.mode),
                     refused=None if choice.required else note,
+                    watch=checking.watch,
                 )
         if control is not None:
             stack.enter_context(ControlServer(machine, control))
@@ -214,6 +219,7 @@ def command(
             result = machine.run(timeout or None)
         finally:
             output.finish()
+            kept = checking.finish()
         if result.status is None:
             raise GuestError(
                 f"The guest was not done after {timeout:g} seconds: give it more with --timeout, "
@@ -232,7 +238,7 @@ def command(
     if not passed:
         click.echo(f"virtiopy: the guest failed, with status {result.status}.", err=True)
         return EXIT_GUEST_FAILED
-    return 0
+    return 0 if kept else EXIT_GUEST_FAILED
 
 
 def with_pcap(nets: tuple[str, ...], path: Path) -> tuple[str, ...]:
