@@ -1,7 +1,6 @@
 """The suite can fail: each mutant is found out by a test of the statement that it breaks."""
 
 import importlib
-import json
 import os
 import pkgutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,14 +12,20 @@ import pytest
 
 from tests.conformance import mutants
 from tests.conformance.mutants import Mutant
-from tests.conformance.runs import run_pytest
+from tests.conformance.runs import REPOSITORY, SuiteRuns, group_of, run_pytest
+from tests.conformance.zoned import build_zoned
 from virtiopy.conformance.marks import clauses_to_tests
-from virtiopy.conformance.targets.builders import Factory
-
-REPOSITORY = Path(__file__).parents[2]
+from virtiopy.conformance.report.document import Document, read
+from virtiopy.conformance.targets.builders import BUILDERS, Factory
 
 #: How long a mutant is waited for, and a sound device: that may be slow, on a slow machine.
 PATIENCE = {"broken": 0.5, "sound": 10}
+
+#: The sound devices that test_targets.py puts to the suite anyway.
+WHOLE: Mapping[Factory, str] = {
+    **{builder: f"inproc:{name}" for name, builder in BUILDERS.items()},
+    build_zoned: "python:tests.conformance.zoned:build_zoned",
+}
 
 MODULE = """\
 from tests.conformance.mutants.{area} import MUTANTS
@@ -39,7 +44,7 @@ def load(area: str) -> Sequence[Mutant]:
 AREAS = {module.name: load(module.name) for module in pkgutil.iter_modules(mutants.__path__)}
 
 MUTANTS = [
-    pytest.param(area, mutant, id=f"{mutant.name}-{mutant.clause}")
+    pytest.param(area, mutant, id=f"{mutant.name}-{mutant.clause}", marks=group_of(area))
     for area, listed in AREAS.items()
     for mutant in listed
 ]
@@ -47,17 +52,17 @@ MUTANTS = [
 
 @dataclass(slots=True, frozen=True)
 class Run:
-    """What became of tests: a target's name, the statements a test is about, and its outcome."""
+    """What became of tests, and what pytest said of it."""
 
-    results: Sequence[tuple[str, Sequence[str], str]]
+    document: Document
     output: str
 
     def outcomes(self, target: str, clause: str) -> set[str]:
         """Return how the tests of a statement ended on a target."""
         return {
-            outcome
-            for name, clauses, outcome in self.results
-            if name == target and clause in clauses
+            test["outcome"]
+            for test in self.document["tests"]
+            if test["target"] == target and clause in test["clauses"]
         }
 
 
@@ -88,17 +93,17 @@ def run(area: str, kind: str, targets: Mapping[str, Iterable[str]], folder: Path
     assert done.returncode in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}, (
         done.stdout + done.stderr
     )
-    found = json.loads(report.read_text())["tests"]
-    return Run([(one["target"], one["clauses"], one["outcome"]) for one in found], done.stdout)
+    return Run(read(report), done.stdout)
 
 
 class Runs:
     """The runs of each area: one of all its mutants, one of their sound devices."""
 
-    def __init__(self, factory: pytest.TempPathFactory) -> None:
+    def __init__(self, factory: pytest.TempPathFactory, suite_runs: SuiteRuns) -> None:
         self.broken = cache(self._broken)
-        self.sound = cache(self._sound)
+        self._sound = cache(self._run_sound)
         self._factory = factory
+        self._suite_runs = suite_runs
 
     def _broken(self, area: str) -> Run:
         targets = {
@@ -107,18 +112,34 @@ class Runs:
         }
         return run(area, "broken", targets, self._factory.mktemp(area))
 
-    def _sound(self, area: str) -> Run:
-        targets: dict[str, list[str]] = {}
-        names: dict[Factory, str] = {}
+    def sound(self, area: str, mutant: Mutant) -> tuple[Run, str]:
+        """Return a run with the sound device of a mutant, and what that is called there."""
+        if (target := WHOLE.get(mutant.sound)) is not None:
+            whole = self._suite_runs.on(target, "mmio")
+            return Run(whole.document, whole.output), target
+        return self._sound(area), f"python:{self._own(area)[mutant.sound]}"
+
+    def _own(self, area: str) -> Mapping[Factory, str]:
+        """Return the area's sound devices that nothing else is put to, as expressions."""
+        own: dict[Factory, str] = {}
         for number, mutant in enumerate(AREAS[area]):
-            name = names.setdefault(mutant.sound, f"MUTANTS[{number}].sound")
-            targets.setdefault(f'inproc({name}, name="{name}")', []).append(mutant.clause)
+            if mutant.sound not in WHOLE:
+                own.setdefault(mutant.sound, f"MUTANTS[{number}].sound")
+        return own
+
+    def _run_sound(self, area: str) -> Run:
+        targets = {
+            f'inproc({name}, name="{name}")': [
+                mutant.clause for mutant in AREAS[area] if mutant.sound == sound
+            ]
+            for sound, name in self._own(area).items()
+        }
         return run(area, "sound", targets, self._factory.mktemp(area))
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    return Runs(tmp_path_factory)
+def runs(tmp_path_factory: pytest.TempPathFactory, suite_runs: SuiteRuns) -> Runs:
+    return Runs(tmp_path_factory, suite_runs)
 
 
 @pytest.mark.parametrize(("area", "mutant"), MUTANTS)
@@ -133,7 +154,7 @@ def test_a_mutant_fails_a_test_of_the_statement_that_it_breaks(
 def test_the_sound_device_fails_no_test_of_the_statement_and_passes_one(
     runs: Runs, area: str, mutant: Mutant
 ) -> None:
-    first = next(one for one in range(len(AREAS[area])) if AREAS[area][one].sound == mutant.sound)
-    outcomes = runs.sound(area).outcomes(f"python:MUTANTS[{first}].sound", mutant.clause)
+    done, target = runs.sound(area, mutant)
+    outcomes = done.outcomes(target, mutant.clause)
     assert "passed" in outcomes
-    assert "failed" not in outcomes, runs.sound(area).output
+    assert "failed" not in outcomes, done.output
