@@ -27,8 +27,8 @@ check: lint quick
 
 test: lint parallel vms
 
-# On every CPU. Groups (pytest.mark.xdist_group) share what is dear to make.
-PARALLEL := --numprocesses auto --dist loadgroup tests/conformance tests/unit
+# On every CPU. What is longest comes first, and a process without tests takes some of another's.
+PARALLEL := --numprocesses auto --dist worksteal tests/conformance tests/unit
 
 quick: $(VENV)/ready-dev
 	$(PYTEST) -m 'not thorough and not nightly' $(PARALLEL)

@@ -2,10 +2,19 @@
 
 import pytest
 
-from tests.conformance.runs import SuiteRuns
+from tests.conformance.runs import Once, WholeRuns
 
 
 @pytest.fixture(scope="session")
-def suite_runs(tmp_path_factory: pytest.TempPathFactory) -> SuiteRuns:
+def once(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Once:
+    """Give what is made once for all processes: pytest-xdist gives each a folder in the run's."""
+    folder = tmp_path_factory.getbasetemp()
+    if hasattr(request.config, "workerinput"):
+        folder = folder.parent
+    return Once(folder / "once")
+
+
+@pytest.fixture(scope="session")
+def whole_runs(once: Once) -> WholeRuns:
     """Give the runs of the suite on devices of this process."""
-    return SuiteRuns(tmp_path_factory)
+    return WholeRuns(once)

@@ -1,9 +1,10 @@
 """Runs of the suite, in processes of their own."""
 
+import fcntl
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -51,37 +52,82 @@ def run_command(*arguments: str, folder: Path) -> subprocess.CompletedProcess[st
     )
 
 
+class Once:
+    """Folders that are filled once, for all processes that run tests beside one another."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def fill(self, name: str, make: Callable[[Path], None]) -> Path:
+        """Return the folder of this name; whoever asks first has `make` fill it, others wait."""
+        folder = self._folder / name
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (folder / "done").exists():
+                make(folder)
+                (folder / "done").touch()
+        return folder
+
+
 @dataclass(slots=True, frozen=True)
 class SuiteRun:
-    """How a run of the suite on one target ended, and its report."""
+    """What became of the suite's tests in a run: pytest's status and output, and the report."""
 
     status: int
     output: str
     document: Document
 
+    def outcomes(self, target: str, clause: str) -> set[str]:
+        """Return how the tests of a statement ended on a target."""
+        return {
+            test["outcome"]
+            for test in self.document["tests"]
+            if test["target"] == target and clause in test["clauses"]
+        }
 
-class SuiteRuns:
-    """Runs of the suite on devices of this process, each made once for all who look at it."""
 
-    def __init__(self, factory: pytest.TempPathFactory) -> None:
-        #: The run on a target, over a transport ("mmio" or "vhost-user").
-        self.on = cache(self._on)
-        self._factory = factory
+@cache
+def kept(folder: Path) -> SuiteRun:
+    """Return the run that `keep` has kept in a folder."""
+    status, output = (folder / "output.txt").read_text().split("\n", 1)
+    return SuiteRun(int(status), output, read(folder / "report.json"))
 
-    def _on(self, target: str, transport: str) -> SuiteRun:
-        folder = self._factory.mktemp("suite")
-        report = folder / "report.json"
-        done = run_pytest(
-            *("--pyargs", "virtiopy.conformance"),
-            f"--virtio-target={target}",
-            f"--virtio-transport={transport}",
-            f"--virtio-report={report}",
-            *_selection(target),
-            folder=folder,
-            environment={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        )
-        assert report.exists(), done.stdout + done.stderr
-        return SuiteRun(done.returncode, done.stdout, read(report))
+
+def keep(folder: Path, *arguments: str) -> None:
+    """Run the suite in a folder, by these arguments, and keep what became of it."""
+    done = run_pytest(
+        *arguments,
+        f"--virtio-report={folder / 'report.json'}",
+        folder=folder,
+        environment={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )
+    assert done.returncode in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}, (
+        done.stdout + done.stderr
+    )
+    (folder / "output.txt").write_text(f"{int(done.returncode)}\n{done.stdout}")
+
+
+@dataclass(slots=True, frozen=True)
+class WholeRuns:
+    """Runs of the suite on devices of this process, for all tests that look at them."""
+
+    once: Once
+
+    def on(self, target: str, transport: str) -> SuiteRun:
+        """Return the run on a target, over "mmio" or "vhost-user"."""
+
+        def make(folder: Path) -> None:
+            keep(
+                folder,
+                *("--pyargs", "virtiopy.conformance"),
+                f"--virtio-target={target}",
+                f"--virtio-transport={transport}",
+                *_selection(target),
+            )
+
+        name = f"{target}-{transport}".replace(":", "-")
+        return kept(self.once.fill(name, make))
 
 
 def _selection(target: str) -> Iterator[str]:
@@ -91,12 +137,3 @@ def _selection(target: str) -> Iterator[str]:
     elif "-" in target:
         # A variant of a device; the one that offers most is mistreated.
         yield from ("-k", "not hostile and not walk")
-
-
-def group_of(name: str) -> pytest.MarkDecorator:
-    """Return the mark that keeps a device's tests in one process, which makes each run once.
-
-    `name` is a device's name, with what tells a variant or an area of its tests after it.
-    """
-    device = name.replace("-", "_").partition("_")[0]
-    return pytest.mark.xdist_group(f"suite-{device}")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conformance.runs import REPOSITORY, SuiteRuns, group_of, run_suite
+from tests.conformance.runs import REPOSITORY, WholeRuns, run_suite
 from virtiopy.conformance.report.document import read
 
 DEVICES = ["blk", "blk-readonly", "blk-writethrough", "net", "console", "rng", "balloon"]
@@ -30,7 +30,7 @@ QEMU_DIFFERENCES = {
 @pytest.mark.parametrize(
     ("device", "transport"),
     [
-        *(pytest.param(device, "mmio", marks=group_of(device)) for device in DEVICES),
+        *((device, "mmio") for device in DEVICES),
         *(
             pytest.param(device, "vhost-user", marks=pytest.mark.thorough)
             for device in DEVICES
@@ -39,9 +39,9 @@ QEMU_DIFFERENCES = {
     ],
 )
 def test_a_device_of_virtiopys_meets_every_statement(
-    suite_runs: SuiteRuns, device: str, transport: str
+    whole_runs: WholeRuns, device: str, transport: str
 ) -> None:
-    run = suite_runs.on(f"inproc:{device}", transport)
+    run = whole_runs.on(f"inproc:{device}", transport)
     assert run.status == 0, run.output
     [subject] = run.document["subjects"]
     holes = [clause["id"] for clause in subject["clauses"] if clause["outcome"] == "not tested"]
@@ -89,13 +89,12 @@ def test_qemu_storage_daemon_meets_every_statement_but_the_known(tmp_path: Path)
     assert failed == QEMU_DIFFERENCES, run.stdout
 
 
-@group_of("zoned")
 @pytest.mark.parametrize("builder", ["build_zoned", "build_host_aware"])
 def test_a_zoned_device_meets_every_statement_about_zones(
-    suite_runs: SuiteRuns, builder: str
+    whole_runs: WholeRuns, builder: str
 ) -> None:
     """No device here is zoned: the one of tests.conformance.zoned is only for these tests."""
-    run = suite_runs.on(f"python:tests.conformance.zoned:{builder}", "mmio")
+    run = whole_runs.on(f"python:tests.conformance.zoned:{builder}", "mmio")
     assert run.status == 0, run.output
 
 
