@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from virtiopy.accel.base import Accelerator
 from virtiopy.boot import pvh
 from virtiopy.boot.elf import GuestImage
+from virtiopy.boot.parameters import BootParameters
 from virtiopy.closing import Closing
 from virtiopy.cpu.exits import IoExit, MmioExit
 from virtiopy.devices.base import VirtioDevice
@@ -21,7 +22,7 @@ from virtiopy.vm.bus import Place
 from virtiopy.vm.cputhread import CpuThread
 from virtiopy.vm.dispatch import ExitDispatch
 from virtiopy.vm.ports import CONSOLE_PORT, EXIT_PORT, ConsolePort, ExitPort
-from virtiopy.vm.slots import IoMode, Slot, Slots
+from virtiopy.vm.slots import IoMode, Slot, Slots, WatchTransport
 
 #: How long a signal may wait for its handler, seconds.
 SIGNAL_LATENCY = 0.2
@@ -132,9 +133,10 @@ class Machine(Closing):
         mode: IoMode = IoMode.IOEVENTFD,
         *,
         refused: Callable[[str], None] | None = None,
+        watch: WatchTransport | None = None,
     ) -> Slot:
         """Put a device into the next slot: see `Slots.add`."""
-        return self._slots.add(device, name, mode, refused=refused)
+        return self._slots.add(device, name, mode, refused=refused, watch=watch)
 
     def boot(self, image: GuestImage, arguments: str = "") -> None:
         """Load a PVH image; its command line names the devices, then come `arguments`.
@@ -143,7 +145,7 @@ class Machine(Closing):
         """
         words = [slot.placement.command_line for slot in self.slots]
         command_line = " ".join(filter(None, [*words, arguments]))
-        pvh.prepare(self.memory, self.cpus[0].cpu, image, command_line)
+        pvh.prepare(self.memory, self.cpus[0].cpu, image, BootParameters(command_line))
 
     def end(self, status: int) -> None:
         """End the run with this status, unless it has one; from any thread."""

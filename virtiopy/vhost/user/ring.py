@@ -1,6 +1,7 @@
 """A virtqueue of a backend: what its frontend has said of it, and its life (Ring states)."""
 
 import contextlib
+import logging
 import os
 import stat
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from virtiopy.virtqueue import layout
 from virtiopy.virtqueue.formats import open_queue, ring_format
 from virtiopy.virtqueue.layout import valid_queue_size
 from virtiopy.virtqueue.queue import QueueAreas, QueueState, Virtqueue
+
+log = logging.getLogger(__name__)
 
 #: Seconds between two looks at a ring whose frontend does not kick.
 POLL_INTERVAL = 0.001
@@ -121,7 +124,8 @@ class Ring(Closing):
     ) -> Virtqueue:
         """Make the queue, and take its kicks; raises PeerError or QueueError.
 
-        It goes on from the base, or with what `inflight` says that a killed backend left.
+        It goes on behind the last buffer that was used, with those that `inflight` says a backend
+        before had taken. That is the base, but from a frontend that counts what was made available.
         """
         addresses = self.addresses
         if addresses is None or not valid_queue_size(self.size):
@@ -146,15 +150,21 @@ class Ring(Closing):
         )
         queue.recover()
         self.was_used = queue.state != QueueState()
-        unfinished = []
+        used = queue.state
         if inflight is not None:
-            unfinished = inflight.begin(queue.state.vring_base, self.size)
-        if unfinished:
-            # The frontend could not ask the one that was killed how far it had come.
+            unfinished = inflight.begin(used.vring_base, self.size)
             queue.recover(unfinished)
+            self.inherited = len(unfinished)
         else:
-            queue.resume(self.base)
-        self.inherited = len(unfinished)
+            self.inherited = 0
+            if used != self.base:
+                log.warning(
+                    "ring %d goes on from the used ring's idx, %d, and not from the base, %d: "
+                    "no buffer is skipped, and some may be served twice",
+                    self.index,
+                    used.vring_base,
+                    self.base.vring_base,
+                )
         self.queue = queue
         self._watch_kick()
         return queue

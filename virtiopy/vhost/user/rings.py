@@ -133,7 +133,7 @@ class Rings(Closing):
             self._update_logs()
             return
         if before is not None and self.lifecycle.active and (before ^ features) & ~_NOT_VIRTIO:
-            self.reset()
+            self._reset_driver()
         self.lifecycle.driver_features = features & ~_NOT_VIRTIO
         # Features that the device cannot work with are refused aloud when a ring is to start, or at
         # FEATURES_OK: a frontend may have others to say before that.
@@ -143,17 +143,26 @@ class Rings(Closing):
     def set_status(self, status: int) -> None:
         """Take what the driver wrote to its device status field."""
         if status == 0:
-            self.reset()
+            self._reset_driver()
             return
         self.lifecycle.write_status(status)
         self._enable_queues()
 
     def reset(self) -> None:
         """Reset the device: its rings are stopped, and start only when they are set up again."""
+        self._reset_driver()
+        for ring in self._rings:
+            ring.base = QueueState()
+
+    def _reset_driver(self) -> None:
+        """Forget the driver; each ring's base stays for GET_VRING_BASE.
+
+        QEMU also writes a device status of 0 where it stops a guest that goes on later, here or
+        in another VMM, and asks for the bases afterwards.
+        """
         for ring in self._rings:
             ring.stop()
             ring.forget_kick()
-            ring.base = QueueState()
         self._reset_device()
 
     def _reset_device(self) -> None:
