@@ -11,7 +11,7 @@ from types import FrameType
 import click
 
 from virtiopy.cli.attachments import ATTACHMENTS
-from virtiopy.cli.check import DriverChecking, driver_check_option
+from virtiopy.cli.check import DriverChecking, driver_check_option, unusual_device_options
 from virtiopy.cli.main import EXIT_GUEST_FAILED
 from virtiopy.cli.options import Seconds, accelerator_option, note, parse_size
 from virtiopy.errors import ConfigError
@@ -137,6 +137,7 @@ def _attachment_options(function: Callable[..., int]) -> Callable[..., int]:
     help="Write results and exit counts to this file.",
 )
 @driver_check_option
+@unusual_device_options
 def command(
     *,
     guest: str,
@@ -155,6 +156,8 @@ def command(
     pcap: Path | None,
     json_path: Path | None,
     check_driver: str | None,
+    device_variant: str | None,
+    hostile: str | None,
     **attached: tuple[str, ...],
 ) -> int:
     """Run a guest driver in a VM with virtio devices, and count its exits.
@@ -195,19 +198,22 @@ def command(
                 exit_free=EXIT_FREE[exit_free],
             )
         )
-        checking = DriverChecking.open(check_driver, exit_free=machine.exit_free)
+        checking = DriverChecking.open(
+            check_driver, exit_free=machine.exit_free, variant=device_variant, hostile=hostile
+        )
         if pcap is not None:
             attached["net"] = with_pcap(attached["net"], pcap)
         for attachment in ATTACHMENTS:
             for number, text in enumerate(attached[attachment.prefix]):
                 options = attachment.parse(text)
                 choice = attachment.choose_mode(options, mode)
+                device = attachment.build(options)
                 machine.add_device(
-                    attachment.build(options),
+                    device,
                     f"{attachment.prefix}{number}",
                     IoMode(choice.mode),
                     refused=None if choice.required else note,
-                    watch=checking.watch,
+                    watch=checking.prepare(device),
                 )
         if control is not None:
             stack.enter_context(ControlServer(machine, control))
@@ -215,11 +221,13 @@ def command(
             # Now, and not when the guest has run for nothing.
             check_output(json_path, "The report")
         machine.boot(image, append)
+        passed = False
         try:
             result = machine.run(timeout or None)
+            passed = result.status == 0
         finally:
             output.finish()
-            kept = checking.finish()
+            kept = checking.finish(passed=passed)
         if result.status is None:
             raise GuestError(
                 f"The guest was not done after {timeout:g} seconds: give it more with --timeout, "
