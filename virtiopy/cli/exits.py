@@ -158,7 +158,7 @@ def command(
     from rich.console import Console
 
     from virtiopy.cli.exits_table import show
-    from virtiopy.cli.run import terminated_as_interrupted
+    from virtiopy.cli.machines import terminated_as_interrupted
     from virtiopy.exits.document import document
     from virtiopy.exits.model import Comparison, Host
     from virtiopy.exits.runner import compare
