@@ -12,12 +12,10 @@ from cffi import FFI
 HERE = Path(__file__).parent
 
 #: One file a concern.
-<<<<<<< HEAD
-SOURCES = ("dirty", "eventfd", "fences", "guard", "ioctl", "tcg", "tcg_events", "wake")
-=======
 SOURCES = (
     "blk",
     "dirty",
+    "eventfd",
     "fences",
     "guard",
     "ioctl",
@@ -32,7 +30,6 @@ SOURCES = (
 )
 
 HEADERS = ("build.py", *(path.name for path in sorted(HERE.glob("*.h"))))
->>>>>>> native-dev
 
 ffibuilder = FFI()
 for name in ("cdef.h", "cdef_rings.h"):
