@@ -11,7 +11,7 @@ from cffi import FFI
 HERE = Path(__file__).parent
 
 #: One file a concern.
-SOURCES = ("dirty", "fences", "guard", "ioctl", "tcg", "tcg_events", "wake")
+SOURCES = ("dirty", "fences", "guard", "ioctl", "tcg", "tcg_events", "tcg_mmu", "wake")
 
 ffibuilder = FFI()
 ffibuilder.cdef((HERE / "cdef.h").read_text())
