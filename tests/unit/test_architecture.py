@@ -108,6 +108,7 @@ MAY_IMPORT = {
         "metrics",
         "spec",
         "transport",
+        "virtqueue",
         "vhost.kernel.pair",
     ],
     "control": [*LOW, "devices.balloon", "eventloop", "sizes", "spec", "vm"],

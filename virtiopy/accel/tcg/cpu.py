@@ -113,6 +113,7 @@ class TcgCpu(Closing):
         #: Guards what follows, and the chips.
         self.lock = threading.Condition(threading.RLock())
         self._stop_wanted = False
+        self._written: list[tuple[int, int]] = []
         self._halted = False
         #: No access is answered any more: the last one was told to be the last.
         self._finished = False
@@ -187,6 +188,13 @@ class TcgCpu(Closing):
         if self._chips is not None and self._chips.local_apic.pending() is not None:
             self._look_around()
 
+    def code_written(self, address: int, length: int) -> None:
+        """Forget the code that was translated of this memory, before the next interrupt."""
+        if lib.vp_tcg_has_code(self._tcg, address, length):
+            with self.lock:
+                self._written.append((address, length))
+                self._look_around()
+
     def _look_around(self) -> None:
         """Take the CPU out of its sleep, or of translated code at the next block."""
         self._tcg.stop_wanted = 1
@@ -197,6 +205,8 @@ class TcgCpu(Closing):
         with self.lock:
             while True:
                 self._tcg.stop_wanted = 0
+                while self._written:
+                    lib.vp_tcg_written(self._tcg, *self._written.pop())
                 if self._stop_wanted:
                     self._stop_wanted = False
                     return False
