@@ -11,7 +11,9 @@ from cffi import FFI
 HERE = Path(__file__).parent
 
 #: One file a concern.
-SOURCES = ("dirty", "fences", "guard", "ioctl", "tcg", "tcg_events", "tcg_mmu", "wake")
+SOURCES = (
+    "dirty", "eventfd", "fences", "guard", "ioctl", "tcg", "tcg_events", "tcg_mmu", "wake",
+)  # fmt: skip
 
 ffibuilder = FFI()
 ffibuilder.cdef((HERE / "cdef.h").read_text())

@@ -172,6 +172,10 @@ struct vp_guard *vp_guard_new(uintptr_t start, size_t length, size_t page, int e
 int vp_guard_hit(const struct vp_guard *guard);
 void vp_guard_free(struct vp_guard *guard);
 
+/* eventfd.c */
+int vp_eventfd_signal(int fd);
+int vp_eventfd_take(int fd, uint64_t *count);
+
 /* dirty.c */
 void vp_log_pages(uint8_t *log, uint64_t first, uint64_t last);
 
