@@ -188,7 +188,7 @@ class Ring(Closing):
     def log_writes(self, log: DirtyLog | None, used_log: int | None) -> None:
         """Mark what is written from now on in this log, if any: see WriteLog."""
         if self._writes is not None:
-            self._writes.log, self._writes.used_log = log, used_log
+            self._writes.mark_in(log, used_log)
 
     @property
     def used_log(self) -> int | None:
