@@ -1,12 +1,9 @@
 """virtiopy run: a guest driver in a VM, with devices."""
 
 import contextlib
-import signal
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import FrameType
 
 import click
 
@@ -14,13 +11,14 @@ from virtiopy.cli.attachments import ATTACHMENTS
 from virtiopy.cli.main import EXIT_GUEST_FAILED
 from virtiopy.cli.options import Seconds, accelerator_option, note, parse_size
 from virtiopy.errors import ConfigError
-from virtiopy.files import check_output
+from virtiopy.files import STANDARD_OUTPUT, check_output
 
 #: What --exit-free says, as Machine is told it.
 EXIT_FREE = {"on": True, "off": False, "auto": None}
 
-_STYLES = (("not ok", "red"), ("Bail out!", "red"), ("ok", "green"), ("#", "bright_black"))
-
+#: How long, in seconds without progress, a reader of the output is waited for when the guest did
+#: not end by itself.
+PATIENCE = 0.5
 
 #: An option whose value may be left out.
 _option_without_value = partial(click.option, is_flag=False, flag_value="")
@@ -158,7 +156,8 @@ def command(
 
     The guest's output is shown as it comes, then its test results, and what left the VM: by
     device and register, and as the kernel counted it. The status is 0 when the guest passes, 1
-    when it reports failure, 2 when it could not be run to its end.
+    when it reports failure, 2 when it could not be run to its end; a signal's is 128 and its
+    number. Whatever ends the run, what was counted until then is shown and written.
     """
     from rich.console import Console
 
@@ -166,9 +165,12 @@ def command(
     from virtiopy.boot.elf import GuestImage
     from virtiopy.boot.guests import guest_path
     from virtiopy.cli import report
+    from virtiopy.cli.ending import run_to_end
+    from virtiopy.cli.guestoutput import GuestOutput
+    from virtiopy.cli.output import OutputError, patient_output
+    from virtiopy.cli.signals import ended_by_signals
     from virtiopy.cli.tapresults import parse_tap
     from virtiopy.control.server import ControlServer
-    from virtiopy.errors import GuestError
     from virtiopy.memory import GuestMemory
     from virtiopy.vm.machine import Machine
     from virtiopy.vm.slots import IoMode
@@ -176,7 +178,8 @@ def command(
     image = GuestImage.open(guest_path(guest))
     output = GuestOutput()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(terminated_as_interrupted())
+        stack.enter_context(ended_by_signals())
+        shown = stack.enter_context(patient_output())
         ram = stack.enter_context(
             GuestMemory.allocate(memory, path=memory_path, huge_pages=hugepages, reset=memory_reset)
         )
@@ -210,27 +213,38 @@ def command(
             # Now, and not when the guest has run for nothing.
             check_output(json_path, "The report")
         machine.boot(image, append)
+        if shown is not None:
+            machine.on_stop.append(shown.hurry)
+        ending = run_to_end(machine, timeout)
+        results = parse_tap(output.text, whole=output.is_whole)
+        passed = ending.result.status == 0 and results.passed
+        save = partial(report.write_json, machine, ending, results, guest=guest, passed=passed)
+        unsaved: ConfigError | None = None
+        # To a file first: standard output may have no reader.
+        if json_path is not None and json_path != STANDARD_OUTPUT:
+            try:
+                save(json_path)
+            except ConfigError as error:
+                unsaved = error
         try:
-            result = machine.run(timeout or None)
-        finally:
             output.finish()
-        if result.status is None:
-            raise GuestError(
-                f"The guest was not done after {timeout:g} seconds: give it more with --timeout, "
-                "or find out what it waits for."
-            )
-        results = parse_tap(output.text)
-        passed = result.status == 0 and results.passed
-        console = Console()
-        report.show_tests(console, results)
-        report.show_exits(console, result)
-        report.show_facts(console, machine)
-        if json_path is not None:
-            report.write_json(json_path, machine, result, results, guest=guest, passed=passed)
+            console = Console()
+            report.show_tests(console, results)
+            report.show_exits(console, ending.result)
+            report.show_facts(console, machine)
+            if json_path == STANDARD_OUTPUT:
+                save(json_path)
+            if shown is not None:
+                shown.finish(None if ending.error is None else PATIENCE)
+        except (BrokenPipeError, OutputError):
+            if ending.error is None:
+                raise
+        if (error := ending.error or unsaved) is not None:
+            raise error
     if results.complaint:
         click.echo(f"virtiopy: the guest's report is not whole: {results.complaint}.", err=True)
     if not passed:
-        click.echo(f"virtiopy: the guest failed, with status {result.status}.", err=True)
+        click.echo(f"virtiopy: the guest failed, with status {ending.result.status}.", err=True)
         return EXIT_GUEST_FAILED
     return 0
 
@@ -243,57 +257,3 @@ def with_pcap(nets: tuple[str, ...], path: Path) -> tuple[str, ...]:
         )
     escaped = str(path).replace(",", ",,")
     return (f"{nets[0]},pcap={escaped}",)
-
-
-class GuestOutput:
-    """Shows the guest's output line by line, and keeps it."""
-
-    def __init__(self) -> None:
-        self._line = bytearray()
-        self._lines: list[str] = []
-
-    def write(self, data: bytes) -> None:
-        """Take some output; a line is shown when it is whole."""
-        self._line += data
-        while (end := self._line.find(b"\n")) >= 0:
-            self._show(self._line[:end].decode(errors="replace"))
-            del self._line[: end + 1]
-
-    def finish(self) -> None:
-        """Show a last line that was not ended."""
-        if self._line:
-            self.write(b"\n")
-
-    def _show(self, line: str) -> None:
-        self._lines.append(line)
-        color = next((color for start, color in _STYLES if line.startswith(start)), None)
-        if "# SKIP" in line:
-            color = "yellow"
-        click.secho(line, fg=color)
-
-    @property
-    def text(self) -> str:
-        """All lines so far."""
-        return "".join(f"{line}\n" for line in self._lines)
-
-
-@contextlib.contextmanager
-def terminated_as_interrupted() -> Iterator[None]:
-    """Make SIGTERM and SIGHUP end the run as Ctrl-C does: threads joined, files closed."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    # What is ignored stays so: SIGHUP under nohup(1).
-    numbers = [
-        number
-        for number in (signal.SIGTERM, signal.SIGHUP)
-        if signal.getsignal(number) is not signal.SIG_IGN
-    ]
-    before = [signal.signal(number, interrupt) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
-        sys.stdout.flush()
