@@ -1,6 +1,7 @@
 # make demo    set up what is missing and run the main job
-# make test    set up what is missing and pass the whole suite, the lab (tests/lab) included
-# make lab     and pass only what runs in the lab, a booted kernel
+# make check   set up what is missing; lint, unit tests and conformance: minutes, for every commit
+# make test    make check, then whole VMs and taps, and the lab (tests/lab): for every merge
+# make lab     only what runs in the lab, a booted kernel
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,13 +11,29 @@ SOURCES := pyproject.toml setup.py scripts/setup \
 	$(shell find virtiopy/_native guest_drivers -name '*.[chS]' -o -name '*.ld' \
 		-o -name Makefile -o -name build.py)
 
-.PHONY: demo test lab lint setup nightly clean
+# What the slowest tests cost stands at the end of each stage: cuts follow figures.
+PYTEST := $(BIN)/pytest --durations=25 --durations-min=1
+
+.PHONY: demo check test fast vms lab lint setup nightly clean
+
+# Stages come one after the other, as they would disturb one another's times; -k goes on to the next
+# when one has failed.
+.NOTPARALLEL:
 
 demo: $(VENV)/ready-run
 	scripts/demo
 
-test: $(VENV)/ready-dev lint
-	$(BIN)/pytest
+check: lint fast
+
+test: lint fast vms
+
+# On every CPU. Groups (pytest.mark.xdist_group) share what is dear to make.
+fast: $(VENV)/ready-dev
+	$(PYTEST) --numprocesses auto --dist loadgroup tests/conformance tests/unit
+
+# These boot VMs, which have every CPU for themselves.
+vms: $(VENV)/ready-dev
+	$(PYTEST) tests --ignore tests/conformance --ignore tests/unit
 
 lab: $(VENV)/ready-dev
 	$(BIN)/pytest -m 'lab and not nightly'

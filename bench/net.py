@@ -21,6 +21,7 @@ from virtiopy.devices.net import Net
 from virtiopy.host.tap import Tap
 from virtiopy.memory import GuestMemory
 from virtiopy.transport.driver import MmioDriver
+from virtiopy.transport.interrupts import LevelInterrupt
 from virtiopy.transport.mmio import MmioTransport
 from virtiopy.virtqueue.driver import Allocator, Piece
 
@@ -112,8 +113,8 @@ class Bench:
         """Measure kicks of 64 frames, without a guest: the device and the tap."""
         device = Net(Tap(self.namespace.config()), mac=bytes.fromhex(MAC.replace(":", "")))
         with GuestMemory.allocate(4 << 20) as memory:
-            transport = MmioTransport(device, memory, lambda level: None)
-            device.attach(transport)
+            transport = MmioTransport(device, memory, LevelInterrupt(lambda level: None))
+            device.attach(transport.lifecycle)
             driver = MmioDriver(transport, memory, Allocator(0x10000, 4 << 20))
             driver.start([])
             work = self._device_sends if direction == "send" else self._device_receives

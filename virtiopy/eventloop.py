@@ -221,7 +221,7 @@ class EventLoop(Closing):
     def _complain_if_slow(start: float, name: str) -> None:
         seconds = time.monotonic() - start
         if seconds > SLOW_CALLBACK:
-            log.warning("%s kept the event loop for %.0f ms", name, seconds * 1e3)
+            log.info("%s kept the event loop for %.0f ms", name, seconds * 1e3)
 
     # Files
 

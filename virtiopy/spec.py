@@ -55,3 +55,13 @@ def feature_mask(bits: Iterable[int]) -> int:
 def has_feature(features: int, bit: int) -> bool:
     """Say whether feature bit number `bit` is set in `features`."""
     return bool(features >> bit & 1)
+
+
+def feature_names(features: int, own: type[enum.IntEnum] | None = None) -> list[str]:
+    """Name the bits of a feature set, in ascending order; those of no name are given by number.
+
+    `own` are the device type's own feature bits.
+    """
+    names = {bit.value: bit.name for kind in (Feature, own) if kind is not None for bit in kind}
+    bits = [bit for bit in range(features.bit_length()) if has_feature(features, bit)]
+    return [names.get(bit, f"feature bit {bit}") for bit in bits]

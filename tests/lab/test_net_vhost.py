@@ -356,7 +356,7 @@ def send(machine: Machine, driver: MmioDriver, address: int, length: int) -> Non
     head = ring.place([Piece(0x1000, length)])
     ring.write_descriptor(head, address, length, 0, 0)
     ring.make_available(head)
-    notifiers = machine.net[0].transport.notifiers(TX)
+    notifiers = machine.net[0].transport.lifecycle.notifiers(TX)
     assert notifiers is not None
     os.eventfd_write(notifiers.kick, 1)
 

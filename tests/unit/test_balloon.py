@@ -29,6 +29,7 @@ from virtiopy.eventloop import EventLoop
 from virtiopy.memory import HOLE_END, HOLE_START, HUGE_PAGE_SIZE, GuestMemory
 from virtiopy.spec import DeviceId, DeviceStatus, Feature, has_feature
 from virtiopy.transport.driver import MmioDriver
+from virtiopy.transport.interrupts import LevelInterrupt
 from virtiopy.transport.mmio import MmioTransport
 from virtiopy.transport.registers import Interrupt, Register
 from virtiopy.virtqueue.driver import Allocator, Piece, Used
@@ -81,7 +82,7 @@ class Bench:
         self.device = device
         self.interrupted = threading.Event()
         self.transport = MmioTransport(
-            device, memory, self._set_interrupt, loop=loop, may_block=loop is None
+            device, memory, LevelInterrupt(self._set_interrupt), loop=loop, may_block=loop is None
         )
         self.driver = MmioDriver(self.transport, memory, Allocator(PAGE, DRIVER_END))
 
@@ -863,7 +864,7 @@ def test_a_worker_serves_requests_and_the_loop_completes_them(
     queue = served.driver.queues[inflateq]
     for number in range(3 * BATCH_REQUESTS):
         queue.add([served.place(pfn_array([FIRST + number]))])
-    loop.call(lambda: served.transport.kick(inflateq), "kick")
+    loop.call(lambda: served.transport.lifecycle.kick(inflateq), "kick")
     used = collect_all(served, inflateq, 3 * BATCH_REQUESTS)
     assert {item.length for item in used} == {0}
     assert served.device.ballooned == 3 * BATCH_REQUESTS * PAGE
@@ -874,10 +875,10 @@ def test_the_loop_goes_on_while_a_worker_waits(
 ) -> None:
     gate = Gate(served.memory, monkeypatch)
     served.driver.queues[inflateq].add([served.place(pfn_array([FIRST]))])
-    loop.call(lambda: served.transport.kick(inflateq), "kick")
+    loop.call(lambda: served.transport.lifecycle.kick(inflateq), "kick")
     assert gate.entered.wait(10)
     served.driver.queues[statsq].add([served.place(statistics_array((4, 1)))])
-    loop.call(lambda: served.transport.kick(statsq), "kick")
+    loop.call(lambda: served.transport.lifecycle.kick(statsq), "kick")
     assert served.device.statistics == {"MEMFREE": 1}
     assert served.driver.queues[inflateq].take_used() is None
     gate.open.set()
@@ -889,12 +890,12 @@ def test_requests_of_other_queues_wait_their_turn_and_get_it(
 ) -> None:
     gate = Gate(served.memory, monkeypatch)
     served.driver.queues[inflateq].add([served.place(pfn_array([FIRST]))])
-    loop.call(lambda: served.transport.kick(inflateq), "kick")
+    loop.call(lambda: served.transport.lifecycle.kick(inflateq), "kick")
     assert gate.entered.wait(10)
     served.driver.queues[deflateq].add([served.place(pfn_array([FIRST]))])
     served.driver.queues[reporting_vq].add([Piece(DRIVER_END + MIB, PAGE, writable=True)])
-    loop.call(lambda: served.transport.kick(deflateq), "kick")
-    loop.call(lambda: served.transport.kick(reporting_vq), "kick")
+    loop.call(lambda: served.transport.lifecycle.kick(deflateq), "kick")
+    loop.call(lambda: served.transport.lifecycle.kick(reporting_vq), "kick")
     gate.open.set()
     collect_all(served, deflateq, 1)
     collect_all(served, reporting_vq, 1)
@@ -908,7 +909,7 @@ def test_a_reset_waits_for_the_worker_and_its_buffers_are_forgotten(
 ) -> None:
     gate = Gate(served.memory, monkeypatch)
     served.driver.queues[inflateq].add([served.place(pfn_array([FIRST]))])
-    loop.call(lambda: served.transport.kick(inflateq), "kick")
+    loop.call(lambda: served.transport.lifecycle.kick(inflateq), "kick")
     assert gate.entered.wait(10)
 
     def reset() -> None:
@@ -936,7 +937,7 @@ def test_rings_that_break_while_a_worker_serves_need_a_reset_and_the_loop_goes_o
     gate = Gate(served.memory, monkeypatch)
     queue = served.driver.queues[inflateq]
     queue.add([served.place(pfn_array([FIRST]))])
-    loop.call(lambda: served.transport.kick(inflateq), "kick")
+    loop.call(lambda: served.transport.lifecycle.kick(inflateq), "kick")
     assert gate.entered.wait(10)
     served.interrupted.clear()
     queue.available.idx = 5000
@@ -946,5 +947,5 @@ def test_rings_that_break_while_a_worker_serves_need_a_reset_and_the_loop_goes_o
         served.interrupted.clear()
     served.driver.start()
     served.driver.queues[inflateq].add([served.place(pfn_array([FIRST]))])
-    loop.call(lambda: served.transport.kick(inflateq), "kick")
+    loop.call(lambda: served.transport.lifecycle.kick(inflateq), "kick")
     collect_all(served, inflateq, 1)

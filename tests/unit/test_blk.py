@@ -17,6 +17,7 @@ from virtiopy.host.disk import DiskImage
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import DeviceStatus, Feature, has_feature
 from virtiopy.transport.driver import MmioDriver
+from virtiopy.transport.interrupts import LevelInterrupt
 from virtiopy.transport.mmio import MmioTransport
 from virtiopy.transport.registers import Interrupt, Register
 from virtiopy.virtqueue.buffers import Buffers, gather, scatter, total
@@ -214,7 +215,7 @@ def bench_of(
             writeback=writeback,
             queue_size=queue_size,
         )
-        transport = MmioTransport(device, memory, lambda level: None)
+        transport = MmioTransport(device, memory, LevelInterrupt(lambda level: None))
         driver = MmioDriver(transport, memory, Allocator(0x1000, MEMORY_SIZE))
         yield Bench(memory, device, transport, driver)
 

@@ -25,6 +25,7 @@ from virtiopy.eventloop import EventLoop
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import DeviceStatus, Feature, has_feature
 from virtiopy.transport.driver import MmioDriver
+from virtiopy.transport.interrupts import LevelInterrupt
 from virtiopy.transport.mmio import MmioTransport
 from virtiopy.transport.registers import Interrupt, Register
 from virtiopy.virtqueue.buffers import Buffers, gather
@@ -214,7 +215,7 @@ def bench_of(
     channels: dict[str, Stream] = dict(zip(names, streams[1:], strict=True))
     with GuestMemory.allocate(MEMORY_SIZE) as memory, EventLoop() as loop:
         device = Console(streams[0], channels, max_nr_ports=max_nr_ports)
-        transport = MmioTransport(device, memory, lambda level: None, loop=loop)
+        transport = MmioTransport(device, memory, LevelInterrupt(lambda level: None), loop=loop)
         driver = MmioDriver(transport, memory, Allocator(0x1000, MEMORY_SIZE))
         yield Bench(memory, device, driver, list(streams))
 

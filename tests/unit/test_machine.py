@@ -286,7 +286,7 @@ def test_reading_the_exit_port_does_not_end_the_run(bench: Bench) -> None:
 
 def test_each_device_has_a_page_of_registers_and_an_interrupt_line(bench: Bench) -> None:
     slots = [bench.machine.add_device(FakeDevice(), f"rng{n}", IoMode.TRAPPED) for n in range(3)]
-    assert [(slot.name, slot.address, slot.gsi) for slot in slots] == [
+    assert [(slot.name, slot.placement.address, slot.placement.gsi) for slot in slots] == [
         ("rng0", 0xD000_0000, 16),
         ("rng1", 0xD000_1000, 17),
         ("rng2", 0xD000_2000, 18),
@@ -298,7 +298,7 @@ def test_a_ninth_device_is_refused_and_the_eight_stay(bench: Bench) -> None:
         bench.machine.add_device(FakeDevice(), f"rng{number}", IoMode.TRAPPED)
     with pytest.raises(ConfigError, match=r"^There are more than 8 devices: leave some out\.$"):
         bench.machine.add_device(FakeDevice(), "rng8", IoMode.TRAPPED)
-    assert [slot.gsi for slot in bench.machine.slots] == list(range(16, 24))
+    assert [slot.placement.gsi for slot in bench.machine.slots] == list(range(16, 24))
 
 
 def test_a_device_that_is_refused_leaves_its_slot_to_the_next(bench: Bench) -> None:
@@ -306,7 +306,7 @@ def test_a_device_that_is_refused_leaves_its_slot_to_the_next(bench: Bench) -> N
         bench.machine.add_device(FakeDevice(), "rng0", IoMode.VHOST)
     # KVM takes no other eventfd for the same write (EEXIST).
     assert bench.accelerator.kicks == []
-    assert bench.machine.add_device(FakeDevice(), "rng1").address == FIRST
+    assert bench.machine.add_device(FakeDevice(), "rng1").placement.address == FIRST
     bench.machine.close()
     assert bench.accelerator.kicks == []
 
@@ -337,8 +337,8 @@ def test_the_last_byte_of_a_page_is_the_devices(bench: Bench) -> None:
 def test_an_interrupt_of_a_device_is_the_level_of_its_line(bench: Bench) -> None:
     bench.machine.add_device(FakeDevice(), "rng0", IoMode.TRAPPED)
     slot = bench.machine.add_device(FakeDevice(), "rng1", IoMode.TRAPPED)
-    slot.transport.status = 15
-    slot.transport.config_changed()
+    slot.transport.lifecycle.status = 15
+    slot.transport.lifecycle.config_changed()
     bench.run(mmio_write(SECOND + Register.InterruptACK, b"\2\0\0\0"))
     assert bench.accelerator.lines == [(17, True), (17, False)]
 

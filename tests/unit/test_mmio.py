@@ -13,6 +13,7 @@ from virtiopy.devices.base import VirtioDevice
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import DeviceId, DeviceStatus, Feature, feature_mask
 from virtiopy.transport.driver import MmioDriver, NegotiationError, Registers
+from virtiopy.transport.interrupts import LevelInterrupt
 from virtiopy.transport.mmio import MmioTransport
 from virtiopy.transport.registers import Interrupt, Register
 from virtiopy.virtqueue.buffers import gather, scatter, total
@@ -184,11 +185,11 @@ def bench_of(
 ) -> Iterator[Bench]:
     with GuestMemory.allocate(MEMORY_SIZE) as memory:
         device, levels = FakeDevice(), list[bool]()
-        transport = MmioTransport(device, memory, levels.append)
+        transport = MmioTransport(device, memory, LevelInterrupt(levels.append))
         driver = MmioDriver(wrap(transport), memory, Allocator(0x1000, MEMORY_SIZE))
         yield Bench(memory, device, transport, driver, levels)
         # A broken device would keep views of the memory.
-        transport.reset()
+        transport.lifecycle.reset()
 
 
 @pytest.fixture
@@ -404,7 +405,9 @@ def test_driver_features_are_fixed_once_features_ok_is_set(bench: Bench) -> None
     bench.driver.negotiate([])
     bench.driver.write_features(OFFERED)
     bench.write(Register.Status, ALL_STEPS)
-    assert bench.transport.driver_features == bench.device.driver_features == 1 << VERSION_1
+    assert (
+        bench.transport.lifecycle.driver_features == bench.device.driver_features == 1 << VERSION_1
+    )
 
 
 def test_all_that_is_offered_is_accepted(bench: Bench) -> None:
@@ -476,13 +479,13 @@ def test_only_zero_resets_not_a_write_whose_low_byte_is_zero(running: Bench) -> 
 
 
 def test_the_driver_cannot_clear_device_needs_reset(running: Bench) -> None:
-    running.transport.needs_reset("for the test")
+    running.transport.lifecycle.needs_reset("for the test")
     running.write(Register.Status, ALL_STEPS)
     assert running.driver.status == ALL_STEPS | NEEDS_RESET
 
 
 def test_a_running_driver_is_interrupted_when_the_device_needs_a_reset(running: Bench) -> None:
-    running.transport.needs_reset("for the test")
+    running.transport.lifecycle.needs_reset("for the test")
     assert running.read(Register.InterruptStatus) == Interrupt.CONFIG_CHANGE
     assert running.line
 
@@ -491,7 +494,7 @@ def test_a_driver_that_is_not_up_is_not_interrupted_when_the_device_needs_a_rese
     bench: Bench,
 ) -> None:
     bench.driver.negotiate()
-    bench.transport.needs_reset("for the test")
+    bench.transport.lifecycle.needs_reset("for the test")
     assert bench.driver.status & NEEDS_RESET
     assert bench.levels == []
 
@@ -499,7 +502,7 @@ def test_a_driver_that_is_not_up_is_not_interrupted_when_the_device_needs_a_rese
 def test_a_device_that_needs_a_reset_before_driver_ok_does_not_run_after_it(bench: Bench) -> None:
     bench.driver.negotiate()
     bench.driver.set_up_queue(0, 4)
-    bench.transport.needs_reset("for the test")
+    bench.transport.lifecycle.needs_reset("for the test")
     bench.driver.set_status(DRIVER_OK)
     assert not bench.serves()
 
@@ -507,7 +510,7 @@ def test_a_device_that_needs_a_reset_before_driver_ok_does_not_run_after_it(benc
 def test_no_used_buffer_notification_leaves_before_driver_ok(bench: Bench) -> None:
     bench.driver.negotiate()
     queue = bench.driver.set_up_queue(0, 4)
-    bench.transport.used_buffer_notification(SplitQueue(bench.memory, 4, queue.areas))
+    bench.transport.lifecycle.used_buffer_notification(SplitQueue(bench.memory, 4, queue.areas))
     assert bench.read(Register.InterruptStatus) == 0
     assert bench.levels == []
 
@@ -540,7 +543,7 @@ def _up(bench: Bench) -> None:
 def _interrupting(bench: Bench) -> None:
     bench.driver.start()
     assert bench.serves()
-    bench.transport.config_changed()
+    bench.transport.lifecycle.config_changed()
 
 
 def _failed(bench: Bench) -> None:
@@ -550,7 +553,7 @@ def _failed(bench: Bench) -> None:
 
 def _broken(bench: Bench) -> None:
     bench.driver.start()
-    bench.transport.needs_reset("for the test")
+    bench.transport.lifecycle.needs_reset("for the test")
 
 
 STEPS = [
@@ -584,7 +587,7 @@ def test_a_reset_forgets_the_driver(bench: Bench, step: Callable[[Bench], None])
     bench.driver.reset()
     assert bench.take_calls() == [("reset",)]
     assert bench.device.queues == {}
-    assert bench.transport.driver_features == 0
+    assert bench.transport.lifecycle.driver_features == 0
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -609,7 +612,7 @@ def test_a_kick_after_a_reset_touches_no_queue(running: Bench) -> None:
 def test_a_used_buffer_notification_after_a_reset_goes_nowhere(running: Bench) -> None:
     queue = running.device.queues[0]
     running.driver.reset()
-    running.transport.used_buffer_notification(queue)
+    running.transport.lifecycle.used_buffer_notification(queue)
     assert not running.line
 
 
@@ -630,7 +633,7 @@ def test_a_reset_gives_selectors_and_features_their_first_values(bench: Bench) -
     assert bench.read(Register.DeviceFeatures) == OFFERED & 0xFFFF_FFFF
     assert bench.read(Register.QueueSizeMax) == QUEUE_SIZES[0]
     bench.write(Register.DriverFeatures, 1 << FAKE_FEATURE)
-    assert bench.transport.driver_features == 1 << FAKE_FEATURE
+    assert bench.transport.lifecycle.driver_features == 1 << FAKE_FEATURE
 
 
 def test_a_reset_gives_the_queue_size_its_first_value(bench: Bench) -> None:
@@ -657,7 +660,7 @@ def test_a_reset_gives_the_queue_size_its_first_value(bench: Bench) -> None:
 def test_config_generation_changes_when_the_configuration_does(running: Bench) -> None:
     seen = [running.read(Register.ConfigGeneration)]
     for _ in range(3):
-        running.transport.config_changed()
+        running.transport.lifecycle.config_changed()
         seen.append(running.read(Register.ConfigGeneration))
     assert len(set(seen)) == 4
 
@@ -670,13 +673,13 @@ def test_config_generation_stays_while_nothing_changes(running: Bench) -> None:
 
 
 def test_config_generation_wraps_at_32_bits(bench: Bench) -> None:
-    bench.transport.config_generation = 0xFFFF_FFFF
-    bench.transport.config_changed()
+    bench.transport.lifecycle.config_generation = 0xFFFF_FFFF
+    bench.transport.lifecycle.config_changed()
     assert bench.read(Register.ConfigGeneration) == 0
 
 
 def test_a_change_of_configuration_interrupts_a_driver_that_is_up(running: Bench) -> None:
-    running.transport.config_changed()
+    running.transport.lifecycle.config_changed()
     assert running.driver.interrupts() == Interrupt.CONFIG_CHANGE
 
 
@@ -684,7 +687,7 @@ def test_a_change_of_configuration_does_not_interrupt_a_driver_that_is_not_up(
     bench: Bench,
 ) -> None:
     bench.driver.negotiate()
-    bench.transport.config_changed()
+    bench.transport.lifecycle.config_changed()
     assert bench.levels == []
 
 
@@ -765,7 +768,8 @@ def test_the_addresses_of_a_queue_have_64_bits(bench: Bench) -> None:
         bench.write(low, low)
         bench.write(low + 4, 1)
     bench.write(Register.QueueReady, 1)
-    queue = bench.transport._queues[0]
+    queue = bench.transport.lifecycle.queue_config(0)
+    assert queue is not None
     areas = (queue.descriptor_area, queue.driver_area, queue.device_area)
     assert areas == (0x1_0000_0080, 0x1_0000_0090, 0x1_0000_00A0)
 
@@ -774,7 +778,9 @@ def test_the_halves_of_an_address_can_be_written_in_either_order(bench: Bench) -
     bench.write(Register.QueueDescHigh, 0xFFFF_FFFF)
     bench.write(Register.QueueDescLow, 0x1000)
     bench.write(Register.QueueDescHigh, 0)
-    assert bench.transport._queues[0].descriptor_area == 0x1000
+    queue = bench.transport.lifecycle.queue_config(0)
+    assert queue is not None
+    assert queue.descriptor_area == 0x1000
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 8])
@@ -973,7 +979,9 @@ def test_queue_reset_gives_the_queue_size_its_first_value(bench: Bench) -> None:
     bench.driver.negotiate()
     bench.write(Register.QueueSize, 2)
     bench.write(Register.QueueReset, 1)
-    assert bench.transport._queues[0].size == QUEUE_SIZES[0]
+    queue = bench.transport.lifecycle.queue_config(0)
+    assert queue is not None
+    assert queue.size == QUEUE_SIZES[0]
 
 
 def test_queue_reset_is_ignored_unless_it_was_negotiated(bench: Bench) -> None:
@@ -1001,7 +1009,7 @@ def test_only_1_resets_a_queue(running: Bench, value: int) -> None:
 
 
 def test_queue_reset_does_not_mend_a_device_that_needs_a_reset(running: Bench) -> None:
-    running.transport.needs_reset("for the test")
+    running.transport.lifecycle.needs_reset("for the test")
     running.write(Register.QueueSel, 0)
     running.write(Register.QueueReset, 1)
     running.driver.set_up_queue(0, 4)
@@ -1051,7 +1059,7 @@ def test_a_buffer_offered_before_driver_ok_is_used_at_the_next_kick(bench: Bench
 
 
 def test_a_kick_of_a_device_that_needs_a_reset_is_ignored(running: Bench) -> None:
-    running.transport.needs_reset("for the test")
+    running.transport.lifecycle.needs_reset("for the test")
     assert not running.serves()
     assert running.take_calls() == []
 
@@ -1073,7 +1081,7 @@ def test_a_used_buffer_raises_the_line_until_it_is_acknowledged(running: Bench) 
 
 def test_the_line_stays_up_until_the_last_event_is_acknowledged(running: Bench) -> None:
     assert running.serves()
-    running.transport.config_changed()
+    running.transport.lifecycle.config_changed()
     assert running.read(Register.InterruptStatus) == 3
     running.write(Register.InterruptACK, Interrupt.USED_BUFFER)
     assert (running.read(Register.InterruptStatus), running.line) == (2, True)
@@ -1084,9 +1092,9 @@ def test_the_line_stays_up_until_the_last_event_is_acknowledged(running: Bench) 
 def test_what_came_since_interrupt_status_was_read_gets_an_edge_of_its_own(
     running: Bench,
 ) -> None:
-    running.transport.used_buffer_notification(running.device.queues[0])
+    running.transport.lifecycle.used_buffer_notification(running.device.queues[0])
     seen = running.read(Register.InterruptStatus)
-    running.transport.config_changed()
+    running.transport.lifecycle.config_changed()
     del running.levels[:]
     running.write(Register.InterruptACK, seen)
     assert running.levels == [False, True]
@@ -1174,7 +1182,7 @@ def test_whatever_the_driver_does_it_can_reset_the_device_and_go_on(
             else:
                 # The rings of the first initialization, if there was one.
                 bench.memory.write(0x1000 + offset, data)
-            assert bench.line == bool(bench.transport.interrupt_status)
+            assert bench.line == bool(bench.transport.interrupt.events)
         bench.driver.start()
         assert bench.driver.status == ALL_STEPS
         assert bench.serves(0)

@@ -31,6 +31,7 @@ from virtiopy.eventloop import READABLE, WRITABLE, EventLoop
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import DeviceStatus, Feature, has_feature
 from virtiopy.transport.driver import MmioDriver, NegotiationError
+from virtiopy.transport.interrupts import LevelInterrupt
 from virtiopy.transport.mmio import MmioTransport
 from virtiopy.transport.registers import Interrupt, Register
 from virtiopy.virtqueue.buffers import Buffers, scatter, total
@@ -220,8 +221,8 @@ class Rig:
         self.lines: list[bool] = []
         #: The pieces of each receive buffer, by its head.
         self.buffers: dict[int, list[Piece]] = {}
-        self.transport = MmioTransport(self.device, self.memory, self.lines.append)
-        self.device.attach(self.transport, cast("EventLoop", self.loop), may_block=False)
+        self.transport = MmioTransport(self.device, self.memory, LevelInterrupt(self.lines.append))
+        self.device.attach(self.transport.lifecycle, cast("EventLoop", self.loop), may_block=False)
         self.driver = MmioDriver(self.transport, self.memory, Allocator(0x10000, 16 << 20))
         if features is not None:
             self.driver.start(features)

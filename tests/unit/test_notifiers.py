@@ -13,6 +13,7 @@ from virtiopy.eventloop import EventLoop
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import DeviceId
 from virtiopy.transport.driver import MmioDriver
+from virtiopy.transport.interrupts import LevelInterrupt
 from virtiopy.transport.mmio import MmioTransport
 from virtiopy.transport.notifiers import EventfdNotifiers
 from virtiopy.transport.registers import Interrupt, Register
@@ -48,13 +49,13 @@ class Lender(VirtioDevice):
         super().__init__()
         self.lock = SeenLock()  # type: ignore[assignment]
         self.kicks: list[int] = []
-        self.halted = 0
+        self.halts = 0
 
     def handle(self, queue: Virtqueue) -> None:
         self.kicks.append(queue.index)
 
     def halt(self) -> None:
-        self.halted += 1
+        self.halts += 1
         for index in range(2):
             notifiers = self.host.notifiers(index)
             if isinstance(notifiers, EventfdNotifiers) and notifiers.lent:
@@ -72,18 +73,22 @@ class Bench:
 
     def __post_init__(self) -> None:
         self.transport = MmioTransport(
-            self.device, self.memory, self.levels.append, loop=self.loop, may_block=False
+            self.device,
+            self.memory,
+            LevelInterrupt(self.levels.append),
+            loop=self.loop,
+            may_block=False,
         )
         self.driver = MmioDriver(self.transport, self.memory, Allocator(0x1000, MEMORY))
         self.call = os.eventfd(0, os.EFD_NONBLOCK)
         self.kicks = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(2)]
         self.notifiers = {
             index: EventfdNotifiers(
-                self.transport, self.loop, index, kick=kick, call=self.call, name="queue"
+                self.transport.lifecycle, self.loop, index, kick=kick, call=self.call, name="queue"
             )
             for index, kick in enumerate(self.kicks)
         }
-        self.transport.queue_notifiers = self.notifiers
+        self.transport.lifecycle.notify_by(self.notifiers)
 
     def close(self) -> None:
         for notifiers in self.notifiers.values():
@@ -117,8 +122,8 @@ def test_the_loop_takes_kicks_to_the_device(bench: Bench) -> None:
 
 def test_in_trapped_mode_there_are_none() -> None:
     with GuestMemory.allocate(MEMORY) as memory:
-        transport = MmioTransport(Lender(), memory, lambda level: None)
-        assert transport.notifiers(0) is None
+        transport = MmioTransport(Lender(), memory, LevelInterrupt(lambda level: None))
+        assert transport.lifecycle.notifiers(0) is None
 
 
 def test_a_device_finds_them_by_its_host(bench: Bench) -> None:
@@ -201,7 +206,7 @@ def test_other_interrupts_are_told_apart_while_it_is_lent(bench: Bench) -> None:
 def test_a_device_that_needs_a_reset_is_halted(bench: Bench) -> None:
     bench.notifiers[0].lend()
     bench.device.host.needs_reset("for the test")
-    assert bench.device.halted == 1
+    assert bench.device.halts == 1
     assert bench.driver.interrupts() == Interrupt.USED_BUFFER | Interrupt.CONFIG_CHANGE
     bench.run_loop()
     assert bench.device.kicks == []

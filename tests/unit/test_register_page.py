@@ -26,6 +26,7 @@ from virtiopy.errors import HostError
 from virtiopy.memory import PAGE_SIZE, GuestMemory
 from virtiopy.spec import DeviceId, DeviceStatus
 from virtiopy.transport.driver import MmioDriver
+from virtiopy.transport.interrupts import LevelInterrupt
 from virtiopy.transport.mmio import MmioTransport
 from virtiopy.transport.registerpage import RegisterPage
 from virtiopy.transport.registers import REGISTER_RANGE, Interrupt, Register
@@ -87,7 +88,7 @@ class Bench:
 
 def bench_of(memory: GuestMemory, device: VirtioDevice, *, sees_acks: bool) -> Bench:
     line: list[bool] = []
-    transport = MmioTransport(device, memory, line.append)
+    transport = MmioTransport(device, memory, LevelInterrupt(line.append))
     page = RegisterPage()
     transport.show_on(page, sees_acks=sees_acks)
     return Bench(memory, device, transport, page, line)
@@ -137,17 +138,17 @@ def live(bench: Bench, step: tuple[int, int, int] | str) -> None:
             MmioDriver(transport, bench.memory, Allocator(0x1000, 1 << 20)).start()
         case "interrupt":
             for queue in device.queues.values():
-                transport.used_buffer_notification(queue)
+                transport.lifecycle.used_buffer_notification(queue)
         case "config":
             with device.lock:
-                transport.config_changed()
+                transport.lifecycle.config_changed()
         case "needs_reset":
             with device.lock:
-                transport.needs_reset("for the test")
+                transport.lifecycle.needs_reset("for the test")
         case "lend":
-            transport.lend_interrupt(0)
+            transport.lifecycle.delegate_interrupt(0)
         case "take_back":
-            transport.take_interrupt_back(0)
+            transport.lifecycle.reclaim_interrupt(0)
 
 
 @pytest.mark.parametrize("sees_acks", [True, False])
@@ -215,7 +216,7 @@ def test_an_address_that_the_driver_commands_is_in_the_configuration_space(
     assert bench.page.read()[Register.Config : Register.Config + 6] == new
     assert bench.on_the_page(Register.ConfigGeneration) != generation
     # The driver knows: it is not told.
-    assert not bench.transport.interrupt_status & Interrupt.CONFIG_CHANGE
+    assert not bench.transport.interrupt.events & Interrupt.CONFIG_CHANGE
     bench.check()
     bench.page.close()
 
@@ -253,7 +254,7 @@ def test_used_buffers_are_in_interrupt_status_until_they_are_acknowledged_where_
     bench = bench_of(memory, Configured(), sees_acks=True)
     MmioDriver(bench.transport, memory, Allocator(0x1000, 1 << 20)).start()
     assert bench.on_the_page(Register.InterruptStatus) == 0
-    bench.transport.used_buffer_notification(bench.device.queues[0])
+    bench.transport.lifecycle.used_buffer_notification(bench.device.queues[0])
     assert bench.on_the_page(Register.InterruptStatus) == Interrupt.USED_BUFFER
     acknowledge(bench, Interrupt.USED_BUFFER)
     assert bench.on_the_page(Register.InterruptStatus) == 0

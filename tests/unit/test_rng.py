@@ -8,6 +8,7 @@ from virtiopy.devices.rng import REQUEST_MAX, Rng
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import DeviceId
 from virtiopy.transport.driver import MmioDriver
+from virtiopy.transport.interrupts import LevelInterrupt
 from virtiopy.transport.mmio import MmioTransport
 from virtiopy.transport.registers import Interrupt, Register
 from virtiopy.virtqueue.driver import Allocator, Piece
@@ -22,7 +23,7 @@ class Bench:
 
     def __init__(self, memory: GuestMemory) -> None:
         self.memory = memory
-        transport = MmioTransport(Rng(), memory, lambda level: None)
+        transport = MmioTransport(Rng(), memory, LevelInterrupt(lambda level: None))
         self.driver = MmioDriver(transport, memory, Allocator(0x1000, MEMORY_SIZE))
 
     def room(self, length: int, *, writable: bool = True) -> Piece:

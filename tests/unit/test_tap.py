@@ -31,6 +31,7 @@ from virtiopy.host.tapconfig import (
 )
 from virtiopy.memory import GuestMemory
 from virtiopy.transport.driver import MmioDriver
+from virtiopy.transport.interrupts import LevelInterrupt
 from virtiopy.transport.mmio import MmioTransport
 from virtiopy.transport.registers import Register
 from virtiopy.vhost.kernel import check_tap
@@ -432,8 +433,8 @@ def test_a_frame_goes_through_device_and_tap_and_comes_back(
     device = Net(Tap(namespace.config(create=True, address=address)), mac=MAC)
     interrupted = threading.Event()
     with GuestMemory.allocate(1 << 20) as memory:
-        transport = MmioTransport(device, memory, lambda level: interrupted.set())
-        device.attach(transport, loop, may_block=False)
+        transport = MmioTransport(device, memory, LevelInterrupt(lambda level: interrupted.set()))
+        device.attach(transport.lifecycle, loop, may_block=False)
         loop.start()
         driver = MmioDriver(transport, memory, Allocator(0x10000, 1 << 20))
         driver.start([])

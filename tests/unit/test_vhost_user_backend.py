@@ -136,7 +136,7 @@ def test_a_change_of_configuration_is_told(driver: Driver, served: Served) -> No
     assert driver.frontend.channel is not None
 
     def change() -> None:
-        served.server.backend.config_changed()
+        served.server.backend.lifecycle.config_changed()
 
     served.loop.call(change, "change")
     readable(driver.frontend.channel.socket.fileno())

@@ -14,7 +14,6 @@ from virtiopy.devices.net.features import NetFeature
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import DeviceStatus, Feature
 from virtiopy.transport.driver import MmioDriver
-from virtiopy.transport.mmio import MmioTransport
 from virtiopy.virtqueue.driver import Allocator, Piece
 from virtiopy.vm.machine import Machine
 from virtiopy.vm.slots import IoMode
@@ -51,7 +50,7 @@ class Rig:
         self.machine = Machine(self.memory, accelerator, console=lambda data: None)
         self.device = Net(self.link, mac=MAC, queue_size=queue_size)
         self.slot = self.machine.add_device(self.device, "net0", mode)
-        self.transport: MmioTransport = self.slot.transport
+        self.transport = self.slot.transport
         self.driver = MmioDriver(self.transport, self.memory, Allocator(0x10000, MEMORY))
         self.sent = 0
         self.arrived = 0
@@ -78,14 +77,14 @@ class Rig:
         self.run_loop()
 
     def kick(self, queue: int) -> None:
-        notifiers = self.transport.notifiers(queue)
+        notifiers = self.transport.lifecycle.notifiers(queue)
         assert notifiers is not None
         os.eventfd_write(notifiers.kick, 1)
 
     @property
     def call(self) -> int:
         """The irqfd."""
-        notifiers = self.transport.notifiers(RX)
+        notifiers = self.transport.lifecycle.notifiers(RX)
         assert notifiers is not None
         return notifiers.call
 

@@ -127,13 +127,16 @@ class Driver(Closing):
         self.inflight = self.frontend.get_inflight(len(self.queues), size)
         assert self.inflight is not None
 
-    def reconnect(self, stream: socket.socket) -> None:
-        """Go on with another backend: QEMU's way, with the used ring's index for a base."""
+    def reconnect(self, stream: socket.socket, bases: list[int] | None = None) -> None:
+        """Go on with another backend: QEMU's way, with the used ring's index for a base.
+
+        Unless there are other `bases`.
+        """
         self.frontend.close()
         self.frontend = VhostUserFrontend(stream)
         if self.inflight is not None:
             self.frontend.set_inflight(self.inflight)
-        self.start([queue.driver.used.idx for queue in self.queues])
+        self.start(bases or [queue.driver.used.idx for queue in self.queues])
 
     def piece(self, data: bytes | int) -> Piece:
         """Put bytes into memory for the device to read; a number makes room for so many."""

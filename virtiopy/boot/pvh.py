@@ -5,6 +5,8 @@ cloud-hypervisor follow too: 32-bit protected mode without paging, and the addre
 hvm_start_info` in ebx.
 """
 
+import os
+
 from virtiopy._native import ffi, lib
 from virtiopy.accel.base import Cpu
 from virtiopy.boot.elf import GuestImage
@@ -46,7 +48,8 @@ def prepare(memory: GuestMemory, cpu: Cpu, image: GuestImage, command_line: str)
 
 
 def _write_boot_parameters(memory: GuestMemory, command_line: str) -> None:
-    encoded = command_line.encode() + b"\0"
+    # The user's bytes, text or not, as a shell hands them to us.
+    encoded = os.fsencode(command_line) + b"\0"
     if len(encoded) > COMMAND_LINE_MAX:
         raise ConfigError(
             f"The guest's command line has more than {COMMAND_LINE_MAX} bytes: give it less."

@@ -2,14 +2,14 @@
 
 import importlib
 import logging
-import signal
 import sys
 
 import click
 
 from virtiopy import __version__
 from virtiopy.cli.output import OutputError, discard_standard_output, open_standard_files
-from virtiopy.cli.signals import SignalError
+from virtiopy.cli.signals import signal_of
+from virtiopy.complaints import RateLimit
 from virtiopy.errors import VirtiopyError
 
 #: Exit statuses besides 0: the guest reports failure; the user, the host or the guest is at fault.
@@ -59,8 +59,10 @@ class LazyGroup(click.Group):
 @click.option("-v", "--verbose", count=True, help="Tell what goes on; twice for every detail.")
 def cli(verbose: int) -> None:
     """Attach disks to a KVM test VM, and see what virtio costs."""
-    level = (logging.ERROR, logging.INFO, logging.DEBUG)[min(verbose, 2)]
+    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(RateLimit())
 
 
 def main() -> None:
@@ -76,7 +78,7 @@ def main() -> None:
         status = error.exit_code
     except (click.Abort, KeyboardInterrupt) as error:
         click.echo("virtiopy: interrupted", err=True)
-        status = EXIT_SIGNAL + (error.number if isinstance(error, SignalError) else signal.SIGINT)
+        status = EXIT_SIGNAL + signal_of(error)
     except OutputError as error:
         # The interpreter flushes what is left to where it can go.
         discard_standard_output()

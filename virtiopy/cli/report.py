@@ -132,8 +132,8 @@ def write_json(
             {
                 "name": slot.name,
                 "device_id": int(slot.device.device_id),
-                "address": slot.address,
-                "gsi": slot.gsi,
+                "address": slot.placement.address,
+                "gsi": slot.placement.gsi,
                 "mode": slot.mode.value,
                 "facts": slot.device.facts(),
             }

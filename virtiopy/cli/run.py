@@ -239,8 +239,8 @@ def command(
         except (BrokenPipeError, OutputError):
             if ending.error is None:
                 raise
-        if (error := ending.error or unsaved) is not None:
-            raise error
+        if (raised := ending.error or unsaved) is not None:
+            raise raised
     if results.complaint:
         click.echo(f"virtiopy: the guest's report is not whole: {results.complaint}.", err=True)
     if not passed:

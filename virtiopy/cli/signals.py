@@ -17,6 +17,15 @@ class SignalError(KeyboardInterrupt):
         self.number = signal.Signals(number)
 
 
+def signal_of(error: BaseException) -> signal.Signals:
+    """Return the signal that ended the program, from the exception that left the command line."""
+    # click makes an Abort of a KeyboardInterrupt.
+    for each in (error, error.__cause__):
+        if isinstance(each, SignalError):
+            return each.number
+    return signal.SIGINT
+
+
 @contextlib.contextmanager
 def ended_by_signals() -> Iterator[None]:
     """Make SIGTERM and SIGHUP end the run as Ctrl-C does: threads joined, files closed."""

@@ -83,7 +83,7 @@ def status(machine: Machine, arguments: Arguments) -> Answer:
 
 def _describe(slot: Slot) -> Answer:
     with slot.device.lock:
-        set_bits = DeviceStatus(slot.transport.status)
+        set_bits = DeviceStatus(slot.transport.lifecycle.status)
         return {
             "type": slot.device.device_id.name,
             "mode": slot.mode.value,

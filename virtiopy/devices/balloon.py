@@ -19,7 +19,7 @@ from virtiopy.errors import ConfigError, DriverError
 from virtiopy.eventloop import EventLoop
 from virtiopy.spec import DeviceId, feature_mask, has_feature
 from virtiopy.virtqueue.buffers import gather, split_at
-from virtiopy.virtqueue.queue import Chain, Virtqueue
+from virtiopy.virtqueue.queue import BATCH, BATCHES_A_TURN, Chain, Virtqueue
 
 log = logging.getLogger(__name__)
 
@@ -125,6 +125,7 @@ class Balloon(VirtioDevice):
     """
 
     device_id: ClassVar[DeviceId] = DeviceId.BALLOON
+    feature_bits = BalloonFeature
 
     # There is no free_page_vq. Linux numbers the queues that there are without gaps, so what is
     # reporting_vq to it may be queue 3, or 2.
@@ -307,18 +308,21 @@ class Balloon(VirtioDevice):
             self._serve_batches(virtqueue, queue)
 
     def _serve_batches(self, virtqueue: BalloonQueue, queue: Virtqueue) -> None:
-        while True:
+        for _ in range(BATCHES_A_TURN):
             queue.disable_kicks()
-            while chains := queue.pop_many(BATCH_REQUESTS):
-                batch = _Batch(virtqueue, queue, chains)
-                if not self.may_block and self.loop is not None:
-                    self._start(batch, self.loop)
-                    return
-                self._execute(batch)
-                self._complete(batch)
+            chains = queue.pop_many(BATCH_REQUESTS)
             self.notify(queue)
-            if not queue.enable_kicks():
+            if not chains:
+                if not queue.enable_kicks():
+                    return
+                continue
+            batch = _Batch(virtqueue, queue, chains)
+            if not self.may_block and self.loop is not None:
+                self._start(batch, self.loop)
                 return
+            self._execute(batch)
+            self._complete(batch)
+        self.handle_soon(queue)
 
     def _start(self, batch: _Batch, loop: EventLoop) -> None:
         """Have a worker serve a batch; there is one at a time, so requests stay in order."""
@@ -456,16 +460,18 @@ class Balloon(VirtioDevice):
 
     def _take_statistics(self, queue: Virtqueue) -> None:
         """Read the statistics of a buffer, and hold it until the next ones are asked for."""
-        while True:
+        for _ in range(BATCHES_A_TURN):
             queue.disable_kicks()
-            for chain in queue.pop_many():
+            chains = queue.pop_many(BATCH)
+            for chain in chains:
                 # Of more buffers than the one that there may be (5.5.6.3.1) the latest counts.
                 self.request_statistics()
                 self.statistics = self._parse_statistics(chain)
                 self._statistics_buffer = queue, chain
             self.notify(queue)
-            if not queue.enable_kicks():
+            if not chains and not queue.enable_kicks():
                 return
+        self.handle_soon(queue)
 
     def _parse_statistics(self, chain: Chain) -> dict[str, int]:
         array, rest = split_at(chain.readable, REQUEST_STATISTICS * _STATISTIC_SIZE)

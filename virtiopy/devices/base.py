@@ -5,15 +5,17 @@ was negotiated, hands it the queues that the driver has set up, and calls it for
 device answers through the `DeviceHost` that it was attached to.
 """
 
+import enum
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar, Protocol, TypeAlias
 
-from virtiopy.errors import ConfigError
-from virtiopy.eventloop import EventLoop
+from virtiopy.errors import ConfigError, DriverError
+from virtiopy.eventloop import BottomHalf, EventLoop
 from virtiopy.spec import DeviceId
-from virtiopy.virtqueue.queue import Chain, Virtqueue
+from virtiopy.virtqueue.queue import BATCH, BATCHES_A_TURN, Chain, Virtqueue
 
 #: What a device tells of its state: a number, a word, or numbers by name.
 Fact = int | float | str | Mapping[str, int]
@@ -128,6 +130,17 @@ class DeviceHost(Protocol):
         """Return the eventfds of queue `index`; None where its kicks are exits (trapped mode)."""
 
 
+@dataclass(slots=True, frozen=True)
+class SharedMemoryRegion:
+    """Memory of the host's that device and driver share (2.10).
+
+    `address` is where the guest finds it, guest physical; `length` is in bytes.
+    """
+
+    address: int
+    length: int
+
+
 class VirtioDevice:
     """A virtio device, worked by one thread at a time: whoever calls it holds `lock`.
 
@@ -136,6 +149,9 @@ class VirtioDevice:
     """
 
     device_id: ClassVar[DeviceId]
+
+    #: The device type's own feature bits, for their names; None for a type that has none.
+    feature_bits: ClassVar[type[enum.IntEnum] | None] = None
 
     #: The device type's own feature bits (a mask) that are offered.
     features: int = 0
@@ -147,6 +163,10 @@ class VirtioDevice:
     #: The largest size of each virtqueue: QueueSizeMax, a power of 2.
     queue_sizes: Sequence[int]
 
+    #: The shared memory regions of the device, by their ID (shmid): what they are for says its
+    #: section.
+    shared_memory: Mapping[int, SharedMemoryRegion] = MappingProxyType({})
+
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.host: DeviceHost
@@ -157,8 +177,14 @@ class VirtioDevice:
         self.may_block = True
         self.driver_features = 0
         self.queues: dict[int, Virtqueue] = {}
+        #: Whether the device needs a reset (2.1.2): it works no queue.
+        self.halted = False
         #: Why its virtqueues are worked here, where another was to work them: see `hand_over`.
         self.refusal: str | None = None
+        # The queues whose turn ended before their buffers did, by index, and what goes on with
+        # them once other devices had theirs.
+        self._unfinished: dict[int, Virtqueue] = {}
+        self._next_turn: BottomHalf | None = None
 
     def attach(
         self, host: DeviceHost, loop: EventLoop | None = None, *, may_block: bool = True
@@ -167,6 +193,9 @@ class VirtioDevice:
         self.host = host
         self.loop = loop
         self.may_block = may_block
+        if loop is not None:
+            name = f"{self.device_id.name.lower()} queues"
+            self._next_turn = loop.bottom_half(self._take_turn, name)
 
     def hand_over(self, open_worker: OpenWorker | None) -> None:
         """Have others work the virtqueues that carry data, as soon as there are any.
@@ -192,6 +221,10 @@ class VirtioDevice:
     def accepts(self, driver_features: int) -> bool:
         """Say whether this subset of the offered features is one that makes sense (2.2.2)."""
         return True
+
+    def objections(self, driver_features: int) -> Sequence[str]:
+        """Say, one clause each, why this subset does not make sense, where `accepts` says so."""
+        return ()
 
     def negotiated(self, driver_features: int) -> None:
         """Take the outcome: the driver set FEATURES_OK, and it was accepted (3.1.1)."""
@@ -233,6 +266,7 @@ class VirtioDevice:
 
         No kick comes from here on; this is for who has lent a queue's notifiers.
         """
+        self.halted = True
 
     def settle(self, index: int) -> None:
         """Complete what is being done of a queue, and wait for that.
@@ -248,6 +282,7 @@ class VirtioDevice:
         """Forget the driver: what it negotiated, its queues, its buffers (2.4.1)."""
         self.driver_features = 0
         self.queues = {}
+        self.halted = False
 
     def close(self) -> None:
         """Give back what the device holds of the host."""
@@ -259,19 +294,46 @@ class VirtioDevice:
     # Operation
 
     def handle(self, queue: Virtqueue) -> None:
-        """Serve every available buffer of `queue`; called for a kick. Raises QueueError.
+        """Serve the available buffers of `queue`; called for a kick. Raises QueueError.
 
-        Devices that complete a buffer at once override `serve`, the others this.
+        The example in the docstring of `Virtqueue` explains the loop. Devices that complete a
+        buffer at once override `serve`, the others this.
         """
-        while True:
+        for _ in range(BATCHES_A_TURN):
             queue.disable_kicks()
-            while chains := queue.pop_many():
-                queue.push_many([(chain, self.serve(queue, chain)) for chain in chains])
-                self.notify(queue)
-            # Chains that pop_many rejected were used too.
+            chains = queue.pop_many(BATCH)
+            queue.push_many([(chain, self.serve(queue, chain)) for chain in chains])
             self.notify(queue)
-            if not queue.enable_kicks():
+            if not chains and not queue.enable_kicks():
                 return
+        self.handle_soon(queue)
+
+    def handle_soon(self, queue: Virtqueue) -> None:
+        """Have `handle_again` called for a queue on the loop, after the turns of other devices.
+
+        Where there is no loop, the driver's next kick goes on with the queue.
+        """
+        if self._next_turn is None:
+            queue.enable_kicks()
+            return
+        self._unfinished[queue.index] = queue
+        self._next_turn.schedule()
+
+    def handle_again(self, queue: Virtqueue) -> None:
+        """Go on with a queue where the last turn ended; no kick has come. Raises QueueError."""
+        self.handle(queue)
+
+    def _take_turn(self) -> None:
+        with self.lock:
+            unfinished, self._unfinished = self._unfinished, {}
+            for index, queue in unfinished.items():
+                # It may have been reset meanwhile, or the queue before it has broken the device.
+                if self.halted or self.queues.get(index) is not queue:
+                    continue
+                try:
+                    self.handle_again(queue)
+                except DriverError as error:
+                    self.host.needs_reset(str(error))
 
     def serve(self, queue: Virtqueue, chain: Chain) -> int:
         """Do what the buffer asks; return how many bytes were written to it, from its start."""

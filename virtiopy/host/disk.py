@@ -80,6 +80,12 @@ class DiskImage(Closing):
             #: What the disk prefers to be written in, bytes.
             self.physical_block_size = self._find_physical_block_size()
             self.can_punch_holes = not readonly and self._find_hole_punching()
+        except OSError as error:
+            os.close(self._fd)
+            raise ConfigError(
+                f"The image {path} cannot be read as one ({error.strerror}): name a raw disk "
+                "image or a block device."
+            ) from error
         except BaseException:
             os.close(self._fd)
             raise

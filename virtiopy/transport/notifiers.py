@@ -5,19 +5,19 @@ import os
 
 from virtiopy.closing import Closing
 from virtiopy.eventloop import READABLE, EventLoop, Watch
-from virtiopy.transport.mmio import MmioTransport
+from virtiopy.transport.lifecycle import Lifecycle
 
 
 class EventfdNotifiers(Closing):
     """The notifiers of queue `index` (devices.base.Notifiers): an ioeventfd and an irqfd.
 
-    While they are not lent, `loop` takes the kicks to the transport. The eventfds stay the
+    While they are not lent, `loop` takes the kicks to `lifecycle`. The eventfds stay the
     caller's; `kick` does not block.
     """
 
     def __init__(
         self,
-        transport: MmioTransport,
+        lifecycle: Lifecycle,
         loop: EventLoop,
         index: int,
         *,
@@ -27,7 +27,7 @@ class EventfdNotifiers(Closing):
     ) -> None:
         self.kick = kick
         self.call = call
-        self._transport = transport
+        self._lifecycle = lifecycle
         self._loop = loop
         self._index = index
         self._name = name
@@ -48,24 +48,30 @@ class EventfdNotifiers(Closing):
     def lend(self) -> None:
         """Leave both to somebody else; the caller holds the device's lock."""
         self.close()
-        self._transport.lend_interrupt(self._index)
+        self._lifecycle.delegate_interrupt(self._index)
 
     def take_back(self) -> None:
         """Have both again; the caller holds the device's lock.
 
         The queue is kicked, for the other may have taken a kick and not served it.
         """
-        self._transport.take_interrupt_back(self._index)
+        self._lifecycle.reclaim_interrupt(self._index)
         self._take_kicks()
         # Full is as good as written.
         with contextlib.suppress(BlockingIOError):
             os.eventfd_write(self.kick, 1)
 
+    def forget_kicks(self) -> None:
+        """Drop the kicks that no side has taken: the queue that they were for is no more."""
+        if not self.lent:
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self.kick)
+
     def _take_kicks(self) -> None:
         self._watch = self._loop.watch(self.kick, READABLE, self._on_kick, self._name)
 
     def _on_kick(self, events: int) -> None:
-        with self._transport.device.lock:
+        with self._lifecycle.device.lock:
             # They may have been lent since the loop looked: the kick is the other's then.
             if self.lent:
                 return
@@ -73,4 +79,4 @@ class EventfdNotifiers(Closing):
             # had them before may have read it meanwhile.
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self.kick)
-            self._transport.kick(self._index)
+            self._lifecycle.kick(self._index)

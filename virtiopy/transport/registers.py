@@ -9,8 +9,8 @@ VENDOR_ID = int.from_bytes(b"VPY1", "little")
 #: Bytes of a device's register range.
 REGISTER_RANGE = 0x1000
 
-#: What the registers of a shared memory region that does not exist read as (4.2.2).
-NO_SHARED_MEMORY = 0xFFFF_FFFF
+#: What length and address of a shared memory region that does not exist read as, 64 bits (4.2.2).
+NO_SHARED_MEMORY = 0xFFFF_FFFF_FFFF_FFFF
 
 
 class Register(enum.IntEnum):
@@ -46,6 +46,10 @@ class Register(enum.IntEnum):
     QueueReset = 0x0C0
     ConfigGeneration = 0x0FC
     Config = 0x100
+
+
+#: Registers that only legacy devices have (4.2.4), by offset.
+LEGACY_REGISTERS = {0x028: "GuestPageSize", 0x03C: "QueueAlign", 0x040: "QueuePFN"}
 
 
 class Interrupt(enum.IntFlag):

@@ -21,7 +21,7 @@ from virtiopy.vm.bus import Place
 from virtiopy.vm.cputhread import CpuThread
 from virtiopy.vm.dispatch import ExitDispatch
 from virtiopy.vm.ports import CONSOLE_PORT, EXIT_PORT, ConsolePort, ExitPort
-from virtiopy.vm.slots import IoMode, Slot, Slots
+from virtiopy.vm.slots import IoMode, Slot, Slots, WatchTransport
 
 #: How long a signal may wait for its handler, seconds.
 SIGNAL_LATENCY = 0.2
@@ -137,17 +137,18 @@ class Machine(Closing):
         mode: IoMode = IoMode.IOEVENTFD,
         *,
         refused: Callable[[str], None] | None = None,
+        watch: WatchTransport | None = None,
     ) -> Slot:
         """Put a device into the next slot: see `Slots.add`."""
-        return self._slots.add(device, name, mode, refused=refused)
+        return self._slots.add(device, name, mode, refused=refused, watch=watch)
 
     def boot(self, image: GuestImage, arguments: str = "") -> None:
         """Load a PVH image; its command line names the devices, then come `arguments`.
 
         Raises ConfigError for an image that cannot be booted.
         """
-        devices = [f"virtio_mmio.device=4K@{slot.address:#x}:{slot.gsi}" for slot in self.slots]
-        command_line = " ".join([*devices, arguments]).strip()
+        words = [slot.placement.command_line for slot in self.slots]
+        command_line = " ".join(filter(None, [*words, arguments]))
         pvh.prepare(self.memory, self.cpus[0].cpu, image, command_line)
 
     def end(self, status: int) -> None:

@@ -2,20 +2,19 @@
 
 import contextlib
 import enum
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeAlias
 
 from virtiopy.accel.base import Accelerator
 from virtiopy.devices.base import OpenWorker, VirtioDevice
 from virtiopy.errors import ConfigError, HostError
 from virtiopy.eventloop import EventLoop
 from virtiopy.memory import GuestMemory
-from virtiopy.transport.mmio import MmioTransport
-from virtiopy.transport.notifiers import EventfdNotifiers
-from virtiopy.transport.registerpage import RegisterPage
-from virtiopy.transport.registers import REGISTER_RANGE, Interrupt, Register
+from virtiopy.transport.mmioplace import MmioPlacement
+from virtiopy.transport.placement import Placement, Site, Transport
+from virtiopy.transport.registers import REGISTER_RANGE
 from virtiopy.vhost.handoff import VhostPair
 from virtiopy.vm.bus import Bus, Place
 
@@ -40,6 +39,10 @@ class IoMode(enum.StrEnum):
     VHOST_USER = "vhost-user"
 
 
+#: Puts a watcher before the accesses of a device's driver: is given the device's name, its
+#: transport, and whether its kicks are exits; returns what stands on the bus.
+WatchTransport: TypeAlias = Callable[[str, Transport, bool], Transport]
+
 #: The modes that a device has from its start to its end, or not at all.
 _LIFELONG = {IoMode.TRAPPED, IoMode.VHOST_USER}
 
@@ -50,9 +53,8 @@ class Slot:
 
     name: str
     device: VirtioDevice
-    transport: MmioTransport
-    address: int
-    gsi: int
+    transport: Transport
+    placement: Placement
     release: contextlib.ExitStack
     _mode: IoMode
     _workers: Mapping[IoMode, OpenWorker]
@@ -105,9 +107,7 @@ class Slots:
         exit_free: bool,
     ) -> None:
         self.all: list[Slot] = []
-        self._memory = memory
-        self._accelerator = accelerator
-        self._loop = loop
+        self._site = Site(memory, loop, accelerator)
         self._mmio = mmio
         self._exit_free = exit_free
         self._workers: Mapping[IoMode, OpenWorker] = {IoMode.VHOST: partial(VhostPair, memory)}
@@ -124,6 +124,7 @@ class Slots:
         mode: IoMode = IoMode.IOEVENTFD,
         *,
         refused: Callable[[str], None] | None = None,
+        watch: WatchTransport | None = None,
     ) -> Slot:
         """Put a device into the next slot.
 
@@ -138,12 +139,9 @@ class Slots:
             index = len(self.all)
             if index == GSI_COUNT:
                 raise ConfigError(f"There are more than {GSI_COUNT} devices: leave some out.")
-            gsi = FIRST_GSI + index
-            address = MMIO_BASE + index * REGISTER_RANGE
-            if mode is IoMode.TRAPPED:
-                transport = self._trapped(device, gsi)
-            else:
-                transport = self._by_eventfds(device, name, address, gsi, release)
+            placement = MmioPlacement(MMIO_BASE + index * REGISTER_RANGE, FIRST_GSI + index)
+            trapped = mode is IoMode.TRAPPED
+            transport = placement.plug(device, name, self._site, release, trapped=trapped)
             if mode in self._workers:
                 try:
                     device.hand_over(self._workers[mode])
@@ -152,91 +150,14 @@ class Slots:
                         raise
                     mode = IoMode.IOEVENTFD
                     refused(f"{name} is in {mode} mode: {error}")
-            transport.offered_features = device.offered(transport.offered_features)
             if self._exit_free:
-                by_irqfd = mode is not IoMode.TRAPPED
-                self._show_registers(transport, address, release, by_irqfd=by_irqfd)
-            self._mmio.add(Place(address, REGISTER_RANGE, name, transport))
+                placement.leave_out_exits(transport, self._site, release)
+            seen = transport if watch is None else watch(name, transport, trapped)
+            self._mmio.add(Place(placement.address, placement.size, name, seen))
             release.callback(_reset, device)
-            slot = Slot(
-                name, device, transport, address, gsi, release.pop_all(), mode, self._workers
-            )
+            slot = Slot(name, device, transport, placement, release.pop_all(), mode, self._workers)
         self.all.append(slot)
         return slot
-
-    def _trapped(self, device: VirtioDevice, gsi: int) -> MmioTransport:
-        def set_interrupt(level: bool) -> None:
-            self._accelerator.set_irq_line(gsi, level)
-
-        return MmioTransport(device, self._memory, set_interrupt, loop=self._loop)
-
-    def _by_eventfds(
-        self,
-        device: VirtioDevice,
-        name: str,
-        address: int,
-        gsi: int,
-        release: contextlib.ExitStack,
-    ) -> MmioTransport:
-        interrupt = _eventfd(release)
-        self._accelerator.add_irqfd(gsi, interrupt)
-
-        def set_interrupt(level: bool) -> None:
-            # An irqfd is a pulse: each event is one, and none is taken back.
-            if level:
-                os.eventfd_write(interrupt, 1)
-
-        transport = MmioTransport(
-            device, self._memory, set_interrupt, loop=self._loop, may_block=False
-        )
-        transport.queue_notifiers = notifiers = {}
-        for index in range(len(device.queue_sizes)):
-            kick = _eventfd(release)
-            release.callback(
-                self._accelerator.add_ioeventfd(address + Register.QueueNotify, index, kick)
-            )
-            notifiers[index] = release.enter_context(
-                EventfdNotifiers(
-                    transport,
-                    self._loop,
-                    index,
-                    kick=kick,
-                    call=interrupt,
-                    name=f"{name} queue {index}",
-                )
-            )
-        return transport
-
-    def _show_registers(
-        self,
-        transport: MmioTransport,
-        address: int,
-        release: contextlib.ExitStack,
-        *,
-        by_irqfd: bool,
-    ) -> None:
-        """Let the guest read registers from memory, and the kernel take what needs no answer.
-
-        An irqfd is a pulse, so the acknowledgement of one for used buffers changes nothing: it is
-        a write to an eventfd that nobody reads. What else is written to InterruptACK comes here.
-        """
-        page = release.enter_context(RegisterPage())
-        if by_irqfd:
-            release.callback(
-                self._accelerator.add_ioeventfd(
-                    address + Register.InterruptACK, Interrupt.USED_BUFFER, _eventfd(release)
-                )
-            )
-        release.callback(
-            self._accelerator.add_read_only_memory(address, REGISTER_RANGE, page.host_address)
-        )
-        transport.show_on(page, sees_acks=not by_irqfd)
-
-
-def _eventfd(release: contextlib.ExitStack) -> int:
-    eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-    release.callback(os.close, eventfd)
-    return eventfd
 
 
 def _reset(device: VirtioDevice) -> None:

@@ -17,6 +17,7 @@ from virtiopy.eventloop import EventLoop
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import DeviceStatus, Feature
 from virtiopy.transport.driver import MmioDriver, Registers
+from virtiopy.transport.interrupts import LevelInterrupt
 from virtiopy.transport.mmio import MmioTransport
 from virtiopy.transport.registers import Interrupt, Register
 
@@ -146,7 +147,11 @@ class MmioSession(Session):
         self._loop = EventLoop("device")
         self._cpu = Cpu(patience)
         self._transport = transport(
-            rig.device, self.memory, self._set_interrupt, loop=self._loop, may_block=False
+            rig.device,
+            self.memory,
+            LevelInterrupt(self._set_interrupt),
+            loop=self._loop,
+            may_block=False,
         )
         self._loop.start(daemon=True)
         registers = TracedRegisters(self._transport, self._cpu, trace)
@@ -156,7 +161,7 @@ class MmioSession(Session):
         """Give the device up; one that is wedged is left behind, with the memory that it is at."""
         if not self._cpu.stuck and turns(self._loop, self.patience):
             with contextlib.suppress(DiedError, WedgedError):
-                self._cpu.run(self._transport.reset)
+                self._cpu.run(self._transport.lifecycle.reset)
             if not self._cpu.stuck:
                 self._loop.stop()
                 with contextlib.suppress(DiedError, WedgedError):

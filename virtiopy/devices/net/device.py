@@ -2,7 +2,7 @@
 
 import logging
 import select
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from enum import IntFlag
 from typing import ClassVar
@@ -15,7 +15,7 @@ from virtiopy.devices.base import (
     VirtioDevice,
 )
 from virtiopy.devices.net.control import MAC_SIZE, Control, ReceiveFilter, is_multicast
-from virtiopy.devices.net.features import NetFeature, Terms, requirements_met
+from virtiopy.devices.net.features import NetFeature, Terms, unmet_requirements
 from virtiopy.devices.net.handover import Handover
 from virtiopy.devices.net.link import FrameLink
 from virtiopy.devices.net.pair import Pair, redirect
@@ -59,6 +59,7 @@ class Net(VirtioDevice):
     """
 
     device_id: ClassVar[DeviceId] = DeviceId.NETWORK
+    feature_bits = NetFeature
 
     #: VMMs keep controlq for themselves.
     vmm_features = feature_mask([NetFeature.VIRTIO_NET_F_CTRL_VQ])
@@ -89,7 +90,6 @@ class Net(VirtioDevice):
         self._status = Status.LINK_UP if link.is_up() else Status(0)
         self._state_watch: Watch | None = None
         self._link_failed = False
-        self._halted = False
         self._handover = Handover(self)
 
     # Feature bits (5.1.3)
@@ -100,7 +100,11 @@ class Net(VirtioDevice):
 
     def accepts(self, driver_features: int) -> bool:
         """Check what features require of each other (5.1.3.1)."""
-        return requirements_met(driver_features)
+        return not unmet_requirements(driver_features)
+
+    def objections(self, driver_features: int) -> Sequence[str]:
+        """Say what is missing (5.1.3.1)."""
+        return unmet_requirements(driver_features)
 
     def negotiated(self, driver_features: int) -> None:
         """Agree with driver and link on what may be in frames."""
@@ -169,10 +173,6 @@ class Net(VirtioDevice):
             lambda events: self.link_changed(),
             f"{self.link.name} state",
         )
-        for pair in self.pairs:
-            pair.send_more = loop.bottom_half(
-                self._callback(self._transmit, pair), f"{self.link.name} send"
-            )
 
     def activate(self, queues: Mapping[int, Virtqueue]) -> None:
         """Start; only the first pair is used until the driver asks for more (5.1.9.5.6.2)."""
@@ -237,7 +237,7 @@ class Net(VirtioDevice):
 
     def halt(self) -> None:
         """Have nobody work the queues any more."""
-        self._halted = True
+        super().halt()
         self._stop()
 
     def reset(self) -> None:
@@ -246,7 +246,6 @@ class Net(VirtioDevice):
         super().reset()
         for pair in self.pairs:
             pair.queues.clear()
-        self._halted = False
         self._terms = Terms.of(0, self.mtu)
         self.filter = ReceiveFilter(self._initial_mac)
         self._status &= ~Status.ANNOUNCE
@@ -328,7 +327,7 @@ class Net(VirtioDevice):
     @property
     def may_be_worked(self) -> bool:
         """Whether there is anything to be done with queues and link."""
-        return not self._halted and not self._link_failed
+        return not self.halted and not self._link_failed
 
     def go_on(self, pair: Pair) -> None:
         """Work a pair that has come back; its queues have been kicked."""
@@ -366,6 +365,14 @@ class Net(VirtioDevice):
             self._stop()
             raise
 
+    def handle_again(self, queue: Virtqueue) -> None:
+        """Go on where the budget ended. Raises QueueError."""
+        pair = self._pair_of(queue.index)
+        if pair is None or queue.index % 2:
+            self.handle(queue)
+        else:
+            self._guarded(self._receive, pair)
+
     def serve(self, queue: Virtqueue, chain: Chain) -> int:
         """Serve a control command (5.1.9.5)."""
         return self.control.serve(chain)
@@ -373,11 +380,13 @@ class Net(VirtioDevice):
     def _receive(self, pair: Pair, *, kicked: bool = False) -> None:
         if pair.receiver.queue is None or self._link_failed:
             return
+        queue = pair.receiver.queue
         try:
-            pair.receiver.run(kicked=kicked)
+            if pair.receiver.run(kicked=kicked):
+                self.handle_soon(queue)
         except OSError as error:
             self._link_is_gone(str(error))
-        self.notify(pair.receiver.queue)
+        self.notify(queue)
         for source in pair.receiver.sources:
             self._update_watch(self.pairs[source])
         self._give_if_due(pair)
@@ -386,10 +395,8 @@ class Net(VirtioDevice):
         queue = pair.transmitter.queue
         if queue is None:
             return
-        while pair.transmitter.run():
-            if pair.send_more is not None:
-                pair.send_more.schedule()
-                break
+        if pair.transmitter.run():
+            self.handle_soon(queue)
         self.notify(queue)
         self._update_watch(pair)
         self._give_if_due(pair)
@@ -401,15 +408,6 @@ class Net(VirtioDevice):
         except DriverError as error:
             self._stop()
             self.host.needs_reset(str(error))
-
-    def _callback(self, work: Callable[[Pair], None], pair: Pair) -> Callable[[], None]:
-        """Make what the loop calls for a pair."""
-
-        def call() -> None:
-            with self.lock:
-                self._guarded(work, pair)
-
-        return call
 
     # What is watched of the link
 

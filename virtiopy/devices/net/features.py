@@ -60,13 +60,14 @@ REQUIREMENTS: Mapping[NetFeature, tuple[NetFeature, ...]] = {
 }
 
 
-def requirements_met(features: int) -> bool:
-    """Say whether each of `features` comes with what it requires (5.1.3.1)."""
-    return all(
-        any(has_feature(features, required) for required in requirement)
-        for feature, requirement in REQUIREMENTS.items()
+def unmet_requirements(features: int) -> list[str]:
+    """Say which of `features` come without what they require, one clause each (5.1.3.1)."""
+    return [
+        f"the driver accepts {feature.name} without {' or '.join(kind.name for kind in needed)}"
+        for feature, needed in REQUIREMENTS.items()
         if has_feature(features, feature)
-    )
+        and not any(has_feature(features, required) for required in needed)
+    ]
 
 
 @dataclass(slots=True, frozen=True)

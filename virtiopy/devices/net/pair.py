@@ -9,7 +9,7 @@ from virtiopy.devices.net.features import Terms
 from virtiopy.devices.net.link import FrameLink
 from virtiopy.devices.net.path import NetCounters, Receiver, Transmitter
 from virtiopy.errors import VirtiopyError
-from virtiopy.eventloop import READABLE, WRITABLE, BottomHalf, Watch
+from virtiopy.eventloop import READABLE, WRITABLE, Watch
 from virtiopy.virtqueue.queue import Virtqueue
 
 
@@ -29,8 +29,6 @@ class Pair:
         #: Who takes the frames that come for the pair: itself, another, or nobody.
         self.taker: Pair | None = self
         self.watch: Watch | None = None
-        #: Goes on sending once others had their turn.
-        self.send_more: BottomHalf | None = None
         #: Who is to work the pair in the device's place.
         self.worker: QueueWorker | None = None
         self._lent: Sequence[Notifiers] = ()

@@ -34,15 +34,12 @@ from virtiopy.devices.net.header import (
 from virtiopy.devices.net.link import FrameLink
 from virtiopy.errors import DriverError
 from virtiopy.virtqueue.buffers import Buffers, gather, scatter, split_at, total
-from virtiopy.virtqueue.queue import Chain, Virtqueue
+from virtiopy.virtqueue.queue import BATCH, Chain, Virtqueue
 
 log = logging.getLogger(__name__)
 
 #: Frames in one direction before others have their turn.
 BUDGET = 256
-
-#: Chains that are popped at a time.
-BATCH = 64
 
 #: Frames that are dropped at a time: more than a tap's own queue holds, unless it is told to.
 DROPS = 1024
@@ -150,22 +147,23 @@ class Receiver:
         self._ready.clear()
         self._room = 0
 
-    def run(self, *, kicked: bool) -> None:
+    def run(self, *, kicked: bool) -> bool:
         """Receive until frames or buffers run out, or the budget; `kicked`: for a kick.
 
-        Raises QueueError, and OSError when the link is gone.
+        Returns whether the budget ended in malformed buffers. Where it ended in frames, the link
+        is readable still. Raises QueueError, and OSError when the link is gone.
         """
         if self.queue is None:
-            return
+            return False
         try:
-            self._run(self.queue, kicked=kicked)
+            return self._run(self.queue, kicked=kicked)
         finally:
             # All at once: the buffers of a frame are to be seen together (5.1.9.4.1).
             if self._used:
                 self.queue.push_many(self._used)
                 self._used.clear()
 
-    def _run(self, queue: Virtqueue, *, kicked: bool) -> None:
+    def _run(self, queue: Virtqueue, *, kicked: bool) -> bool:
         queue.disable_kicks()
         if kicked and self._held is not None:
             self._deliver_held(queue)
@@ -173,17 +171,23 @@ class Receiver:
                 self._counts.rx_dropped_no_buffer += 1
                 self._held = None
         self.wants_frames = True
-        for _ in range(BUDGET):
+        left = BUDGET
+        while left > 0:
             if self._held is not None:
                 has_buffers = self._deliver_held(queue)
             else:
                 has_buffers = self._make_room(queue, self._enough) or bool(self._ready)
             if has_buffers:
                 if not self._receive(queue):
-                    return
-            elif not queue.enable_kicks():
+                    return False
+                left -= 1
+            elif queue.enable_kicks():
+                # A batch of malformed buffers.
+                left -= BATCH
+            else:
                 self.wants_frames = False
-                return
+                return False
+        return not has_buffers
 
     def _make_room(self, queue: Virtqueue, size: int) -> bool:
         """Pop buffers until there is room for `size` bytes; False where they are too few."""
@@ -396,6 +400,7 @@ class Transmitter:
             if not chains:
                 if not queue.enable_kicks():
                     return False
+                left -= BATCH
                 continue
             sent = self._send_many(chains)
             queue.push_many([(chain, 0) for chain in chains[:sent]])

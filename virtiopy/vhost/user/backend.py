@@ -15,7 +15,8 @@ from virtiopy.closing import Closing
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.errors import DriverError, PeerError
 from virtiopy.eventloop import READABLE, EventLoop, Timer, Watch
-from virtiopy.spec import DeviceId, DeviceStatus, feature_mask, has_feature
+from virtiopy.spec import DeviceId, feature_mask, has_feature
+from virtiopy.transport.observer import LifecycleObserver
 from virtiopy.vhost.user.connection import Connection, DisconnectedError, close_all
 from virtiopy.vhost.user.inflight import Inflight
 from virtiopy.vhost.user.memory import SLOTS_MAX, DirtyLog, FrontendMemory
@@ -43,12 +44,12 @@ from virtiopy.vhost.user.messages import (
 )
 from virtiopy.vhost.user.rings import Rings
 from virtiopy.virtqueue.layout import INDEX_MODULUS, valid_queue_size
-from virtiopy.virtqueue.queue import RING_FEATURES, QueueState, Virtqueue
+from virtiopy.virtqueue.queue import QueueState
 
 log = logging.getLogger(__name__)
 
-#: What rings and protocol offer, whatever the device.
-BACKEND_FEATURES = RING_FEATURES | feature_mask([VHOST_F_LOG_ALL, VHOST_USER_F_PROTOCOL_FEATURES])
+#: What the protocol offers besides virtio's features.
+BACKEND_FEATURES = feature_mask([VHOST_F_LOG_ALL, VHOST_USER_F_PROTOCOL_FEATURES])
 
 PROTOCOL_FEATURES = feature_mask(
     [
@@ -71,7 +72,7 @@ MESSAGE_TIME = 5.0
 MESSAGES_A_TURN = 64
 
 
-class Backend(Closing):
+class Backend(LifecycleObserver, Closing):
     """`device` for one frontend after the other, worked on `loop`'s thread; it is the caller's.
 
     `on_disconnect` is called when a frontend has gone, whoever ended it.
@@ -85,16 +86,14 @@ class Backend(Closing):
         self.memory = FrontendMemory()
         self._loop = loop
         self._on_disconnect = on_disconnect
-        self._rings = Rings(
-            device, loop, self.memory, fail=self._disconnect, needs_reset=self.needs_reset
-        )
+        self._rings = Rings(device, loop, self.memory, fail=self._disconnect)
+        self.lifecycle = self._rings.lifecycle
+        self.lifecycle.observers.append(self)
         self._connection: Connection | None = None
         self._watch: Watch | None = None
         self._deadline: Timer | None = None
         self._channel: Connection | None = None
         self._protocol_features = 0
-        self._status = 0
-        device.attach(self, loop, may_block=False)
         self._lost = loop.watch(self.memory.lost, READABLE, self._memory_lost, "memory lost")
 
     def close(self) -> None:
@@ -111,7 +110,7 @@ class Backend(Closing):
     @property
     def offered_features(self) -> int:
         """What GET_FEATURES answers."""
-        return self.device.features | BACKEND_FEATURES
+        return self.lifecycle.offered | BACKEND_FEATURES
 
     # The frontend's connection
 
@@ -179,17 +178,12 @@ class Backend(Closing):
             self._rings.close()
         self._set_channel(None)
         self._protocol_features = 0
-        self._status = 0
         connection.close()
         self._on_disconnect()
 
-    # The device's side (devices.base.DeviceHost)
+    # What the device does of itself (transport.observer.LifecycleObserver)
 
-    def used_buffer_notification(self, queue: Virtqueue) -> None:
-        """Write the ring's call eventfd."""
-        self._rings.notify(queue.index)
-
-    def config_changed(self, *, notify: bool = True) -> None:
+    def config_changed(self, *, notify: bool) -> None:
         """Send CONFIG_CHANGE_MSG, where the frontend has opened a channel for it."""
         if not notify or self._channel is None or not self._has(ProtocolFeature.CONFIG):
             return
@@ -200,16 +194,11 @@ class Backend(Closing):
             self._set_channel(None)
 
     def needs_reset(self, reason: str) -> None:
-        """Work no ring any more until the device is reset or the rings are stopped (2.1.2)."""
-        log.warning("%s needs a reset: %s", self.device.device_id.name, reason)
-        self._status |= int(DeviceStatus.DEVICE_NEEDS_RESET)
-        self._rings.halt()
+        """Say that the rings are broken until a reset, or until they are stopped (2.1.2)."""
+        self._rings.signal_errors()
         if self.memory.was_shrunk:
             # Later: whoever calls has buffers of it.
             os.eventfd_write(self.memory.lost, 1)
-
-    def notifiers(self, index: int) -> None:
-        """Lend no notifiers: they are the frontend's."""
 
     # Messages
 
@@ -272,7 +261,6 @@ class Backend(Closing):
     def _reset_device(self, message: Message) -> None:
         self._rings.reset()
         self._rings.disable()
-        self._status = 0
 
     def _get_queue_num(self, message: Message) -> Message:
         count = len(self._rings)
@@ -282,19 +270,10 @@ class Backend(Closing):
         return Message(message.request, u64(count))
 
     def _set_status(self, message: Message) -> None:
-        status = to_u64(message)
-        if status == 0:
-            self._rings.reset()
-            self._status = 0
-            return
-        if not self._rings.accepts():
-            # The driver reads it back (3.1.1).
-            status &= ~int(DeviceStatus.FEATURES_OK)
-        needs_reset = self._status & int(DeviceStatus.DEVICE_NEEDS_RESET)
-        self._status = status & 0xFF | needs_reset
+        self._rings.set_status(to_u64(message) & 0xFF)
 
     def _get_status(self, message: Message) -> Message:
-        return Message(message.request, u64(self._status))
+        return Message(message.request, u64(self.lifecycle.status))
 
     # What memory is about
 

@@ -72,7 +72,6 @@ class VhostUserDevice(VirtioDevice):
         self._retry: Timer | None = None
         #: A connection on which no backend has answered yet.
         self._trying: socket.socket | None = None
-        self._halted = False
         self._closed = False
         try:
             frontend = VhostUserFrontend(stream)
@@ -169,7 +168,7 @@ class VhostUserDevice(VirtioDevice):
 
     def halt(self) -> None:
         """Take all rings back, until a reset."""
-        self._halted = True
+        super().halt()
         for index in list(self._lent):
             self._do(lambda frontend, index=index: self._stop_ring(frontend, index))  # type: ignore[misc]
             self._return_notifiers(index)
@@ -178,7 +177,6 @@ class VhostUserDevice(VirtioDevice):
         """Take all rings back, and have the backend reset the device."""
         was_used = bool(self._lent or self.driver_features)
         self.halt()
-        self._halted = False
         super().reset()
         if was_used:
             self._do(lambda frontend: frontend.reset_device())
@@ -385,7 +383,7 @@ class VhostUserDevice(VirtioDevice):
         before = self._config
         try:
             self._take(frontend)
-            if self.queues and not self._halted:
+            if self.queues and not self.halted:
                 self._begin(frontend)
         except PeerError as error:
             self._gone(str(error))

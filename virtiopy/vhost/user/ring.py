@@ -1,13 +1,14 @@
 """A virtqueue of a backend: what its frontend has said of it, and its life (Ring states)."""
 
 import contextlib
+import logging
 import os
 from collections.abc import Callable
 
 from virtiopy.closing import Closing
-from virtiopy.devices.base import VirtioDevice
 from virtiopy.errors import PeerError
 from virtiopy.eventloop import READABLE, EventLoop, Timer, Watch
+from virtiopy.transport.lifecycle import Lifecycle
 from virtiopy.vhost.user.inflight import QueueInflight
 from virtiopy.vhost.user.memory import DirtyLog, FrontendMemory, WriteLog
 from virtiopy.vhost.user.messages import VHOST_VRING_F_LOG, RingAddresses
@@ -16,12 +17,14 @@ from virtiopy.virtqueue.formats import open_queue, ring_format
 from virtiopy.virtqueue.layout import valid_queue_size
 from virtiopy.virtqueue.queue import QueueAreas, QueueState, Virtqueue
 
+log = logging.getLogger(__name__)
+
 #: Seconds between two looks at a ring whose frontend does not kick.
 POLL_INTERVAL = 0.001
 
 
 class Ring(Closing):
-    """Virtqueue `index` of `device`: stopped, or started with a `queue` that the device works.
+    """Virtqueue `index` of a device: stopped, or started with a `queue` that the device works.
 
     `work` is called on the loop's thread for each kick, and `fail` with the reason when there can
     be none any more. The eventfds that are set are the ring's to close.
@@ -29,7 +32,7 @@ class Ring(Closing):
 
     def __init__(
         self,
-        device: VirtioDevice,
+        lifecycle: Lifecycle,
         loop: EventLoop,
         index: int,
         work: Callable[["Ring"], None],
@@ -47,7 +50,8 @@ class Ring(Closing):
         self.was_used = False
         #: Whether the frontend wants it started: it has said how it kicks, or that it does not.
         self.kick_is_set = False
-        self._device = device
+        self._lifecycle = lifecycle
+        self._device = lifecycle.device
         self._loop = loop
         self._work = work
         self._fail = fail
@@ -118,13 +122,15 @@ class Ring(Closing):
     ) -> Virtqueue:
         """Make the queue, and take its kicks; raises PeerError or QueueError.
 
-        It goes on from the base, or with what `inflight` says that a killed backend left.
+        It goes on behind the last buffer that was used, with those that `inflight` says a backend
+        before had taken. That is the base, but from a frontend that counts what was made available.
         """
         addresses = self.addresses
         if addresses is None or not valid_queue_size(self.size):
             raise PeerError(f"ring {self.index} is to start, and has no size or no addresses yet")
         areas = layout.areas(ring_format(features), self.size)
         self._writes = WriteLog(memory)
+        observers = [self._writes] if inflight is None else [self._writes, inflight]
         queue = open_queue(
             memory,
             self.size,
@@ -138,19 +144,25 @@ class Ring(Closing):
             # The driver counts on what the configuration space has said, as seg_max, before the
             # frontend chose a size for the ring.
             longest_chain=self._device.queue_sizes[self.index],
-            observers=[self._writes] if inflight is None else [self._writes, inflight],
+            observers=[*self._lifecycle.queue_observers, *observers],
         )
         queue.recover()
         self.was_used = queue.state != QueueState()
-        unfinished = []
+        used = queue.state
         if inflight is not None:
-            unfinished = inflight.begin(queue.state.vring_base, self.size)
-        if unfinished:
-            # The frontend could not ask the one that was killed how far it had come.
+            unfinished = inflight.begin(used.vring_base, self.size)
             queue.recover(unfinished)
+            self.inherited = len(unfinished)
         else:
-            queue.resume(self.base)
-        self.inherited = len(unfinished)
+            self.inherited = 0
+            if used != self.base:
+                log.warning(
+                    "ring %d goes on from the used ring's idx, %d, and not from the base, %d: "
+                    "no buffer is skipped, and some may be served twice",
+                    self.index,
+                    used.vring_base,
+                    self.base.vring_base,
+                )
         self.queue = queue
         self._watch_kick()
         return queue
@@ -166,7 +178,7 @@ class Ring(Closing):
         self._unwatch()
         self._device.settle(self.index)
         queue.unpop_all()
-        self._device.stop_queue(self.index)
+        self._lifecycle.stop_queue(self.index)
         self.base = queue.state
         self.queue = None
         self._writes = None

@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator
 
 from virtiopy.closing import Closing
 from virtiopy.devices.base import VirtioDevice
-from virtiopy.errors import DriverError, PeerError
+from virtiopy.errors import PeerError
 from virtiopy.eventloop import EventLoop
-from virtiopy.spec import DeviceId, Feature, feature_mask, has_feature
+from virtiopy.spec import DeviceId, DeviceStatus, feature_mask, has_feature
+from virtiopy.transport.interrupts import CONFIG, InterruptSource
+from virtiopy.transport.lifecycle import Lifecycle
 from virtiopy.vhost.user.inflight import Inflight
 from virtiopy.vhost.user.memory import DirtyLog, FrontendMemory
 from virtiopy.vhost.user.messages import (
@@ -29,8 +31,9 @@ _NOT_VIRTIO = feature_mask([VHOST_F_LOG_ALL, VHOST_USER_F_PROTOCOL_FEATURES])
 class Rings(Closing):
     """The virtqueues of `device`, in `memory`, for one frontend after the other.
 
-    `fail` is called with the reason where the frontend's session cannot go on, `needs_reset` where
-    the device cannot. Whoever calls holds the device's lock.
+    They lead the device's `lifecycle`, and its notifications go to the rings' call eventfds.
+    `fail` is called with the reason where the frontend's session cannot go on. Whoever calls holds
+    the device's lock.
     """
 
     def __init__(
@@ -40,22 +43,25 @@ class Rings(Closing):
         memory: FrontendMemory,
         *,
         fail: Callable[[str], None],
-        needs_reset: Callable[[str], None],
     ) -> None:
         self.memory = memory
+        self.lifecycle = Lifecycle(
+            device,
+            memory,
+            self,
+            assumed_features=device.vmm_features,
+            loop=loop,
+            may_block=False,
+        )
         #: What SET_FEATURES said, in this session.
         self.features: int | None = None
-        #: Whether no ring is worked any more until a reset, or until all are stopped.
-        self.broken = False
         self.inflight: Inflight | None = None
         self.log: DirtyLog | None = None
         self._device = device
-        self._needs_reset = needs_reset
         self._rings = [
-            Ring(device, loop, index, self._work, fail) for index in range(len(device.queue_sizes))
+            Ring(self.lifecycle, loop, index, self._work, fail)
+            for index in range(len(device.queue_sizes))
         ]
-        # Whether the device is active, and so knows of the rings that are worked.
-        self._active = False
 
     def __len__(self) -> int:
         return len(self._rings)
@@ -69,6 +75,7 @@ class Rings(Closing):
         self.set_inflight(None)
         self.set_log(None)
         self.features = None
+        self.lifecycle.driver_features = 0
 
     @property
     def are_worked(self) -> bool:
@@ -90,10 +97,29 @@ class Rings(Closing):
             raise PeerError(f"{request_name(request)} for ring {index}, which is not stopped")
         return ring
 
-    def notify(self, index: int) -> None:
-        """Send a used buffer notification."""
-        if not self.broken:
-            self._rings[index].notify()
+    @property
+    def broken(self) -> bool:
+        """Whether no ring is worked any more until a reset, or until all are stopped."""
+        return bool(self.lifecycle.status & DeviceStatus.DEVICE_NEEDS_RESET)
+
+    # Notifications: an InterruptSink
+
+    def trigger(self, source: InterruptSource) -> None:
+        """Send a used buffer notification.
+
+        The frontend hears of the configuration by a message, whether its driver is up or not.
+        """
+        if source is not CONFIG:
+            self._rings[source].notify()
+
+    def delegate(self, index: int) -> None:
+        """Take no note: notifiers that are the frontend's are delegated to no worker."""
+
+    def reclaim(self, index: int) -> None:
+        """Take no note."""
+
+    def clear(self) -> None:
+        """Forget nothing: an eventfd that was written is the driver's to read."""
 
     # The device as a whole
 
@@ -106,31 +132,41 @@ class Rings(Closing):
                 raise PeerError("SET_FEATURES with other features while rings are worked")
             self._update_logs()
             return
-        if before is not None and self._active and (before ^ features) & ~_NOT_VIRTIO:
-            self.reset()
-        self._device.negotiated(features & ~_NOT_VIRTIO)
+        if before is not None and self.lifecycle.active and (before ^ features) & ~_NOT_VIRTIO:
+            self._reset_driver()
+        self.lifecycle.driver_features = features & ~_NOT_VIRTIO
+        self.lifecycle.negotiate()
 
-    def accepts(self) -> bool:
-        """Say whether the driver took features that a device can work with (2.2.2, 3.1.1)."""
-        features = self.features
-        return (
-            features is not None
-            and has_feature(features, Feature.VIRTIO_F_VERSION_1)
-            and self._device.accepts(features & ~_NOT_VIRTIO | self._device.vmm_features)
-        )
+    def set_status(self, status: int) -> None:
+        """Take what the driver wrote to its device status field."""
+        if status == 0:
+            self._reset_driver()
+            return
+        self.lifecycle.write_status(status)
+        self._enable_queues()
 
     def reset(self) -> None:
         """Reset the device: its rings are stopped, and start only when they are set up again."""
+        self._reset_driver()
+        for ring in self._rings:
+            ring.base = QueueState()
+
+    def _reset_driver(self) -> None:
+        """Forget the driver; each ring's base stays for GET_VRING_BASE.
+
+        QEMU also writes a device status of 0 where it stops a guest that goes on later, here or
+        in another VMM, and asks for the bases afterwards.
+        """
         for ring in self._rings:
             ring.stop()
             ring.forget_kick()
-            ring.base = QueueState()
         self._reset_device()
 
     def _reset_device(self) -> None:
-        self._device.reset()
-        self._active = False
-        self.broken = False
+        self.lifecycle.reset()
+        if self.features is not None:
+            # The frontend does not say them again.
+            self.lifecycle.driver_features = self.features & ~_NOT_VIRTIO
 
     def disable(self) -> None:
         """Disable all rings."""
@@ -138,10 +174,8 @@ class Rings(Closing):
             ring.stop()
             ring.enabled = False
 
-    def halt(self) -> None:
-        """Work no ring any more: the device needs a reset (2.1.2)."""
-        self.broken = True
-        self._device.halt()
+    def signal_errors(self) -> None:
+        """Say of each ring that is worked that it is broken: the device needs a reset (2.1.2)."""
         for ring in self._rings:
             if ring.queue is not None:
                 ring.signal_error()
@@ -150,13 +184,8 @@ class Rings(Closing):
 
     def _work(self, ring: Ring) -> None:
         with self._device.lock:
-            queue = ring.queue
-            if queue is None or self.broken:
-                return
-            try:
-                self._device.handle(queue)
-            except DriverError as error:
-                self._needs_reset(str(error))
+            if ring.queue is not None and self.lifecycle.running:
+                self.lifecycle.kick(ring.index)
 
     def set_addresses(self, ring: Ring, addresses: RingAddresses) -> None:
         """Take the addresses; of a ring that is worked, how it is logged. Raises PeerError."""
@@ -202,8 +231,9 @@ class Rings(Closing):
         has_states = has_feature(features, VHOST_USER_F_PROTOCOL_FEATURES)
         if has_states and not ring.enabled and not self._works_disabled(ring):
             return
-        if not self.accepts():
-            log.warning("ring %d does not start: features %#x (2.2.2)", ring.index, features)
+        if not self.lifecycle.active and not self.lifecycle.accepts(
+            f"ring {ring.index} does not start"
+        ):
             return
         inflight = None
         if self.inflight is not None:
@@ -216,14 +246,8 @@ class Rings(Closing):
         ring.log_writes(*self._logs(ring))
         if ring.inherited:
             log.info("ring %d: %d requests in flight go on", ring.index, ring.inherited)
-        if self._active:
-            self._device.start_queue(ring.index, queue)
-        else:
-            self._active = True
-            if self._device.driver_features != features & ~_NOT_VIRTIO:
-                # A reset has forgotten what the frontend does not say again.
-                self._device.negotiated(features & ~_NOT_VIRTIO)
-            self._device.activate({ring.index: queue})
+        self.lifecycle.negotiate()
+        self.lifecycle.start_queue(ring.index, queue)
         self._enable_queues()
         # The kick for what is in it may have gone to another backend, which may have been killed
         # before it could send the notification for what it used.
@@ -236,7 +260,7 @@ class Rings(Closing):
         return self._device.device_id is DeviceId.NETWORK and ring.index % 2 == 1
 
     def _enable_queues(self) -> None:
-        if self.features is None or not self._active:
+        if self.features is None or not self.lifecycle.active:
             return
         if has_feature(self.features, VHOST_USER_F_PROTOCOL_FEATURES):
             self._device.enable_queues([ring.index for ring in self._rings if ring.enabled])

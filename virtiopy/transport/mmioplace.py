@@ -1,0 +1,102 @@
+"""A device behind registers of virtio-mmio in a VM: its wires (4.2)."""
+
+import os
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import ClassVar
+
+from virtiopy.devices.base import VirtioDevice
+from virtiopy.transport.interrupts import LevelInterrupt, PulseInterrupt
+from virtiopy.transport.mmio import MmioTransport
+from virtiopy.transport.notifiers import EventfdNotifiers
+from virtiopy.transport.placement import Site, Transport
+from virtiopy.transport.registerpage import RegisterPage
+from virtiopy.transport.registers import REGISTER_RANGE, Interrupt, Register
+
+
+@dataclass(slots=True, frozen=True)
+class MmioPlacement:
+    """A page of registers at guest physical `address`, and interrupt line `gsi`."""
+
+    address: int
+    gsi: int
+    size: ClassVar[int] = REGISTER_RANGE
+    hid: ClassVar[str | None] = "LNRO0005"
+
+    @property
+    def command_line(self) -> str:
+        """What Linux's virtio_mmio takes on its command line."""
+        return f"virtio_mmio.device=4K@{self.address:#x}:{self.gsi}"
+
+    def plug(
+        self, device: VirtioDevice, name: str, site: Site, release: ExitStack, *, trapped: bool
+    ) -> MmioTransport:
+        """Put a device here; see Placement."""
+        return (
+            self._by_exits(device, name, site)
+            if trapped
+            else self._by_eventfds(device, name, site, release)
+        )
+
+    def _by_exits(self, device: VirtioDevice, name: str, site: Site) -> MmioTransport:
+        def set_level(level: bool) -> None:
+            site.wires.set_irq_line(self.gsi, level)
+
+        return MmioTransport(
+            device, site.memory, LevelInterrupt(set_level), name=name, loop=site.loop
+        )
+
+    def _by_eventfds(
+        self, device: VirtioDevice, name: str, site: Site, release: ExitStack
+    ) -> MmioTransport:
+        interrupt = _eventfd(release)
+        site.wires.add_irqfd(self.gsi, interrupt)
+        transport = MmioTransport(
+            device,
+            site.memory,
+            PulseInterrupt(interrupt),
+            name=name,
+            loop=site.loop,
+            may_block=False,
+        )
+        for index in range(len(device.queue_sizes)):
+            kick = _eventfd(release)
+            release.callback(
+                site.wires.add_ioeventfd(self.address + Register.QueueNotify, index, kick)
+            )
+            notifiers = EventfdNotifiers(
+                transport.lifecycle,
+                site.loop,
+                index,
+                kick=kick,
+                call=interrupt,
+                name=f"{name} queue {index}",
+            )
+            transport.lifecycle.notify_by({index: release.enter_context(notifiers)})
+        return transport
+
+    def leave_out_exits(self, transport: Transport, site: Site, release: ExitStack) -> None:
+        """Let the guest read registers from memory, and the kernel take what needs no answer.
+
+        An irqfd is a pulse, so the acknowledgement of one for used buffers changes nothing: it is
+        a write to an eventfd that nobody reads. What else is written to InterruptACK comes here.
+        """
+        assert isinstance(transport, MmioTransport)
+        page = release.enter_context(RegisterPage())
+        by_irqfd = isinstance(transport.interrupt, PulseInterrupt)
+        if by_irqfd:
+            release.callback(
+                site.wires.add_ioeventfd(
+                    self.address + Register.InterruptACK, Interrupt.USED_BUFFER, _eventfd(release)
+                )
+            )
+        release.callback(
+            site.wires.add_read_only_memory(self.address, self.size, page.host_address)
+        )
+        transport.show_on(page, sees_acks=not by_irqfd)
+
+
+def _eventfd(release: ExitStack) -> int:
+    eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    release.callback(os.close, eventfd)
+    return eventfd
