@@ -136,7 +136,7 @@ class FakeLink:
     def set_pairs(self, count: int) -> None:
         self.enabled = count
 
-    def lend(self, pair: int, mtu: int) -> int:
+    def worker_file(self, pair: int, mtu: int) -> int:
         return self.fileno(pair)
 
     def is_up(self) -> bool:
@@ -790,7 +790,7 @@ def test_a_buffer_that_the_device_may_only_read_is_given_back() -> None:
 
 
 def test_a_buffer_that_is_too_small_waits_for_those_before_it() -> None:
-    """Buffers are used in the order of the ring: what is left of it can be handed over."""
+    """Buffers are used in the order of the ring: what is left of it can be delegated."""
     rig = Rig()
     for size in (2048, 11, 2048):
         rig.supply(size)

@@ -40,13 +40,13 @@ def served(by_loop: Rig, tmp_path: Path) -> Iterator[tuple[Rig, Path]]:
 def test_the_control_socket_switches(served: tuple[Rig, Path]) -> None:
     rig, path = served
     for mode in ("vhost", "ioeventfd", "vhost"):
-        answer = ask(path, {"command": "handoff", "device": "net0", "mode": mode})
+        answer = ask(path, {"command": "mode", "device": "net0", "mode": mode})
         assert answer == {"device": "net0", "mode": mode}
         facts = device_facts(ask(path, {"command": "status"}), "net0")
         assert facts["mode"] == rig.slot.mode == mode
-        assert facts["pairs_handed_over"] == (mode == "vhost")
+        assert facts["pairs_delegated"] == (mode == "vhost")
     # There is one: it need not be named.
-    assert ask(path, {"command": "handoff", "mode": "ioeventfd"})["device"] == "net0"
+    assert ask(path, {"command": "mode", "mode": "ioeventfd"})["device"] == "net0"
 
 
 @pytest.mark.parametrize(
@@ -64,18 +64,18 @@ def test_a_switch_that_cannot_be_is_answered_with_the_reason(
 ) -> None:
     rig, path = served
     with pytest.raises(ConfigError, match=words):
-        ask(path, {"command": "handoff", **request_})
+        ask(path, {"command": "mode", **request_})
     assert rig.slot.mode is IOEVENTFD
 
 
 def test_a_machine_without_network_devices_has_nothing_to_switch(tmp_path: Path) -> None:
     with serving(tmp_path / "vm.sock"), pytest.raises(ConfigError, match="start it with --net"):
-        ask(tmp_path / "vm.sock", {"command": "handoff", "mode": "vhost"})
+        ask(tmp_path / "vm.sock", {"command": "mode", "mode": "vhost"})
 
 
 def test_virtiopy_ctl_switches(served: tuple[Rig, Path]) -> None:
     rig, path = served
-    done = CliRunner().invoke(cli, ["ctl", str(path), "handoff", "vhost"], catch_exceptions=False)
+    done = CliRunner().invoke(cli, ["ctl", str(path), "mode", "vhost"], catch_exceptions=False)
     assert done.output == "net0: vhost\n"
     assert rig.kernel.running == [(0, RX), (0, TX)]
 
@@ -83,7 +83,7 @@ def test_virtiopy_ctl_switches(served: tuple[Rig, Path]) -> None:
 def test_virtiopy_ctl_passes_on_why_not(served: tuple[Rig, Path]) -> None:
     rig, path = served
     rig.kernel.refusal = HostError("There is none: load it.")
-    arguments = ["ctl", str(path), "handoff", "vhost", "--device", "net0"]
+    arguments = ["ctl", str(path), "mode", "vhost", "--device", "net0"]
     with pytest.raises(ConfigError, match="net0 stays in ioeventfd mode: There is none"):
         CliRunner().invoke(cli, arguments, catch_exceptions=False)
 

@@ -268,10 +268,10 @@ class Notifiers:
         self.kick = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.call = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
-    def lend(self) -> None:
+    def delegate(self) -> None:
         pass
 
-    def take_back(self) -> None:
+    def reclaim(self) -> None:
         pass
 
 

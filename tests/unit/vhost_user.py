@@ -10,9 +10,9 @@ from virtiopy.devices.base import VirtioDevice
 from virtiopy.eventloop import EventLoop
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import Feature, feature_mask
-from virtiopy.vhost.kernel import Ring
 from virtiopy.vhost.user.frontend import InflightFile, VhostUserFrontend, connect
 from virtiopy.vhost.user.server import Server, listen
+from virtiopy.vhost.vring import Vring
 from virtiopy.virtqueue.driver import Allocator, DriverQueue, Piece, Used
 from virtiopy.virtqueue.queue import QueueState
 
@@ -61,9 +61,9 @@ class Queue:
         for fd in (self.kick, self.call, self.error):
             os.close(fd)
 
-    def ring(self, state: QueueState | None = None) -> Ring:
+    def ring(self, state: QueueState | None = None) -> Vring:
         driver = self.driver
-        return Ring(
+        return Vring(
             driver.size, driver.areas, state or QueueState(), self.kick, self.call, self.error
         )
 

@@ -2,13 +2,14 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from xml.etree import ElementTree
 
 from virtiopy import __version__
 from virtiopy.check.judge import Finding, Verdict
 from virtiopy.errors import ConfigError
+from virtiopy.files import write_output
 
 #: What a report's name ends with, for each form.
 FORMS = (".html", ".json", ".xml")
@@ -40,10 +41,10 @@ def _finding_lines(finding: Finding) -> Iterator[str]:
         yield f"    then: {consequence.evidence[0]} ({consequence.statement.id})"
 
 
-def write(verdict: Verdict, path: Path) -> None:
-    """Write a report whose form its name says; raises ConfigError for another name.
+def write(verdict: Verdict, path: Path, *, told: Callable[[str], None] = lambda line: None) -> None:
+    """Write a report whose form its name says; raises ConfigError where that cannot be.
 
-    Raises OSError where it cannot be written.
+    `told` is given a line where an earlier report is replaced.
     """
     match path.suffix:
         case ".json":
@@ -57,7 +58,7 @@ def write(verdict: Verdict, path: Path) -> None:
                 f"A report on drivers cannot be written to {path.name!r}: end its name with one of "
                 f"{', '.join(FORMS)}."
             )
-    path.write_text(text)
+    write_output(path, "The report", text, told=told)
 
 
 def document(verdict: Verdict) -> Mapping[str, object]:

@@ -22,6 +22,7 @@ SUBCOMMANDS = {
     "run": "Run a guest driver in a VM with virtio devices, and count its exits.",
     "serve": "Serve a device to another VMM over vhost-user.",
     "conformance": "Put any virtio backend through the specification.",
+    "check": "List what drivers are held against; `run --check-driver` holds them.",
     "exits": "Compare what each way of doing I/O costs, in exits and in time.",
     "ctl": "Give commands to a guest's devices while it runs.",
     "hello": "Run the smallest guest of each CPU mode.",

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from virtiopy.cli.attachments import ATTACHMENTS
+from virtiopy.cli.check import DriverChecking, driver_check_option
 from virtiopy.cli.main import EXIT_GUEST_FAILED
 from virtiopy.cli.options import Seconds, accelerator_option, note, parse_size
 from virtiopy.errors import ConfigError
@@ -133,6 +134,7 @@ def _attachment_options(function: Callable[..., int]) -> Callable[..., int]:
     metavar="FILE",
     help="Write results and exit counts to this file.",
 )
+@driver_check_option
 def command(
     *,
     guest: str,
@@ -150,6 +152,7 @@ def command(
     control: Path | None,
     pcap: Path | None,
     json_path: Path | None,
+    check_driver: str | None,
     **attached: tuple[str, ...],
 ) -> int:
     """Run a guest driver in a VM with virtio devices, and count its exits.
@@ -195,6 +198,7 @@ def command(
                 exit_free=EXIT_FREE[exit_free],
             )
         )
+        checking = DriverChecking.open(check_driver, exit_free=machine.exit_free)
         if pcap is not None:
             attached["net"] = with_pcap(attached["net"], pcap)
         for attachment in ATTACHMENTS:
@@ -206,6 +210,7 @@ def command(
                     f"{attachment.prefix}{number}",
                     IoMode(choice.mode),
                     refused=None if choice.required else note,
+                    watch=checking.watch,
                 )
         if control is not None:
             stack.enter_context(ControlServer(machine, control))
@@ -226,8 +231,10 @@ def command(
                 save(json_path)
             except ConfigError as error:
                 unsaved = error
+        kept = True
         try:
             output.finish()
+            kept = checking.finish()
             console = Console()
             report.show_tests(console, results)
             report.show_exits(console, ending.result)
@@ -246,7 +253,7 @@ def command(
     if not passed:
         click.echo(f"virtiopy: the guest failed, with status {ending.result.status}.", err=True)
         return EXIT_GUEST_FAILED
-    return 0
+    return 0 if kept else EXIT_GUEST_FAILED
 
 
 def with_pcap(nets: tuple[str, ...], path: Path) -> tuple[str, ...]:

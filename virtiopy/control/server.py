@@ -102,15 +102,15 @@ def balloon(machine: Machine, arguments: Arguments) -> Answer:
     return {"device": slot.name, "target": target}
 
 
-def handoff(machine: Machine, arguments: Arguments) -> Answer:
-    """Have a network device worked in another mode: see `Slot.handoff`."""
-    mode = arguments.text("mode")
-    if mode is None:
+def mode(machine: Machine, arguments: Arguments) -> Answer:
+    """Have a network device worked in another mode: see `Slot.change_mode`."""
+    wanted = arguments.text("mode")
+    if wanted is None:
         raise ConfigError('The request has no mode: write "mode": "vhost" or "mode": "ioeventfd".')
     slot = _choose(
         {slot.name: slot for slot in machine.net}, arguments.text("device"), "network device", "net"
     )
-    slot.handoff(mode)
+    slot.change_mode(wanted)
     return {"device": slot.name, "mode": slot.mode.value}
 
 
@@ -131,7 +131,7 @@ def _choose(found: Mapping[str, Slot], name: str | None, kind: str, option: str)
 COMMANDS: Mapping[str, Command] = {
     "status": Command(status),
     "balloon": Command(balloon, ("device", "target")),
-    "handoff": Command(handoff, ("device", "mode")),
+    "mode": Command(mode, ("device", "mode")),
 }
 
 

@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from virtiopy._native import ffi
-from virtiopy.devices.base import DeviceHost, Fact, Memory, VirtioDevice
+from virtiopy.devices.base import DeviceHost, Fact, VirtioDevice
 from virtiopy.errors import ConfigError, DriverError
 from virtiopy.eventloop import EventLoop
+from virtiopy.memory import GuestMemory
 from virtiopy.spec import DeviceId, feature_mask, has_feature
 from virtiopy.virtqueue.buffers import gather, split_at
 from virtiopy.virtqueue.queue import BATCH, BATCHES_A_TURN, Chain, Virtqueue
@@ -155,7 +156,7 @@ class Balloon(VirtioDevice):
         self.kept = 0
         #: What was ignored since the start: pages, and malformed requests.
         self.ignored: Counter[Ignored] = Counter()
-        self._memory: Memory
+        self._memory: GuestMemory
         self._batch: _Batch | None = None
         self._forget_driver()
 

@@ -7,13 +7,15 @@ device answers through the `DeviceHost` that it was attached to.
 
 import enum
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import ClassVar, Protocol, TypeAlias
+from typing import ClassVar, Protocol
 
+from virtiopy.devices.delegation import Notifiers, OpenWorker
 from virtiopy.errors import ConfigError, DriverError
 from virtiopy.eventloop import BottomHalf, EventLoop
+from virtiopy.memory import GuestMemory
 from virtiopy.spec import DeviceId
 from virtiopy.virtqueue.queue import BATCH, BATCHES_A_TURN, Chain, Virtqueue
 
@@ -21,97 +23,11 @@ from virtiopy.virtqueue.queue import BATCH, BATCHES_A_TURN, Chain, Virtqueue
 Fact = int | float | str | Mapping[str, int]
 
 
-class Memory(Protocol):
-    """What a device may ask of guest memory, besides the buffers that it is given."""
-
-    #: The least that can be given back to the host, bytes.
-    granule: int
-
-    @property
-    def size(self) -> int:
-        """Bytes of memory."""
-
-    @property
-    def ranges(self) -> Sequence[tuple[int, int]]:
-        """The guest physical addresses that are memory, ascending: [start, end)."""
-
-    def address_of(self, view: memoryview) -> int:
-        """Return the guest physical address of a piece of a buffer."""
-
-    def discard(self, address: int, length: int) -> None:
-        """Give memory back to the host: it is zeroes when it is touched again. Raises OSError."""
-
-
-class Notifiers(Protocol):
-    """The eventfds that a virtqueue is reached by, for somebody else who is to work it.
-
-    The driver's kicks write `kick`; a write to `call` is a used buffer notification. Each method
-    is called with the device's lock held.
-    """
-
-    kick: int
-    call: int
-
-    def lend(self) -> None:
-        """Leave both to somebody else: the device gets no more kicks of this queue."""
-
-    def take_back(self) -> None:
-        """Have both again; the device is kicked once, whether or not there is anything to do."""
-
-
-@dataclass(slots=True, frozen=True)
-class Given:
-    """A virtqueue to hand over, and the eventfds of its notifiers; nothing of it is in flight.
-
-    `ring` is its place among those that one worker has: of a network device's pair, 0 to receive
-    and 1 to transmit.
-    """
-
-    ring: int
-    queue: Virtqueue
-    kick: int
-    call: int
-
-
-class QueueWorker(Protocol):
-    """Somebody else who works some of a device's virtqueues: the kernel's vhost.
-
-    It has them between `give` and `take_back`. The queues' notifiers are lent to it all the while.
-    """
-
-    name: str
-
-    #: Eventfds, one for each ring: written when the worker finds that ring broken, which it does
-    #: not touch from then on.
-    errors: Sequence[int]
-
-    def offered(self, features: int) -> int:
-        """Return what can be offered of these features where this one works the queues."""
-
-    def give(self, queues: Sequence[Given], driver_features: int) -> None:
-        """Hand virtqueues over: nobody else works them, or takes their kicks, any more.
-
-        If one is refused none is handed over, and all can be worked on: HostError or ConfigError,
-        with the reason, or DriverError.
-        """
-
-    def take_back(self) -> None:
-        """Take them back: the worker touches them no more, and each goes on where it left it."""
-
-    def close(self) -> None:
-        """Let go of all."""
-
-
-#: Makes a worker for the file that the buffers' content goes to and comes from, as a tap's, and for
-#: so many microseconds of polling before it sleeps.
-OpenWorker: TypeAlias = Callable[[int, int], QueueWorker]
-
-
 class DeviceHost(Protocol):
     """What a device asks of the transport that serves it."""
 
     @property
-    def memory(self) -> Memory:
+    def memory(self) -> GuestMemory:
         """The guest's memory."""
 
     def used_buffer_notification(self, queue: Virtqueue) -> None:
@@ -179,7 +95,7 @@ class VirtioDevice:
         self.queues: dict[int, Virtqueue] = {}
         #: Whether the device needs a reset (2.1.2): it works no queue.
         self.halted = False
-        #: Why its virtqueues are worked here, where another was to work them: see `hand_over`.
+        #: Why the device works its virtqueues itself, though they were to be delegated.
         self.refusal: str | None = None
         # The queues whose turn ended before their buffers did, by index, and what goes on with
         # them once other devices had theirs.
@@ -197,20 +113,22 @@ class VirtioDevice:
             name = f"{self.device_id.name.lower()} queues"
             self._next_turn = loop.bottom_half(self._take_turn, name)
 
-    def hand_over(self, open_worker: OpenWorker | None) -> None:
-        """Have others work the virtqueues that carry data, as soon as there are any.
+    def delegate(self, open_worker: OpenWorker) -> None:
+        """Have other workers work the virtqueues that carry data, as soon as there are any.
 
-        None has the device work them again, as it does from the start. A worker that refuses
-        queues later on, when the driver has set them up, leaves them to the device, and `refusal`
-        says why.
+        A worker that refuses queues later on, when the driver has set them up, leaves them to the
+        device, and `refusal` says why.
 
         From any thread. Raises HostError or ConfigError where it cannot be done: everything is
         as it was then.
         """
         raise ConfigError(
-            f"Nobody else can work the queues of a {self.device_id.name.lower()} device: "
+            f"A device of type {self.device_id.name.lower()} cannot delegate its rings: "
             "leave it in the mode that it is in."
         )
+
+    def reclaim(self) -> None:
+        """Have the device work all its virtqueues, as it does from the start; from any thread."""
 
     # Feature bits (2.2)
 
@@ -262,9 +180,9 @@ class VirtioDevice:
         self.stop_queue(index)
 
     def halt(self) -> None:
-        """Have nobody work the queues any more, until a reset: DEVICE_NEEDS_RESET is set (2.1.2).
+        """Stop work on all queues until a reset: DEVICE_NEEDS_RESET is set (2.1.2).
 
-        No kick comes from here on; this is for who has lent a queue's notifiers.
+        No kick comes from here on. A device that has delegated queues reclaims them here.
         """
         self.halted = True
 

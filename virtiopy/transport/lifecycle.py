@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from virtiopy.complaints import Complaints
-from virtiopy.devices.base import Notifiers, VirtioDevice
+from virtiopy.devices.base import VirtioDevice
+from virtiopy.devices.delegation import Notifiers
 from virtiopy.errors import DriverError
 from virtiopy.eventloop import EventLoop
 from virtiopy.memory import GuestMemory
@@ -34,7 +35,7 @@ _DRIVERS_BITS = int(
 
 
 class KickNotifiers(Notifiers, Protocol):
-    """Notifiers whose kicks come to a `Lifecycle` while they are not lent."""
+    """Notifiers whose kicks come to a `Lifecycle` while they are not delegated."""
 
     def forget_kicks(self) -> None:
         """Drop the kicks that were sent and not taken: their queue is no more."""

@@ -9,9 +9,9 @@ from virtiopy.transport.lifecycle import Lifecycle
 
 
 class EventfdNotifiers(Closing):
-    """The notifiers of queue `index` (devices.base.Notifiers): an ioeventfd and an irqfd.
+    """The notifiers of queue `index` (devices.delegation.Notifiers): an ioeventfd and an irqfd.
 
-    While they are not lent, `loop` takes the kicks to `lifecycle`. The eventfds stay the
+    While they are not delegated, `loop` takes the kicks to `lifecycle`. The eventfds stay the
     caller's; `kick` does not block.
     """
 
@@ -41,19 +41,19 @@ class EventfdNotifiers(Closing):
             self._watch = None
 
     @property
-    def lent(self) -> bool:
-        """Whether somebody else has them."""
+    def delegated(self) -> bool:
+        """Whether another worker has them."""
         return self._watch is None
 
-    def lend(self) -> None:
-        """Leave both to somebody else; the caller holds the device's lock."""
+    def delegate(self) -> None:
+        """Leave both to another worker; the caller holds the device's lock."""
         self.close()
         self._lifecycle.delegate_interrupt(self._index)
 
-    def take_back(self) -> None:
+    def reclaim(self) -> None:
         """Have both again; the caller holds the device's lock.
 
-        The queue is kicked, for the other may have taken a kick and not served it.
+        The queue is kicked, for the worker may have taken a kick and not served it.
         """
         self._lifecycle.reclaim_interrupt(self._index)
         self._take_kicks()
@@ -63,7 +63,7 @@ class EventfdNotifiers(Closing):
 
     def forget_kicks(self) -> None:
         """Drop the kicks that no side has taken: the queue that they were for is no more."""
-        if not self.lent:
+        if not self.delegated:
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self.kick)
 
@@ -72,11 +72,11 @@ class EventfdNotifiers(Closing):
 
     def _on_kick(self, events: int) -> None:
         with self._lifecycle.device.lock:
-            # They may have been lent since the loop looked: the kick is the other's then.
-            if self.lent:
+            # They may have been delegated since the loop looked: the kick is the worker's then.
+            if self.delegated:
                 return
-            # Kicks that came together are one: the ring says how much there is to do. Somebody who
-            # had them before may have read it meanwhile.
+            # Kicks that came together are one: the ring says how much there is to do. A worker
+            # that had them before may have read it meanwhile.
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self.kick)
             self._lifecycle.kick(self._index)

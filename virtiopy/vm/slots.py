@@ -8,14 +8,15 @@ from functools import partial
 from typing import TypeAlias
 
 from virtiopy.accel.base import Accelerator
-from virtiopy.devices.base import OpenWorker, VirtioDevice
+from virtiopy.devices.base import VirtioDevice
+from virtiopy.devices.delegation import OpenWorker
 from virtiopy.errors import ConfigError, HostError
 from virtiopy.eventloop import EventLoop
 from virtiopy.memory import GuestMemory
 from virtiopy.transport.mmioplace import MmioPlacement
 from virtiopy.transport.placement import Placement, Site, Transport
 from virtiopy.transport.registers import REGISTER_RANGE
-from virtiopy.vhost.handoff import VhostPair
+from virtiopy.vhost.kernel.pair import open_pair
 from virtiopy.vm.bus import Bus, Place
 
 #: Guest physical address of the first device's registers; the next ones follow it.
@@ -65,7 +66,7 @@ class Slot:
         with self.device.lock:
             return self._mode if self.device.refusal is None else IoMode.IOEVENTFD
 
-    def handoff(self, mode: IoMode | str) -> None:
+    def change_mode(self, mode: IoMode | str) -> None:
         """Have the device's rings worked in another mode from now on, while frames flow or not.
 
         Where the driver has not set them up the mode is remembered until it does. From any
@@ -88,7 +89,10 @@ class Slot:
                     f"whole life: start it in {mode} mode."
                 )
             try:
-                self.device.hand_over(self._workers.get(mode))
+                if mode in self._workers:
+                    self.device.delegate(self._workers[mode])
+                else:
+                    self.device.reclaim()
             except (ConfigError, HostError) as error:
                 raise type(error)(f"{self.name} stays in {self.mode} mode: {error}") from error
             self._mode = mode
@@ -110,7 +114,7 @@ class Slots:
         self._site = Site(memory, loop, accelerator)
         self._mmio = mmio
         self._exit_free = exit_free
-        self._workers: Mapping[IoMode, OpenWorker] = {IoMode.VHOST: partial(VhostPair, memory)}
+        self._workers: Mapping[IoMode, OpenWorker] = {IoMode.VHOST: partial(open_pair, memory)}
 
     def close(self) -> None:
         """Let go of every device; the loop does not run."""
@@ -128,7 +132,7 @@ class Slots:
     ) -> Slot:
         """Put a device into the next slot.
 
-        With `refused`, a device whose queues nobody else can work is in ioeventfd mode, and
+        With `refused`, a device whose queues no other worker can work is in ioeventfd mode, and
         `refused` is told why.
 
         Raises ConfigError when all slots are taken; ConfigError or HostError for a mode that
@@ -144,7 +148,7 @@ class Slots:
             transport = placement.plug(device, name, self._site, release, trapped=trapped)
             if mode in self._workers:
                 try:
-                    device.hand_over(self._workers[mode])
+                    device.delegate(self._workers[mode])
                 except (ConfigError, HostError) as error:
                     if refused is None:
                         raise

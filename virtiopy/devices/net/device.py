@@ -8,15 +8,11 @@ from enum import IntFlag
 from typing import ClassVar
 
 from virtiopy._native import ffi
-from virtiopy.devices.base import (
-    DeviceHost,
-    Fact,
-    OpenWorker,
-    VirtioDevice,
-)
+from virtiopy.devices.base import DeviceHost, Fact, VirtioDevice
+from virtiopy.devices.delegation import OpenWorker
 from virtiopy.devices.net.control import MAC_SIZE, Control, ReceiveFilter, is_multicast
+from virtiopy.devices.net.delegation import PairWorkers
 from virtiopy.devices.net.features import NetFeature, Terms, unmet_requirements
-from virtiopy.devices.net.handover import Handover
 from virtiopy.devices.net.link import FrameLink
 from virtiopy.devices.net.pair import Pair, redirect
 from virtiopy.devices.net.path import NetCounters
@@ -90,13 +86,13 @@ class Net(VirtioDevice):
         self._status = Status.LINK_UP if link.is_up() else Status(0)
         self._state_watch: Watch | None = None
         self._link_failed = False
-        self._handover = Handover(self)
+        self._workers = PairWorkers(self)
 
     # Feature bits (5.1.3)
 
     def offered(self, features: int) -> int:
         """Leave out what whoever works the queues has not."""
-        return self._handover.offered(features)
+        return self._workers.offered(features)
 
     def accepts(self, driver_features: int) -> bool:
         """Check what features require of each other (5.1.3.1)."""
@@ -143,9 +139,9 @@ class Net(VirtioDevice):
         return {
             "mac": self.filter.mac.hex(":"),
             "link": "up" if self._status & Status.LINK_UP else "down",
-            "pairs_handed_over": sum(pair.lent for pair in self.pairs),
-            "handoffs": self._handover.count,
-            **({"handoff_refused": self.refusal} if self.refusal else {}),
+            "pairs_delegated": sum(pair.delegated for pair in self.pairs),
+            "delegations": self._workers.count,
+            **({"delegation_refused": self.refusal} if self.refusal else {}),
             **self.counters(),
         }
 
@@ -191,25 +187,25 @@ class Net(VirtioDevice):
         """Take a queue that the driver enables while the device runs."""
         super().start_queue(index, queue)
         if pair := self._pair_of(index):
-            self._handover.take_back(pair)
+            self._workers.reclaim(pair)
             self._drop_waiting()
             pair.queues[index % 2] = queue
             pair.start(index % 2, self._terms, self.filter)
             pair.being_reset = pair.being_reset and index % 2 == 1
             self._redirect()
-            self._give_if_due(pair)
+            self._delegate_if_due(pair)
             self._guarded(self._receive, pair)
 
     def stop_queue(self, index: int) -> None:
         """Forget a queue and its buffers; frames for it stay in the link."""
         super().stop_queue(index)
         if pair := self._pair_of(index):
-            self._handover.take_back(pair)
+            self._workers.reclaim(pair)
             pair.stop(index % 2)
             pair.queues.pop(index % 2, None)
             # Frames of another pair's may have been coming here.
             self._redirect()
-            self._give_if_due(pair)
+            self._delegate_if_due(pair)
 
     def reset_queue(self, index: int) -> None:
         """Forget a queue and its buffers; with MQ, frames for it go elsewhere (5.1.9.5.6.2)."""
@@ -257,7 +253,7 @@ class Net(VirtioDevice):
         if self._state_watch is not None and self.loop is not None:
             self.loop.unwatch(self._state_watch)
             self._state_watch = None
-        self._handover.dismiss()
+        self._workers.close()
         self.link.close()
 
     # Virtqueues (5.1.2): receiveq1, transmitq1, ... and after them controlq
@@ -275,45 +271,48 @@ class Net(VirtioDevice):
         for pair in self.pairs:
             pair.transmitter.enabled = pair.index < count
             if not pair.transmitter.enabled:
-                self._handover.take_back(pair)
+                self._workers.reclaim(pair)
         self.link.set_pairs(count)
         self._redirect()
         for pair in self.pairs:
-            self._give_if_due(pair)
+            self._delegate_if_due(pair)
 
-    # Others who work the queues in the device's place
+    # Other workers of the queues
 
-    def hand_over(self, open_worker: OpenWorker | None) -> None:
-        """Have others work the pairs of virtqueues, each with its queue of the link; or nobody."""
+    def delegate(self, open_worker: OpenWorker) -> None:
+        """Have a worker for each pair of virtqueues, with the pair's queue of the link."""
         with self.lock:
             self.refusal = None
-            if open_worker is None:
-                self._handover.dismiss()
-                return
             # By a call before, of which DRIVER_OK has shown that it is refused.
-            was_engaged = self._handover.engaged
-            if not was_engaged:
-                self._handover.engage(open_worker)
+            were_open = self._workers.are_open
+            if not were_open:
+                self._workers.open(open_worker)
             try:
                 for pair in self.pairs:
-                    self._guarded(self._give, pair)
+                    self._guarded(self._delegate, pair)
             except VirtiopyError as error:
-                if was_engaged:
+                if were_open:
                     self._refused(error)
                 else:
-                    self._handover.dismiss()
+                    self._workers.close()
                 raise
 
-    def _give(self, pair: Pair) -> None:
-        self._handover.give(pair)
+    def reclaim(self) -> None:
+        """Work all pairs of virtqueues in the device."""
+        with self.lock:
+            self.refusal = None
+            self._workers.close()
+
+    def _delegate(self, pair: Pair) -> None:
+        self._workers.delegate(pair)
         self._redirect()
 
-    def _give_if_due(self, pair: Pair) -> None:
-        """Hand a pair over where that is wanted; `refusal` says why it cannot be done."""
+    def _delegate_if_due(self, pair: Pair) -> None:
+        """Delegate a pair where that is wanted; `refusal` says why it cannot be done."""
         if pair.worker is None or self.refusal is not None:
             return
         try:
-            self._guarded(self._give, pair)
+            self._guarded(self._delegate, pair)
         except VirtiopyError as error:
             self._refused(error)
 
@@ -322,7 +321,7 @@ class Net(VirtioDevice):
         self.refusal = str(error)
         log.warning("%s is worked by the device itself: %s", self.link.name, error)
         for pair in self.pairs:
-            self._handover.take_back(pair)
+            self._workers.reclaim(pair)
 
     @property
     def may_be_worked(self) -> bool:
@@ -330,7 +329,7 @@ class Net(VirtioDevice):
         return not self.halted and not self._link_failed
 
     def go_on(self, pair: Pair) -> None:
-        """Work a pair that has come back; its queues have been kicked."""
+        """Work a pair that was reclaimed; its queues have been kicked."""
         for ring in pair.queues:
             pair.start(ring, self._terms, self.filter)
         self._redirect()
@@ -389,7 +388,7 @@ class Net(VirtioDevice):
         self.notify(queue)
         for source in pair.receiver.sources:
             self._update_watch(self.pairs[source])
-        self._give_if_due(pair)
+        self._delegate_if_due(pair)
 
     def _transmit(self, pair: Pair) -> None:
         queue = pair.transmitter.queue
@@ -399,7 +398,7 @@ class Net(VirtioDevice):
             self.handle_soon(queue)
         self.notify(queue)
         self._update_watch(pair)
-        self._give_if_due(pair)
+        self._delegate_if_due(pair)
 
     def _guarded(self, work: Callable[[Pair], None], pair: Pair) -> None:
         """Do what no kick asked for, so that nobody else takes the driver's faults."""
@@ -441,7 +440,7 @@ class Net(VirtioDevice):
     def _stop(self) -> None:
         """Forget all buffers, and leave the link alone."""
         for pair in self.pairs:
-            pair.take_back()
+            pair.reclaim()
             pair.being_reset = False
             pair.taker = pair
             for ring in range(2):
@@ -455,7 +454,7 @@ class Net(VirtioDevice):
         log.warning("the link %s failed: %s", self.link.name, reason)
         self._link_failed = True
         for pair in self.pairs:
-            self._handover.take_back(pair)
+            self._workers.reclaim(pair)
             if pair.watch is not None and self.loop is not None:
                 self.loop.unwatch(pair.watch)
                 pair.watch = None

@@ -134,14 +134,14 @@ class Receiver:
         self._held = None
 
     @property
-    def can_let_go(self) -> bool:
-        """Whether the queue can be handed over now: no frame waits, no buffer was overtaken."""
+    def can_stop(self) -> bool:
+        """Whether the queue can be delegated now: no frame waits, no buffer was overtaken."""
         return self._held is None and (
             self.queue is None or len(self._ready) <= self.queue.can_unpop
         )
 
-    def let_go(self) -> None:
-        """Make all buffers available again, for another to go on with, or for `run`."""
+    def unpop(self) -> None:
+        """Make all buffers available again, for another worker to go on with, or for `run`."""
         if self.queue is not None:
             self.queue.unpop(len(self._ready))
         self._ready.clear()
@@ -375,12 +375,12 @@ class Transmitter:
         return bool(self._unsent)
 
     @property
-    def can_let_go(self) -> bool:
-        """Whether the queue can be handed over now: no frame that waits was overtaken."""
+    def can_stop(self) -> bool:
+        """Whether the queue can be delegated now: no frame that waits was overtaken."""
         return self.queue is None or len(self._unsent) <= self.queue.can_unpop
 
-    def let_go(self) -> None:
-        """Make all frames available again, for another to go on with, or for `run`."""
+    def unpop(self) -> None:
+        """Make all frames available again, for another worker to go on with, or for `run`."""
         if self.queue is not None:
             self.queue.unpop(len(self._unsent))
         self._unsent = []

@@ -15,14 +15,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from virtiopy._native import ffi
-from virtiopy.devices.base import DeviceHost, Fact, Notifiers, VirtioDevice
+from virtiopy.devices.base import DeviceHost, Fact, VirtioDevice
+from virtiopy.devices.delegation import Notifiers
 from virtiopy.errors import ConfigError, PeerError
 from virtiopy.eventloop import READABLE, EventLoop, Timer, Watch
-from virtiopy.memory import GuestMemory
 from virtiopy.spec import DeviceId, Feature, feature_mask, has_feature
-from virtiopy.vhost.kernel import Ring
 from virtiopy.vhost.user.frontend import InflightFile, VhostUserFrontend, connect
 from virtiopy.vhost.user.messages import ProtocolFeature
+from virtiopy.vhost.vring import Vring
 from virtiopy.virtqueue.queue import RING_FEATURES, Virtqueue
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class VhostUserDevice(VirtioDevice):
         self.reconnects = 0
         self._frontend: VhostUserFrontend | None = None
         self._inflight: InflightFile | None = None
-        self._lent: dict[int, Notifiers] = {}
+        self._delegated: dict[int, Notifiers] = {}
         self._watches: list[Watch] = []
         self._retry: Timer | None = None
         #: A connection on which no backend has answered yet.
@@ -150,32 +150,32 @@ class VhostUserDevice(VirtioDevice):
         self._do(tell)
 
     def activate(self, queues: Mapping[int, Virtqueue]) -> None:
-        """Hand the rings over, or as soon as there is a backend."""
+        """Delegate the rings, or as soon as there is a backend."""
         super().activate(queues)
         self._do(self._begin)
 
     def start_queue(self, index: int, queue: Virtqueue) -> None:
-        """Hand one more ring over."""
+        """Delegate one more ring."""
         super().start_queue(index, queue)
         self._do(lambda frontend: self._start_ring(frontend, index))
 
     def stop_queue(self, index: int) -> None:
-        """Take a ring back, which the driver has reset."""
-        if index in self._lent:
+        """Reclaim a ring, which the driver has reset."""
+        if index in self._delegated:
             self._do(lambda frontend: self._stop_ring(frontend, index))
-            self._return_notifiers(index)
+            self._reclaim_notifiers(index)
         super().stop_queue(index)
 
     def halt(self) -> None:
-        """Take all rings back, until a reset."""
+        """Reclaim all rings, until a reset."""
         super().halt()
-        for index in list(self._lent):
+        for index in list(self._delegated):
             self._do(lambda frontend, index=index: self._stop_ring(frontend, index))  # type: ignore[misc]
-            self._return_notifiers(index)
+            self._reclaim_notifiers(index)
 
     def reset(self) -> None:
-        """Take all rings back, and have the backend reset the device."""
-        was_used = bool(self._lent or self.driver_features)
+        """Reclaim all rings, and have the backend reset the device."""
+        was_used = bool(self._delegated or self.driver_features)
         self.halt()
         super().reset()
         if was_used:
@@ -220,9 +220,7 @@ class VhostUserDevice(VirtioDevice):
     def _begin(self, frontend: VhostUserFrontend) -> None:
         """Set a session up for the driver that there is, from the start or in the middle."""
         frontend.set_features(self.driver_features)
-        memory = self.host.memory
-        assert isinstance(memory, GuestMemory)
-        frontend.set_memory(memory)
+        frontend.set_memory(self.host.memory)
         if self._inflight is not None:
             frontend.set_inflight(self._inflight)
         elif self.queues:
@@ -232,18 +230,16 @@ class VhostUserDevice(VirtioDevice):
             self._start_ring(frontend, index)
 
     def _start_ring(self, frontend: VhostUserFrontend, index: int) -> None:
-        notifiers = self._lent.get(index)
+        notifiers = self._delegated.get(index)
         if notifiers is None:
             notifiers = self.host.notifiers(index)
             assert notifiers is not None, "in trapped mode attach() has refused"
-            notifiers.lend()
-            self._lent[index] = notifiers
+            notifiers.delegate()
+            self._delegated[index] = notifiers
         queue = self.queues[index]
-        memory = self.host.memory
-        assert isinstance(memory, GuestMemory)
         frontend.start_ring(
             index,
-            Ring(
+            Vring(
                 queue.size,
                 queue.areas,
                 queue.state,
@@ -251,17 +247,17 @@ class VhostUserDevice(VirtioDevice):
                 notifiers.call,
                 self._errors[index],
             ),
-            memory,
+            self.host.memory,
         )
 
     @staticmethod
     def _stop_ring(frontend: VhostUserFrontend, index: int) -> None:
         frontend.stop_ring(index)
 
-    def _return_notifiers(self, index: int) -> None:
-        notifiers = self._lent.pop(index, None)
+    def _reclaim_notifiers(self, index: int) -> None:
+        notifiers = self._delegated.pop(index, None)
         if notifiers is not None:
-            notifiers.take_back()
+            notifiers.reclaim()
 
     def _drop_inflight(self) -> None:
         if self._inflight is not None:
@@ -392,7 +388,7 @@ class VhostUserDevice(VirtioDevice):
         if self._config != before:
             self.host.config_changed()
         # A kick may have been taken by the one that has gone.
-        for notifiers in self._lent.values():
+        for notifiers in self._delegated.values():
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_write(notifiers.kick, 1)
 
@@ -402,7 +398,7 @@ class VhostUserDevice(VirtioDevice):
                 # The backend has it too, and may have read it again.
                 with contextlib.suppress(BlockingIOError):
                     os.eventfd_read(eventfd)
-                if index in self._lent:
+                if index in self._delegated:
                     self.host.needs_reset(f"the vhost-user backend finds ring {index} broken")
 
         return on_error
