@@ -1,5 +1,6 @@
 """What is left of a run, whatever ends it: counts, facts, JSON, a status."""
 
+import fcntl
 import json
 import os
 import signal
@@ -102,6 +103,7 @@ def test_a_signal_leaves_the_counts_and_is_the_status(
 def unread(*arguments: str | Path) -> Iterator["subprocess.Popen[bytes]"]:
     """Start a guest whose output is a pipe that has a reader, who reads nothing."""
     reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
     try:
         with started(*FLOOD, *arguments, stdout=writer) as process:
             yield process

@@ -11,6 +11,7 @@ from virtiopy.eventloop import EventLoop
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import Feature, feature_mask
 from virtiopy.vhost.user.frontend import InflightFile, VhostUserFrontend, connect
+from virtiopy.vhost.user.rings import Lease
 from virtiopy.vhost.user.server import Server, listen
 from virtiopy.vhost.vring import Vring
 from virtiopy.virtqueue.driver import Allocator, DriverQueue, Piece, Used
@@ -27,11 +28,11 @@ PATIENCE = 10
 class Served(Closing):
     """A device, served at `path` until it is closed."""
 
-    def __init__(self, device: VirtioDevice, path: Path) -> None:
+    def __init__(self, device: VirtioDevice, path: Path, lease: Lease | None = None) -> None:
         self.path = path
         self.device = device
         self.loop = EventLoop("backend")
-        self.server = Server(device, self.loop, listen(path))
+        self.server = Server(device, self.loop, listen(path), lease=lease)
         self.loop.start()
 
     def close(self) -> None:

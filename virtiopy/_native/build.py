@@ -11,7 +11,7 @@ from cffi import FFI
 HERE = Path(__file__).parent
 
 #: One file a concern.
-SOURCES = ("dirty", "fences", "guard", "ioctl", "tcg", "wake")
+SOURCES = ("dirty", "fences", "guard", "ioctl", "tcg", "tcg_events", "wake")
 
 ffibuilder = FFI()
 ffibuilder.cdef((HERE / "cdef.h").read_text())
@@ -20,7 +20,7 @@ ffibuilder.set_source(
     '#include "native.h"',
     sources=[f"virtiopy/_native/{name}.c" for name in SOURCES],
     include_dirs=["virtiopy/_native"],
-    depends=[f"virtiopy/_native/{name}" for name in ("cdef.h", "native.h", "build.py")],
+    depends=[f"virtiopy/_native/{name}" for name in ("cdef.h", "native.h", "tcg.h", "build.py")],
     # -Wno-...: cffi's generated wrappers trip over these two; the other files do not.
     extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror",
                         "-Wno-missing-field-initializers", "-Wno-unused-parameter",

@@ -137,6 +137,7 @@ def build_disk(options: DeviceOptions) -> VirtioDevice:
         readonly=options.flag("readonly"),
         cache=cache,
         any_content=bool(options.text("format", "")),
+        claimed=options.flag("claimed", default=True),
     )
     return Blk(
         disk,

@@ -2,11 +2,19 @@
 
 import enum
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
+from virtiopy.cli.output import OutputError, PatientOutput
 from virtiopy.cli.signals import SignalError
-from virtiopy.errors import GuestError, PeerError
+from virtiopy.errors import ConfigError, GuestError, PeerError
+from virtiopy.files import STANDARD_OUTPUT
 from virtiopy.vm.machine import Machine, RunResult
+
+#: How long, in seconds without progress, a reader of the output is waited for when the guest did
+#: not end by itself.
+PATIENCE = 0.5
 
 
 class Reason(enum.StrEnum):
@@ -50,6 +58,37 @@ class Ending:
     reason: Reason
     result: RunResult
     error: BaseException | None = None
+
+
+def tell(
+    ending: Ending,
+    show: Callable[[], None],
+    save: Callable[[Path], None],
+    json_path: Path | None,
+    printed: PatientOutput | None,
+) -> None:
+    """Show and write what was counted, and then raise what ended the run, if it was not the guest.
+
+    Raises OutputError, BrokenPipeError and ConfigError for what cannot be shown or written.
+    """
+    unsaved: ConfigError | None = None
+    # To a file first: standard output may have no reader.
+    if json_path is not None and json_path != STANDARD_OUTPUT:
+        try:
+            save(json_path)
+        except ConfigError as error:
+            unsaved = error
+    try:
+        show()
+        if json_path == STANDARD_OUTPUT:
+            save(json_path)
+        if printed is not None:
+            printed.finish(None if ending.error is None else PATIENCE)
+    except (BrokenPipeError, OutputError):
+        if ending.error is None:
+            raise
+    if (raised := ending.error or unsaved) is not None:
+        raise raised
 
 
 def run_to_end(machine: Machine, timeout: float) -> Ending:

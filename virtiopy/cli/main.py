@@ -19,7 +19,8 @@ EXIT_SIGNAL = 128  # and the signal's number
 
 #: Subcommand: its one line of help. The module of the same name has it as `command`.
 SUBCOMMANDS = {
-    "run": "Run a guest driver in a VM with virtio devices, and count its exits.",
+    "run": "Run a guest driver or a kernel in a VM with virtio devices, and count its exits.",
+    "linux": "Boot Linux with virtio devices, and run a command or a shell in it.",
     "serve": "Serve a device to another VMM over vhost-user.",
     "conformance": "Put any virtio backend through the specification.",
     "check": "List what drivers are held against; `run --check-driver` holds them.",

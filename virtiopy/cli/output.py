@@ -7,11 +7,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from virtiopy.errors import HostError
 
-#: Characters that wait to be written before a writer waits, too.
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+#: Bytes that wait to be written before a writer waits, too.
 ROOM = 1 << 18
 
 #: Bytes that are written at a time: progress is seen between two writes.
@@ -98,7 +101,7 @@ class PatientOutput(io.TextIOBase):
         stream.flush()
         self._fd = stream.fileno()
         self._changed = threading.Condition()
-        self._waiting: list[str] = []
+        self._waiting: list[bytes] = []
         self._size = 0
         self._busy = False
         self._hurried = False
@@ -124,21 +127,30 @@ class PatientOutput(io.TextIOBase):
         """Say yes."""
         return True
 
+    @property
+    def buffer(self) -> "_PatientBytes":
+        """The same file, for bytes."""
+        return _PatientBytes(self)
+
     def write(self, text: str) -> int:
         """Have `text` written, and wait while too much waits to be; from any thread."""
         if not isinstance(text, str):
             # So click finds out whether a file is one of bytes.
             raise TypeError(f"{type(text).__name__} is written to a file of text")
+        self.write_bytes(text.encode(self.encoding, "backslashreplace"))
+        return len(text)
+
+    def write_bytes(self, data: bytes) -> None:
+        """Have bytes written, as `write` does text."""
         with self._changed:
             while self._size >= ROOM and self._error is None and not self._hurried:
                 self._changed.wait()
             if self._error is not None:
                 raise self._error
             if self._size < ROOM:
-                self._waiting.append(text)
-                self._size += len(text)
+                self._waiting.append(data)
+                self._size += len(data)
                 self._changed.notify_all()
-        return len(text)
 
     def flush(self) -> None:
         """Do nothing: the thread writes as soon as it can."""
@@ -171,12 +183,12 @@ class PatientOutput(io.TextIOBase):
                 self._changed.notify_all()
                 while not self._waiting:
                     self._changed.wait()
-                text = "".join(self._waiting)
+                data = b"".join(self._waiting)
                 self._waiting.clear()
                 self._size = 0
                 self._busy = True
             try:
-                self._write(memoryview(text.encode(self.encoding, "backslashreplace")))
+                self._write(memoryview(data))
             except BrokenPipeError as error:
                 self._fail(error)
                 return
@@ -193,3 +205,16 @@ class PatientOutput(io.TextIOBase):
         with self._changed:
             self._error = error
             self._changed.notify_all()
+
+
+class _PatientBytes(io.BufferedIOBase):
+    def __init__(self, output: PatientOutput) -> None:
+        self._output = output
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: "Buffer") -> int:
+        copy = bytes(data)
+        self._output.write_bytes(copy)
+        return len(copy)

@@ -4,13 +4,18 @@ import contextlib
 import signal
 import socket
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from virtiopy.cli.attachments import ATTACHMENTS, Attachment, needs_storage_daemon, vhost_user_path
+from virtiopy.cli.options import note
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.errors import ConfigError
 from virtiopy.eventloop import READABLE, EventLoop
+
+if TYPE_CHECKING:
+    from virtiopy.vhost.user.rings import Lease
 
 #: The devices that can be served, by the names of their options.
 SERVED = {
@@ -76,7 +81,8 @@ def command(
         served = stack.enter_context(contextlib.closing(_build(SERVED[device], options)))
         loop = stack.enter_context(EventLoop("serve"))
         # Closed on this thread, as the loop ran here: nothing is done beside it any more.
-        stack.enter_context(Server(served, loop, source, kept=path is None))
+        server = Server(served, loop, source, kept=path is None, lease=_lease(served))
+        stack.enter_context(server)
         loop.watch(ended, READABLE, lambda events: loop.stop(), "signals")
         click.echo(f"virtiopy: {device} {'connects to' if connect else 'is ready at'} {name}")
         loop.run()
@@ -130,7 +136,23 @@ def _build(attachment: Attachment, text: str) -> VirtioDevice:
         )
     if attachment.prefix == "blk":
         options.prefer("queue-size", QUEUE_SIZE)
+        options.prefer("claimed", "off")
     return attachment.build(options)
+
+
+def _lease(served: VirtioDevice) -> "Lease | None":
+    """Return what a disk's rings claim while they are worked; say so where another has it now."""
+    from virtiopy.devices.blk import Blk
+    from virtiopy.host.disk import DiskImage
+
+    if not isinstance(served, Blk) or not isinstance(served.disk, DiskImage):
+        return None
+    try:
+        served.disk.claim()
+    except ConfigError as error:
+        note(f"{error} Until then no frontend can use it here.")
+    served.disk.release()
+    return served.disk
 
 
 def _signals_as_file(stack: contextlib.ExitStack) -> int:

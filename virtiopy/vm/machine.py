@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from virtiopy.accel.base import Accelerator
 from virtiopy.boot import pvh
 from virtiopy.boot.elf import GuestImage
+from virtiopy.boot.parameters import BootParameters
 from virtiopy.closing import Closing
 from virtiopy.cpu.exits import IoExit, MmioExit
 from virtiopy.devices.base import VirtioDevice
@@ -149,7 +150,7 @@ class Machine(Closing):
         """
         words = [slot.placement.command_line for slot in self.slots]
         command_line = " ".join(filter(None, [*words, arguments]))
-        pvh.prepare(self.memory, self.cpus[0].cpu, image, command_line)
+        pvh.prepare(self.memory, self.cpus[0].cpu, image, BootParameters(command_line))
 
     def end(self, status: int) -> None:
         """End the run with this status, unless it has one; from any thread."""

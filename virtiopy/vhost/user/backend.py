@@ -42,7 +42,7 @@ from virtiopy.vhost.user.messages import (
     to_u64,
     u64,
 )
-from virtiopy.vhost.user.rings import Rings
+from virtiopy.vhost.user.rings import Lease, Rings
 from virtiopy.virtqueue.layout import INDEX_MODULUS, valid_queue_size
 from virtiopy.virtqueue.queue import QueueState
 
@@ -79,14 +79,18 @@ class Backend(LifecycleObserver, Closing):
     """
 
     def __init__(
-        self, device: VirtioDevice, loop: EventLoop, on_disconnect: Callable[[], None]
+        self,
+        device: VirtioDevice,
+        loop: EventLoop,
+        on_disconnect: Callable[[], None],
+        lease: Lease | None = None,
     ) -> None:
         self.device = device
         #: The guest's memory (devices.base.DeviceHost).
         self.memory = FrontendMemory()
         self._loop = loop
         self._on_disconnect = on_disconnect
-        self._rings = Rings(device, loop, self.memory, fail=self._disconnect)
+        self._rings = Rings(device, loop, self.memory, fail=self._disconnect, lease=lease)
         self.lifecycle = self._rings.lifecycle
         self.lifecycle.observers.append(self)
         self._connection: Connection | None = None
