@@ -91,6 +91,8 @@ def command(
     pcap: Path | None,
     json_path: Path | None,
     check_driver: str | None,
+    device_variant: str | None,
+    hostile: str | None,
     words: tuple[str, ...],
     **attached: tuple[str, ...],
 ) -> int:
@@ -124,6 +126,8 @@ def command(
         control=control,
         pcap=pcap,
         check_driver=check_driver,
+        device_variant=device_variant,
+        hostile=hostile,
     )
     cache = cache_folder()
     found = LinuxKernel.of(kernel) if kernel is not None else find_kernel(cache, note)
@@ -162,7 +166,7 @@ def command(
 
         def show() -> None:
             nonlocal kept
-            kept = checking.finish()
+            kept = checking.finish(passed=ending.error is None and status == 0)
 
         save = partial(
             report.write_json,

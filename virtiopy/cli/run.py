@@ -88,6 +88,8 @@ def command(
     pcap: Path | None,
     json_path: Path | None,
     check_driver: str | None,
+    device_variant: str | None,
+    hostile: str | None,
     **attached: tuple[str, ...],
 ) -> int:
     """Run a guest driver or a kernel in a VM with virtio devices, and count its exits.
@@ -111,6 +113,8 @@ def command(
         control=control,
         pcap=pcap,
         check_driver=check_driver,
+        device_variant=device_variant,
+        hostile=hostile,
     )
     if kernel is not None:
         if guest is not None:
@@ -186,7 +190,7 @@ def _run_guest(
         def show() -> None:
             nonlocal kept
             output.finish()
-            kept = checking.finish()
+            kept = checking.finish(passed=ending.result.status == 0)
             console = Console()
             report.show_tests(console, results)
             report.show_exits(console, ending.result)
@@ -253,7 +257,7 @@ def _run_kernel(
         def show() -> None:
             nonlocal kept
             debug.finish()
-            kept = checking.finish()
+            kept = checking.finish(passed=ending.error is None and status == 0)
             console = Console(stderr=shown or serial == "stdio")
             report.show_exits(console, ending.result)
             report.show_facts(console, machine)
