@@ -1,6 +1,6 @@
 # make demo    set up what is missing and run the main job
-# make check   set up what is missing; lint, unit tests and conformance: minutes, for every commit
-# make test    make check, then whole VMs and taps, and the lab (tests/lab): for every merge
+# make check   set up what is missing; lint, unit tests, conformance: minutes, for every commit
+# make test    set up what is missing and pass the whole suite, the lab (tests/lab) included
 # make lab     only what runs in the lab, a booted kernel
 
 VENV := .venv
@@ -14,7 +14,7 @@ SOURCES := pyproject.toml setup.py scripts/setup \
 # What the slowest tests cost stands at the end of each stage: cuts follow figures.
 PYTEST := $(BIN)/pytest --durations=25 --durations-min=1
 
-.PHONY: demo check test fast vms lab lint setup nightly clean
+.PHONY: demo check test quick parallel vms lab lint setup nightly clean
 
 # Stages come one after the other, as they would disturb one another's times; -k goes on to the next
 # when one has failed.
@@ -23,15 +23,20 @@ PYTEST := $(BIN)/pytest --durations=25 --durations-min=1
 demo: $(VENV)/ready-run
 	scripts/demo
 
-check: lint fast
+check: lint quick
 
-test: lint fast vms
+test: lint parallel vms
 
-# On every CPU. Groups (pytest.mark.xdist_group) share what is dear to make.
-fast: $(VENV)/ready-dev
-	$(PYTEST) --numprocesses auto --dist loadgroup tests/conformance tests/unit
+# On every CPU. What is longest comes first, and a process without tests takes some of another's.
+PARALLEL := --numprocesses auto --dist worksteal tests/conformance tests/unit
 
-# These boot VMs, which have every CPU for themselves.
+quick: $(VENV)/ready-dev
+	$(PYTEST) -m 'not thorough and not nightly' $(PARALLEL)
+
+parallel: $(VENV)/ready-dev
+	$(PYTEST) $(PARALLEL)
+
+# These boot VMs and make taps, one after the other.
 vms: $(VENV)/ready-dev
 	$(PYTEST) tests --ignore tests/conformance --ignore tests/unit
 

@@ -689,9 +689,12 @@ int vp_fallocate(int fd, int mode, int64_t offset, int64_t length);
 int vp_ofd_lock(int fd, int64_t offset);
 int vp_ofd_is_locked(int fd, int64_t offset);
 int vp_map_over(uintptr_t address, size_t length, int fd, int64_t offset);
+int vp_is_in_memory(int fd);
 struct vp_guard *vp_guard_new(uintptr_t start, size_t length, size_t page, int eventfd);
 int vp_guard_hit(const struct vp_guard *guard);
 void vp_guard_free(struct vp_guard *guard);
+int vp_eventfd_signal(int fd);
+int vp_eventfd_take(int fd, uint64_t *count);
 void vp_log_pages(uint8_t *log, uint64_t first, uint64_t last);
 
 /* tcg.c */
@@ -748,4 +751,9 @@ struct vp_tcg {
 int vp_tcg_hook(const char *library, uintptr_t engine, const int *types, const int *instructions,
 		struct vp_tcg *tcg);
 int vp_tcg_take(struct vp_tcg *tcg, int vector, int software, int external, uint32_t error_code);
+void vp_tcg_enter(struct vp_tcg *tcg);
+int vp_tcg_take_over_mmu(const char *library, struct vp_tcg *tcg, uintptr_t cpu);
+void vp_tcg_written(struct vp_tcg *tcg, uint64_t address, uint64_t length);
+int vp_tcg_has_code(const struct vp_tcg *tcg, uint64_t address, uint64_t length);
+void vp_tcg_free(struct vp_tcg *tcg);
 size_t malloc_usable_size(void *block);

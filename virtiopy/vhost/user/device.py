@@ -14,12 +14,13 @@ import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from virtiopy import eventfds
 from virtiopy._native import ffi
 from virtiopy.devices.base import DeviceHost, Fact, VirtioDevice
 from virtiopy.devices.delegation import Notifiers
 from virtiopy.errors import ConfigError, PeerError
 from virtiopy.eventloop import READABLE, EventLoop, Timer, Watch
-from virtiopy.spec import DeviceId, Feature, feature_mask, has_feature
+from virtiopy.spec import DeviceId, DeviceStatus, Feature, feature_mask, has_feature
 from virtiopy.vhost.user.frontend import InflightFile, VhostUserFrontend, connect
 from virtiopy.vhost.user.messages import ProtocolFeature
 from virtiopy.vhost.vring import Vring
@@ -35,6 +36,9 @@ QUEUE_SIZE = 128
 
 #: The most virtqueues that are made use of.
 QUEUES_MAX = 64
+
+#: What the device status is before features are negotiated (3.1.1).
+_STARTED = DeviceStatus.ACKNOWLEDGE | DeviceStatus.DRIVER
 
 #: Feature bits that are the rings' and the transport's (6); all others are the device's.
 _RESERVED = range(24, 50)
@@ -219,7 +223,9 @@ class VhostUserDevice(VirtioDevice):
 
     def _begin(self, frontend: VhostUserFrontend) -> None:
         """Set a session up for the driver that there is, from the start or in the middle."""
+        frontend.set_status(_STARTED)
         frontend.set_features(self.driver_features)
+        frontend.set_status(_STARTED | DeviceStatus.FEATURES_OK)
         frontend.set_memory(self.host.memory)
         if self._inflight is not None:
             frontend.set_inflight(self._inflight)
@@ -228,6 +234,8 @@ class VhostUserDevice(VirtioDevice):
         for index, queue in self.queues.items():
             queue.recover()
             self._start_ring(frontend, index)
+        # Backends as DPDK's work no ring before.
+        frontend.set_status(_STARTED | DeviceStatus.FEATURES_OK | DeviceStatus.DRIVER_OK)
 
     def _start_ring(self, frontend: VhostUserFrontend, index: int) -> None:
         notifiers = self._delegated.get(index)
@@ -389,15 +397,13 @@ class VhostUserDevice(VirtioDevice):
             self.host.config_changed()
         # A kick may have been taken by the one that has gone.
         for notifiers in self._delegated.values():
-            with contextlib.suppress(BlockingIOError):
-                os.eventfd_write(notifiers.kick, 1)
+            eventfds.signal(notifiers.kick)
 
     def _error_reader(self, index: int, eventfd: int) -> Callable[[int], None]:
         def on_error(events: int) -> None:
             with self.lock:
                 # The backend has it too, and may have read it again.
-                with contextlib.suppress(BlockingIOError):
-                    os.eventfd_read(eventfd)
+                eventfds.take(eventfd)
                 if index in self._delegated:
                     self.host.needs_reset(f"the vhost-user backend finds ring {index} broken")
 
