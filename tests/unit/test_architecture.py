@@ -109,6 +109,7 @@ MAY_IMPORT = {
         "metrics",
         "spec",
         "transport",
+        "virtqueue",
         "vhost.kernel.pair",
     ],
     "control": [*LOW, "devices.balloon", "eventloop", "sizes", "spec", "vm"],
