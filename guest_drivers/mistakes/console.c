@@ -56,6 +56,9 @@ static void receive(struct driver *driver)
 	const struct element element = { input, sizeof(input), !makes(CONSOLE_READABLE) };
 
 	ring_publish(driver, ring, ring_fill(ring, 0, &element, 1));
+	/* A device that has input takes the buffer, and gives it back. */
+	if (makes(CONSOLE_READABLE))
+		ring_wait(ring);
 }
 
 void console_run(struct driver *driver)

@@ -185,6 +185,7 @@ bool makes_any(void);
 /* One queue; a request is added when the one before is used, so that it always has descriptor 0. */
 struct ring {
 	uint16_t index;
+	uint16_t size;			/* RING_SIZE, or less where the device has less */
 	struct virtq_desc *desc;
 	struct virtq_avail *avail;
 	struct virtq_used *used;
@@ -223,7 +224,9 @@ void driver_stop(struct driver *driver);
 
 /* Allocate a ring and hand it to the device (4.2.3.2). */
 void ring_set_up(struct driver *driver, struct ring *ring);
-/* Fill descriptors from `first` on; returns the head. */
+#define NO_HEAD		UINT16_MAX
+
+/* Fill descriptors from `first` on; returns the head, or NO_HEAD where the queue has too few. */
 uint16_t ring_fill(struct ring *ring, uint16_t first, const struct element *elements,
 		   unsigned int count);
 /* Make a head available, and kick as the device asks (2.7.13). */

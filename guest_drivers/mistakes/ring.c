@@ -47,7 +47,8 @@ void ring_set_up(struct driver *driver, struct ring *ring)
 	size = reg_read(driver, VIRTIO_MMIO_QUEUE_SIZE_MAX);
 	if (!size)
 		return;
-	reg_write(driver, VIRTIO_MMIO_QUEUE_SIZE, makes(QUEUE_TOO_LARGE) ? 2 * size : RING_SIZE);
+	ring->size = (uint16_t)MIN(size, RING_SIZE);
+	reg_write(driver, VIRTIO_MMIO_QUEUE_SIZE, makes(QUEUE_TOO_LARGE) ? 2 * size : ring->size);
 	write_area(driver, VIRTIO_MMIO_QUEUE_DESC_LOW,
 		   makes(QUEUE_NOWHERE) ? NOWHERE : (uint64_t)ring->desc);
 	write_area(driver, VIRTIO_MMIO_QUEUE_DRIVER_LOW, (uint64_t)ring->avail);
@@ -123,6 +124,9 @@ uint16_t ring_fill(struct ring *ring, uint16_t first, const struct element *elem
 		   unsigned int count)
 {
 	fill(ring->desc, first, elements, count);
+	/* 2.7.5.3.1: no chain is longer than the queue. */
+	if (first + count > ring->size)
+		return NO_HEAD;
 	spoil(ring, first, count);
 	return first;
 }
@@ -136,7 +140,7 @@ static void kick(struct driver *driver, const struct ring *ring)
 /* 2.7.10.1: whether the device asks for a kick, after the available index went from `old` on. */
 static bool kick_is_wanted(const struct driver *driver, struct ring *ring, uint16_t old)
 {
-	const uint16_t *event = (const uint16_t *)&ring->used->ring[RING_SIZE];
+	const uint16_t *event = (const uint16_t *)&ring->used->ring[ring->size];
 
 	if (driver->features & BIT(VIRTIO_F_EVENT_IDX))
 		return (uint16_t)(ring->next - READ_ONCE(*event) - 1) < (uint16_t)(ring->next - old);
@@ -147,9 +151,11 @@ void ring_publish(struct driver *driver, struct ring *ring, uint16_t head)
 {
 	const uint16_t old = ring->next;
 
-	ring->avail->ring[ring->next++ % RING_SIZE] = head;
+	if (head == NO_HEAD)
+		return;
+	ring->avail->ring[ring->next++ % ring->size] = head;
 	if (makes(INDEX_BY_TWO))
-		ring->avail->ring[ring->next++ % RING_SIZE] = head;
+		ring->avail->ring[ring->next++ % ring->size] = head;
 	if (makes(KICK_FIRST))
 		kick(driver, ring);
 	/* 2.7.13.3.1: descriptors and entries before the index. */
@@ -173,7 +179,7 @@ bool ring_wait(struct ring *ring)
 		cpu_relax();
 	}
 	atomic_thread_fence(memory_order_acquire);
-	ring->used_len = (uint16_t)ring->used->ring[ring->seen % RING_SIZE].len;
+	ring->used_len = (uint16_t)ring->used->ring[ring->seen % ring->size].len;
 	ring->seen++;
 	return true;
 }
@@ -181,6 +187,8 @@ bool ring_wait(struct ring *ring)
 bool ring_request(struct driver *driver, struct ring *ring, const struct element *elements,
 		  unsigned int count)
 {
-	ring_publish(driver, ring, ring_fill(ring, 0, elements, count));
-	return ring_wait(ring);
+	const uint16_t head = ring_fill(ring, 0, elements, count);
+
+	ring_publish(driver, ring, head);
+	return head != NO_HEAD && ring_wait(ring);
 }

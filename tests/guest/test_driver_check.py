@@ -4,6 +4,7 @@ On the software CPU, in trapped mode: each access and each kick is seen before t
 """
 
 import contextlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,10 @@ from tests.guest.accelerators import needs_unicorn
 from virtiopy.accel import select
 from virtiopy.boot.elf import GuestImage
 from virtiopy.boot.guests import guest_path
+from virtiopy.check.dress import Dressing
+from virtiopy.check.hostile import HOSTILE
 from virtiopy.check.judge import Verdict
+from virtiopy.check.variants import VARIANTS
 from virtiopy.check.watch import DriverCheck
 from virtiopy.conformance.targets.builders import BUILDERS, Rig
 from virtiopy.conformance.targets.hosts import ConsoleHost, NetHost
@@ -51,7 +55,15 @@ MISTAKES = read_mistakes()
 BESIDES = {"refused-goes-on": {"2.2.1:1"}}
 
 
-def run(guest: str, arguments: str, kind: str, *, timeout: float = 60) -> Verdict:
+def run(
+    guest: str,
+    arguments: str,
+    kind: str,
+    *,
+    timeout: float = 60,
+    dressing: Dressing | None = None,
+    statuses: Collection[int | None] = (0,),
+) -> Verdict:
     """Run a guest with one device, and return what its driver came to."""
     with contextlib.ExitStack() as stack:
         rig = make(kind)
@@ -65,12 +77,16 @@ def run(guest: str, arguments: str, kind: str, *, timeout: float = 60) -> Verdic
         check = DriverCheck()
 
         def watch(name: str, transport: Transport, trapped: bool) -> Transport:
+            if dressing is not None:
+                transport = dressing.dress(transport)
             return check.watch_registers(name, transport, sees_reads=True, sees_kicks=trapped)
 
+        if dressing is not None:
+            dressing.device(rig.device)
         machine.add_device(rig.device, f"{kind}0", IoMode.TRAPPED, watch=watch)
         machine.boot(GuestImage.open(guest_path(guest)), arguments)
         result = machine.run(timeout)
-        assert result.status == 0
+        assert result.status in statuses
         return check.finish()
 
 
@@ -131,3 +147,19 @@ ON_PURPOSE = {
 def test_the_guest_drivers_break_what_they_mean_to_and_nothing_else(guest: str, kind: str) -> None:
     verdict = run(guest, "", kind, timeout=100)
     assert {finding.statement.id for finding in verdict.findings} == ON_PURPOSE[guest, kind]
+
+
+# Unusual and hostile devices
+
+
+@pytest.mark.parametrize("kind", ["blk", "net", "rng"])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_sound_driver_takes_a_legal_device(name: str, kind: str) -> None:
+    verdict = run("mistakes", "", kind, dressing=VARIANTS[name].dressing())
+    assert [str(finding) for finding in verdict.errors] == []
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_device_is_the_guests_trouble_alone(name: str) -> None:
+    # The guest may hang on it, as with a device that is silent; the VM ends at its time.
+    run("mistakes", "", "rng", dressing=HOSTILE[name].dressing(), timeout=3, statuses=(0, 1, None))

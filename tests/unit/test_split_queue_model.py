@@ -3,6 +3,7 @@ import struct
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 from hypothesis import settings
@@ -17,6 +18,7 @@ from hypothesis.stateful import (
 
 from virtiopy.memory import GuestMemory
 from virtiopy.virtqueue.driver import Allocator, DriverQueue, Piece, Used
+from virtiopy.virtqueue.native import NativeQueue
 from virtiopy.virtqueue.queue import Chain, QueueError, QueueState
 from virtiopy.virtqueue.split import SplitQueue
 
@@ -135,6 +137,8 @@ choices = st.lists(
 
 
 class SplitQueueMachine(RuleBasedStateMachine):
+    queue_type: ClassVar[type[SplitQueue] | type[NativeQueue]] = SplitQueue
+
     # The model: what the specification says of the queue, in lists. Indexes count on without end.
 
     def __init__(self) -> None:
@@ -176,7 +180,7 @@ class SplitQueueMachine(RuleBasedStateMachine):
         self.ready = True
 
     def start_device(self, state: QueueState) -> None:
-        self.device = SplitQueue(
+        self.device = self.queue_type(
             self.memory,
             self.size,
             self.driver.areas,
@@ -481,3 +485,11 @@ class SplitQueueMachine(RuleBasedStateMachine):
 
 SplitQueueMachine.TestCase.settings = settings(stateful_step_count=30)
 TestSplitQueueAgainstItsModel = SplitQueueMachine.TestCase
+
+
+class NativeQueueMachine(SplitQueueMachine):
+    queue_type = NativeQueue
+
+
+NativeQueueMachine.TestCase.settings = settings(stateful_step_count=30)
+TestNativeQueueAgainstTheModel = NativeQueueMachine.TestCase

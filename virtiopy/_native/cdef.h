@@ -689,9 +689,12 @@ int vp_fallocate(int fd, int mode, int64_t offset, int64_t length);
 int vp_ofd_lock(int fd, int64_t offset);
 int vp_ofd_is_locked(int fd, int64_t offset);
 int vp_map_over(uintptr_t address, size_t length, int fd, int64_t offset);
+int vp_is_in_memory(int fd);
 struct vp_guard *vp_guard_new(uintptr_t start, size_t length, size_t page, int eventfd);
 int vp_guard_hit(const struct vp_guard *guard);
 void vp_guard_free(struct vp_guard *guard);
+int vp_eventfd_signal(int fd);
+int vp_eventfd_take(int fd, uint64_t *count);
 void vp_log_pages(uint8_t *log, uint64_t first, uint64_t last);
 
 /* tcg.c */

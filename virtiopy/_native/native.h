@@ -30,6 +30,9 @@
 #include <linux/virtio_ring.h>
 
 #include "tcg.h"
+#include "vhost_user.h"
+#include "virtq.h"
+#include "worker.h"
 
 /* Names for the members of the union in struct kvm_run, which have none in the header. */
 typedef __typeof__(((struct kvm_run *)0)->hw) vp_exit_hw;
@@ -99,53 +102,6 @@ struct virtio_console_resize {
 	uint16_t cols, rows;
 };
 
-/*
- * vhost-user (QEMU's docs/interop/vhost-user): the header of a message, its payloads, and the
- * shared area that tracks what is in flight.  No header of the system's has them.
- */
-struct vhost_user_header {
-	uint32_t request, flags, size;
-};
-
-struct vhost_user_region {
-	uint64_t guest_address, size, user_address, mmap_offset;
-};
-
-struct vhost_user_memory {
-	uint32_t num_regions, padding;
-	struct vhost_user_region regions[];
-};
-
-struct vhost_user_single_region {
-	uint64_t padding;
-	struct vhost_user_region region;
-};
-
-struct vhost_user_log {
-	uint64_t size, offset;
-};
-
-struct vhost_user_config {
-	uint32_t offset, size, flags;
-};
-
-struct vhost_user_inflight {
-	uint64_t mmap_size, mmap_offset;
-	uint16_t num_queues, queue_size;
-};
-
-struct vhost_user_desc_state {
-	uint8_t inflight, padding[5];
-	uint16_t next;
-	uint64_t counter;
-};
-
-struct vhost_user_queue_region {
-	uint64_t features;
-	uint16_t version, desc_num, last_batch_head, used_idx;
-	struct vhost_user_desc_state desc[];
-};
-
 struct vp_wake;
 struct vp_guard;
 
@@ -155,6 +111,7 @@ int vp_fallocate(int fd, int mode, int64_t offset, int64_t length);
 int vp_ofd_lock(int fd, int64_t offset);
 int vp_ofd_is_locked(int fd, int64_t offset);
 int vp_map_over(uintptr_t address, size_t length, int fd, int64_t offset);
+int vp_is_in_memory(int fd);
 
 /* fences.c */
 uint16_t vp_load_acquire(const uint16_t *location);
@@ -171,6 +128,10 @@ int vp_ignore_signal(int signal_number);
 struct vp_guard *vp_guard_new(uintptr_t start, size_t length, size_t page, int eventfd);
 int vp_guard_hit(const struct vp_guard *guard);
 void vp_guard_free(struct vp_guard *guard);
+
+/* eventfd.c */
+int vp_eventfd_signal(int fd);
+int vp_eventfd_take(int fd, uint64_t *count);
 
 /* dirty.c */
 void vp_log_pages(uint8_t *log, uint64_t first, uint64_t last);

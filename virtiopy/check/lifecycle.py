@@ -171,7 +171,7 @@ class LifecycleJudge(LifecycleObserver):
     def _features(self, accepted: int) -> None:
         offered = self._lifecycle.offered
         unoffered = accepted & ~offered
-        reserved = [bit for bit in _bits(unoffered) if bit not in self._names]
+        reserved = [bit for bit in _bits(accepted) if bit not in self._names]
         others = [bit for bit in _bits(unoffered) if bit in self._names]
         if Feature.VIRTIO_F_SR_IOV in others:
             others.remove(Feature.VIRTIO_F_SR_IOV)

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from itertools import groupby
 
 from virtiopy.check.catalogue import Area, DriverStatement, load
+from virtiopy.check.hostile import HOSTILE
+from virtiopy.check.variants import VARIANTS
 from virtiopy.errors import ConfigError
 
 _ID, _TEXT, _WIDTH = 18, 30, 100
@@ -53,3 +55,14 @@ def _lines(statement: DriverStatement) -> Iterator[str]:
     else:
         how = f"not observable: {statement.unobservable}"
     yield from textwrap.wrap(how, _WIDTH, initial_indent=indent, subsequent_indent=indent)
+
+
+def variant_listing() -> Iterator[str]:
+    """Yield the lines of the unusual and the hostile devices."""
+    yield "Legal but unusual devices, for --device-variant:"
+    for variant in VARIANTS.values():
+        yield f"  {variant.name:<22} {variant.text} ({variant.section})"
+    yield ""
+    yield "Devices that break the specification, for --hostile:"
+    for hostile in HOSTILE.values():
+        yield f"  {hostile.name:<22} {hostile.text}"

@@ -330,7 +330,7 @@ class RegisterJudge:
                 self._interrupts_read is not None,
                 "the driver acknowledges an interrupt and has not read InterruptStatus",
             )
-        self._interrupts_read = (self._interrupts_read or 0) & ~events or None
+        self._interrupts_read = (self._interrupts_read or 0) & ~events & _EVENTS or None
 
     def _unacknowledged(self, then: str) -> None:
         if self._interrupts_read:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from virtiopy.check.balloon import BalloonJudge
 from virtiopy.check.blk import BlkJudge
+from virtiopy.check.catalogue import Area, load
 from virtiopy.check.console import ConsoleJudge
 from virtiopy.check.judge import DeviceJudge, Verdict
 from virtiopy.check.lifecycle import LifecycleJudge
@@ -12,10 +13,20 @@ from virtiopy.check.registers import RegisterJudge
 from virtiopy.check.requests import RequestJudge
 from virtiopy.check.rings import RingJudge
 from virtiopy.check.rng import RngJudge
+from virtiopy.spec import DeviceId
 from virtiopy.transport.lifecycle import Lifecycle
 from virtiopy.transport.observer import LifecycleObserver
 from virtiopy.transport.placement import Transport
 from virtiopy.transport.registers import Register
+
+#: The device type of an area; the other areas are of all.
+_AREAS = {
+    Area.NET: DeviceId.NETWORK,
+    Area.BLK: DeviceId.BLOCK,
+    Area.CONSOLE: DeviceId.CONSOLE,
+    Area.RNG: DeviceId.ENTROPY,
+    Area.BALLOON: DeviceId.BALLOON,
+}
 
 _JUDGES: Sequence[type[RequestJudge]] = (NetJudge, BlkJudge, ConsoleJudge, RngJudge, BalloonJudge)
 
@@ -55,12 +66,19 @@ class DriverCheck:
         rings = RingJudge(judge, lifecycle.memory, sees_kicks=sees_kicks)
         device = lifecycle.device
         requests = [kind(judge, device) for kind in _JUDGES if kind.device_id is device.device_id]
-        watched = _Watched(judge, rings, requests, registers)
+        watched = _Watched(judge, device.device_id, rings, requests, registers)
         # The rings and requests of a life are judged before the judge's own account of it ends.
         lifecycle.observers += [watched, life]
         lifecycle.queue_observers += [rings, *requests]
         self._watched.append(watched)
         return watched
+
+    def survived(self, variant: str) -> None:
+        """Book the statements that take this unusual device: the guest passed with it."""
+        for watched in self._watched:
+            for statement in load().values():
+                if statement.variant == variant and watched.concerns(statement.area):
+                    watched.judge.kept(statement.id)
 
     def finish(self) -> Verdict:
         """Judge what the drivers left undone, and return what all came to."""
@@ -76,15 +94,23 @@ class _Watched(LifecycleObserver):
     def __init__(
         self,
         judge: DeviceJudge,
+        device: DeviceId,
         rings: RingJudge,
         requests: Sequence[RequestJudge],
         registers: RegisterJudge | None,
     ) -> None:
         self.judge = judge
+        self._device = device
         self._rings = rings
         self._requests = requests
         self._registers = registers
         self._live = False
+
+    def concerns(self, area: Area) -> bool:
+        """Say whether an area's statements are to drivers of such a device."""
+        if area is Area.MMIO:
+            return self._registers is not None
+        return _AREAS.get(area, self._device) is self._device
 
     def activated(self) -> None:
         """Take note that there is something to judge when this life ends."""

@@ -90,6 +90,8 @@ def command(
     pcap: Path | None,
     json_path: Path | None,
     check_driver: str | None,
+    device_variant: str | None,
+    hostile: str | None,
     words: tuple[str, ...],
     **attached: tuple[str, ...],
 ) -> int:
@@ -121,6 +123,8 @@ def command(
         control=control,
         pcap=pcap,
         check_driver=check_driver,
+        device_variant=device_variant,
+        hostile=hostile,
     )
     cache = cache_folder()
     found = LinuxKernel.of(kernel) if kernel is not None else find_kernel(cache, note)
@@ -151,12 +155,13 @@ def command(
         with Pc(machine, output.write, stream) as pc:
             line = f"{kernelrun.DEFAULT_WORDS} {WORDS} {append}"
             pc.boot(open_kernel(image), line.strip(), initrd)
+            status: int | None = None
             try:
                 status, result = kernelrun.run_to_the_end(
                     machine, pc, output, image, timeout or None
                 )
             finally:
-                kept = checking.finish()
+                kept = checking.finish(passed=status == 0)
         if json_path is not None:
             report.write_json(
                 json_path,

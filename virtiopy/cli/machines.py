@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from virtiopy.cli.attachments import ATTACHMENTS
-from virtiopy.cli.check import DriverChecking, driver_check_option
+from virtiopy.cli.check import DriverChecking, driver_check_option, unusual_device_options
 from virtiopy.cli.options import Seconds, accelerator_option, note, parse_size
 from virtiopy.errors import ConfigError
 
@@ -58,12 +58,15 @@ class MachineOptions:
     control: Path | None
     pcap: Path | None
     check_driver: str | None
+    device_variant: str | None = None
+    hostile: str | None = None
 
 
 def machine_options(function: Callable[..., int]) -> Callable[..., int]:
     """Give a subcommand the options of a machine with devices, and of a run's time and report."""
     options: list[Callable[[Callable[..., int]], Callable[..., int]]] = [
         driver_check_option,
+        unusual_device_options,
         accelerator_option,
         click.option(
             "--mode",
@@ -182,19 +185,25 @@ def open_machine(
             exit_free=EXIT_FREE[options.exit_free],
         )
     )
-    checking = DriverChecking.open(options.check_driver, exit_free=machine.exit_free)
+    checking = DriverChecking.open(
+        options.check_driver,
+        exit_free=machine.exit_free,
+        variant=options.device_variant,
+        hostile=options.hostile,
+    )
     if options.pcap is not None:
         attached["net"] = with_pcap(attached["net"], options.pcap)
     for attachment in ATTACHMENTS:
         for number, text in enumerate(attached[attachment.prefix]):
             parsed = attachment.parse(text)
             choice = attachment.choose_mode(parsed, options.mode)
+            device = attachment.build(parsed)
             machine.add_device(
-                attachment.build(parsed),
+                device,
                 f"{attachment.prefix}{number}",
                 IoMode(choice.mode),
                 refused=None if choice.required else note,
-                watch=checking.watch,
+                watch=checking.prepare(device),
             )
     if options.control is not None:
         stack.enter_context(ControlServer(machine, options.control))

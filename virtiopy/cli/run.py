@@ -89,6 +89,8 @@ def command(
     pcap: Path | None,
     json_path: Path | None,
     check_driver: str | None,
+    device_variant: str | None,
+    hostile: str | None,
     **attached: tuple[str, ...],
 ) -> int:
     """Run a guest driver or a kernel in a VM with virtio devices, and count its exits.
@@ -111,6 +113,8 @@ def command(
         control=control,
         pcap=pcap,
         check_driver=check_driver,
+        device_variant=device_variant,
+        hostile=hostile,
     )
     if kernel is not None:
         if guest is not None:
@@ -173,11 +177,13 @@ def _run_guest(
             # Now, and not when the guest has run for nothing.
             check_output(json_path, "The report")
         machine.boot(image, append)
+        passed = False
         try:
             result = machine.run(timeout or None)
+            passed = result.status == 0
         finally:
             output.finish()
-            kept = checking.finish()
+            kept = checking.finish(passed=passed)
         if result.status is None:
             raise GuestError(
                 f"The guest was not done after {timeout:g} seconds: give it more with --timeout, "
@@ -238,13 +244,14 @@ def _run_kernel(
             check_output(json_path, "The report")
         with Pc(machine, output.write, stream) as pc:
             pc.boot(kernel, f"{kernelrun.DEFAULT_WORDS} {append}".strip(), initrd)
+            status: int | None = None
             try:
                 status, result = kernelrun.run_to_the_end(
                     machine, pc, output, path, timeout or None
                 )
             finally:
                 debug.finish()
-                kept = checking.finish()
+                kept = checking.finish(passed=status == 0)
         console = Console(stderr=shown or serial == "stdio")
         report.show_exits(console, result)
         report.show_facts(console, machine)

@@ -84,10 +84,16 @@ class DiskImage(Closing):
             self.alignment = self._find_alignment()
             #: What the disk prefers to be written in, bytes.
             self.physical_block_size = self._find_physical_block_size()
+            #: Whether the file is in memory, so that reading it never waits.
+            self.in_memory = lib.vp_is_in_memory(self._fd) == 1
             self.can_punch_holes = not readonly and self._find_hole_punching()
         except BaseException:
             self.close()
             raise
+
+    def fileno(self) -> int:
+        """Return the open file; it is closed with the image."""
+        return self._fd
 
     def close(self) -> None:
         """Close the image, and so give up its locks."""

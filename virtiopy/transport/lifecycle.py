@@ -75,7 +75,7 @@ class Lifecycle:
         self.observers: list[LifecycleObserver] = []
         #: What looks on at every queue that is opened from now on.
         self.queue_observers: list[QueueObserver] = []
-        self._open_queue = open_queue
+        self.open_queue = open_queue
         self._transport_features = features
         self._assumed_features = assumed_features
         self._notifiers: dict[int, KickNotifiers] = {}
@@ -292,7 +292,7 @@ class Lifecycle:
             )
             return
         try:
-            self.queues[index] = self._open_queue(
+            self.queues[index] = self.open_queue(
                 self.memory,
                 config.size,
                 config.areas,

@@ -1,8 +1,6 @@
 """The eventfds of a virtqueue: who takes its kicks, and who raises its interrupts."""
 
-import contextlib
-import os
-
+from virtiopy import eventfds
 from virtiopy.closing import Closing
 from virtiopy.eventloop import READABLE, EventLoop, Watch
 from virtiopy.transport.lifecycle import Lifecycle
@@ -12,7 +10,7 @@ class EventfdNotifiers(Closing):
     """The notifiers of queue `index` (devices.delegation.Notifiers): an ioeventfd and an irqfd.
 
     While they are not delegated, `loop` takes the kicks to `lifecycle`. The eventfds stay the
-    caller's; `kick` does not block.
+    caller's. A worker may be another process, which keeps them: no call waits.
     """
 
     def __init__(
@@ -57,15 +55,12 @@ class EventfdNotifiers(Closing):
         """
         self._lifecycle.reclaim_interrupt(self._index)
         self._take_kicks()
-        # Full is as good as written.
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_write(self.kick, 1)
+        eventfds.signal(self.kick)
 
     def forget_kicks(self) -> None:
         """Drop the kicks that no side has taken: the queue that they were for is no more."""
         if not self.delegated:
-            with contextlib.suppress(BlockingIOError):
-                os.eventfd_read(self.kick)
+            eventfds.take(self.kick)
 
     def _take_kicks(self) -> None:
         self._watch = self._loop.watch(self.kick, READABLE, self._on_kick, self._name)
@@ -75,8 +70,8 @@ class EventfdNotifiers(Closing):
             # They may have been delegated since the loop looked: the kick is the worker's then.
             if self.delegated:
                 return
-            # Kicks that came together are one: the ring says how much there is to do. A worker
-            # that had them before may have read it meanwhile.
-            with contextlib.suppress(BlockingIOError):
-                os.eventfd_read(self.kick)
-            self._lifecycle.kick(self._index)
+            # Kicks that came together are one: the ring says how much there is to do. Of a queue
+            # that is worked, another worker that had the eventfd may have read the kick meanwhile.
+            kicked = eventfds.take(self.kick)
+            if kicked or self._index in self._lifecycle.queues:
+                self._lifecycle.kick(self._index)

@@ -142,6 +142,18 @@ class Backend(LifecycleObserver, Closing):
             self._drop(None)
         except (PeerError, DriverError) as error:
             self._disconnect(str(error))
+        except OSError as error:
+            self._disconnect(f"the host cannot do what it asks for: {error.strerror or error}")
+
+    def host_failed(self, error: OSError, name: str) -> bool:
+        """End the session whose work, called `name`, met an error of the host's.
+
+        Returns whether there was a session to end.
+        """
+        if self._connection is None:
+            return False
+        self._disconnect(f"{name} met an error of the host's: {error.strerror or error}")
+        return True
 
     def _set_deadline(self, seconds: float | None) -> None:
         if self._deadline is not None:

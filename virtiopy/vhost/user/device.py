@@ -14,6 +14,7 @@ import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from virtiopy import eventfds
 from virtiopy._native import ffi
 from virtiopy.devices.base import DeviceHost, Fact, VirtioDevice
 from virtiopy.devices.delegation import Notifiers
@@ -389,15 +390,13 @@ class VhostUserDevice(VirtioDevice):
             self.host.config_changed()
         # A kick may have been taken by the one that has gone.
         for notifiers in self._delegated.values():
-            with contextlib.suppress(BlockingIOError):
-                os.eventfd_write(notifiers.kick, 1)
+            eventfds.signal(notifiers.kick)
 
     def _error_reader(self, index: int, eventfd: int) -> Callable[[int], None]:
         def on_error(events: int) -> None:
             with self.lock:
                 # The backend has it too, and may have read it again.
-                with contextlib.suppress(BlockingIOError):
-                    os.eventfd_read(eventfd)
+                eventfds.take(eventfd)
                 if index in self._delegated:
                     self.host.needs_reset(f"the vhost-user backend finds ring {index} broken")
 

@@ -149,7 +149,10 @@ class Rings(Closing):
         if before is not None and self.lifecycle.active and (before ^ features) & ~_NOT_VIRTIO:
             self._reset_driver()
         self.lifecycle.driver_features = features & ~_NOT_VIRTIO
-        self.lifecycle.negotiate()
+        # Features that the device cannot work with are refused aloud when a ring is to start, or at
+        # FEATURES_OK: a frontend may have others to say before that.
+        if not self.lifecycle.objections():
+            self.lifecycle.negotiate()
 
     def set_status(self, status: int) -> None:
         """Take what the driver wrote to its device status field."""

@@ -101,6 +101,8 @@ class Server(Closing):
         self._accepting: Watch | None = None
         self._closing = False
         self.backend = Backend(device, loop, self._await_frontend, lease)
+        # What one frontend has the host fail at is not the end of all the others.
+        loop.on_host_error = self.backend.host_failed
         if isinstance(source, socket.socket):
             source.setblocking(False)
             self._await_frontend()
