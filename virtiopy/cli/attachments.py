@@ -159,8 +159,8 @@ def build_disk(options: DeviceOptions) -> VirtioDevice:
     )
 
 
-#: How large the rings of a disk that is served are taken to be, by which its driver is told how many
-#: segments a request may have (seg_max): it asks before the frontend has said. QEMU and
+#: How large the rings of a disk that is served are taken to be, by which its driver is told how
+#: many segments a request may have (seg_max): it asks before the frontend has said. QEMU and
 #: cloud-hypervisor have as many.
 SERVED_QUEUE_SIZE = "128"
 

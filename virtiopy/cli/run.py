@@ -5,12 +5,8 @@ from pathlib import Path
 
 import click
 
-from virtiopy.cli.machines import (
-    MachineOptions,
-    attachment_options,
-    machine_options,
-    open_machine,
-)
+from virtiopy.cli.devices import DeviceCommand, attach_options
+from virtiopy.cli.machines import MachineOptions, machine_options, open_machine
 from virtiopy.cli.main import EXIT_GUEST_FAILED
 from virtiopy.errors import ConfigError
 from virtiopy.files import check_output
@@ -23,6 +19,8 @@ _STYLES = (("not ok", "red"), ("Bail out!", "red"), ("ok", "green"), ("#", "brig
 
 
 @click.command(
+    cls=DeviceCommand,
+    device_params=attach_options,
     epilog="""Example: exercise a scratch disk's driver and device, destroying what is on the disk:
 
 \b
@@ -32,9 +30,8 @@ _STYLES = (("not ok", "red"), ("Bail out!", "red"), ("ok", "green"), ("#", "brig
 \b
 A kernel, its console on the terminal; Ctrl-a x ends it:
   virtiopy run --kernel vmlinuz --initrd initrd.img --disk disk.img
-"""
+""",
 )
-@attachment_options
 @click.option(
     "--guest",
     metavar="NAME|ELF",

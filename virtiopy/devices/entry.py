@@ -97,19 +97,21 @@ class Direction:
 
 @dataclass(slots=True, frozen=True)
 class Workload:
-    """What `virtiopy exits` measures of a device: requests, each a `unit`, of the guest driver's.
+    """What `virtiopy exits` measures of a device: requests of the guest driver's, each a `unit`.
 
-    `count` is how many there are where the user says nothing; `count_option` is where they say it.
-    `directions` are the choices of --direction, the first for who makes none. `adds` are options of
-    the device, by key, where they are not given.
+    `metavar` and `help` are of the device's option there. `count` is how many requests there are
+    where the user says nothing, and `count_option` is where they say it. `directions` are the
+    choices of --direction, the first for users who make none. `adds` are options of the device, by
+    key, where they are not given.
     """
 
+    metavar: str
+    help: str
     unit: str
     count: int
     directions: Mapping[str, Direction]
     count_option: str = "--requests"
     adds: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    help: str = ""
 
 
 @dataclass(slots=True, frozen=True)
@@ -154,7 +156,7 @@ class DeviceEntry:
     served: bool = True
 
     #: The place of what makes it in order to be served, where that differs: it is given Options,
-    #: and returns the device and what its rings claim while they are worked (vhost.user.rings.Lease).
+    #: and returns the device and the Lease (vhost.user.rings) of its rings.
     build_served: str | None = None
 
     #: The guest driver that exercises it, where that has another name.
@@ -174,6 +176,9 @@ class DeviceEntry:
 
     #: The place of what judges its driver's requests, if anything does.
     judge: str | None = None
+
+    #: The modules of Linux that `virtiopy linux` loads where there is such a device.
+    linux_modules: tuple[str, ...] = ()
 
     @property
     def device_class(self) -> type[VirtioDevice]:

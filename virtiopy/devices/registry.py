@@ -38,14 +38,15 @@ _OWN = (
         choose_mode=f"{_CLI}:choose_disk_mode",
         vhost_user=f"{_CLI}:connect_disk",
         workload=Workload(
+            "PATH[,cache=MODE]...",
+            "Measure a block device on this image, by random reads of 4 KiB. It is opened for "
+            "reading, and nothing on it changes.",
             unit="read",
             count=1_000,
             directions={
                 "read": Direction("of 4 KiB", "blk.requests={count} blk.depth={depth}"),
             },
             adds={"readonly": "on"},
-            help="Measure a block device on this image, by random reads of 4 KiB. It is opened "
-            "for reading, and nothing on it changes.",
         ),
         suite_driver=f"{_SUITE}.blk:BlkDriver",
         rigs={
@@ -54,6 +55,7 @@ _OWN = (
             "blk-writethrough": f"{_RIGS}:build_writethrough_blk",
         },
         judge="virtiopy.check.blk:BlkJudge",
+        linux_modules=("virtio_blk", "ext4", "crc32c_generic"),
     ),
     DeviceEntry(
         name="rng",
@@ -67,6 +69,7 @@ _OWN = (
         suite_driver=f"{_SUITE}.rng:RngDriver",
         rigs={"rng": f"{_RIGS}:build_rng"},
         judge="virtiopy.check.rng:RngJudge",
+        linux_modules=("virtio_rng",),
     ),
     DeviceEntry(
         name="balloon",
@@ -86,6 +89,7 @@ _OWN = (
         suite_driver=f"{_SUITE}.balloon:BalloonDriver",
         rigs={"balloon": f"{_RIGS}:build_balloon"},
         judge="virtiopy.check.balloon:BalloonJudge",
+        linux_modules=("virtio_balloon",),
     ),
     DeviceEntry(
         name="console",
@@ -106,6 +110,7 @@ _OWN = (
         suite_driver=f"{_SUITE}.console:ConsoleDriver",
         rigs={"console": f"{_RIGS}:build_console"},
         judge="virtiopy.check.console:ConsoleJudge",
+        linux_modules=("virtio_console",),
     ),
     DeviceEntry(
         name="net",
@@ -131,6 +136,8 @@ _OWN = (
         choose_mode=f"{_CLI}:choose_net_mode",
         vhost_user=f"{_CLI}:connect_net",
         workload=Workload(
+            "tap=NAME[,create=on][,netns=NAME]...",
+            "Measure a network device, on this tap: written as for `virtiopy run`.",
             unit="packet",
             count=10_000,
             directions={
@@ -144,11 +151,11 @@ _OWN = (
                 ),
             },
             count_option="--packets",
-            help="Measure a network device, on this tap: written as for `virtiopy run`.",
         ),
         suite_driver=f"{_SUITE}.net:NetDriver",
         rigs={"net": f"{_RIGS}:build_net"},
         judge="virtiopy.check.net:NetJudge",
+        linux_modules=("virtio_net", "af_packet"),
     ),
 )
 
@@ -171,7 +178,8 @@ def entry_named(name: str) -> DeviceEntry:
     try:
         return _entries[name]
     except KeyError:
-        raise ConfigError(f"There is no device {name!r}: give one of {', '.join(names())}.") from None
+        known = ", ".join(names())
+        raise ConfigError(f"There is no device {name!r}: give one of {known}.") from None
 
 
 def entry_of(device_id: DeviceId) -> DeviceEntry | None:
