@@ -251,6 +251,90 @@ def test_the_timer_interrupts_a_loop_and_a_hlt() -> None:
         assert it.cpu.get_registers().rbx == 2
 
 
+def test_code_that_a_device_overwrites_runs_as_overwritten() -> None:
+    # call USER; out; call USER; hlt. USER is mov al, n; out 0xe9, al; ret
+    code = f"b8{little(USER)} ffd0 e6f0 b8{little(USER)} ffd0 f4"
+    with kernel(code, "b001 e6e9 c3") as it:
+
+        def overwrite(count: int) -> bool:
+            if it.accesses[-1][1] == 0xF0:
+                it.memory.write(USER, b"\xb0\x02")
+                it.accelerator.code_written(USER, 2)
+            return True
+
+        it.on_access = overwrite
+        assert it.run() is ExitReason.HLT
+
+    assert [data for _, port, data in it.accesses if port == 0xE9] == [b"\1", b"\2"]
+
+
+def pages(memory: GuestMemory, linear: int, physical: int, flags: int) -> None:
+    """Map a page at a linear address of the second GiB."""
+    directory, table = TABLES + 0x3000, TABLES + 0x4000
+    memory.write(TABLES + 0x1000 + 8, (directory | 7).to_bytes(8, "little"))
+    memory.write(directory, (table | 7).to_bytes(8, "little"))
+    entry = (physical | flags).to_bytes(8, "little")
+    memory.write(table + (linear >> 12 & 0x1FF) * 8, entry)
+
+
+NX = 1 << 63
+ALIAS = 1 << 30
+
+
+def test_code_that_is_overwritten_by_another_mapping_runs_as_overwritten() -> None:
+    """As a kernel does: the page is mapped twice, once to be executed and once to be written."""
+    # EFER.NXE; call USER; mov byte [ALIAS], 0x90; mov byte [ALIAS + USER + 1], 2; call USER; hlt
+    alias = little(ALIAS + (USER & 0xFFF) + 1)
+    other = little(ALIAS + 0x10)
+    code = wrmsr(0xC0000080, 0xD01) + f"b8{little(USER)} ffd0"
+    code += f"c60425{other}90 c60425{alias}02 b8{little(USER)} ffd0"
+    # And once more, by the mapping that has been written to already.
+    code += f"c60425{alias}03 b8{little(USER)} ffd0 f4"
+    with kernel(code, "b001 e6e9 c3") as it:
+        pages(it.memory, ALIAS, USER & ~0xFFF, 3 | NX)
+        assert it.run() is ExitReason.HLT
+
+    assert [data for _, _, data in it.accesses] == [b"\1", b"\2", b"\3"]
+
+
+def test_an_access_marks_its_page_accessed_and_a_write_marks_it_dirty() -> None:
+    # mov al, [ALIAS]; mov [ALIAS + 0x1000], al; hlt
+    code = f"8a0425{little(ALIAS)} 880425{little(ALIAS + 0x1000)} f4"
+    with kernel(code) as it:
+        pages(it.memory, ALIAS, 0x20000, 3)
+        pages(it.memory, ALIAS + 0x1000, 0x21000, 3)
+        assert it.run() is ExitReason.HLT
+        read, written = (it.memory.read(TABLES + 0x4000 + 8 * n, 1)[0] for n in range(2))
+
+    assert (read & 0x60, written & 0x60) == (0x20, 0x60)
+
+
+def test_a_page_that_was_read_is_marked_dirty_when_it_is_written() -> None:
+    code = f"8a0425{little(ALIAS)} 880425{little(ALIAS)} f4"
+    with kernel(code) as it:
+        pages(it.memory, ALIAS, 0x20000, 3)
+        assert it.run() is ExitReason.HLT
+        assert it.memory.read(TABLES + 0x4000, 1)[0] & 0x60 == 0x60
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "error"),
+    [
+        pytest.param(1, "880425{}", 3, id="write-protected"),
+        pytest.param(3 | NX, "b8{} ffe0", 0x11, id="no-execute"),
+        pytest.param(0, "8a0425{}", 0, id="not-present"),
+    ],
+)
+def test_what_a_page_forbids_is_a_fault(flags: int, code: str, error: int) -> None:
+    # CR0.WP, EFER.NXE; the access. In the handler: the error code and the address.
+    setup = wrmsr(0xC0000080, 0xD01) + "0f20c0 0d00000100 0f22c0"
+    handler = "58" + store("rax", 0) + "0f20d0" + store("rax", 1) + "f4"
+    with kernel(setup + code.format(little(ALIAS)), "", handler) as it:
+        pages(it.memory, ALIAS, 0x20000, flags)
+        assert it.run() is ExitReason.HLT
+        assert stored(it, 2) == [error, ALIAS]
+
+
 def test_the_time_stamp_counter_counts_nanoseconds() -> None:
     # rdtsc; remember; out; rdtsc; remember; hlt
     code = "0f31" + store("rax", 0) + store("rdx", 1) + "e6e9 0f31" + store("rax", 2) + "f4"

@@ -93,6 +93,8 @@ class FakeAccelerator:
 
     name = "fake"
 
+    translates = False
+
     def __init__(self, *, has_read_only_memory: bool = False) -> None:
         self.has_read_only_memory = has_read_only_memory
         #: Host addresses of what is read only, by guest physical address.
@@ -107,6 +109,9 @@ class FakeAccelerator:
     @property
     def cpu(self) -> FakeCpu:
         return self.cpus[0]
+
+    def code_written(self, address: int, length: int) -> None:
+        pass
 
     def create_cpu(self, number: int = 0, count: int = 1) -> FakeCpu:
         if number == self.refused:

@@ -24,7 +24,7 @@ from virtiopy.closing import Closing
 from virtiopy.errors import ConfigError, PeerError
 from virtiopy.eventloop import EventLoop
 from virtiopy.memory import GuestMemory
-from virtiopy.spec import Feature
+from virtiopy.spec import DeviceStatus, Feature
 from virtiopy.vhost.user import device as device_module
 from virtiopy.vhost.user import frontend as frontend_module
 from virtiopy.vhost.user.connection import Connection, DisconnectedError, close_all
@@ -40,6 +40,7 @@ from virtiopy.vhost.user.messages import (
     Message,
     Request,
     RingState,
+    to_u64,
     u64,
 )
 from virtiopy.virtqueue.driver import Allocator, DriverQueue
@@ -47,7 +48,7 @@ from virtiopy.virtqueue.queue import Virtqueue
 from virtiopy.virtqueue.split import SplitQueue
 
 #: The messages until a device is there, and those until its driver's ring is worked.
-STARTING, RUNNING = 7, 19
+STARTING, RUNNING = 7, 23
 
 OFFERED = FEATURES | 1 << VHOST_USER_F_PROTOCOL_FEATURES
 
@@ -70,6 +71,8 @@ class FakeBackend(Closing):
         #: Whether it holds an answer back, and may go on.
         self.holds, self.release = threading.Event(), threading.Event()
         self.channel: socket.socket | None = None
+        #: What it was asked, in all connections.
+        self.asked: list[Message] = []
         self._faults = iter(faults)
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(path))
@@ -102,6 +105,7 @@ class FakeBackend(Closing):
             if message.request == Request.SET_BACKEND_REQ_FD:
                 self.channel = socket.socket(fileno=message.fds.pop())
             close_all(message.fds)
+            self.asked.append(message)
             if fault is not None and fault[0] == index:
                 fault[1](self, connection, message)
                 return
@@ -109,7 +113,7 @@ class FakeBackend(Closing):
             if answer is not None:
                 connection.send(answer)
                 close_all(answer.fds)
-            if message.request == Request.SET_VRING_ENABLE:
+            if message.request == Request.SET_STATUS and to_u64(message) & DeviceStatus.DRIVER_OK:
                 self.works.set()
 
     def answer(self, message: Message) -> Message | None:
@@ -330,6 +334,35 @@ def assert_works(vm: Vm, backend: FakeBackend, reconnects: int) -> None:
     vm.turn()
     with vm.device.lock:
         assert vm.device.facts() == {"backend": "connected", "reconnects": reconnects}
+
+
+def test_a_backend_is_told_the_device_status_and_driver_ok_when_its_rings_are_set_up(
+    tmp_path: Path,
+) -> None:
+    """DPDK's net_vhost and Open vSwitch start no ring before."""
+    path = tmp_path / "blk.sock"
+    with FakeBackend(path) as backend, Vm(path) as vm:
+        vm.start()
+        assert_works(vm, backend, 0)
+    told = [
+        to_u64(message) if message.request == Request.SET_STATUS else message.request
+        for message in backend.asked
+        if message.request in (Request.SET_STATUS, Request.SET_MEM_TABLE, Request.SET_VRING_ENABLE)
+    ]
+    assert told == [0x03, 0x0B, Request.SET_MEM_TABLE, Request.SET_VRING_ENABLE, 0x0F]
+
+
+def test_a_backend_gets_its_own_in_flight_area_back_before_a_ring_starts(tmp_path: Path) -> None:
+    """libvhost-user has it only then."""
+    path = tmp_path / "blk.sock"
+    with FakeBackend(path) as backend, Vm(path) as vm:
+        vm.start()
+        assert_works(vm, backend, 0)
+    asked = [message.request for message in backend.asked]
+    begin = asked.index(Request.GET_INFLIGHT_FD)
+    assert asked[begin + 1] == Request.SET_INFLIGHT_FD
+    assert asked.index(Request.SET_VRING_NUM) > begin
+    assert InflightArea.decode(backend.asked[begin + 1]) == InflightArea(4096, 0, 1, 128)
 
 
 LATER = ["goes", "says nothing", "says nonsense", "answers another request", "refuses"]

@@ -23,6 +23,7 @@ SOURCES = (
     "pool",
     "tcg",
     "tcg_events",
+    "tcg_mmu",
     "uring",
     "virtq",
     "wake",

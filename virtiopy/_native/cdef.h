@@ -751,4 +751,9 @@ struct vp_tcg {
 int vp_tcg_hook(const char *library, uintptr_t engine, const int *types, const int *instructions,
 		struct vp_tcg *tcg);
 int vp_tcg_take(struct vp_tcg *tcg, int vector, int software, int external, uint32_t error_code);
+void vp_tcg_enter(struct vp_tcg *tcg);
+int vp_tcg_take_over_mmu(const char *library, struct vp_tcg *tcg, uintptr_t cpu);
+void vp_tcg_written(struct vp_tcg *tcg, uint64_t address, uint64_t length);
+int vp_tcg_has_code(const struct vp_tcg *tcg, uint64_t address, uint64_t length);
+void vp_tcg_free(struct vp_tcg *tcg);
 size_t malloc_usable_size(void *block);

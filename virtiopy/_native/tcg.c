@@ -15,7 +15,7 @@
 #include "native.h"
 
 /* How many blocks of code, of some 20 ns each, are executed between two looks at the clock. */
-#define CLOCK_BLOCKS	64
+#define CLOCK_BLOCKS	256
 
 static uint64_t now(void)
 {

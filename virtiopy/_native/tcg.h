@@ -64,6 +64,8 @@ struct vp_tcg_region {
 	uint64_t host_address;
 };
 
+#define VP_TCG_REGIONS	8
+
 /* A leaf of CPUID. */
 struct vp_cpuid {
 	uint32_t leaf, subleaf, values[4];
@@ -90,13 +92,21 @@ struct vp_tcg {
 	uint64_t deadline, start;
 	uint32_t blocks;
 	uint32_t region_count, cpuid_count;
-	struct vp_tcg_region regions[8];
+	struct vp_tcg_region regions[VP_TCG_REGIONS];
 	struct vp_cpuid cpuid[48];
+	struct vp_tcg_mmu *mmu;		/* tcg_mmu.c */
 };
 
 int vp_tcg_hook(const char *library, uintptr_t engine, const int *types, const int *instructions,
 		struct vp_tcg *tcg);
 int vp_tcg_take(struct vp_tcg *tcg, int vector, int software, int external, uint32_t error_code);
+
+/* tcg_mmu.c */
+void vp_tcg_enter(struct vp_tcg *tcg);
+int vp_tcg_take_over_mmu(const char *library, struct vp_tcg *tcg, uintptr_t cpu);
+void vp_tcg_written(struct vp_tcg *tcg, uint64_t address, uint64_t length);
+int vp_tcg_has_code(const struct vp_tcg *tcg, uint64_t address, uint64_t length);
+void vp_tcg_free(struct vp_tcg *tcg);
 
 /* tcg_events.c */
 int vp_tcg_deliver(struct vp_tcg *tcg, int vector, int software, int external, uint32_t error_code,

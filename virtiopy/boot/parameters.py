@@ -1,5 +1,6 @@
 """What every way of booting a kernel tells it: its words, its initrd, its memory, the machine."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,7 +46,8 @@ class BootParameters:
 
     def encoded(self, most: int) -> bytes:
         """Return the command line with its end, `most` bytes at most; raises ConfigError."""
-        encoded = self.command_line.encode() + b"\0"
+        # The user's bytes, text or not, as a shell hands them to us.
+        encoded = os.fsencode(self.command_line) + b"\0"
         if len(encoded) > most:
             raise ConfigError(f"The guest's command line has more than {most} bytes: give it less.")
         return encoded

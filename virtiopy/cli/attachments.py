@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, cast
 
-from virtiopy.cli.options import DeviceOptions, note, parse_size
+from virtiopy.cli.options import DeviceOptions, is_text, note, parse_size
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.devices.entry import DeviceEntry, find
 from virtiopy.errors import ConfigError
@@ -269,7 +269,7 @@ def build_console(options: DeviceOptions) -> VirtioDevice:
         channels: dict[str, Stream] = {}
         for text in options.texts("port"):
             name, _, target = text.partition(":")
-            if not name or not target or name in channels:
+            if not name or not target or name in channels or not is_text(name):
                 raise ConfigError(
                     f"--console has port={text}: give each port a name of its own and a "
                     "target, as in port=org.example.agent:socket:agent.sock."
@@ -318,16 +318,16 @@ def build_net(options: DeviceOptions) -> VirtioDevice:
         parse_mac,
     )
 
-    name = options.text("tap", "")
+    name = options.word("tap", "")
     if not name:
         raise ConfigError("--net has no tap: write it as in --net tap=tap0,create=on.")
     config = TapConfig(
         name,
         create=options.flag("create"),
         address=parse_address(text) if (text := options.text("address", "")) else None,
-        bridge=options.text("bridge", "") or None,
+        bridge=options.word("bridge", "") or None,
         mtu=options.number("mtu", MTU_MIN, MTU_MIN, MTU_MAX) if options.text("mtu", "") else None,
-        netns=options.text("netns", "") or None,
+        netns=options.word("netns", "") or None,
         queues=options.number("queues", 1, 1, QUEUES_MAX),
     )
     mac = parse_mac(text) if (text := options.text("mac", "")) else default_mac(config)

@@ -138,7 +138,7 @@ def command(
     from rich.console import Console
 
     from virtiopy.cli.exits_table import show
-    from virtiopy.cli.machines import terminated_as_interrupted
+    from virtiopy.cli.signals import ended_by_signals
     from virtiopy.exits.document import document
     from virtiopy.exits.model import Comparison, Host
     from virtiopy.exits.runner import compare
@@ -152,7 +152,7 @@ def command(
         if path is not None:
             check_output(path, "The report")
     begun = datetime.now(UTC).astimezone()
-    with terminated_as_interrupted():
+    with ended_by_signals():
         rows, accelerator = compare(
             setup, [IoMode(mode) for mode in modes], EXIT_FREE[exit_free], progress=note
         )

@@ -3,15 +3,18 @@
 import os
 import sys
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from virtiopy.boot.symbols import symbol_at
 from virtiopy.cli.attachments import open_target
+from virtiopy.cli.ending import Ending, Reason, run_to_end
+from virtiopy.cli.main import EXIT_ERROR, EXIT_GUEST_FAILED
 from virtiopy.devices.streams import Stream
 from virtiopy.errors import GuestError
-from virtiopy.vm.machine import Machine, RunResult
+from virtiopy.vm.machine import Machine
 from virtiopy.vm.pc import Pc
 from virtiopy.vm.power import PowerEvent
 
@@ -53,12 +56,9 @@ class SerialOutput:
 
     def flush(self) -> None:
         """Show what has not been shown."""
-        while self._pending:
-            try:
-                written = os.write(sys.stdout.fileno(), self._pending)
-            except BlockingIOError:
-                continue
-            del self._pending[:written]
+        pending, self._pending = bytes(self._pending), bytearray()
+        sys.stdout.buffer.write(pending)
+        sys.stdout.buffer.flush()
 
     @property
     def last_line(self) -> str:
@@ -77,32 +77,34 @@ def open_serial(target: str) -> tuple[Stream | None, bool]:
 
 
 def run_to_the_end(
-    machine: Machine, pc: Pc, output: SerialOutput, kernel: Path, timeout: float | None
-) -> tuple[int, RunResult]:
+    machine: Machine, pc: Pc, output: SerialOutput, kernel: Path, timeout: float
+) -> tuple[int, Ending]:
     """Run a kernel until it switches itself off or tells a status; return the status.
 
-    A panic or a triple fault is 1, with the last lines on standard error. Raises GuestError when
-    its time is up.
+    A panic is 1, with the last lines on standard error. What ended the run otherwise is in the
+    ending, to be raised. A `timeout` of 0 is none.
     """
-    try:
-        result = machine.run(timeout)
-    finally:
+    ending = run_to_end(machine, timeout)
+    if ending.error is None or not isinstance(ending.error, OSError):
         output.flush()
-    if result.status is None:
-        raise GuestError(
+    if ending.reason is Reason.TIMEOUT:
+        late = GuestError(
             f"The guest was not done after {timeout:g} seconds; {_where(machine, output, kernel)} "
             "Give it more with --timeout, or find out what it waits for."
         )
+        return EXIT_ERROR, replace(ending, error=late)
+    if ending.result.status is None or ending.error is not None:
+        return EXIT_ERROR, ending
     if output.panicked:
         click.echo("virtiopy: the kernel panicked; its last lines:", err=True)
         # Where they are on the screen already, the last of all will do.
         for line in list(output.lines)[-1 if output.shown else -_LINES_SHOWN :]:
             click.echo(f"    {line}", err=True)
-        return 1, result
+        return EXIT_GUEST_FAILED, ending
     if pc.power is PowerEvent.RESET:
         # A restart that was asked for is an end like any other here.
-        return 0, result
-    return result.status, result
+        return 0, ending
+    return ending.result.status, ending
 
 
 def _where(machine: Machine, output: SerialOutput, kernel: Path) -> str:

@@ -4,6 +4,7 @@ import contextlib
 import ipaddress
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import click
@@ -94,6 +95,8 @@ def command(
     from virtiopy.boot.kernel import open_kernel
     from virtiopy.boot.parameters import Initrd
     from virtiopy.cli import kernelrun, report
+    from virtiopy.cli.ending import tell
+    from virtiopy.cli.output import patient_output
     from virtiopy.cli.tapresults import parse_tap
     from virtiopy.linux import initramfs
     from virtiopy.linux.cache import cache_folder
@@ -129,6 +132,7 @@ def command(
     image = unpacked(found.image, cache)
     initrd = Initrd(cache / "initramfs", initramfs.build(contents, task, cache))
     with contextlib.ExitStack() as stack:
+        printed = stack.enter_context(patient_output())
         stream, shown = kernelrun.open_serial("stdio" if typed else "stdout")
         output = kernelrun.SerialOutput(shown=shown)
         machine, checking = open_machine(
@@ -145,22 +149,24 @@ def command(
         with Pc(machine, output.write, stream) as pc:
             line = f"{kernelrun.DEFAULT_WORDS} {WORDS} {append}"
             pc.boot(open_kernel(image), line.strip(), initrd)
-            status: int | None = None
-            try:
-                status, result = kernelrun.run_to_the_end(
-                    machine, pc, output, image, timeout or None
-                )
-            finally:
-                kept = checking.finish(passed=status == 0)
-        if json_path is not None:
-            report.write_json(
-                json_path,
-                machine,
-                result,
-                parse_tap(""),
-                guest=" ".join(words) or "a shell",
-                passed=status == 0,
-            )
+            if printed is not None:
+                machine.on_stop.append(printed.hurry)
+            status, ending = kernelrun.run_to_the_end(machine, pc, output, image, timeout or 0)
+        kept = True
+
+        def show() -> None:
+            nonlocal kept
+            kept = checking.finish(passed=ending.error is None and status == 0)
+
+        save = partial(
+            report.write_json,
+            machine,
+            ending,
+            parse_tap(""),
+            guest=" ".join(words) or "a shell",
+            passed=status == 0,
+        )
+        tell(ending, show, save, json_path, printed)
     return status if kept else max(status, EXIT_GUEST_FAILED)
 
 

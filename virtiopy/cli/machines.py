@@ -1,12 +1,9 @@
 """The machine that a command line describes: its options, and what they make."""
 
 import contextlib
-import signal
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 import click
@@ -14,6 +11,7 @@ import click
 from virtiopy.cli import attachments
 from virtiopy.cli.check import DriverChecking, driver_check_option, unusual_device_options
 from virtiopy.cli.options import Seconds, accelerator_option, note, parse_size
+from virtiopy.cli.signals import ended_by_signals
 from virtiopy.devices.registry import entries
 from virtiopy.errors import ConfigError
 
@@ -147,7 +145,7 @@ def open_machine(
     from virtiopy.vm.machine import Machine
     from virtiopy.vm.slots import IoMode
 
-    stack.enter_context(terminated_as_interrupted())
+    stack.enter_context(ended_by_signals())
     size = default_memory if options.memory is None else options.memory
     ram = stack.enter_context(
         GuestMemory.allocate(
@@ -202,25 +200,3 @@ def with_pcap(nets: tuple[str, ...], path: Path) -> tuple[str, ...]:
         )
     escaped = str(path).replace(",", ",,")
     return (f"{nets[0]},pcap={escaped}",)
-
-
-@contextlib.contextmanager
-def terminated_as_interrupted() -> Iterator[None]:
-    """Make SIGTERM and SIGHUP end the run as Ctrl-C does: threads joined, files closed."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    # What is ignored stays so: SIGHUP under nohup(1).
-    numbers = [
-        number
-        for number in (signal.SIGTERM, signal.SIGHUP)
-        if signal.getsignal(number) is not signal.SIG_IGN
-    ]
-    before = [signal.signal(number, interrupt) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
-        sys.stdout.flush()

@@ -2,19 +2,20 @@
 
 import importlib
 import logging
-import os
 import sys
 
 import click
 
 from virtiopy import __version__
+from virtiopy.cli.output import OutputError, discard_standard_output, open_standard_files
+from virtiopy.cli.signals import signal_of
 from virtiopy.complaints import RateLimit
 from virtiopy.errors import VirtiopyError
 
 #: Exit statuses besides 0: the guest reports failure; the user, the host or the guest is at fault.
 EXIT_GUEST_FAILED = 1
 EXIT_ERROR = 2
-EXIT_INTERRUPTED = 130
+EXIT_SIGNAL = 128  # and the signal's number
 
 #: Subcommand: its one line of help. The module of the same name has it as `command`.
 SUBCOMMANDS = {
@@ -68,23 +69,29 @@ def cli(verbose: int) -> None:
 
 def main() -> None:
     """Run the command line; what is the user's fault ends in one sentence and status 2."""
+    open_standard_files()
     try:
         status = cli.main(standalone_mode=False, prog_name="virtiopy")
+        sys.stdout.flush()
     except click.exceptions.Exit as request:
         status = request.exit_code
     except click.ClickException as error:
         error.show()
         status = error.exit_code
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt) as error:
         click.echo("virtiopy: interrupted", err=True)
-        status = EXIT_INTERRUPTED
+        status = EXIT_SIGNAL + signal_of(error)
+    except OutputError as error:
+        # The interpreter flushes what is left to where it can go.
+        discard_standard_output()
+        click.echo(f"virtiopy: {error}", err=True)
+        status = EXIT_ERROR
     except VirtiopyError as error:
         click.echo(f"virtiopy: {error}", err=True)
         status = EXIT_ERROR
     except BrokenPipeError:
-        # Whoever read our output has had enough of it, as `| head` does; the interpreter flushes
-        # what is left to where it can go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader of our output has had enough of it, as `| head` has.
+        discard_standard_output()
         status = EXIT_GUEST_FAILED
     sys.exit(status if isinstance(status, int) else 0)
 

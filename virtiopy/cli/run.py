@@ -1,6 +1,7 @@
 """virtiopy run: a guest driver or a kernel in a VM, with devices."""
 
 import contextlib
+from functools import partial
 from pathlib import Path
 
 import click
@@ -14,8 +15,6 @@ from virtiopy.files import check_output
 #: What a guest of our own has where it is not said: memory in bytes, time in seconds.
 _GUEST_MEMORY = 64 << 20
 _GUEST_TIMEOUT = 60.0
-
-_STYLES = (("not ok", "red"), ("Bail out!", "red"), ("ok", "green"), ("#", "bright_black"))
 
 
 @click.command(
@@ -94,7 +93,8 @@ def command(
 
     The guest's output is shown as it comes, then its test results, and what left the VM: by
     device and register, and as the kernel counted it. The status is 0 when the guest passes, 1
-    when it reports failure, 2 when it could not be run to its end.
+    when it reports failure, 2 when it could not be run to its end; a signal's is 128 and its
+    number. Whatever ends the run, what was counted until then is shown and written.
 
     A kernel's status is 0 when it switches itself off, and 1 when it panics.
     """
@@ -156,12 +156,15 @@ def _run_guest(
     from virtiopy.boot.elf import GuestImage
     from virtiopy.boot.guests import guest_path
     from virtiopy.cli import report
+    from virtiopy.cli.ending import run_to_end, tell
+    from virtiopy.cli.guestoutput import GuestOutput
+    from virtiopy.cli.output import patient_output
     from virtiopy.cli.tapresults import parse_tap
-    from virtiopy.errors import GuestError
 
     image = GuestImage.open(guest_path(guest))
     output = GuestOutput()
     with contextlib.ExitStack() as stack:
+        printed = stack.enter_context(patient_output())
         machine, checking = open_machine(
             stack,
             options,
@@ -174,30 +177,28 @@ def _run_guest(
             # Now, and not when the guest has run for nothing.
             check_output(json_path, "The report")
         machine.boot(image, append)
-        passed = False
-        try:
-            result = machine.run(timeout or None)
-            passed = result.status == 0
-        finally:
+        if printed is not None:
+            machine.on_stop.append(printed.hurry)
+        ending = run_to_end(machine, timeout)
+        results = parse_tap(output.text, whole=output.is_whole)
+        passed = ending.result.status == 0 and results.passed
+        kept = True
+
+        def show() -> None:
+            nonlocal kept
             output.finish()
-            kept = checking.finish(passed=passed)
-        if result.status is None:
-            raise GuestError(
-                f"The guest was not done after {timeout:g} seconds: give it more with --timeout, "
-                "or find out what it waits for."
-            )
-        results = parse_tap(output.text)
-        passed = result.status == 0 and results.passed
-        console = Console()
-        report.show_tests(console, results)
-        report.show_exits(console, result)
-        report.show_facts(console, machine)
-        if json_path is not None:
-            report.write_json(json_path, machine, result, results, guest=guest, passed=passed)
+            kept = checking.finish(passed=ending.result.status == 0)
+            console = Console()
+            report.show_tests(console, results)
+            report.show_exits(console, ending.result)
+            report.show_facts(console, machine)
+
+        save = partial(report.write_json, machine, ending, results, guest=guest, passed=passed)
+        tell(ending, show, save, json_path, printed)
     if results.complaint:
         click.echo(f"virtiopy: the guest's report is not whole: {results.complaint}.", err=True)
     if not passed:
-        click.echo(f"virtiopy: the guest failed, with status {result.status}.", err=True)
+        click.echo(f"virtiopy: the guest failed, with status {ending.result.status}.", err=True)
         return EXIT_GUEST_FAILED
     return 0 if kept else EXIT_GUEST_FAILED
 
@@ -219,12 +220,16 @@ def _run_kernel(
     from virtiopy.boot.kernel import open_kernel
     from virtiopy.boot.parameters import Initrd
     from virtiopy.cli import kernelrun, report
+    from virtiopy.cli.ending import tell
+    from virtiopy.cli.guestoutput import GuestOutput
+    from virtiopy.cli.output import patient_output
     from virtiopy.cli.tapresults import parse_tap
     from virtiopy.vm.pc import Pc
 
     kernel = open_kernel(path)
     initrd = None if initrd_path is None else Initrd.read(initrd_path)
     with contextlib.ExitStack() as stack:
+        printed = stack.enter_context(patient_output())
         stream, shown = kernelrun.open_serial(serial)
         output = kernelrun.SerialOutput(shown=shown)
         debug = GuestOutput()
@@ -241,56 +246,26 @@ def _run_kernel(
             check_output(json_path, "The report")
         with Pc(machine, output.write, stream) as pc:
             pc.boot(kernel, f"{kernelrun.DEFAULT_WORDS} {append}".strip(), initrd)
-            status: int | None = None
-            try:
-                status, result = kernelrun.run_to_the_end(
-                    machine, pc, output, path, timeout or None
-                )
-            finally:
-                debug.finish()
-                kept = checking.finish(passed=status == 0)
-        console = Console(stderr=shown or serial == "stdio")
-        report.show_exits(console, result)
-        report.show_facts(console, machine)
-        if json_path is not None:
-            report.write_json(
-                json_path,
-                machine,
-                result,
-                parse_tap(debug.text),
-                guest=str(path),
-                passed=status == 0,
-            )
+            if printed is not None:
+                machine.on_stop.append(printed.hurry)
+            status, ending = kernelrun.run_to_the_end(machine, pc, output, path, timeout or 0)
+        kept = True
+
+        def show() -> None:
+            nonlocal kept
+            debug.finish()
+            kept = checking.finish(passed=ending.error is None and status == 0)
+            console = Console(stderr=shown or serial == "stdio")
+            report.show_exits(console, ending.result)
+            report.show_facts(console, machine)
+
+        save = partial(
+            report.write_json,
+            machine,
+            ending,
+            parse_tap(debug.text, whole=debug.is_whole),
+            guest=str(path),
+            passed=status == 0,
+        )
+        tell(ending, show, save, json_path, printed)
     return status if kept else max(status, EXIT_GUEST_FAILED)
-
-
-class GuestOutput:
-    """Shows the guest's output line by line, and keeps it."""
-
-    def __init__(self) -> None:
-        self._line = bytearray()
-        self._lines: list[str] = []
-
-    def write(self, data: bytes) -> None:
-        """Take some output; a line is shown when it is whole."""
-        self._line += data
-        while (end := self._line.find(b"\n")) >= 0:
-            self._show(self._line[:end].decode(errors="replace"))
-            del self._line[: end + 1]
-
-    def finish(self) -> None:
-        """Show a last line that was not ended."""
-        if self._line:
-            self.write(b"\n")
-
-    def _show(self, line: str) -> None:
-        self._lines.append(line)
-        color = next((color for start, color in _STYLES if line.startswith(start)), None)
-        if "# SKIP" in line:
-            color = "yellow"
-        click.secho(line, fg=color)
-
-    @property
-    def text(self) -> str:
-        """All lines so far."""
-        return "".join(f"{line}\n" for line in self._lines)

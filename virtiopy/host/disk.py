@@ -87,6 +87,12 @@ class DiskImage(Closing):
             #: Whether the file is in memory, so that reading it never waits.
             self.in_memory = lib.vp_is_in_memory(self._fd) == 1
             self.can_punch_holes = not readonly and self._find_hole_punching()
+        except OSError as error:
+            os.close(self._fd)
+            raise ConfigError(
+                f"The image {path} cannot be read as one ({error.strerror}): name a raw disk "
+                "image or a block device."
+            ) from error
         except BaseException:
             self.close()
             raise

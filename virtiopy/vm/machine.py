@@ -91,6 +91,11 @@ class Machine(Closing):
             Place(EXIT_PORT, 4, "exit port", ExitPort(self.end)),
         ):
             self.dispatch.ports.add(place)
+        #: Called when a run is to end, before the CPUs' threads are waited for: what one of them
+        #: may be stuck in lets go of it.
+        self.on_stop: list[Callable[[], None]] = []
+        #: What the last run came to, however it ended.
+        self.result: RunResult | None = None
         self._status: int | None = None
         self._ended = threading.Event()
 
@@ -155,6 +160,7 @@ class Machine(Closing):
         Raises GuestError when it fails in a way that no driver may, and whatever a CPU's thread
         raised.
         """
+        self.result = None
         before = self._statistics()
         start = time.monotonic()
         self._ended.clear()
@@ -168,21 +174,29 @@ class Machine(Closing):
             self._wait(timeout)
         finally:
             # Ctrl-C may come anywhere above, while a thread is started as well.
-            for cpu in self.cpus:
-                cpu.stop()
-            for cpu in self.cpus:
-                cpu.join()
-            self.loop.stop()
-        seconds = time.monotonic() - start
-        failures = [cpu.failure for cpu in self.cpus] + [self.loop.failure]
-        for failure in failures:
+            self._stop()
+            seconds = time.monotonic() - start
+            after = self._statistics()
+            self.result = result = RunResult(
+                self._status,
+                seconds,
+                self.exits,
+                {name: value - before.get(name, 0) for name, value in after.items()},
+                self.measurement_port.measurements,
+            )
+        for failure in [*(cpu.failure for cpu in self.cpus), self.loop.failure]:
             if failure is not None:
                 raise failure
-        after = self._statistics()
-        kernel = {name: value - before.get(name, 0) for name, value in after.items()}
-        return RunResult(
-            self._status, seconds, self.exits, kernel, self.measurement_port.measurements
-        )
+        return result
+
+    def _stop(self) -> None:
+        for callback in self.on_stop:
+            callback()
+        for cpu in self.cpus:
+            cpu.stop()
+        for cpu in self.cpus:
+            cpu.join()
+        self.loop.stop()
 
     def _wait(self, timeout: float | None) -> None:
         """Wait for the end of the first CPU's turn, at most `timeout` seconds.

@@ -18,6 +18,7 @@ from virtiopy.transport.placement import Placement, Site, Transport
 from virtiopy.transport.registers import REGISTER_RANGE
 from virtiopy.vhost.kernel.pair import open_pair
 from virtiopy.vm.bus import Bus, Place
+from virtiopy.vm.codewatch import CodeWatch
 
 #: Guest physical address of the first device's registers; the next ones follow it.
 MMIO_BASE = 0xD000_0000
@@ -114,6 +115,9 @@ class Slots:
         self._site = Site(memory, loop, accelerator)
         self._mmio = mmio
         self._exit_free = exit_free
+        self._code_watch = (
+            CodeWatch(memory, accelerator.code_written) if accelerator.translates else None
+        )
         self._workers: Mapping[IoMode, OpenWorker] = {IoMode.VHOST: partial(open_pair, memory)}
 
     def close(self) -> None:
@@ -146,6 +150,8 @@ class Slots:
             placement = MmioPlacement(MMIO_BASE + index * REGISTER_RANGE, FIRST_GSI + index)
             trapped = mode is IoMode.TRAPPED
             transport = placement.plug(device, name, self._site, release, trapped=trapped)
+            if self._code_watch is not None:
+                transport.lifecycle.queue_observers.append(self._code_watch)
             if mode in self._workers:
                 try:
                     device.delegate(self._workers[mode])

@@ -85,34 +85,35 @@ class CountsTheEthernetHeaderAsPayload(_Terms):
     """Sends no frame above the MTU, with its header."""
 
     def changed(self, terms: Terms) -> Terms:
-        return replace(terms, tx=replace(terms.tx, mtu=terms.tx.mtu - 14))
+        mtu = terms.tx.mtu
+        return replace(terms, tx=replace(terms.tx, mtu=None if mtu is None else mtu - 14))
 
 
 class _StrictRules(TxRules):
-    def check(self, header: bytes, frame_length: int) -> bytes:
+    def check(self, header: bytes, frame: Buffers, frame_length: int) -> bytes:
         if header[0] > HeaderFlag.NEEDS_CSUM | HeaderFlag.DATA_VALID:
             raise HeaderError("an unknown flag")
-        return super().check(header, frame_length)
+        return super().check(header, frame, frame_length)
 
 
 class _EagerRules(TxRules):
-    def check(self, header: bytes, frame_length: int) -> bytes:
+    def check(self, header: bytes, frame: Buffers, frame_length: int) -> bytes:
         if any(header[6:10]):
             header = bytes([header[0] | HeaderFlag.NEEDS_CSUM]) + header[1:]
-        return super().check(header, frame_length)
+        return super().check(header, frame, frame_length)
 
 
 class _TrustingRules(TxRules):
-    def check(self, header: bytes, frame_length: int) -> bytes:
+    def check(self, header: bytes, frame: Buffers, frame_length: int) -> bytes:
         hdr_len = int.from_bytes(header[2:4], "little")
         if header[1] != GSO_NONE and not 54 <= hdr_len <= frame_length:
             raise HeaderError("a wrong hdr_len")
-        return super().check(header, frame_length)
+        return super().check(header, frame, frame_length)
 
 
 class _RashRules(TxRules):
-    def check(self, header: bytes, frame_length: int) -> bytes:
-        safe = super().check(header, frame_length)
+    def check(self, header: bytes, frame: Buffers, frame_length: int) -> bytes:
+        safe = super().check(header, frame, frame_length)
         return bytes([safe[0] or HeaderFlag.DATA_VALID]) + safe[1:]
 
 

@@ -18,6 +18,7 @@ class TcgAccelerator:
 
     name = "tcg"
     has_read_only_memory = False
+    translates = True
 
     def __init__(self, memory: GuestMemory, *, interrupts: bool = True) -> None:
         self._memory = memory
@@ -36,6 +37,11 @@ class TcgAccelerator:
             )
         self._cpu = TcgCpu(self._memory, self._chips, self._ioeventfds)
         return self._cpu
+
+    def code_written(self, address: int, length: int) -> None:
+        """Have what is translated of this memory translated again; from any thread."""
+        if self._cpu is not None:
+            self._cpu.code_written(address, length)
 
     def set_irq_line(self, gsi: int, level: bool) -> None:
         """Set the level of an IOAPIC input; from any thread."""

@@ -113,6 +113,7 @@ class TcgCpu(Closing):
         #: Guards what follows, and the chips.
         self.lock = threading.Condition(threading.RLock())
         self._stop_wanted = False
+        self._written: list[tuple[int, int]] = []
         self._halted = False
         #: No access is answered any more: the last one was told to be the last.
         self._finished = False
@@ -147,6 +148,7 @@ class TcgCpu(Closing):
         """Let go of the guest's memory, which is not the CPU's to free."""
         for region in self._memory.regions:
             self._engine.mem_unmap(region.guest_address, region.size)
+        lib.vp_tcg_free(self._tcg)
 
     def statistics(self) -> dict[str, int]:
         """Return nothing: Unicorn counts nothing."""
@@ -186,6 +188,13 @@ class TcgCpu(Closing):
         if self._chips is not None and self._chips.local_apic.pending() is not None:
             self._look_around()
 
+    def code_written(self, address: int, length: int) -> None:
+        """Forget the code that was translated of this memory, before the next interrupt."""
+        if lib.vp_tcg_has_code(self._tcg, address, length):
+            with self.lock:
+                self._written.append((address, length))
+                self._look_around()
+
     def _look_around(self) -> None:
         """Take the CPU out of its sleep, or of translated code at the next block."""
         self._tcg.stop_wanted = 1
@@ -196,6 +205,8 @@ class TcgCpu(Closing):
         with self.lock:
             while True:
                 self._tcg.stop_wanted = 0
+                while self._written:
+                    lib.vp_tcg_written(self._tcg, *self._written.pop())
                 if self._stop_wanted:
                     self._stop_wanted = False
                     return False
@@ -255,10 +266,13 @@ class TcgCpu(Closing):
         self._tcg.exception = -1
         self._tcg.stopped = 0
         error = uc_const.UC_ERR_OK
+        lib.vp_tcg_enter(self._tcg)
         try:
             self._engine.emu_start(self._state.cpu.eip, 0)
         except UcError as failure:
             error = failure.errno
+        finally:
+            lib.vp_tcg_enter(ffi.NULL)
         if self._tcg.exception >= 0:
             return self._take_exception(self._tcg.exception)
         if error == uc_const.UC_ERR_INSN_INVALID:
@@ -392,7 +406,6 @@ def _prepare_engine(engine: Uc, memory: GuestMemory) -> CData:
     # The binding's hook_add is for Python functions, so the engine's handle is taken from inside.
     handle = engine._uch.value
     leave_out_exit_checks(handle)
-    _find_state(engine, handle, tcg)
     tcg.eflags = x86_const.UC_X86_REG_EFLAGS
     tcg.deadline = _NEVER
     tcg.native_events = NATIVE_EVENTS
@@ -400,6 +413,7 @@ def _prepare_engine(engine: Uc, memory: GuestMemory) -> CData:
         place.guest_address, place.size = region.guest_address, region.size
         place.host_address = region.host_address
         tcg.region_count += 1
+    _find_state(engine, handle, tcg)
     for ((leaf, subleaf), values), entry in zip(told.items(), tcg.cpuid, strict=False):
         entry.leaf, entry.subleaf, entry.values = leaf, subleaf, values
         tcg.cpuid_count += 1
@@ -449,6 +463,8 @@ def _find_state(engine: Uc, handle: int, tcg: CData) -> None:
         engine.reg_write(register, mark)
     places = find_cpu(handle)
     tcg.cpu, tcg.syscall, tcg.exceptions = places.cpu, places.syscall, places.exceptions
+    if lib.vp_tcg_take_over_mmu(os.fsencode(uclib._name), tcg, places.state) < 0:
+        raise HostError("The host has no memory for the software CPU: give the guest less.")
     TcgState(tcg.cpu, tcg.exceptions).check()
     for number in _SYSCALL_MSRS:
         engine.msr_write(number, 0)

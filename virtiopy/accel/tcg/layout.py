@@ -42,8 +42,9 @@ _TO_FLAGS = len(_PAGES) + 3 * 4 + 4 + 8
 
 @dataclass(slots=True, frozen=True)
 class CpuPlaces:
-    """Pointers into an engine's CPU."""
+    """Pointers into an engine's CPU; `state` is the address of the whole."""
 
+    state: int
     cpu: CData
     syscall: CData
     exceptions: CData
@@ -137,6 +138,7 @@ def find_cpu(engine: int) -> CpuPlaces:
 
 def _places(address: int, offsets: _Offsets) -> CpuPlaces:
     return CpuPlaces(
+        address,
         ffi.cast("struct vp_tcg_cpu *", address + offsets.cpu),
         ffi.cast("struct vp_tcg_syscall *", address + offsets.syscall),
         ffi.cast("struct vp_tcg_exceptions *", address + offsets.exceptions),

@@ -23,11 +23,11 @@ from virtiopy.devices.net.features import Terms
 from virtiopy.devices.net.header import (
     CHECKSUM_FLAGS,
     ETHERNET_HEADER,
+    ETHERNET_HEADER_MOST,
     GSO_NONE,
     HEADER_SIZE,
     MAX_GSO_FRAME,
     NEEDS_CSUM,
-    VLAN_TAG,
     HeaderError,
     longest_frame,
 )
@@ -47,8 +47,8 @@ DROPS = 1024
 #: Pieces that are handed to the link at once (IOV_MAX).
 _PIECES = 1024
 
-#: What is looked at of a received frame: the header, and Ethernet's up to the VLAN tag, bytes.
-_START = HEADER_SIZE + ETHERNET_HEADER + VLAN_TAG
+#: What is looked at of a received frame: the header, and Ethernet's with its tags, bytes.
+_START = HEADER_SIZE + ETHERNET_HEADER_MOST
 
 _SHORTEST = HEADER_SIZE + ETHERNET_HEADER
 #: gso_size, and where num_buffers begins, in struct virtio_net_hdr.
@@ -437,7 +437,7 @@ class Transmitter:
             counts.tx_dropped_too_short += 1
             return
         try:
-            header = self._rules.check(header, length)
+            header = self._rules.check(header, frame, length)
         except HeaderError as error:
             counts.tx_dropped_header += 1
             log.info("%s: frame not sent: %s", self._link.name, error)
@@ -459,10 +459,7 @@ class Transmitter:
     def _is_too_long(self, header: bytes, frame: Buffers, length: int) -> bool:
         if header[1] != GSO_NONE:
             return length > MAX_GSO_FRAME
-        if length <= self._rules.mtu + ETHERNET_HEADER:
-            return False
-        start = gather(split_at(frame, ETHERNET_HEADER)[0])
-        return length > longest_frame(start, self._rules.mtu)
+        return self._rules.is_too_long(frame, length)
 
     def _count_refusal(self, error: OSError) -> None:
         if error.errno in (errno.EIO, errno.EBADFD):

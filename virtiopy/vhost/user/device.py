@@ -20,7 +20,7 @@ from virtiopy.devices.base import DeviceHost, Fact, VirtioDevice
 from virtiopy.devices.delegation import Notifiers
 from virtiopy.errors import ConfigError, PeerError
 from virtiopy.eventloop import READABLE, EventLoop, Timer, Watch
-from virtiopy.spec import DeviceId, Feature, feature_mask, has_feature
+from virtiopy.spec import DeviceId, DeviceStatus, Feature, feature_mask, has_feature
 from virtiopy.vhost.user.frontend import InflightFile, VhostUserFrontend, connect
 from virtiopy.vhost.user.messages import ProtocolFeature
 from virtiopy.vhost.vring import Vring
@@ -36,6 +36,9 @@ QUEUE_SIZE = 128
 
 #: The most virtqueues that are made use of.
 QUEUES_MAX = 64
+
+#: What the device status is before features are negotiated (3.1.1).
+_STARTED = DeviceStatus.ACKNOWLEDGE | DeviceStatus.DRIVER
 
 #: Feature bits that are the rings' and the transport's (6); all others are the device's.
 _RESERVED = range(24, 50)
@@ -220,7 +223,9 @@ class VhostUserDevice(VirtioDevice):
 
     def _begin(self, frontend: VhostUserFrontend) -> None:
         """Set a session up for the driver that there is, from the start or in the middle."""
+        frontend.set_status(_STARTED)
         frontend.set_features(self.driver_features)
+        frontend.set_status(_STARTED | DeviceStatus.FEATURES_OK)
         frontend.set_memory(self.host.memory)
         if self._inflight is not None:
             frontend.set_inflight(self._inflight)
@@ -229,6 +234,8 @@ class VhostUserDevice(VirtioDevice):
         for index, queue in self.queues.items():
             queue.recover()
             self._start_ring(frontend, index)
+        # Backends as DPDK's work no ring before.
+        frontend.set_status(_STARTED | DeviceStatus.FEATURES_OK | DeviceStatus.DRIVER_OK)
 
     def _start_ring(self, frontend: VhostUserFrontend, index: int) -> None:
         notifiers = self._delegated.get(index)

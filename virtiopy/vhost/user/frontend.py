@@ -293,9 +293,10 @@ class VhostUserFrontend(Closing):
     # Requests in flight
 
     def get_inflight(self, num_queues: int, queue_size: int) -> InflightFile | None:
-        """Get a file in which the backend tracks what is in flight, the caller's to close.
+        """Have the backend track what is in flight, in a file that is the caller's to close.
 
-        None for a backend that does not.
+        None for a backend that does not. The file is the backend's own, and is sent back all the
+        same: libvhost-user's maps it only then, and DPDK's starts no ring before.
         """
         if not self.has(ProtocolFeature.INFLIGHT_SHMFD):
             return None
@@ -303,10 +304,12 @@ class VhostUserFrontend(Closing):
         answer = self._ask(Request.GET_INFLIGHT_FD, wanted.encode(), fds=1)
         fd = answer.fds.pop()
         try:
-            return InflightFile(InflightArea.decode(answer), fd)
+            file = InflightFile(InflightArea.decode(answer), fd)
+            self.set_inflight(file)
         except PeerError:
             os.close(fd)
             raise
+        return file
 
     def set_inflight(self, file: InflightFile) -> None:
         """Give the file to the backend: it goes on with what another left in it."""
