@@ -276,7 +276,7 @@ class Receiver:
             return False
         flags, gso_type = start[0], start[1]
         frame = start[HEADER_SIZE:]
-        if (flags or gso_type) and not self._may_offload(flags, gso_type, start[_GSO_SIZE]):
+        if (flags or gso_type) and not self.may_offload(flags, gso_type, start[_GSO_SIZE]):
             counts.rx_dropped_offload += 1
         elif (
             terms.rx_mtu is not None
@@ -291,7 +291,7 @@ class Receiver:
             return True
         return False
 
-    def _may_offload(self, flags: int, gso_type: int, gso_size: bytes) -> bool:
+    def may_offload(self, flags: int, gso_type: int, gso_size: bytes) -> bool:
         """Say whether the driver takes what is left to do of a frame, and is told how to do it."""
         if gso_type == GSO_NONE:
             return not flags & NEEDS_CSUM or self._terms.rx_checksum
@@ -335,15 +335,22 @@ class Receiver:
             left -= written
             count += 1
         self._skip_small()
-        # Without GUEST_CSUM flags is 0 (5.1.9.4.1), though a tap says DATA_VALID to anybody; the
-        # flags besides belong to features that are not offered.
-        flags = start[0] & CHECKSUM_FLAGS if self._terms.rx_checksum else 0
-        header = bytes([flags]) + start[1:_NUM_BUFFERS] + count.to_bytes(2, "little")
+        header = self.header(start, count)
         if len(first[0]) >= HEADER_SIZE:
             first[0][:HEADER_SIZE] = header
         else:
             scatter(first, header)
         self._counts.rx_frames += 1
+
+    def header(self, start: bytes, count: int) -> bytes:
+        """Return the struct virtio_net_hdr of a frame in `count` buffers, for the driver.
+
+        `start` is what the frame begins with, the link's header first.
+        """
+        # Without GUEST_CSUM flags is 0 (5.1.9.4.1), though a tap says DATA_VALID to anybody; the
+        # flags besides belong to features that are not offered.
+        flags = start[0] & CHECKSUM_FLAGS if self._terms.rx_checksum else 0
+        return bytes([flags]) + start[1:_NUM_BUFFERS] + count.to_bytes(2, "little")
 
 
 class Transmitter:
