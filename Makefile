@@ -1,6 +1,7 @@
 # make demo    set up what is missing and run the main job
+# make check   set up what is missing; lint, unit tests, conformance: minutes, for every commit
 # make test    set up what is missing and pass the whole suite, the lab (tests/lab) included
-# make lab     and pass only what runs in the lab, a booted kernel
+# make lab     only what runs in the lab, a booted kernel
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,13 +11,34 @@ SOURCES := pyproject.toml setup.py scripts/setup \
 	$(shell find virtiopy/_native guest_drivers -name '*.[chS]' -o -name '*.ld' \
 		-o -name Makefile -o -name build.py)
 
-.PHONY: demo test lab lint setup nightly clean
+# What the slowest tests cost stands at the end of each stage: cuts follow figures.
+PYTEST := $(BIN)/pytest --durations=25 --durations-min=1
+
+.PHONY: demo check test quick parallel vms lab lint setup nightly clean
+
+# Stages come one after the other, as they would disturb one another's times; -k goes on to the next
+# when one has failed.
+.NOTPARALLEL:
 
 demo: $(VENV)/ready-run
 	scripts/demo
 
-test: $(VENV)/ready-dev lint
-	$(BIN)/pytest
+check: lint quick
+
+test: lint parallel vms
+
+# On every CPU. What is longest comes first, and a process without tests takes some of another's.
+PARALLEL := --numprocesses auto --dist worksteal tests/conformance tests/unit
+
+quick: $(VENV)/ready-dev
+	$(PYTEST) -m 'not thorough and not nightly' $(PARALLEL)
+
+parallel: $(VENV)/ready-dev
+	$(PYTEST) $(PARALLEL)
+
+# These boot VMs and make taps, one after the other.
+vms: $(VENV)/ready-dev
+	$(PYTEST) tests --ignore tests/conformance --ignore tests/unit
 
 lab: $(VENV)/ready-dev
 	$(BIN)/pytest -m 'lab and not nightly'

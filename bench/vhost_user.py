@@ -21,8 +21,8 @@ from tests.guest.vhost_user import STORAGE_DAEMON, Backend
 from virtiopy.devices.blk import BlkFeature
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import Feature, feature_mask
-from virtiopy.vhost.kernel import Ring
 from virtiopy.vhost.user.frontend import VhostUserFrontend, connect
+from virtiopy.vhost.vring import Vring
 from virtiopy.virtqueue.driver import Allocator, DriverQueue
 from virtiopy.virtqueue.queue import QueueState
 
@@ -89,7 +89,7 @@ def session(path: Path) -> Iterator[list[int]]:
         frontend = stack.enter_context(VhostUserFrontend(connect(path)))
         frontend.set_features(FEATURES)
         frontend.set_memory(memory)
-        frontend.start_ring(0, Ring(QUEUE_SIZE, queue.areas, QueueState(), kick, call), memory)
+        frontend.start_ring(0, Vring(QUEUE_SIZE, queue.areas, QueueState(), kick, call), memory)
         slots = allocator.take(QUEUE_SIZE * 32, BLOCK)
         data = allocator.take(QUEUE_SIZE * BLOCK, BLOCK)
         yield [

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 
 import pytest
 
@@ -9,8 +10,14 @@ from tests.lab.machine import INSIDE
 
 pytest_plugins = ["tests.lab.plugin"]
 
-# The lab's CPU takes many seconds to import Hypothesis, and no property test runs there.
+# The lab's CPU takes many seconds to import Hypothesis, and no property test runs there. It has its
+# bytecode from outside.
 if INSIDE not in os.environ:
+    # The suite starts hundreds of processes. Where the environment has Python keep no bytecode, as
+    # containers often do, each of them would compile the package and its plugins again.
+    sys.dont_write_bytecode = False
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
     from hypothesis import HealthCheck, settings
 
     # `make test` takes the normal profile; HYPOTHESIS_PROFILE=nightly looks much longer.

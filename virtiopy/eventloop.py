@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 
 from virtiopy.closing import Closing
 
@@ -107,13 +108,15 @@ class EventLoop(Closing):
     """The loop of a VM. `start` gives it a thread of its own; `stop` ends that, from any thread.
 
     An exception that leaves a callback ends the loop; `failure` keeps it, and `on_failure` is
-    called, on the loop's thread.
+    called, on the loop's thread. An OSError is shown to `on_host_error` before, with the callback's
+    name: where that returns True the loop goes on.
     """
 
     def __init__(self, name: str = "loop") -> None:
         self.name = name
         self.failure: BaseException | None = None
         self.on_failure: Callable[[], None] | None = None
+        self.on_host_error: Callable[[OSError, str], bool] = lambda error, name: False
         self._epoll = select.epoll()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll.register(self._wake, READABLE)
@@ -206,22 +209,24 @@ class EventLoop(Closing):
                 os.eventfd_read(self._wake)
             # A callback before may have removed it, and its number may be another file's by now.
             elif watch is not None and self._watches.get(fd) is watch:
-                start = time.monotonic()
-                watch.callback(events)
-                self._complain_if_slow(start, watch.name)
+                self._run(partial(watch.callback, events), watch.name)
         self._run_timers()
         # Only those there now: what they schedule waits for the next turn, after the files.
         for _ in range(len(self._soon)):
             callback, name = self._soon.popleft()
-            start = time.monotonic()
-            callback()
-            self._complain_if_slow(start, name)
+            self._run(callback, name)
 
-    @staticmethod
-    def _complain_if_slow(start: float, name: str) -> None:
+    def _run(self, callback: Callable[[], None], name: str) -> None:
+        start = time.monotonic()
+        try:
+            callback()
+        except OSError as error:
+            log.debug("%s failed", name, exc_info=True)
+            if not self.on_host_error(error, name):
+                raise
         seconds = time.monotonic() - start
         if seconds > SLOW_CALLBACK:
-            log.warning("%s kept the event loop for %.0f ms", name, seconds * 1e3)
+            log.info("%s kept the event loop for %.0f ms", name, seconds * 1e3)
 
     # Files
 
@@ -280,9 +285,7 @@ class EventLoop(Closing):
                 missed = (now - timer.due) // timer.period
                 timer.due += (missed + 1) * timer.period
                 self._push_timer(timer)
-            start = time.monotonic()
-            timer.callback()
-            self._complain_if_slow(start, timer.name)
+            self._run(timer.callback, timer.name)
 
     # Bottom halves and calls from other threads
 

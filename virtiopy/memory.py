@@ -61,6 +61,11 @@ class Region:
         return cls(guest_address, size, fd, offset, mapping, memoryview(mapping), host_address)
 
     @property
+    def view(self) -> memoryview:
+        """All of the region."""
+        return self._view
+
+    @property
     def end(self) -> int:
         """The first guest physical address after the region."""
         return self.guest_address + self.size

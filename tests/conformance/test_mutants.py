@@ -1,26 +1,30 @@
 """The suite can fail: each mutant is found out by a test of the statement that it breaks."""
 
 import importlib
-import json
-import os
 import pkgutil
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.conformance import mutants
 from tests.conformance.mutants import Mutant
-from tests.conformance.runs import run_pytest
+from tests.conformance.runs import Once, SuiteRun, WholeRuns, keep, kept
+from tests.conformance.zoned import build_zoned
 from virtiopy.conformance.marks import clauses_to_tests
-from virtiopy.conformance.targets.builders import Factory
-
-REPOSITORY = Path(__file__).parents[2]
+from virtiopy.conformance.targets.builders import BUILDERS, Factory
 
 #: How long a mutant is waited for, and a sound device: that may be slow, on a slow machine.
 PATIENCE = {"broken": 0.5, "sound": 10}
+
+#: The sound devices that test_targets.py puts to the suite anyway.
+WHOLE: Mapping[Factory, str] = {
+    **{builder: f"inproc:{name}" for name, builder in BUILDERS.items()},
+    build_zoned: "python:tests.conformance.zoned:build_zoned",
+}
 
 MODULE = """\
 from tests.conformance.mutants.{area} import MUTANTS
@@ -45,22 +49,6 @@ MUTANTS = [
 ]
 
 
-@dataclass(slots=True, frozen=True)
-class Run:
-    """What became of tests: a target's name, the statements a test is about, and its outcome."""
-
-    results: Sequence[tuple[str, Sequence[str], str]]
-    output: str
-
-    def outcomes(self, target: str, clause: str) -> set[str]:
-        """Return how the tests of a statement ended on a target."""
-        return {
-            outcome
-            for name, clauses, outcome in self.results
-            if name == target and clause in clauses
-        }
-
-
 def selection(clauses: Iterable[str]) -> Iterator[str]:
     """Yield the tests of statements, as a target's module has them."""
     tests = clauses_to_tests()
@@ -69,56 +57,48 @@ def selection(clauses: Iterable[str]) -> Iterator[str]:
         yield f"virtio_target::{Path(path).stem}::{name}"
 
 
-def run(area: str, kind: str, targets: Mapping[str, Iterable[str]], folder: Path) -> Run:
+def run(area: str, kind: str, targets: Mapping[str, Iterable[str]], folder: Path) -> None:
     """Run the tests of the statements for each target, which is an expression."""
     tests: list[str] = []
     for number, (target, clauses) in enumerate(targets.items()):
         path = folder / f"test_{kind}_{number}.py"
         path.write_text(MODULE.format(area=area, target=target))
         tests += [f"{path.name}::{test}" for test in selection(clauses)]
-    report = folder / f"{kind}.json"
-    done = run_pytest(
-        *tests,
-        "--tb=short",
-        f"--virtio-patience={PATIENCE[kind]}",
-        f"--virtio-report={report}",
-        folder=folder,
-        environment={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-    )
-    assert done.returncode in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}, (
-        done.stdout + done.stderr
-    )
-    found = json.loads(report.read_text())["tests"]
-    return Run([(one["target"], one["clauses"], one["outcome"]) for one in found], done.stdout)
+    keep(folder, *tests, "--tb=short", f"--virtio-patience={PATIENCE[kind]}")
 
 
+@dataclass(slots=True, frozen=True)
 class Runs:
-    """The runs of each area: one of all its mutants, one of their sound devices."""
+    """The runs of each area: one of all its mutants, one of those sound devices that need one."""
 
-    def __init__(self, factory: pytest.TempPathFactory) -> None:
-        self.broken = cache(self._broken)
-        self.sound = cache(self._sound)
-        self._factory = factory
+    once: Once
+    whole: WholeRuns
 
-    def _broken(self, area: str) -> Run:
+    def broken(self, area: str) -> SuiteRun:
+        """Return the run of an area's mutants."""
         targets = {
             f"MUTANTS[{number}].target": [mutant.clause]
             for number, mutant in enumerate(AREAS[area])
         }
-        return run(area, "broken", targets, self._factory.mktemp(area))
+        return kept(self.once.fill(f"broken-{area}", partial(run, area, "broken", targets)))
 
-    def _sound(self, area: str) -> Run:
-        targets: dict[str, list[str]] = {}
-        names: dict[Factory, str] = {}
-        for number, mutant in enumerate(AREAS[area]):
-            name = names.setdefault(mutant.sound, f"MUTANTS[{number}].sound")
-            targets.setdefault(f'inproc({name}, name="{name}")', []).append(mutant.clause)
-        return run(area, "sound", targets, self._factory.mktemp(area))
+    def sound(self, area: str, mutant: Mutant) -> tuple[SuiteRun, str]:
+        """Return a run with the sound device of a mutant, and what that is called there."""
+        if (target := WHOLE.get(mutant.sound)) is not None:
+            return self.whole.on(target, "mmio"), target
+        own: dict[Factory, str] = {}
+        clauses: defaultdict[str, list[str]] = defaultdict(list)
+        for number, one in enumerate(AREAS[area]):
+            if one.sound not in WHOLE:
+                name = own.setdefault(one.sound, f"MUTANTS[{number}].sound")
+                clauses[f'inproc({name}, name="{name}")'].append(one.clause)
+        folder = self.once.fill(f"sound-{area}", partial(run, area, "sound", clauses))
+        return kept(folder), f"python:{own[mutant.sound]}"
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    return Runs(tmp_path_factory)
+@pytest.fixture(scope="session")
+def runs(once: Once, whole_runs: WholeRuns) -> Runs:
+    return Runs(once, whole_runs)
 
 
 @pytest.mark.parametrize(("area", "mutant"), MUTANTS)
@@ -133,7 +113,7 @@ def test_a_mutant_fails_a_test_of_the_statement_that_it_breaks(
 def test_the_sound_device_fails_no_test_of_the_statement_and_passes_one(
     runs: Runs, area: str, mutant: Mutant
 ) -> None:
-    first = next(one for one in range(len(AREAS[area])) if AREAS[area][one].sound == mutant.sound)
-    outcomes = runs.sound(area).outcomes(f"python:MUTANTS[{first}].sound", mutant.clause)
+    done, target = runs.sound(area, mutant)
+    outcomes = done.outcomes(target, mutant.clause)
     assert "passed" in outcomes
-    assert "failed" not in outcomes, runs.sound(area).output
+    assert "failed" not in outcomes, done.output

@@ -1,6 +1,5 @@
 """The suite, put to virtiopy's own devices and to a backend that nobody here wrote."""
 
-import os
 import re
 import shutil
 import sys
@@ -8,10 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conformance.runs import run_pytest, run_suite
+from tests.conformance.runs import REPOSITORY, WholeRuns, run_suite
 from virtiopy.conformance.report.document import read
-
-REPOSITORY = Path(__file__).parents[2]
 
 DEVICES = ["blk", "blk-readonly", "blk-writethrough", "net", "console", "rng", "balloon"]
 
@@ -33,27 +30,20 @@ QEMU_DIFFERENCES = {
 @pytest.mark.parametrize(
     ("device", "transport"),
     [
-        (device, transport)
-        for device in DEVICES
-        for transport in ("mmio", "vhost-user")
-        if transport == "mmio" or "-" not in device
+        *((device, "mmio") for device in DEVICES),
+        *(
+            pytest.param(device, "vhost-user", marks=pytest.mark.thorough)
+            for device in DEVICES
+            if "-" not in device
+        ),
     ],
 )
 def test_a_device_of_virtiopys_meets_every_statement(
-    tmp_path: Path, device: str, transport: str
+    whole_runs: WholeRuns, device: str, transport: str
 ) -> None:
-    report = tmp_path / "report.json"
-    # Mistreated is the one that offers most.
-    some = ["-k", "not hostile and not walk"] if "-" in device else []
-    run = run_suite(
-        *some,
-        f"--virtio-target=inproc:{device}",
-        f"--virtio-transport={transport}",
-        f"--virtio-report={report}",
-        folder=tmp_path,
-    )
-    assert run.returncode == 0, run.stdout
-    [subject] = read(report)["subjects"]
+    run = whole_runs.on(f"inproc:{device}", transport)
+    assert run.status == 0, run.output
+    [subject] = run.document["subjects"]
     holes = [clause["id"] for clause in subject["clauses"] if clause["outcome"] == "not tested"]
     assert holes == []
 
@@ -66,6 +56,7 @@ def test_a_backend_is_spawned_for_each_test(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stdout
 
 
+@pytest.mark.thorough
 def test_qemu_storage_daemon_meets_every_statement_but_the_known(tmp_path: Path) -> None:
     program = shutil.which("qemu-storage-daemon")
     if program is None:
@@ -99,20 +90,12 @@ def test_qemu_storage_daemon_meets_every_statement_but_the_known(tmp_path: Path)
 
 
 @pytest.mark.parametrize("builder", ["build_zoned", "build_host_aware"])
-def test_a_zoned_device_meets_every_statement_about_zones(tmp_path: Path, builder: str) -> None:
+def test_a_zoned_device_meets_every_statement_about_zones(
+    whole_runs: WholeRuns, builder: str
+) -> None:
     """No device here is zoned: the one of tests.conformance.zoned is only for these tests."""
-    path = tmp_path / "test_device.py"
-    path.write_text(
-        f"from tests.conformance.zoned import {builder}\n"
-        "from virtiopy.conformance.targets.target import inproc\n"
-        f"virtio_target = inproc({builder})\n"
-    )
-    run = run_pytest(
-        f"{path.name}::virtio_target::test_zoned",
-        folder=tmp_path,
-        environment={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-    )
-    assert run.returncode == 0, run.stdout
+    run = whole_runs.on(f"python:tests.conformance.zoned:{builder}", "mmio")
+    assert run.status == 0, run.output
 
 
 def test_the_reference_has_the_known_differences() -> None:

@@ -61,7 +61,7 @@ def test_an_image_in_use_is_refused(tmp_path: Path) -> None:
 
     assert_one_sentence(second, "is in use by another program")
     assert_one_sentence(reader, "is in use by another program")
-    assert first.returncode == 130
+    assert first.returncode == 143
 
 
 def test_one_image_cannot_be_attached_twice(tmp_path: Path) -> None:
@@ -124,6 +124,46 @@ def test_no_rights_to_kvm_is_told_with_its_remedy() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=False
     )
     assert "join the group kvm, or run as root" in done.stdout, done.stderr
+
+
+BYTE = os.fsdecode(b"\xff")
+DIGITS = "9" * 4400
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--net", f"tap={BYTE}"), "tap='\\udcff', which is no UTF-8 text"),
+        (("--net", f"tap=t0,create=on,bridge={BYTE}"), "bridge='\\udcff'"),
+        (("--net", f"tap=t0,netns={BYTE}"), "netns='\\udcff'"),
+        (("--console", f"stdio,port={BYTE}:pty"), "give each port a name of its own"),
+        (("--disk", "http://[::1"), "http://[::1 is no URL"),
+        (("--disk", "/proc/self/mem"), "cannot be read as one"),
+        (("--disk", "/proc/cpuinfo"), "cannot be read as one"),
+        (("--memory", DIGITS), "larger than any size"),
+        (("--memory", "8388608T"), "larger than any size"),
+        (("--balloon", f"target={DIGITS}"), "larger than any size"),
+        (("--balloon", f"stats={DIGITS}"), "use a number from 0"),
+        (("--disk", f"x,queues={DIGITS}"), "use a number from 1"),
+        (("--net", f"tap=t0,mtu={DIGITS}"), "use a number from 68"),
+    ],
+)
+def test_arguments_that_no_one_expects_are_refused_in_a_sentence(
+    arguments: tuple[str, str], words: str
+) -> None:
+    outcome = virtiopy("run", "--guest", "greet", *arguments)
+
+    assert_one_sentence(outcome, words)
+    assert len(outcome.errors) < 300
+
+
+@needs_kvm
+def test_bytes_that_are_no_text_reach_the_guests_command_line(tmp_path: Path) -> None:
+    ram = tmp_path / "ram"
+    outcome = run_guest(tmp_path, "greet", "--append", f"x={BYTE}!", "--memory-path", ram)
+
+    assert outcome.status == 0, outcome.errors
+    assert b"x=\xff!\0" in ram.read_bytes()
 
 
 def test_an_unknown_guest_is_refused() -> None:

@@ -349,7 +349,7 @@ def test_the_terminal_is_restored_when_the_run_is_ended(
             write_all(user, b"\x01x")
         else:
             process.send_signal(number)
-        assert screen.read_to_the_end(process) == 130
+        assert screen.read_to_the_end(process) == 128 + (number or signal.SIGINT)
     assert termios.tcgetattr(fd) == before
 
 

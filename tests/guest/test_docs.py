@@ -24,6 +24,7 @@ PAGES = sorted(DOCS.glob("*.md"))
 
 #: What the commands of a page need, where that is not KVM.
 _NEEDS = {
+    "test-your-own-driver": [],
     "test-your-own-backend": [
         pytest.mark.skipif(
             shutil.which("qemu-storage-daemon") is None,

@@ -270,7 +270,7 @@ def test_a_signal_ends_the_command_and_leaves_nothing(
         assert session_of(process) == [process.pid]
         process.send_signal(number)
         _, errors = process.communicate(timeout=20)
-        assert process.returncode == 130
+        assert process.returncode == 128 + number
         assert errors.strip() == "virtiopy: interrupted"
         assert session_of(process) == []
     assert os.listdir(folder) == ["disk.img"]

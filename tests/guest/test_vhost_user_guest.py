@@ -160,7 +160,8 @@ def test_a_backend_that_is_killed_again_and_again_loses_nothing(
     assert outcome.failures() == []
     assert kills > 1
     (disk,) = outcome.report["devices"]
-    assert disk["facts"]["reconnects"] in {kills, kills - 1}
+    # One that is killed before it has said what it offers does not count.
+    assert 1 < disk["facts"]["reconnects"] <= kills
     if not append:
         assert holds_final_pattern(image)
 

@@ -196,7 +196,7 @@ class _Outside:
         # A test that hangs says where, in output.txt, before the lab is given up.
         command += ["-o", "faulthandler_timeout=100"]
         # Slow to import, and of no use there.
-        command += ["-p", "no:hypothesispytest"]
+        command += ["-p", "no:hypothesispytest", "-p", "no:xdist"]
         # They are left out by default (pyproject.toml), and here they are what is asked for.
         command += ["-m", "lab"]
         self._started = self._heard = time.monotonic()

@@ -33,7 +33,7 @@ from virtiopy.host.tap import Tap
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import DeviceStatus
 from virtiopy.transport.driver import MmioDriver
-from virtiopy.vhost.handoff import VhostPair
+from virtiopy.vhost.kernel.pair import VhostPair
 from virtiopy.vhost.worker import cpu_seconds, worker_threads
 from virtiopy.virtqueue.driver import Allocator, Piece
 from virtiopy.vm.machine import Machine, RunResult
@@ -193,9 +193,9 @@ def test_the_net_guest_passes_and_a_kernel_thread_does_the_work(vhost_vm: Vm) ->
 
     assert len(parse_tap(text).tests) > 100
     assert cpu_seconds(thread) > before
-    handoffs = vhost_vm.facts("handoffs")
-    assert isinstance(handoffs, int)
-    assert handoffs > 10
+    delegations = vhost_vm.facts("delegations")
+    assert isinstance(delegations, int)
+    assert delegations > 10
     assert vhost_vm.facts("rx_frames") == vhost_vm.facts("tx_frames") == 0
 
 
@@ -212,7 +212,7 @@ def test_the_net_guest_passes_with_a_kernel_thread_for_each_pair(namespace: Name
 
 def test_the_guest_answers_pings(vhost_vm: Vm) -> None:
     vhost_vm.serve()
-    assert vhost_vm.facts("pairs_handed_over") == 1
+    assert vhost_vm.facts("pairs_delegated") == 1
 
     ping = vhost_vm.namespace.run("ping", "-c", "20", "-i", "0.05", "-W", "20", GUEST)
 
@@ -304,9 +304,9 @@ def test_a_hundred_switches_in_a_flow_lose_repeat_and_reorder_nothing(
                     done.wait(0.001)
                 mode = IoMode.IOEVENTFD if number % 2 else IoMode.VHOST
                 if number % 10 < 2:
-                    ask(control, {"command": "handoff", "device": "net0", "mode": mode.value})
+                    ask(control, {"command": "mode", "device": "net0", "mode": mode.value})
                 else:
-                    vm.slot.handoff(mode)
+                    vm.slot.change_mode(mode)
                 switches.append(vm.slot.mode)
 
         with contextlib.closing(echoes.socket):
@@ -321,7 +321,7 @@ def test_a_hundred_switches_in_a_flow_lose_repeat_and_reorder_nothing(
         text = vm.stop_serving()
 
         assert switches == [IoMode.VHOST, IoMode.IOEVENTFD] * (SWITCHES // 2)
-        assert vm.facts("handoffs") == SWITCHES // 2
+        assert vm.facts("delegations") == SWITCHES // 2
         assert echoes.received == list(range(ECHOES + WINDOW))
         assert "dropped=0" in text
         assert vm.tap.dropped() == 0
@@ -356,7 +356,7 @@ def send(machine: Machine, driver: MmioDriver, address: int, length: int) -> Non
     head = ring.place([Piece(0x1000, length)])
     ring.write_descriptor(head, address, length, 0, 0)
     ring.make_available(head)
-    notifiers = machine.net[0].transport.lifecycle.notifiers(TX)
+    notifiers = machine.slots[0].transport.lifecycle.notifiers(TX)
     assert notifiers is not None
     os.eventfd_write(notifiers.kick, 1)
 
@@ -383,12 +383,12 @@ def test_a_ring_that_vhost_finds_broken_needs_a_reset_and_works_after_it(
             send(machine, driver, 1 << 40, 100)
             wait_until(lambda: bool(driver.status & DeviceStatus.DEVICE_NEEDS_RESET))
             assert "vhost finds transmitq1 broken: 100 bytes at guest physical" in caplog.text
-            assert machine.net[0].device.facts()["pairs_handed_over"] == 0
+            assert machine.slots[0].device.facts()["pairs_delegated"] == 0
             caplog.clear()
 
             driver.reset()
             driver.start([], queue_size=16)
-            assert machine.net[0].device.facts()["pairs_handed_over"] == 1
+            assert machine.slots[0].device.facts()["pairs_delegated"] == 1
 
 
 def test_a_chain_shorter_than_its_header_does_no_harm_beyond_a_reset(namespace: Namespace) -> None:
@@ -433,7 +433,7 @@ def test_the_commands_of_the_docs_work(tmp_path: Path) -> None:
     assert re.search(r"^vhost-\d+ +\d", done.stdout, re.MULTILINE)
     assert "net0: ioeventfd\nPING" in done.stdout
     assert "net0: vhost\nPING" in done.stdout
-    assert "handoffs: 2" in done.stdout
+    assert "delegations: 2" in done.stdout
     assert re.search(r"net0 +│ mode +│ +vhost ", done.stdout)
 
 

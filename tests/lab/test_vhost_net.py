@@ -11,7 +11,8 @@ from tests.lab.network import HEADER_SIZE, TapLink, frame, number_of
 from virtiopy.errors import ConfigError, HostError
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import Feature, feature_mask
-from virtiopy.vhost.kernel import Ring, VhostNet
+from virtiopy.vhost.kernel.net import VhostNet
+from virtiopy.vhost.vring import Vring
 from virtiopy.vhost.worker import cpu_seconds, worker_threads
 from virtiopy.virtqueue.buffers import gather, scatter
 from virtiopy.virtqueue.driver import Allocator, DriverQueue, Piece
@@ -49,8 +50,8 @@ class Side:
         for fd in (self.kick, self.call, self.error):
             os.close(fd)
 
-    def ring(self, state: QueueState | None = None) -> Ring:
-        return Ring(
+    def ring(self, state: QueueState | None = None) -> Vring:
+        return Vring(
             QUEUE_SIZE, self.queue.areas, state or QueueState(), self.kick, self.call, self.error
         )
 

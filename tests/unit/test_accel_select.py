@@ -22,7 +22,8 @@ def hide_kvm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def hide_unicorn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "virtiopy.accel.tcg.accelerator", raising=False)
+    for module in ("accelerator", "cpu"):
+        monkeypatch.delitem(sys.modules, f"virtiopy.accel.tcg.{module}", raising=False)
     monkeypatch.setitem(sys.modules, "unicorn", None)
 
 

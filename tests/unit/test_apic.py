@@ -100,8 +100,127 @@ def test_the_end_of_a_level_triggered_interrupt_alone_is_broadcast() -> None:
 
 def test_a_register_that_is_not_modelled_reads_as_0() -> None:
     apic, _ = make_local_apic()
-    apic.write(0x380, 1000)
-    assert apic.read(0x380) == 0
+    apic.write(0x3F0, 1000)
+    assert apic.read(0x3F0) == 0
+
+
+class Clock:
+    """The time, in nanoseconds, as the test has it."""
+
+    def __init__(self) -> None:
+        self.now = 1_000_000
+
+    def __call__(self) -> int:
+        return self.now
+
+
+PERIODIC = 1 << 17
+
+
+def make_timer(entry: int, divide: int = 0xB) -> tuple[LocalApic, Clock]:
+    """A local APIC whose timer counts nanoseconds, divided as is said: by 1."""
+    clock = Clock()
+    apic = LocalApic(lambda vector: None, clock)
+    apic.write(ApicRegister.SPURIOUS_INTERRUPT_VECTOR, ENABLED)
+    apic.write(ApicRegister.LVT_TIMER, entry)
+    apic.write(ApicRegister.DIVIDE_CONFIGURATION, divide)
+    return apic, clock
+
+
+def test_a_one_shot_timer_interrupts_once() -> None:
+    apic, clock = make_timer(0x41)
+    apic.write(ApicRegister.INITIAL_COUNT, 1000)
+    assert apic.deadline == clock.now + 1000
+
+    clock.now += 999
+    apic.run_timer()
+    assert apic.read(ApicRegister.CURRENT_COUNT) == 1
+    assert apic.pending() is None
+    clock.now += 1
+    apic.run_timer()
+    assert apic.acknowledge() == 0x41
+    assert apic.deadline is None
+    clock.now += 10_000
+    apic.run_timer()
+    assert apic.read(ApicRegister.CURRENT_COUNT) == 0
+    assert apic.read(ApicRegister.INTERRUPT_REQUEST + 0x20) == 0
+
+
+def test_a_periodic_timer_keeps_its_beat_and_tells_missed_ones_once() -> None:
+    apic, clock = make_timer(0x41 | PERIODIC)
+    start = clock.now
+    apic.write(ApicRegister.INITIAL_COUNT, 1000)
+
+    clock.now = start + 1001
+    apic.run_timer()
+    assert apic.acknowledge() == 0x41
+    apic.write(ApicRegister.EOI, 0)
+    assert apic.deadline == start + 2000
+    clock.now = start + 5500
+    apic.run_timer()
+    assert apic.acknowledge() == 0x41
+    assert apic.deadline == start + 6000
+
+
+@pytest.mark.parametrize(
+    ("configuration", "divisor"),
+    [(0x0, 2), (0x1, 4), (0x2, 8), (0x3, 16), (0x8, 32), (0x9, 64), (0xA, 128), (0xB, 1)],
+)
+def test_the_timer_divides_its_clock(configuration: int, divisor: int) -> None:
+    apic, clock = make_timer(0x41, configuration)
+    apic.write(ApicRegister.INITIAL_COUNT, 10)
+    assert apic.deadline == clock.now + 10 * divisor
+    assert apic.read(ApicRegister.DIVIDE_CONFIGURATION) == configuration
+
+
+def test_a_masked_timer_runs_and_interrupts_nobody() -> None:
+    apic, clock = make_timer(0x41 | MASKED)
+    apic.write(ApicRegister.INITIAL_COUNT, 10)
+    clock.now += 10
+    apic.run_timer()
+    assert apic.pending() is None
+    assert apic.deadline is None
+
+
+def test_an_initial_count_of_0_stops_the_timer() -> None:
+    apic, _ = make_timer(0x41)
+    apic.write(ApicRegister.INITIAL_COUNT, 10)
+    apic.write(ApicRegister.INITIAL_COUNT, 0)
+    assert apic.deadline is None
+
+
+SELF, ALL, OTHERS = 1 << 18, 2 << 18, 3 << 18
+NMI = 4 << 8
+
+
+@pytest.mark.parametrize(
+    ("command", "destination", "comes"),
+    [
+        pytest.param(SELF | 0x41, 0, True, id="self"),
+        pytest.param(ALL | 0x41, 0, True, id="all"),
+        pytest.param(OTHERS | 0x41, 0, False, id="others"),
+        pytest.param(0x41, 0, True, id="by its ID"),
+        pytest.param(0x41, 1, False, id="another's ID"),
+        pytest.param(0x41, 0xFF, True, id="everybody's"),
+        pytest.param(SELF | NMI | 0x41, 0, False, id="an NMI"),
+    ],
+)
+def test_an_interrupt_command_reaches_those_whom_it_names(
+    command: int, destination: int, comes: bool
+) -> None:
+    apic, _ = make_local_apic()
+    apic.write(ApicRegister.INTERRUPT_COMMAND_HIGH, destination << 24)
+    apic.write(ApicRegister.INTERRUPT_COMMAND, command)
+    assert apic.pending() == (0x41 if comes else None)
+
+
+@pytest.mark.parametrize("offset", range(0, 0x1000, 0x10))
+def test_rubbish_in_any_register_raises_nothing(offset: int) -> None:
+    apic, _ = make_local_apic()
+    for value in (0, 0xFFFF_FFFF, 0x5A5A_5A5A):
+        apic.write(offset, value)
+        apic.read(offset)
+        apic.run_timer()
 
 
 def make_chips(gsi: int, low: int, high: int = 0) -> InterruptChips:

@@ -41,6 +41,7 @@ class NoAccelerator:
 
     name = "none"
     has_read_only_memory = False
+    translates = False
 
     def create_cpu(self, number: int = 0, count: int = 1) -> NoCpu:
         return NoCpu()

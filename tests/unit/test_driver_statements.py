@@ -59,3 +59,9 @@ def test_a_permission_is_of_may_statements() -> None:
         and one.keyword is not Keyword.MAY
     ]
     assert astray == []
+
+
+def test_each_watched_statement_is_judged_somewhere() -> None:
+    sources = "".join(path.read_text() for path in FOLDER.parent.glob("*.py"))
+    watched = [one.id for one in STATEMENTS.values() if one.watcher is not None]
+    assert [identity for identity in watched if f'"{identity}"' not in sources] == []

@@ -11,14 +11,8 @@ from hypothesis import strategies as st
 from virtiopy.accel.base import Cpu
 from virtiopy.boot.elf import GuestImage, LoadSegment
 from virtiopy.boot.guests import GUESTS, guest_names, guest_path
-from virtiopy.boot.pvh import (
-    BIOS_AREA_END,
-    BIOS_AREA_START,
-    COMMAND_LINE,
-    COMMAND_LINE_MAX,
-    START_INFO,
-    prepare,
-)
+from virtiopy.boot.parameters import BIOS_AREA_END, BIOS_AREA_START, BootParameters
+from virtiopy.boot.pvh import COMMAND_LINE, COMMAND_LINE_MAX, START_INFO, prepare
 from virtiopy.cpu.x86 import Registers, SystemRegisters
 from virtiopy.errors import ConfigError
 from virtiopy.memory import HOLE_END, HOLE_START, GuestMemory
@@ -88,7 +82,7 @@ class RecordingCpu:
 
 def boot(memory: GuestMemory, image: GuestImage, command_line: str = "") -> RecordingCpu:
     cpu = RecordingCpu()
-    prepare(memory, cast("Cpu", cpu), image, command_line)
+    prepare(memory, cast("Cpu", cpu), image, BootParameters(command_line))
     return cpu
 
 

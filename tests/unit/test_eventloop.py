@@ -1,5 +1,6 @@
 """The event loop, on its own thread; what is about time runs on a clock of the tests'."""
 
+import logging
 import os
 import threading
 import time
@@ -382,6 +383,8 @@ def test_a_loop_can_be_stopped_from_its_own_callback_and_twice(loop: EventLoop) 
 def test_a_slow_callback_is_logged_with_its_name(
     loop: EventLoop, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
+
     def dawdle() -> None:
         clock.now += 0.2
 

@@ -12,7 +12,6 @@ from virtiopy.devices.base import SharedMemoryRegion, VirtioDevice
 from virtiopy.devices.net import Net
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import DeviceId, DeviceStatus, Feature, feature_mask
-from virtiopy.transport.complaints import BURST, Complaints
 from virtiopy.transport.driver import MmioDriver, NegotiationError
 from virtiopy.transport.interrupts import CONFIG, InterruptSource, LevelInterrupt
 from virtiopy.transport.lifecycle import Lifecycle
@@ -219,6 +218,11 @@ REFUSED_WRITES = {
         [(Register.ConfigGeneration, 1)],
         "the driver writes 4 bytes at 0xfc (ConfigGeneration) (4.2.2.2); the access has no effect",
     ),
+    "a legacy register": (
+        [(0x40, 1)],
+        "the driver writes 4 bytes at 0x40: QueuePFN of a legacy device (4.2.4); "
+        "the access has no effect",
+    ),
     "a configuration space that is not there": (
         [(Register.Config, 1)],
         "the driver writes 4 bytes at 0x0 of a configuration space of 0 (2.5); nothing is written",
@@ -314,22 +318,3 @@ def test_the_driver_finds_a_shared_memory_region_by_its_id(bench: Bench) -> None
             ]
         )
     assert found == [[(1 << 64) - 1] * 2, [0x12_3456_7000, 0x1_0000_2000]]
-
-
-# Complaints
-
-
-def test_complaints_are_limited_and_those_left_out_are_counted(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    now = 0.0
-    complaints = Complaints(logging.getLogger("test"), lambda: now)
-    for number in range(BURST + 10):
-        complaints.say(f"complaint {number}")
-    assert len(caplog.records) == BURST
-    now = 1.0
-    complaints.say("the last")
-    assert [record.getMessage() for record in caplog.records[BURST:]] == [
-        "10 complaints like the next one were left out",
-        "the last",
-    ]

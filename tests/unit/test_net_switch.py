@@ -58,27 +58,27 @@ def test_frames_in_the_rings_wait_for_the_other(
     rig.arrive(2)
     rig.run_loop()
     rig.send(2)
-    rig.slot.handoff(VHOST)
+    rig.slot.change_mode(VHOST)
     assert rig.kernel.running == [(0, RX), (0, TX)]
     rig.arrive(2)
     rig.kernel.work()
     rig.send(2)
     rig.arrive(2)
-    rig.slot.handoff(IOEVENTFD)
+    rig.slot.change_mode(IOEVENTFD)
     assert rig.kernel.running == []
     rig.run_loop()
     assert rig.received() == frames(*range(6))
     assert rig.link.sent[0] == [header() + content for content in frames(*range(4))]
-    assert rig.fact("handoffs") == 1
+    assert rig.fact("delegations") == 1
     rig.close()
 
 
 @pytest.mark.parametrize("mode", ["vhost", "ioeventfd"])
 def test_the_mode_may_be_a_word_and_may_be_the_one_it_is_in(rig: Rig, mode: str) -> None:
-    rig.slot.handoff(mode)
-    assert rig.machine.net[0].mode == mode
+    rig.slot.change_mode(mode)
+    assert rig.machine.slots[0].mode == mode
     starts = rig.kernel.starts
-    rig.slot.handoff(mode)
+    rig.slot.change_mode(mode)
     assert rig.kernel.starts == starts
     assert works(rig)
 
@@ -89,7 +89,7 @@ def test_frames_that_wait_for_room_in_the_link_are_sent_once(by_loop: Rig) -> No
     rig.send(5)
     rig.run_loop()
     assert len(rig.link.sent[0]) == 2
-    rig.slot.handoff(VHOST)
+    rig.slot.change_mode(VHOST)
     rig.kernel.work()
     assert rig.link.sent[0] == [header() + content for content in frames(*range(5))]
     assert len(rig.driver.queues[TX].take_all_used()) == 5
@@ -103,7 +103,7 @@ def test_a_frame_that_waits_for_buffers_is_delivered_before_the_rings_go(
     rig.run_loop()
     rig.arrive()
     rig.run_loop()
-    rig.slot.handoff(VHOST)
+    rig.slot.change_mode(VHOST)
     assert rig.slot.mode is VHOST
     assert rig.kernel.running == []
 
@@ -127,7 +127,7 @@ def test_chains_behind_which_one_was_rejected_are_used_before_the_rings_go(by_lo
     rig.supply()
     rig.run_loop()
     assert [used.length for used in rig.driver.queues[RX].take_all_used()] == [0]
-    rig.slot.handoff(VHOST)
+    rig.slot.change_mode(VHOST)
     assert rig.kernel.running == []
     rig.arrive()
     rig.run_loop()
@@ -143,7 +143,7 @@ def test_buffers_that_the_device_had_popped_are_filled_by_vhost_in_their_order(
     rig.supply(4)
     rig.run_loop()
     heads = [head for _, head in rig.buffers]
-    rig.slot.handoff(VHOST)
+    rig.slot.change_mode(VHOST)
     rig.arrive(4)
     rig.kernel.work()
     assert [used.head for used in rig.driver.queues[RX].take_all_used()] == heads
@@ -152,7 +152,7 @@ def test_buffers_that_the_device_had_popped_are_filled_by_vhost_in_their_order(
 def test_a_last_interrupt_of_vhosts_is_not_lost(rig: Rig) -> None:
     rig.send()
     rig.kernel.work()
-    rig.slot.handoff(IOEVENTFD)
+    rig.slot.change_mode(IOEVENTFD)
     assert os.eventfd_read(rig.call) >= 1
     assert rig.driver.interrupts() == Interrupt.USED_BUFFER
     assert rig.driver.interrupts() == 0
@@ -160,7 +160,7 @@ def test_a_last_interrupt_of_vhosts_is_not_lost(rig: Rig) -> None:
 
 def test_a_mode_is_remembered_until_the_driver_is_up(idle: Rig) -> None:
     rig = idle
-    rig.slot.handoff(VHOST)
+    rig.slot.change_mode(VHOST)
     assert rig.slot.mode is VHOST
     assert rig.kernel.running == []
     rig.driver.start([])
@@ -170,8 +170,8 @@ def test_a_mode_is_remembered_until_the_driver_is_up(idle: Rig) -> None:
 
 def test_a_mode_is_forgotten_as_it_was_remembered(idle: Rig) -> None:
     rig = idle
-    rig.slot.handoff(VHOST)
-    rig.slot.handoff(IOEVENTFD)
+    rig.slot.change_mode(VHOST)
+    rig.slot.change_mode(IOEVENTFD)
     assert rig.kernel.opened == []
     rig.driver.start([])
     assert rig.kernel.starts == 0
@@ -185,7 +185,7 @@ def test_a_device_that_needs_a_reset_is_handed_over_after_it(by_loop: Rig) -> No
     rig.kick(RX)
     rig.run_loop()
     assert rig.needs_reset
-    rig.slot.handoff(VHOST)
+    rig.slot.change_mode(VHOST)
     assert rig.kernel.running == []
     rig.driver.start([])
     assert rig.kernel.running == [(0, RX), (0, TX)]
@@ -197,7 +197,7 @@ def test_a_link_that_is_down_keeps_nobody_from_switching(by_loop: Rig) -> None:
     rig.link.set_up(False)
     rig.run_loop()
     assert rig.fact("link") == "down"
-    rig.slot.handoff(VHOST)
+    rig.slot.change_mode(VHOST)
     assert rig.kernel.running == [(0, RX), (0, TX)]
     rig.link.set_up(True)
     rig.run_loop()
@@ -205,7 +205,7 @@ def test_a_link_that_is_down_keeps_nobody_from_switching(by_loop: Rig) -> None:
     assert works(rig)
     rig.link.set_up(False)
     rig.run_loop()
-    rig.slot.handoff(IOEVENTFD)
+    rig.slot.change_mode(IOEVENTFD)
     rig.link.set_up(True)
     rig.run_loop()
     assert works(rig)
@@ -221,19 +221,19 @@ def test_what_vhost_refuses_stays_where_it_is_and_says_why(by_loop: Rig) -> None
     rig.kernel.open()
     rig.kernel.refusal = HostError("For the test: make it work.")
     with pytest.raises(HostError, match=r"^net0 stays in ioeventfd mode: For the test: make"):
-        rig.slot.handoff(VHOST)
+        rig.slot.change_mode(VHOST)
     assert rig.slot.mode is IOEVENTFD
     assert len(rig.kernel.opened) == 1
     assert works(rig)
     rig.kernel.refusal = None
-    rig.slot.handoff(VHOST)
+    rig.slot.change_mode(VHOST)
     assert works(rig)
 
 
 def test_a_missing_vhost_is_told_at_once(idle: Rig) -> None:
     idle.kernel.refusal = HostError("There is none: load it.")
     with pytest.raises(HostError, match="net0 stays in ioeventfd mode: There is none"):
-        idle.slot.handoff(VHOST)
+        idle.slot.change_mode(VHOST)
     assert idle.slot.mode is IOEVENTFD
 
 
@@ -243,7 +243,7 @@ def test_features_that_vhost_lacks_keep_a_driver_that_has_them(
     without = FEATURES & ~feature_mask([EVENT_IDX])
     rig = Rig(monkeypatch, IOEVENTFD, [EVENT_IDX], kernel_features=without)
     with pytest.raises(HostError, match="lacks features"):
-        rig.slot.handoff(VHOST)
+        rig.slot.change_mode(VHOST)
     assert works(rig)
     rig.close()
 
@@ -255,7 +255,7 @@ def test_what_is_refused_at_driver_ok_is_worked_by_the_device(
     rig.kernel.refusal = HostError("For the test: make it work.")
     rig.driver.start([])
     assert rig.slot.mode is IOEVENTFD
-    assert rig.fact("handoff_refused") == "For the test: make it work."
+    assert rig.fact("delegation_refused") == "For the test: make it work."
     assert "For the test" in caplog.text
     assert works(rig)
 
@@ -272,11 +272,11 @@ def test_a_refused_mode_can_be_asked_for_again(monkeypatch: pytest.MonkeyPatch) 
     rig.kernel.refusal = HostError("For the test: make it work.")
     rig.driver.start([])
     with pytest.raises(HostError, match="net0 stays in ioeventfd mode: For the test"):
-        rig.slot.handoff(VHOST)
+        rig.slot.change_mode(VHOST)
     assert rig.slot.mode is IOEVENTFD
     assert works(rig)
     rig.kernel.refusal = None
-    rig.slot.handoff(VHOST)
+    rig.slot.change_mode(VHOST)
     assert rig.slot.mode is VHOST
     assert rig.kernel.running == [(0, RX), (0, TX)]
     rig.close()
@@ -288,7 +288,7 @@ def test_who_asks_for_what_a_refusal_led_to_gets_it_for_good(
     rig = Rig(monkeypatch, features=None)
     rig.kernel.refusal = HostError("For the test: make it work.")
     rig.driver.start([])
-    rig.slot.handoff(IOEVENTFD)
+    rig.slot.change_mode(IOEVENTFD)
     rig.kernel.refusal = None
     rig.driver.reset()
     rig.driver.start([])
@@ -301,22 +301,23 @@ def test_who_asks_for_what_a_refusal_led_to_gets_it_for_good(
 def test_trapped_mode_is_for_a_whole_life(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
     rig = Rig(monkeypatch, IoMode.TRAPPED if mode == "vhost" else VHOST)
     with pytest.raises(ConfigError, match=f"trapped mode is for .* start it in {mode} mode"):
-        rig.slot.handoff(mode)
+        rig.slot.change_mode(mode)
     rig.close()
 
 
 def test_there_are_no_other_modes(rig: Rig) -> None:
     with pytest.raises(ConfigError, match="trapped, ioeventfd, vhost"):
-        rig.slot.handoff("vdpa")
+        rig.slot.change_mode("vdpa")
 
 
 def test_a_device_of_another_kind_stays_where_it_is(rig: Rig) -> None:
     slot = rig.machine.add_device(Rng(), "rng0", IOEVENTFD)
-    with pytest.raises(ConfigError, match="rng0 stays in ioeventfd mode: Nobody else can work"):
-        slot.handoff(VHOST)
-    with pytest.raises(ConfigError, match="Nobody else can work"):
+    stays = "rng0 stays in ioeventfd mode: A device of type entropy cannot delegate"
+    with pytest.raises(ConfigError, match=stays):
+        slot.change_mode(VHOST)
+    with pytest.raises(ConfigError, match="cannot delegate its rings"):
         rig.machine.add_device(Rng(), "rng1", VHOST)
-    assert [found.name for found in rig.machine.net] == ["net0"]
+    assert [slot.name for slot in rig.machine.slots if slot.device.can_delegate] == ["net0"]
 
 
 def test_a_link_whose_frames_are_recorded_keeps_them(rig: Rig, tmp_path: Path) -> None:
@@ -324,19 +325,19 @@ def test_a_link_whose_frames_are_recorded_keeps_them(rig: Rig, tmp_path: Path) -
     device = Net(RecordedLink(WireLink(), record), mac=MAC)
     slot = rig.machine.add_device(device, "net1", IOEVENTFD)
     with pytest.raises(ConfigError, match="cannot be recorded here"):
-        slot.handoff(VHOST)
+        slot.change_mode(VHOST)
 
 
 def test_a_link_with_longer_frames_than_the_device_keeps_them(by_loop: Rig) -> None:
     by_loop.link.longest = 9000
     with pytest.raises(ConfigError, match="MTU"):
-        by_loop.slot.handoff(VHOST)
+        by_loop.slot.change_mode(VHOST)
     assert works(by_loop)
 
 
 def test_a_mode_that_is_not_required_falls_back_and_says_so(rig: Rig) -> None:
     said: list[str] = []
-    rig.slot.handoff(IOEVENTFD)
+    rig.slot.change_mode(IOEVENTFD)
     rig.kernel.refusal = HostError("There is none: load it.")
     device = Net(WireLink(), mac=MAC)
     slot = rig.machine.add_device(device, "net1", VHOST, refused=said.append)
@@ -351,7 +352,7 @@ def test_nothing_stays_open(monkeypatch: pytest.MonkeyPatch) -> None:
     before = open_files()
     rig = Rig(monkeypatch)
     for mode in (IOEVENTFD, VHOST, IOEVENTFD, VHOST):
-        rig.slot.handoff(mode)
+        rig.slot.change_mode(mode)
     assert works(rig)
     rig.close()
     assert rig.kernel.opened == []
@@ -363,7 +364,7 @@ def test_a_refusal_leaves_nothing_open(by_loop: Rig) -> None:
     by_loop.kernel.open()
     by_loop.kernel.refusal = HostError("For the test: make it work.")
     with pytest.raises(HostError):
-        by_loop.slot.handoff(VHOST)
+        by_loop.slot.change_mode(VHOST)
     assert open_files() == before
 
 
@@ -376,9 +377,9 @@ def test_switches_while_the_driver_resets_the_device_end_as_asked(by_loop: Rig) 
     def switch() -> None:
         try:
             while not done.is_set():
-                rig.slot.handoff(VHOST)
-                rig.slot.handoff(IOEVENTFD)
-            rig.slot.handoff(VHOST)
+                rig.slot.change_mode(VHOST)
+                rig.slot.change_mode(IOEVENTFD)
+            rig.slot.change_mode(VHOST)
         except BaseException as error:  # noqa: BLE001 - looked at below
             errors.append(error)
 
@@ -431,7 +432,7 @@ def test_whatever_the_order_of_things_no_frame_is_lost_repeated_or_reordered(
             elif step == "vhost":
                 rig.kernel.work()
             elif step == "switch":
-                rig.slot.handoff(IOEVENTFD if rig.slot.mode is VHOST else VHOST)
+                rig.slot.change_mode(IOEVENTFD if rig.slot.mode is VHOST else VHOST)
             received += rig.received()
         rig.link.room = 1 << 30
         missing = rig.arrived - len(received) - len(rig.buffers)

@@ -8,7 +8,8 @@ from typing import ClassVar
 
 import pytest
 
-from virtiopy.devices.base import Notifiers, VirtioDevice
+from virtiopy.devices.base import VirtioDevice
+from virtiopy.devices.delegation import Notifiers
 from virtiopy.eventloop import EventLoop
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import DeviceId
@@ -49,17 +50,17 @@ class Lender(VirtioDevice):
         super().__init__()
         self.lock = SeenLock()  # type: ignore[assignment]
         self.kicks: list[int] = []
-        self.halted = 0
+        self.halts = 0
 
     def handle(self, queue: Virtqueue) -> None:
         self.kicks.append(queue.index)
 
     def halt(self) -> None:
-        self.halted += 1
+        self.halts += 1
         for index in range(2):
             notifiers = self.host.notifiers(index)
-            if isinstance(notifiers, EventfdNotifiers) and notifiers.lent:
-                notifiers.take_back()
+            if isinstance(notifiers, EventfdNotifiers) and notifiers.delegated:
+                notifiers.reclaim()
 
 
 @dataclass
@@ -134,7 +135,7 @@ def test_a_device_finds_them_by_its_host(bench: Bench) -> None:
 
 
 def test_a_lent_kick_is_left_to_the_other(bench: Bench) -> None:
-    bench.notifiers[0].lend()
+    bench.notifiers[0].delegate()
     os.eventfd_write(bench.kicks[0], 3)
     os.eventfd_write(bench.kicks[1], 1)
     bench.run_loop()
@@ -153,7 +154,7 @@ def test_a_kick_that_comes_while_the_queue_is_being_lent_is_left_to_the_other(
         bench.loop.start()
         # The loop has seen the kick, and waits to take it.
         assert lock.wanted.wait(PATIENCE)
-        bench.notifiers[0].lend()
+        bench.notifiers[0].delegate()
     bench.loop.stop()
     assert bench.loop.failure is None
     assert bench.device.kicks == []
@@ -161,60 +162,60 @@ def test_a_kick_that_comes_while_the_queue_is_being_lent_is_left_to_the_other(
 
 
 def test_what_is_taken_back_is_kicked_once(bench: Bench) -> None:
-    bench.notifiers[0].lend()
-    bench.notifiers[0].take_back()
+    bench.notifiers[0].delegate()
+    bench.notifiers[0].reclaim()
     bench.run_loop()
     bench.run_loop()
     assert bench.device.kicks == [0]
 
 
 def test_a_kick_counter_that_is_full_is_taken_back_too(bench: Bench) -> None:
-    bench.notifiers[0].lend()
+    bench.notifiers[0].delegate()
     os.eventfd_write(bench.kicks[0], (1 << 64) - 2)
-    bench.notifiers[0].take_back()
+    bench.notifiers[0].reclaim()
     bench.run_loop()
     assert bench.device.kicks == [0]
 
 
 def test_while_the_interrupt_is_lent_each_may_be_for_used_buffers(bench: Bench) -> None:
     assert bench.driver.interrupts() == 0
-    bench.notifiers[0].lend()
-    bench.notifiers[1].lend()
+    bench.notifiers[0].delegate()
+    bench.notifiers[1].delegate()
     assert bench.driver.interrupts() == Interrupt.USED_BUFFER
     assert bench.driver.interrupts() == Interrupt.USED_BUFFER
-    bench.notifiers[0].take_back()
+    bench.notifiers[0].reclaim()
     bench.driver.interrupts()
     assert bench.driver.interrupts() == Interrupt.USED_BUFFER
 
 
 def test_a_last_notification_is_not_lost_when_the_interrupt_is_taken_back(bench: Bench) -> None:
-    bench.notifiers[0].lend()
+    bench.notifiers[0].delegate()
     os.eventfd_write(bench.call, 1)
-    bench.notifiers[0].take_back()
+    bench.notifiers[0].reclaim()
     assert bench.levels[-1]
     assert bench.driver.interrupts() == Interrupt.USED_BUFFER
     assert bench.driver.interrupts() == 0
 
 
 def test_other_interrupts_are_told_apart_while_it_is_lent(bench: Bench) -> None:
-    bench.notifiers[0].lend()
+    bench.notifiers[0].delegate()
     bench.device.host.config_changed()
     assert bench.driver.interrupts() == Interrupt.USED_BUFFER | Interrupt.CONFIG_CHANGE
     assert bench.driver.interrupts() == Interrupt.USED_BUFFER
 
 
 def test_a_device_that_needs_a_reset_is_halted(bench: Bench) -> None:
-    bench.notifiers[0].lend()
+    bench.notifiers[0].delegate()
     bench.device.host.needs_reset("for the test")
-    assert bench.device.halted == 1
+    assert bench.device.halts == 1
     assert bench.driver.interrupts() == Interrupt.USED_BUFFER | Interrupt.CONFIG_CHANGE
     bench.run_loop()
     assert bench.device.kicks == []
 
 
 def test_a_reset_interrupts_nobody(bench: Bench) -> None:
-    bench.notifiers[0].lend()
-    bench.device.reset = bench.notifiers[0].take_back  # type: ignore[method-assign]
+    bench.notifiers[0].delegate()
+    bench.device.reset = bench.notifiers[0].reclaim  # type: ignore[method-assign]
     bench.driver.write(Register.Status, 0)
     assert True not in bench.levels
     assert bench.driver.interrupts() == 0

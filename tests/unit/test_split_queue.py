@@ -11,6 +11,7 @@ from virtiopy.memory import HOLE_START, GuestMemory, Region
 from virtiopy.virtqueue import layout
 from virtiopy.virtqueue.buffers import gather, scatter, total
 from virtiopy.virtqueue.driver import Allocator, DriverQueue, Piece, Used
+from virtiopy.virtqueue.formats import split_queue_type
 from virtiopy.virtqueue.layout import (
     VIRTQ_DESC_F_INDIRECT,
     VIRTQ_DESC_F_NEXT,
@@ -18,6 +19,8 @@ from virtiopy.virtqueue.layout import (
     AreaLayout,
     RingFormat,
 )
+from virtiopy.virtqueue.malformed import BUFFER, CHAINS, TABLES, Ground, Malformed
+from virtiopy.virtqueue.native import NativeQueue
 from virtiopy.virtqueue.queue import Chain, QueueAreas, QueueError, QueueState
 from virtiopy.virtqueue.split import SplitQueue
 
@@ -31,11 +34,15 @@ ALL_SIZES = [1 << exponent for exponent in range(16)]
 STARTS = [0, 5, 32766, 65533, 65535]
 
 
+# What Python reads and writes can be watched; test_native_queue.py holds C to the same.
+python_only = pytest.mark.parametrize("native", ["off"], indirect=True)
+
+
 @dataclass
 class Rig:
     memory: GuestMemory
     driver: DriverQueue
-    device: SplitQueue
+    device: SplitQueue | NativeQueue
     allocator: Allocator
 
     def readable(self, data: bytes) -> Piece:
@@ -62,8 +69,8 @@ class Rig:
         assert chain is not None
         return chain
 
-    def successor(self) -> SplitQueue:
-        return SplitQueue(
+    def successor(self) -> SplitQueue | NativeQueue:
+        return split_queue_type()(
             self.memory,
             self.device.size,
             self.device.areas,
@@ -89,7 +96,7 @@ def build(
     driver.available.idx = driver.next_available = start
     driver.used.idx = driver.last_used = start
     driver.should_kick()
-    device = SplitQueue(
+    device = split_queue_type()(
         memory,
         size,
         driver.areas,
@@ -98,6 +105,12 @@ def build(
         state=QueueState(start),
     )
     return Rig(memory, driver, device, allocator)
+
+
+@pytest.fixture(autouse=True, params=["off", "on"], ids=["python", "native"])
+def native(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("VIRTIOPY_NATIVE", request.param)
+    return str(request.param)
 
 
 @pytest.fixture
@@ -381,24 +394,26 @@ def test_push_many_of_nothing_changes_nothing(rig: Rig) -> None:
     assert rig.device.in_flight == 1
 
 
+@python_only
 def test_push_many_exposes_its_chains_with_one_update_of_idx(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for _ in range(5):
         rig.offer()
     chains = rig.device.pop_many()
-    stores = _Recorder(rig.device, monkeypatch)
+    stores = _Recorder(_python_queue(rig), monkeypatch)
     rig.device.push_many([(chain, 0) for chain in chains])
     assert stores.values == [5]
 
 
 # 2.7.8.2: id and len are written before idx.
+@python_only
 def test_idx_is_stored_after_the_entries_it_exposes(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     head = rig.offer()
     chain = rig.pop()
-    stores = _Recorder(rig.device, monkeypatch)
+    stores = _Recorder(_python_queue(rig), monkeypatch)
     rig.device.push(chain, 33)
     assert stores.entries == [(head, 33)]
 
@@ -712,7 +727,7 @@ def test_a_queue_size_that_is_no_power_of_2_up_to_32768_is_refused(
     memory: GuestMemory, size: int
 ) -> None:
     with pytest.raises(QueueError, match="no power of 2"):
-        SplitQueue(memory, size, _sound(8))
+        split_queue_type()(memory, size, _sound(8))
 
 
 @pytest.mark.parametrize(("part", "alignment"), [("descriptor", 16), ("driver", 2), ("device", 4)])
@@ -720,18 +735,18 @@ def test_a_misaligned_part_is_refused(memory: GuestMemory, part: str, alignment:
     for offset in range(1, alignment):
         addresses = replace(_sound(8), **{part: 8 * PAGE + offset})
         with pytest.raises(QueueError, match=f"aligned to {alignment} bytes"):
-            SplitQueue(memory, 8, addresses)
+            split_queue_type()(memory, 8, addresses)
 
 
 def test_the_least_alignment_is_enough(memory: GuestMemory) -> None:
-    SplitQueue(memory, 8, QueueAreas(PAGE + 16, 2 * PAGE + 2, 3 * PAGE + 4))
+    split_queue_type()(memory, 8, QueueAreas(PAGE + 16, 2 * PAGE + 2, 3 * PAGE + 4))
 
 
 @pytest.mark.parametrize("address", [MEMORY_SIZE, HOLE_START, 1 << 63, (1 << 64) - 16])
 @pytest.mark.parametrize("part", ["descriptor", "driver", "device"])
 def test_a_part_outside_memory_is_refused(memory: GuestMemory, part: str, address: int) -> None:
     with pytest.raises(QueueError, match="not memory"):
-        SplitQueue(memory, 8, replace(_sound(8), **{part: address}))
+        split_queue_type()(memory, 8, replace(_sound(8), **{part: address}))
 
 
 # Each part's size as the table in 2.7 gives it, the event field included.
@@ -748,9 +763,9 @@ def test_a_part_must_be_in_memory_to_its_last_byte(
     memory: GuestMemory, part: str, alignment: int, length: Callable[[int], int], size: int
 ) -> None:
     last = (MEMORY_SIZE - length(size)) // alignment * alignment
-    SplitQueue(memory, size, replace(_sound(size), **{part: last}))
+    split_queue_type()(memory, size, replace(_sound(size), **{part: last}))
     with pytest.raises(QueueError, match="not memory"):
-        SplitQueue(memory, size, replace(_sound(size), **{part: last + alignment}))
+        split_queue_type()(memory, size, replace(_sound(size), **{part: last + alignment}))
 
 
 # 2.7: each part is physically contiguous; regions are neighbours for the guest, but not for us.
@@ -758,121 +773,36 @@ def test_a_part_must_be_in_memory_to_its_last_byte(
 def test_a_part_that_spans_regions_is_refused(two_regions: GuestMemory, part: str) -> None:
     border = two_regions.regions[1].guest_address
     with pytest.raises(QueueError, match="not contiguous"):
-        SplitQueue(two_regions, 8, replace(_sound(8), **{part: border - 16}))
+        split_queue_type()(two_regions, 8, replace(_sound(8), **{part: border - 16}))
 
 
-# Malformed chains. Each function writes one whose head is descriptor BAD; the queue has 8.
+# Malformed chains, each with descriptor BAD for its head; the queue has 8.
 
 BAD = 4
+BADS = (BAD, 5, 6, 7)
 Malform = Callable[[Rig], None]
 
 
-def _bad_head(address: int, length: int, flags: int, following: int = 0) -> Malform:
-    return lambda rig: rig.driver.write_descriptor(BAD, address, length, flags, following)
-
-
-def _bad_table(
-    *entries: tuple[int, int, int, int], length: int | None = None, flags: int = INDIRECT
-) -> Malform:
+def _malform(malformed: Malformed) -> Malform:
     def malform(rig: Rig) -> None:
-        size = 16 * len(entries) if length is None else length
-        rig.driver.write_descriptor(BAD, rig.table(*entries), size, flags, 0)
+        ground = Ground(
+            BADS,
+            rig.device.size,
+            buffer=rig.allocator.take(BUFFER),
+            table=rig.room(rig.device.size + 1),
+            end=MEMORY_SIZE,
+            hole=HOLE_START,
+        )
+        chain, table = malformed.write(ground)
+        for index, entry in zip(BADS, chain, strict=False):
+            rig.driver.write_descriptor(index, *entry)
+        rig.memory.write(ground.table, b"".join(struct.pack("<QIHH", *one) for one in table))
 
     return malform
 
 
-def _loop_of_two(rig: Rig) -> None:
-    rig.driver.write_descriptor(BAD, PAGE, 1, NEXT, 5)
-    rig.driver.write_descriptor(5, PAGE, 1, NEXT, BAD)
-
-
-def _loop_of_zero_length(rig: Rig) -> None:
-    rig.driver.write_descriptor(BAD, PAGE, 0, NEXT, 5)
-    rig.driver.write_descriptor(5, PAGE, 0, NEXT, BAD)
-
-
-def _too_long_mixed(rig: Rig) -> None:
-    # 3 direct and 6 indirect.
-    for index in (BAD, 5, 6):
-        rig.driver.write_descriptor(index, PAGE, 1, NEXT, index + 1)
-    entries = [(PAGE, 1, NEXT, number + 1) for number in range(5)]
-    rig.driver.write_descriptor(7, rig.table(*entries, (PAGE, 1, 0, 0)), 96, INDIRECT, 0)
-
-
-def _readable_after_writable(rig: Rig) -> None:
-    rig.driver.write_descriptor(BAD, PAGE, 1, NEXT | WRITE, 5)
-    rig.driver.write_descriptor(5, PAGE, 1, 0, 0)
-
-
-def _readable_table_after_writable(rig: Rig) -> None:
-    rig.driver.write_descriptor(BAD, PAGE, 1, NEXT | WRITE, 5)
-    rig.driver.write_descriptor(5, rig.table((PAGE, 1, 0, 0)), 16, INDIRECT, 0)
-
-
-def _bad_second(address: int, length: int, flags: int) -> Malform:
-    def malform(rig: Rig) -> None:
-        rig.driver.write_descriptor(BAD, PAGE, 1, NEXT, 5)
-        rig.driver.write_descriptor(5, address, length, flags, 0)
-
-    return malform
-
-
-TOP = (1 << 64) - 8
-NINE_ENTRIES = [*[(PAGE, 1, NEXT, number + 1) for number in range(8)], (PAGE, 1, 0, 0)]
-
-MALFORMED = [
-    pytest.param(_bad_head(PAGE, 1, NEXT, 8), "2.7.5", id="next-is-the-queue-size"),
-    pytest.param(_bad_head(PAGE, 1, NEXT, 0xFFFF), "2.7.5", id="next-is-65535"),
-    pytest.param(_bad_table((PAGE, 1, NEXT, 1)), "2.7.5", id="next-is-behind-the-table"),
-    pytest.param(_bad_table((PAGE, 1, NEXT, 7)), "2.7.5", id="next-is-in-the-queue-only"),
-    pytest.param(_bad_head(PAGE, 1, NEXT, BAD), "2.7.5.3.1", id="loop-of-one"),
-    pytest.param(_loop_of_two, "2.7.5.3.1", id="loop-of-two"),
-    pytest.param(_loop_of_zero_length, "2.7.5.3.1", id="loop-without-a-byte"),
-    pytest.param(
-        _bad_table((PAGE, 1, NEXT, 1), (PAGE, 1, NEXT, 0)), "2.7.5.3.1", id="loop-in-a-table"
-    ),
-    pytest.param(_bad_table(*NINE_ENTRIES), "2.7.5.3.1", id="table-longer-than-the-queue"),
-    pytest.param(_too_long_mixed, "2.7.5.3.1", id="mixed-longer-than-the-queue"),
-    pytest.param(_bad_head(MEMORY_SIZE, 1, 0), "2.7.5", id="readable-outside-memory"),
-    pytest.param(_bad_head(MEMORY_SIZE, 1, WRITE), "2.7.5", id="writable-outside-memory"),
-    pytest.param(_bad_head(MEMORY_SIZE - 1, 2, WRITE), "2.7.5", id="one-byte-past-the-end"),
-    pytest.param(_bad_head(0, MEMORY_SIZE + 1, 0), "2.7.5", id="longer-than-memory"),
-    pytest.param(_bad_head(HOLE_START, 16, 0), "2.7.5", id="in-the-hole"),
-    pytest.param(_bad_head(TOP, 16, 0), "2.7.5", id="readable-wraps-at-2^64"),
-    pytest.param(_bad_head(TOP, 8 + MEMORY_SIZE, WRITE), "2.7.5", id="writable-wraps-at-2^64"),
-    pytest.param(_bad_head(1 << 63, 0xFFFF_FFFF, 0), "2.7.5", id="sign-bit"),
-    pytest.param(_bad_table((TOP, 16, WRITE, 0)), "2.7.5", id="wraps-in-a-table"),
-    pytest.param(_bad_second(MEMORY_SIZE, 1, WRITE), "2.7.5", id="second-buffer-outside"),
-    pytest.param(_bad_table((PAGE, 16, INDIRECT, 0)), "2.7.5.3.1", id="table-inside-a-table"),
-    pytest.param(
-        _bad_table((PAGE, 1, NEXT, 1), (PAGE, 16, INDIRECT, 0)),
-        "2.7.5.3.1",
-        id="table-at-the-end-of-a-table",
-    ),
-    pytest.param(
-        _bad_table((PAGE, 1, 0, 0), flags=INDIRECT | NEXT), "2.7.5.3.1", id="indirect-and-next"
-    ),
-    pytest.param(_bad_second(PAGE, 16, INDIRECT | NEXT), "2.7.5.3.1", id="second-has-both"),
-    pytest.param(_bad_table((PAGE, 1, 0, 0), length=0), "2.7.5.3", id="table-of-0-bytes"),
-    pytest.param(_bad_table((PAGE, 1, 0, 0), length=8), "2.7.5.3", id="table-of-8-bytes"),
-    pytest.param(_bad_table((PAGE, 1, 0, 0), length=17), "2.7.5.3", id="table-of-17-bytes"),
-    pytest.param(
-        _bad_table((PAGE, 1, 0, 0), length=0xFFFF_FFFF), "2.7.5.3", id="table-of-2^32-1-bytes"
-    ),
-    pytest.param(_bad_head(MEMORY_SIZE, 16, INDIRECT), "2.7.5", id="table-outside-memory"),
-    pytest.param(_bad_head(MEMORY_SIZE - 16, 32, INDIRECT), "2.7.5", id="table-half-outside"),
-    pytest.param(_bad_head(PAGE, 0xFFFF_FFF0, INDIRECT), "2.7.5", id="table-longer-than-memory"),
-    pytest.param(_bad_head(TOP, 16, INDIRECT), "2.7.5", id="table-wraps-at-2^64"),
-    pytest.param(_readable_after_writable, "2.7.4.2", id="readable-after-writable"),
-    pytest.param(
-        _bad_table((PAGE, 1, NEXT | WRITE, 1), (PAGE, 1, 0, 0)),
-        "2.7.4.2",
-        id="readable-after-writable-in-a-table",
-    ),
-    pytest.param(
-        _readable_table_after_writable, "2.7.4.2", id="readable-in-a-table-after-writable"
-    ),
-]
+#: A hole that has memory before it is not here: this one is behind the end of memory.
+MALFORMED = [pytest.param(_malform(one), one.section, id=one.name) for one in (*CHAINS, *TABLES)]
 
 
 @pytest.mark.parametrize(("malform", "section"), MALFORMED)
@@ -1082,6 +1012,11 @@ class _CountedRing:
         return value
 
 
+def _python_queue(rig: Rig) -> SplitQueue:
+    assert isinstance(rig.device, SplitQueue)
+    return rig.device
+
+
 class _Recorder:
     # Notes every store to the used ring's idx, and the first used entry at that moment.
     def __init__(self, queue: SplitQueue, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1106,7 +1041,7 @@ class _Recorder:
 @pytest.fixture
 def reads(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> Counter[Read]:
     counted: Counter[Read] = Counter()
-    queue = rig.device
+    queue = _python_queue(rig)
     real_table = queue._indirect_table
 
     def counted_table(address: int, size: int, flags: int) -> tuple[_CountedTable, int]:
@@ -1119,6 +1054,7 @@ def reads(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> Counter[Read]:
     return counted
 
 
+@python_only
 def test_each_field_of_a_descriptor_is_read_at_most_once(rig: Rig, reads: Counter[Read]) -> None:
     pieces = [rig.readable(b"a"), rig.readable(b"b"), rig.writable(1), rig.writable(2)]
     rig.driver.add(pieces, direct=2, table=rig.room(2))
@@ -1130,6 +1066,7 @@ def test_each_field_of_a_descriptor_is_read_at_most_once(rig: Rig, reads: Counte
     assert set(reads.values()) == {1}
 
 
+@python_only
 @pytest.mark.parametrize(("malform", "section"), MALFORMED)
 def test_a_malformed_chains_fields_are_read_once_a_visit(
     rig: Rig, reads: Counter[Read], malform: Malform, section: str
@@ -1143,6 +1080,7 @@ def test_a_malformed_chains_fields_are_read_once_a_visit(
             assert count == reads[table, index, "flags"]
 
 
+@python_only
 def test_each_entry_of_the_available_ring_is_read_once(rig: Rig, reads: Counter[Read]) -> None:
     for _ in range(4):
         rig.offer(rig.writable(1))

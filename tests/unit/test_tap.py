@@ -34,7 +34,7 @@ from virtiopy.transport.driver import MmioDriver
 from virtiopy.transport.interrupts import LevelInterrupt
 from virtiopy.transport.mmio import MmioTransport
 from virtiopy.transport.registers import Register
-from virtiopy.vhost.kernel import check_tap
+from virtiopy.vhost.kernel.net import check_tap
 from virtiopy.virtqueue.driver import Allocator, Piece
 
 pytestmark = needs_taps
@@ -477,13 +477,13 @@ def test_a_queue_is_lent_while_its_frames_are_no_longer_than_the_devices(
     namespace: Namespace,
 ) -> None:
     with Tap(namespace.config(create=True, mtu=1400, queues=2)) as tap:
-        assert [tap.lend(pair, 1400) for pair in range(2)] == [tap.fileno(0), tap.fileno(1)]
+        assert [tap.worker_file(pair, 1400) for pair in range(2)] == [tap.fileno(0), tap.fileno(1)]
         namespace.ip("link", "set", "t0", "mtu", "1401")
         with pytest.raises(ConfigError, match=r"MTU of 1401.*link set t0 mtu 1400"):
-            tap.lend(0, 1400)
+            tap.worker_file(0, 1400)
         namespace.ip("link", "del", "t0")
         with pytest.raises(ConfigError, match="no more"):
-            tap.lend(0, 1400)
+            tap.worker_file(0, 1400)
 
 
 def test_vhost_takes_the_taps_that_are_opened_here(namespace: Namespace) -> None:

@@ -7,12 +7,13 @@ import pytest
 
 from tests.openfiles import open_files
 from virtiopy._native import ffi, lib
-from virtiopy.devices.base import Given
+from virtiopy.devices.delegation import DelegatedQueue
 from virtiopy.errors import ConfigError, HostError
 from virtiopy.memory import HOLE_END, HOLE_START, AddressError, GuestMemory, Region
 from virtiopy.spec import Feature, feature_mask
-from virtiopy.vhost.handoff import VhostPair
-from virtiopy.vhost.kernel import Ring, VhostNet, offered_with
+from virtiopy.vhost.kernel.net import VhostNet
+from virtiopy.vhost.kernel.pair import VhostPair
+from virtiopy.vhost.vring import Vring
 from virtiopy.virtqueue.driver import Allocator, DriverQueue, Piece
 from virtiopy.virtqueue.queue import QueueAreas, QueueError, QueueState
 from virtiopy.virtqueue.split import SplitQueue
@@ -126,7 +127,7 @@ def test_a_ring_starts_with_its_backend_as_the_last_step(
     vhost.set_memory(memory)
     kernel.calls.clear()
 
-    vhost.start_ring(1, Ring(128, ADDRESSES, QueueState(77), kick=10, call=11, error=12), tap=13)
+    vhost.start_ring(1, Vring(128, ADDRESSES, QueueState(77), kick=10, call=11, error=12), tap=13)
 
     parts = tuple(host(memory, address) for address in (0x1000, 0x2000, 0x3000))
     assert set(kernel.calls[:-1]) == {
@@ -215,8 +216,8 @@ def test_a_negotiated_feature_that_vhost_lacks_is_refused(
 
 def test_what_can_be_offered_leaves_out_what_only_vhost_could_do() -> None:
     device = VERSION_1 | EVENT_IDX | PACKED | CSUM
-    assert offered_with(device, VERSION_1) == VERSION_1 | CSUM
-    assert offered_with(VERSION_1, VERSION_1 | EVENT_IDX) == VERSION_1
+    assert VhostNet.offered_with(device, VERSION_1) == VERSION_1 | CSUM
+    assert VhostNet.offered_with(VERSION_1, VERSION_1 | EVENT_IDX) == VERSION_1
 
 
 @pytest.mark.parametrize(
@@ -235,7 +236,7 @@ def test_a_refusal_names_the_ioctl_and_a_remedy(
 
     def set_up(vhost: VhostNet) -> None:
         vhost.set_memory(memory)
-        vhost.start_ring(0, Ring(16, ADDRESSES, QueueState(), kick=10, call=11), tap=13)
+        vhost.start_ring(0, Vring(16, ADDRESSES, QueueState(), kick=10, call=11), tap=13)
 
     with (
         VhostNet("/dev/null", ioctl=kernel.ioctl) as vhost,
@@ -305,7 +306,7 @@ def test_a_busy_poll_timeout_is_checked(vhost: VhostNet) -> None:
         vhost.set_busy_poll(0, -1)
 
 
-def make_given(memory: GuestMemory, ring: int, kick: int) -> Given:
+def make_given(memory: GuestMemory, ring: int, kick: int) -> DelegatedQueue:
     driver = DriverQueue(memory, 16, Allocator(0x1000 + ring * 0x1000, memory.size))
     for _ in range(5):
         driver.add([Piece(0x8000, 64, writable=True)])
@@ -313,7 +314,7 @@ def make_given(memory: GuestMemory, ring: int, kick: int) -> Given:
     queue.push_many([(chain, 0) for chain in queue.pop_many(2)])
     assert len(queue.pop_many(2)) == 2
     queue.unpop(2)
-    return Given(ring, queue, kick, call=11)
+    return DelegatedQueue(ring, queue, kick, call=11)
 
 
 def test_a_pair_that_was_given_goes_on_where_vhost_left_it(
@@ -323,7 +324,7 @@ def test_a_pair_that_was_given_goes_on_where_vhost_left_it(
     vhost = VhostNet("/dev/null", ioctl=kernel.ioctl)
     with VhostPair(memory, 13, vhost=vhost) as pair:
         given = [make_given(memory, ring, kick) for ring in range(2)]
-        pair.give(given, VERSION_1)
+        pair.delegate(given, VERSION_1)
         assert pair.active
         assert [call for call in kernel.calls if call[0] == "SET_VRING_BASE"] == [
             ("SET_VRING_BASE", 0, 2),
@@ -331,7 +332,7 @@ def test_a_pair_that_was_given_goes_on_where_vhost_left_it(
         ]
 
         kernel.bases = {0: 4, 1: 3}
-        pair.take_back()
+        pair.reclaim()
         assert not pair.active
         assert [g.queue.state for g in given] == [QueueState(4), QueueState(3)]
         assert [len(g.queue.pop_many()) for g in given] == [1, 2]
@@ -350,10 +351,10 @@ def test_a_pair_of_which_one_is_refused_stays_where_it_was(
     ):
         good = make_given(memory, 0, kick)
         driver = DriverQueue(more, 16, Allocator(memory.size, more.size))
-        outside = Given(1, SplitQueue(more, 16, driver.areas), kick, call=11)
+        outside = DelegatedQueue(1, SplitQueue(more, 16, driver.areas), kick, call=11)
 
         with pytest.raises(AddressError):
-            pair.give([good, outside], VERSION_1)
+            pair.delegate([good, outside], VERSION_1)
 
         assert not pair.active
         assert ("NET_SET_BACKEND", 0, -1) in kernel.calls
@@ -367,5 +368,5 @@ def test_a_pair_with_chains_in_flight_is_not_given(memory: GuestMemory, kernel: 
         given = make_given(memory, 0, 10)
         given.queue.pop()
         with pytest.raises(ValueError, match="in flight"):
-            pair.give([given], VERSION_1)
+            pair.delegate([given], VERSION_1)
         assert not pair.active

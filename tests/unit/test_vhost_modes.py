@@ -9,10 +9,11 @@ from click.testing import CliRunner
 from tests.unit.test_control import serving
 from tests.unit.vhost_model import RX, TX
 from tests.unit.vhost_rig import IOEVENTFD, Rig
-from virtiopy.cli.attachments import ATTACHMENTS, ModeChoice
+from virtiopy.cli.attachments import ModeChoice, mode_of, parse
 from virtiopy.cli.main import cli
 from virtiopy.control.client import Json, ask, device_facts
 from virtiopy.control.server import ControlServer
+from virtiopy.devices.registry import entries, entry_named
 from virtiopy.errors import ConfigError, HostError
 
 
@@ -40,13 +41,13 @@ def served(by_loop: Rig, tmp_path: Path) -> Iterator[tuple[Rig, Path]]:
 def test_the_control_socket_switches(served: tuple[Rig, Path]) -> None:
     rig, path = served
     for mode in ("vhost", "ioeventfd", "vhost"):
-        answer = ask(path, {"command": "handoff", "device": "net0", "mode": mode})
+        answer = ask(path, {"command": "mode", "device": "net0", "mode": mode})
         assert answer == {"device": "net0", "mode": mode}
         facts = device_facts(ask(path, {"command": "status"}), "net0")
         assert facts["mode"] == rig.slot.mode == mode
-        assert facts["pairs_handed_over"] == (mode == "vhost")
+        assert facts["pairs_delegated"] == (mode == "vhost")
     # There is one: it need not be named.
-    assert ask(path, {"command": "handoff", "mode": "ioeventfd"})["device"] == "net0"
+    assert ask(path, {"command": "mode", "mode": "ioeventfd"})["device"] == "net0"
 
 
 @pytest.mark.parametrize(
@@ -64,18 +65,18 @@ def test_a_switch_that_cannot_be_is_answered_with_the_reason(
 ) -> None:
     rig, path = served
     with pytest.raises(ConfigError, match=words):
-        ask(path, {"command": "handoff", **request_})
+        ask(path, {"command": "mode", **request_})
     assert rig.slot.mode is IOEVENTFD
 
 
 def test_a_machine_without_network_devices_has_nothing_to_switch(tmp_path: Path) -> None:
     with serving(tmp_path / "vm.sock"), pytest.raises(ConfigError, match="start it with --net"):
-        ask(tmp_path / "vm.sock", {"command": "handoff", "mode": "vhost"})
+        ask(tmp_path / "vm.sock", {"command": "mode", "mode": "vhost"})
 
 
 def test_virtiopy_ctl_switches(served: tuple[Rig, Path]) -> None:
     rig, path = served
-    done = CliRunner().invoke(cli, ["ctl", str(path), "handoff", "vhost"], catch_exceptions=False)
+    done = CliRunner().invoke(cli, ["ctl", str(path), "mode", "vhost"], catch_exceptions=False)
     assert done.output == "net0: vhost\n"
     assert rig.kernel.running == [(0, RX), (0, TX)]
 
@@ -83,7 +84,7 @@ def test_virtiopy_ctl_switches(served: tuple[Rig, Path]) -> None:
 def test_virtiopy_ctl_passes_on_why_not(served: tuple[Rig, Path]) -> None:
     rig, path = served
     rig.kernel.refusal = HostError("There is none: load it.")
-    arguments = ["ctl", str(path), "handoff", "vhost", "--device", "net0"]
+    arguments = ["ctl", str(path), "mode", "vhost", "--device", "net0"]
     with pytest.raises(ConfigError, match="net0 stays in ioeventfd mode: There is none"):
         CliRunner().invoke(cli, arguments, catch_exceptions=False)
 
@@ -105,9 +106,8 @@ def test_virtiopy_ctl_passes_on_why_not(served: tuple[Rig, Path]) -> None:
     ],
 )
 def test_vhost_and_mode_say_the_same(text: str, chosen: ModeChoice) -> None:
-    (attachment,) = [each for each in ATTACHMENTS if each.prefix == "net"]
-    options = attachment.parse(f"tap=t0{text}")
-    assert attachment.choose_mode(options, "ioeventfd") == chosen
+    net = entry_named("net")
+    assert mode_of(net, parse(net, f"tap=t0{text}"), "ioeventfd") == chosen
 
 
 @pytest.mark.parametrize(
@@ -123,15 +123,15 @@ def test_vhost_and_mode_say_the_same(text: str, chosen: ModeChoice) -> None:
     ],
 )
 def test_vhost_and_mode_that_contradict_each_other_are_refused(text: str, words: str) -> None:
-    (attachment,) = [each for each in ATTACHMENTS if each.prefix == "net"]
+    net = entry_named("net")
     with pytest.raises(ConfigError, match=words):
-        attachment.choose_mode(attachment.parse(f"tap=t0,{text}"), "ioeventfd")
+        mode_of(net, parse(net, f"tap=t0,{text}"), "ioeventfd")
 
 
 def test_only_network_devices_have_that_mode() -> None:
-    for attachment in ATTACHMENTS:
-        if attachment.prefix == "net":
+    for entry in entries():
+        if entry.name == "net":
             continue
-        text = "x,mode=vhost" if attachment.has_main else "mode=vhost"
+        text = "x,mode=vhost" if entry.option.has_main else "mode=vhost"
         with pytest.raises(ConfigError, match="mode=vhost: use one of"):
-            attachment.choose_mode(attachment.parse(text), "ioeventfd")
+            mode_of(entry, parse(entry, text), "ioeventfd")

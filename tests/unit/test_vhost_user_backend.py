@@ -3,7 +3,7 @@
 import contextlib
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from virtiopy.devices.net import Net
 from virtiopy.devices.net.features import NetFeature
 from virtiopy.devices.net.header import HEADER_SIZE
 from virtiopy.devices.rng import Rng
+from virtiopy.errors import ConfigError, PeerError
 from virtiopy.host.disk import DiskImage
 from virtiopy.spec import DeviceStatus, Feature, feature_mask
 from virtiopy.vhost.user.messages import (
@@ -412,3 +413,73 @@ def test_without_controlq_every_frame_is_received(net: Served, link: WireLink) -
         link.arrive(MULTICAST)
         (used,) = driver.queues[0].wait()
         assert driver.memory.read(room.address, used.length)[HEADER_SIZE:] == MULTICAST
+
+
+# An image that two backends serve, for a guest that migrates from one to the other
+
+
+@contextlib.contextmanager
+def disk_served(image: Path, path: Path) -> Iterator[Served]:
+    disk = DiskImage(image, claimed=False)
+    with Served(Blk(disk, num_queues=2, queue_size=16), path, disk) as served:
+        yield served
+
+
+def test_two_backends_work_on_an_image_one_after_the_other(image: Path, tmp_path: Path) -> None:
+    with (
+        disk_served(image, tmp_path / "one.sock") as one,
+        disk_served(image, tmp_path / "other.sock") as other,
+        Driver(one.connect(), queue_count=2) as source,
+        Driver(other.connect(), queue_count=2) as destination,
+    ):
+        source.start()
+        assert read_sector(source, 1) == bytes([1]) * SECTOR
+        for index in range(2):
+            source.frontend.stop_ring(index)
+        destination.start()
+        assert read_sector(destination, 2) == bytes([2]) * SECTOR
+
+
+def test_an_image_is_in_use_until_the_last_ring_stops(
+    image: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with (
+        disk_served(image, tmp_path / "one.sock") as one,
+        disk_served(image, tmp_path / "other.sock") as other,
+        Driver(one.connect(), queue_count=2) as source,
+    ):
+        source.start()
+        source.frontend.stop_ring(0)
+        with Driver(other.connect()) as refused, pytest.raises(PeerError):
+            refused.start()
+        assert "no ring can start: The image" in caplog.text
+        assert "in use by another program" in caplog.text
+        source.frontend.stop_ring(1)
+        with Driver(other.connect()) as destination:
+            destination.start()
+            assert read_sector(destination, 2) == bytes([2]) * SECTOR
+
+
+@pytest.mark.parametrize(
+    "leave",
+    [
+        lambda driver: driver.frontend.close(),
+        lambda driver: driver.frontend.set_status(0),
+        lambda driver: driver.frontend.reset_device(),
+    ],
+)
+def test_an_image_is_free_when_the_frontend_leaves_or_resets(
+    image: Path, tmp_path: Path, leave: Callable[[Driver], None]
+) -> None:
+    with (
+        disk_served(image, tmp_path / "one.sock") as one,
+        Driver(one.connect(), queue_count=2) as driver,
+    ):
+        driver.start()
+        assert read_sector(driver, 1) == bytes([1]) * SECTOR
+        with pytest.raises(ConfigError, match="in use by another program"):
+            DiskImage(image)
+        leave(driver)
+        one.loop.call(lambda: None, "a turn")
+        one.loop.call(lambda: None, "another")
+        DiskImage(image).close()

@@ -20,15 +20,17 @@ import pytest
 
 from tests.unit.vhost_user import FEATURES, PATIENCE
 from tests.unit.vhost_user_peer import Holdings, full_socket
+from virtiopy import eventfds
 from virtiopy.closing import Closing
 from virtiopy.errors import ConfigError, PeerError
 from virtiopy.eventloop import EventLoop
 from virtiopy.memory import GuestMemory
-from virtiopy.spec import Feature
+from virtiopy.spec import DeviceStatus, Feature, has_feature
+from virtiopy.statements.index import load_index
 from virtiopy.vhost.user import device as device_module
 from virtiopy.vhost.user import frontend as frontend_module
 from virtiopy.vhost.user.connection import Connection, DisconnectedError, close_all
-from virtiopy.vhost.user.device import open_blk
+from virtiopy.vhost.user.device import VhostUserDevice, open_blk, open_net
 from virtiopy.vhost.user.frontend import WANTED, connect
 from virtiopy.vhost.user.messages import (
     PAYLOAD_MAX,
@@ -40,6 +42,7 @@ from virtiopy.vhost.user.messages import (
     Message,
     Request,
     RingState,
+    to_u64,
     u64,
 )
 from virtiopy.virtqueue.driver import Allocator, DriverQueue
@@ -47,7 +50,7 @@ from virtiopy.virtqueue.queue import Virtqueue
 from virtiopy.virtqueue.split import SplitQueue
 
 #: The messages until a device is there, and those until its driver's ring is worked.
-STARTING, RUNNING = 7, 19
+STARTING, RUNNING = 7, 23
 
 OFFERED = FEATURES | 1 << VHOST_USER_F_PROTOCOL_FEATURES
 
@@ -70,6 +73,8 @@ class FakeBackend(Closing):
         #: Whether it holds an answer back, and may go on.
         self.holds, self.release = threading.Event(), threading.Event()
         self.channel: socket.socket | None = None
+        #: What it was asked, in all connections.
+        self.asked: list[Message] = []
         self._faults = iter(faults)
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(path))
@@ -102,6 +107,7 @@ class FakeBackend(Closing):
             if message.request == Request.SET_BACKEND_REQ_FD:
                 self.channel = socket.socket(fileno=message.fds.pop())
             close_all(message.fds)
+            self.asked.append(message)
             if fault is not None and fault[0] == index:
                 fault[1](self, connection, message)
                 return
@@ -109,7 +115,7 @@ class FakeBackend(Closing):
             if answer is not None:
                 connection.send(answer)
                 close_all(answer.fds)
-            if message.request == Request.SET_VRING_ENABLE:
+            if message.request == Request.SET_STATUS and to_u64(message) & DeviceStatus.DRIVER_OK:
                 self.works.set()
 
     def answer(self, message: Message) -> Message | None:
@@ -186,6 +192,14 @@ def _short_answer_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(frontend_module, "ANSWER_TIME", 0.3)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _the_signal_is_there() -> None:
+    """Make what a process has once, and keeps: the file that signals are written from."""
+    eventfd = os.eventfd(0)
+    eventfds.signal(eventfd)
+    os.close(eventfd)
+
+
 @pytest.fixture(autouse=True)
 def _what_others_left_stays() -> Iterator[None]:
     """Collect no garbage, which may hold files: what a test finds open is there at its end."""
@@ -221,6 +235,55 @@ def test_a_device_that_cannot_be_had_is_one_sentence(
                 open_blk(path)
             assert_one_sentence(raised.value)
     assert Holdings.now() == before
+
+
+def offered_on(path: Path, device: VhostUserDevice) -> set[str]:
+    """Name the device type's feature bits that go on to a driver."""
+    prefix = "VIRTIO_BLK_F_" if "blk" in path.name else "VIRTIO_NET_F_"
+    names = {name: bit for name, bit in load_index().features.items() if name.startswith(prefix)}
+    return {name for name, bit in names.items() if has_feature(device.features, bit)}
+
+
+def test_a_disk_offers_no_field_beyond_its_configuration_space(tmp_path: Path) -> None:
+    path = tmp_path / "blk.sock"
+    with FakeBackend(path, features=(1 << 64) - 1), contextlib.closing(open_blk(path)) as device:
+        names = offered_on(path, device)
+        last = "VIRTIO_BLK_F_WRITE_ZEROES"
+        assert last in names
+        assert not names & {"VIRTIO_BLK_F_SECURE_ERASE", "VIRTIO_BLK_F_ZONED"}
+        assert not any(device.features >> bit & 1 for bit in range(24, 50))
+
+
+def test_a_net_offers_nothing_that_takes_a_control_queue(tmp_path: Path) -> None:
+    path = tmp_path / "net.sock"
+    with (
+        FakeBackend(path, features=(1 << 64) - 1),
+        contextlib.closing(open_net(path, b"\2\0\0\0\0\1")) as device,
+    ):
+        names = offered_on(path, device)
+        assert {"VIRTIO_NET_F_GUEST_USO4", "VIRTIO_NET_F_GUEST_USO6"} <= names
+        taking = (
+            "CTRL",
+            "RSS",
+            "HASH",
+            "COAL",
+            "MQ",
+            "ANNOUNCE",
+            "STATUS",
+            "MTU",
+            "SPEED",
+            "STATS",
+        )
+        assert [name for name in names if any(word in name for word in taking)] == []
+
+
+def test_a_net_without_an_address_offers_none(tmp_path: Path) -> None:
+    path = tmp_path / "net.sock"
+    with (
+        FakeBackend(path, features=(1 << 64) - 1),
+        contextlib.closing(open_net(path, None)) as device,
+    ):
+        assert "VIRTIO_NET_F_MAC" not in offered_on(path, device)
 
 
 def test_a_backend_that_offers_too_little_is_one_sentence(tmp_path: Path) -> None:
@@ -268,10 +331,10 @@ class Notifiers:
         self.kick = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.call = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
-    def lend(self) -> None:
+    def delegate(self) -> None:
         pass
 
-    def take_back(self) -> None:
+    def reclaim(self) -> None:
         pass
 
 
@@ -330,6 +393,35 @@ def assert_works(vm: Vm, backend: FakeBackend, reconnects: int) -> None:
     vm.turn()
     with vm.device.lock:
         assert vm.device.facts() == {"backend": "connected", "reconnects": reconnects}
+
+
+def test_a_backend_is_told_the_device_status_and_driver_ok_when_its_rings_are_set_up(
+    tmp_path: Path,
+) -> None:
+    """DPDK's net_vhost and Open vSwitch start no ring before."""
+    path = tmp_path / "blk.sock"
+    with FakeBackend(path) as backend, Vm(path) as vm:
+        vm.start()
+        assert_works(vm, backend, 0)
+    told = [
+        to_u64(message) if message.request == Request.SET_STATUS else message.request
+        for message in backend.asked
+        if message.request in (Request.SET_STATUS, Request.SET_MEM_TABLE, Request.SET_VRING_ENABLE)
+    ]
+    assert told == [0x03, 0x0B, Request.SET_MEM_TABLE, Request.SET_VRING_ENABLE, 0x0F]
+
+
+def test_a_backend_gets_its_own_in_flight_area_back_before_a_ring_starts(tmp_path: Path) -> None:
+    """libvhost-user has it only then."""
+    path = tmp_path / "blk.sock"
+    with FakeBackend(path) as backend, Vm(path) as vm:
+        vm.start()
+        assert_works(vm, backend, 0)
+    asked = [message.request for message in backend.asked]
+    begin = asked.index(Request.GET_INFLIGHT_FD)
+    assert asked[begin + 1] == Request.SET_INFLIGHT_FD
+    assert asked.index(Request.SET_VRING_NUM) > begin
+    assert InflightArea.decode(backend.asked[begin + 1]) == InflightArea(4096, 0, 1, 128)
 
 
 LATER = ["goes", "says nothing", "says nonsense", "answers another request", "refuses"]

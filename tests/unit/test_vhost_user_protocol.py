@@ -444,3 +444,85 @@ def test_a_status_of_zero_stops_the_rings(driver: Driver) -> None:
     assert read_sector(driver, 1) == bytes([1]) * SECTOR
     driver.frontend.set_status(0)
     driver.frontend._tell(Request.SET_VRING_NUM, RingState(0, 8).encode())
+
+
+# A guest that is stopped and goes on: SET_STATUS 0 comes before GET_VRING_BASE
+
+
+def test_a_rings_position_outlives_a_status_of_zero(driver: Driver) -> None:
+    """QEMU's `stop` and `cont`, and both sides of a migration."""
+    driver.start()
+    driver.frontend.set_status(0x0F)
+    for sector in range(20):
+        assert read_sector(driver, sector) == bytes([sector]) * SECTOR
+    driver.frontend.set_status(0)
+    driver.frontend.enable_ring(0, enable=False)
+    base = driver.frontend.stop_ring(0)
+    assert base == QueueState(20)
+    driver.frontend.set_features(FEATURES)
+    driver.frontend.start_ring(0, driver.queues[0].ring(base), driver.memory)
+    driver.frontend.set_status(0x0F)
+    assert read_sector(driver, 20) == bytes([20]) * SECTOR
+    assert driver.frontend.stop_ring(0) == QueueState(21)
+
+
+def test_a_rings_position_outlives_other_features(driver: Driver) -> None:
+    driver.start()
+    assert read_sector(driver, 1) == bytes([1]) * SECTOR
+    driver.frontend.set_status(0)
+    driver.frontend.set_features(FEATURES | CONFIG_WCE)
+    assert driver.frontend.stop_ring(0) == QueueState(1)
+
+
+def test_what_was_made_available_while_the_guest_was_stopped_is_served(driver: Driver) -> None:
+    driver.start()
+    driver.frontend.set_status(0x0F)
+    assert read_sector(driver, 1) == bytes([1]) * SECTOR
+    driver.frontend.set_status(0)
+    rooms = unfinished(driver, [5, 6, 7])
+    base = driver.frontend.stop_ring(0)
+    driver.frontend.start_ring(0, driver.queues[0].ring(base), driver.memory)
+    driver.queues[0].wait(3)
+    assert [driver.memory.read(room.address, 1)[0] for room in rooms] == [5, 6, 7]
+
+
+# A base that is not the used ring's idx
+
+
+def base_counts_what_is_available(driver: Driver) -> int:
+    """Return the base that cloud-hypervisor sends."""
+    return int(driver.queues[0].driver.available.idx)
+
+
+@pytest.mark.parametrize("tracked", [True, False])
+def test_a_base_that_counts_what_is_available_loses_no_request(
+    served: Served, tracked: bool
+) -> None:
+    """What the killed backend had not taken; without an area, what it had taken, too."""
+    with Driver(served.connect()) as driver:
+        if tracked:
+            driver.track_inflight()
+        driver.start()
+        assert read_sector(driver, 1) == bytes([1]) * SECTOR
+        driver.frontend.stop_ring(0)
+        rooms = unfinished(driver, [5, 6])
+        driver.reconnect(served.connect(), [base_counts_what_is_available(driver)])
+        assert len(driver.queues[0].wait(2)) == 2
+        assert [driver.memory.read(room.address, 1)[0] for room in rooms] == [5, 6]
+        assert driver.frontend.stop_ring(0) == QueueState(3)
+
+
+@pytest.mark.parametrize("base", [0, 9])
+def test_a_base_that_a_frontend_makes_up_has_no_buffer_served_again(
+    driver: Driver, base: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """DPDK's virtio_user in server mode sends 0 to a backend that was started again."""
+    driver.start()
+    assert read_sector(driver, 1) == bytes([1]) * SECTOR
+    driver.frontend.stop_ring(0)
+    driver.frontend.start_ring(0, driver.queues[0].ring(QueueState(base)), driver.memory)
+    assert read_sector(driver, 2) == bytes([2]) * SECTOR
+    assert driver.queues[0].driver.used.idx == 2
+    assert f"ring 0 goes on from the used ring's idx, 1, and not from the base, {base}" in (
+        caplog.text
+    )

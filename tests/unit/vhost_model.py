@@ -8,7 +8,8 @@ from virtiopy.devices.net.header import HEADER_SIZE
 from virtiopy.errors import ConfigError, HostError
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import Feature, feature_mask, has_feature
-from virtiopy.vhost.kernel import RINGS, Ring
+from virtiopy.vhost.kernel.net import RINGS, VhostNet
+from virtiopy.vhost.vring import Vring
 from virtiopy.virtqueue.buffers import Buffers, gather, scatter, total
 from virtiopy.virtqueue.queue import QueueState
 from virtiopy.virtqueue.split import SplitQueue
@@ -42,7 +43,7 @@ class WireLink(FakeLink):
     def state_fileno(self) -> int:
         return self._state
 
-    def lend(self, pair: int, mtu: int) -> int:
+    def worker_file(self, pair: int, mtu: int) -> int:
         if self.longest > mtu:
             raise ConfigError("The MTU is too large: make it smaller.")
         return self.fileno(pair)
@@ -116,7 +117,7 @@ class ModelVhostNet:
         self.acked = 0
         self.memory: GuestMemory | None = None
         self.queues: dict[int, SplitQueue] = {}
-        self.rings: dict[int, Ring] = {}
+        self.rings: dict[int, Vring] = {}
         self.taps: dict[int, int] = {}
         self.broken: set[int] = set()
         self.busy_poll: dict[int, int] = {}
@@ -127,6 +128,9 @@ class ModelVhostNet:
     def close(self) -> None:
         self.queues.clear()
         self.kernel.opened.remove(self)
+
+    def offered(self, features: int) -> int:
+        return VhostNet.offered_with(features, self.features)
 
     def check_tap(self, tap: int) -> None:
         os.fstat(tap)
@@ -139,7 +143,7 @@ class ModelVhostNet:
     def set_memory(self, memory: GuestMemory) -> None:
         self.memory = memory
 
-    def start_ring(self, index: int, ring: Ring, tap: int) -> None:
+    def start_ring(self, index: int, ring: Vring, tap: int) -> None:
         assert index < RINGS
         assert index not in self.queues
         assert self.memory is not None

@@ -44,7 +44,7 @@ class Rig:
         self.link = WireLink(pairs)
         self.kernel = VhostModel(self.link)
         self.kernel.features = kernel_features
-        monkeypatch.setattr("virtiopy.vhost.handoff.VhostNet", self.kernel.open)
+        monkeypatch.setattr("virtiopy.vhost.kernel.pair.VhostNet", self.kernel.open)
         self.memory = GuestMemory.allocate(MEMORY)
         accelerator: Accelerator = NoAccelerator()  # type: ignore[assignment]
         self.machine = Machine(self.memory, accelerator, console=lambda data: None)

@@ -10,9 +10,10 @@ from virtiopy.devices.base import VirtioDevice
 from virtiopy.eventloop import EventLoop
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import Feature, feature_mask
-from virtiopy.vhost.kernel import Ring
 from virtiopy.vhost.user.frontend import InflightFile, VhostUserFrontend, connect
+from virtiopy.vhost.user.rings import Lease
 from virtiopy.vhost.user.server import Server, listen
+from virtiopy.vhost.vring import Vring
 from virtiopy.virtqueue.driver import Allocator, DriverQueue, Piece, Used
 from virtiopy.virtqueue.queue import QueueState
 
@@ -27,11 +28,11 @@ PATIENCE = 10
 class Served(Closing):
     """A device, served at `path` until it is closed."""
 
-    def __init__(self, device: VirtioDevice, path: Path) -> None:
+    def __init__(self, device: VirtioDevice, path: Path, lease: Lease | None = None) -> None:
         self.path = path
         self.device = device
         self.loop = EventLoop("backend")
-        self.server = Server(device, self.loop, listen(path))
+        self.server = Server(device, self.loop, listen(path), lease=lease)
         self.loop.start()
 
     def close(self) -> None:
@@ -61,9 +62,9 @@ class Queue:
         for fd in (self.kick, self.call, self.error):
             os.close(fd)
 
-    def ring(self, state: QueueState | None = None) -> Ring:
+    def ring(self, state: QueueState | None = None) -> Vring:
         driver = self.driver
-        return Ring(
+        return Vring(
             driver.size, driver.areas, state or QueueState(), self.kick, self.call, self.error
         )
 
@@ -127,13 +128,16 @@ class Driver(Closing):
         self.inflight = self.frontend.get_inflight(len(self.queues), size)
         assert self.inflight is not None
 
-    def reconnect(self, stream: socket.socket) -> None:
-        """Go on with another backend: QEMU's way, with the used ring's index for a base."""
+    def reconnect(self, stream: socket.socket, bases: list[int] | None = None) -> None:
+        """Go on with another backend: QEMU's way, with the used ring's index for a base.
+
+        Unless there are other `bases`.
+        """
         self.frontend.close()
         self.frontend = VhostUserFrontend(stream)
         if self.inflight is not None:
             self.frontend.set_inflight(self.inflight)
-        self.start([queue.driver.used.idx for queue in self.queues])
+        self.start(bases or [queue.driver.used.idx for queue in self.queues])
 
     def piece(self, data: bytes | int) -> Piece:
         """Put bytes into memory for the device to read; a number makes room for so many."""

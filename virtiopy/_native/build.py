@@ -1,7 +1,8 @@
 """Describe the cffi extension ``virtiopy._native._lib`` to setuptools.
 
-``cdef.h`` names what Python sees. Every number and struct offset in it is left to the C compiler
-(``...``), which takes it from the kernel's headers; a name that the headers lack fails the build.
+``cdef.h`` and ``cdef_rings.h`` name what Python sees. Every number and struct offset in the former
+is left to the C compiler (``...``), which takes it from the kernel's headers; a name that the
+headers lack fails the build.
 """
 
 from pathlib import Path
@@ -11,16 +12,35 @@ from cffi import FFI
 HERE = Path(__file__).parent
 
 #: One file a concern.
-SOURCES = ("dirty", "fences", "guard", "ioctl", "tcg", "wake")
+SOURCES = (
+    "blk",
+    "dirty",
+    "eventfd",
+    "fences",
+    "guard",
+    "ioctl",
+    "memory",
+    "pool",
+    "tcg",
+    "tcg_events",
+    "tcg_mmu",
+    "uring",
+    "virtq",
+    "wake",
+    "worker",
+)
+
+HEADERS = ("build.py", *(path.name for path in sorted(HERE.glob("*.h"))))
 
 ffibuilder = FFI()
-ffibuilder.cdef((HERE / "cdef.h").read_text())
+for name in ("cdef.h", "cdef_rings.h"):
+    ffibuilder.cdef((HERE / name).read_text())
 ffibuilder.set_source(
     "virtiopy._native._lib",
     '#include "native.h"',
     sources=[f"virtiopy/_native/{name}.c" for name in SOURCES],
     include_dirs=["virtiopy/_native"],
-    depends=[f"virtiopy/_native/{name}" for name in ("cdef.h", "native.h", "build.py")],
+    depends=[f"virtiopy/_native/{name}" for name in HEADERS],
     # -Wno-...: cffi's generated wrappers trip over these two; the other files do not.
     extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror",
                         "-Wno-missing-field-initializers", "-Wno-unused-parameter",

@@ -556,6 +556,55 @@ struct hvm_memmap_table_entry {
 	uint32_t type, reserved;
 };
 
+struct hvm_modlist_entry {
+	uint64_t paddr, size, cmdline_paddr, reserved;
+};
+
+/* Linux's boot protocol */
+struct setup_header {
+	uint8_t setup_sects;
+	uint32_t syssize;
+	uint16_t boot_flag, version, kernel_version;
+	uint8_t type_of_loader;
+	uint32_t ramdisk_image, ramdisk_size, cmd_line_ptr;
+	uint16_t xloadflags;
+	uint32_t cmdline_size, payload_offset, payload_length;
+	uint64_t pref_address;
+	uint32_t init_size;
+	...;
+};
+
+struct boot_e820_entry {
+	uint64_t addr, size;
+	uint32_t type;
+	...;
+};
+
+struct boot_params {
+	uint64_t acpi_rsdp_addr;
+	uint8_t e820_entries;
+	struct setup_header hdr;
+	struct boot_e820_entry e820_table[...];
+	...;
+};
+
+/* Multiboot */
+struct multiboot_info {
+	uint32_t flags, mem_lower, mem_upper, cmdline, mods_count, mods_addr, mmap_length, mmap_addr;
+	...;
+};
+
+struct multiboot_mmap_entry {
+	uint32_t size;
+	uint64_t addr, len;
+	uint32_t type;
+	...;
+};
+
+struct multiboot_module {
+	uint32_t mod_start, mod_end, string, reserved;
+};
+
 /* vhost */
 struct vhost_vring_state {
 	unsigned int index, num;
@@ -640,22 +689,15 @@ int vp_fallocate(int fd, int mode, int64_t offset, int64_t length);
 int vp_ofd_lock(int fd, int64_t offset);
 int vp_ofd_is_locked(int fd, int64_t offset);
 int vp_map_over(uintptr_t address, size_t length, int fd, int64_t offset);
+int vp_is_in_memory(int fd);
 struct vp_guard *vp_guard_new(uintptr_t start, size_t length, size_t page, int eventfd);
 int vp_guard_hit(const struct vp_guard *guard);
 void vp_guard_free(struct vp_guard *guard);
+int vp_eventfd_signal(int fd);
+int vp_eventfd_take(int fd, uint64_t *count);
 void vp_log_pages(uint8_t *log, uint64_t first, uint64_t last);
 
 /* tcg.c */
-struct vp_block_hook {
-	int (*stop)(void *engine);
-	int (*read_register)(void *engine, int id, void *value);
-	int eflags;
-	uint32_t stop_wanted, window_wanted, shadow, stopped;
-	...;
-};
-
-int vp_hook_blocks(const char *library, uintptr_t engine, int type, struct vp_block_hook *hook);
-
 struct vp_tcg_segment {
 	uint32_t selector;
 	uint64_t base;
@@ -673,9 +715,45 @@ struct vp_tcg_cpu {
 	uint64_t bounds[11], efer;
 };
 
+struct vp_tcg_syscall {
+	uint64_t star, vm_hsave, lstar, cstar, fmask;
+};
+
 struct vp_tcg_exceptions {
 	int32_t error_code, exception_is_int;
 	uint64_t exception_next_eip, dr[8];
 	void *breakpoints[4];
 	int32_t old_exception;
 };
+
+struct vp_tcg_region {
+	uint64_t guest_address, size, host_address;
+};
+
+struct vp_cpuid {
+	uint32_t leaf, subleaf, values[4];
+};
+
+struct vp_tcg {
+	struct vp_tcg_cpu *cpu;
+	struct vp_tcg_syscall *syscall;
+	struct vp_tcg_exceptions *exceptions;
+	int eflags, native_events;
+	uint32_t stop_wanted, window_wanted, shadow, stopped;
+	int32_t exception;
+	uint64_t deadline;
+	uint32_t region_count, cpuid_count;
+	struct vp_tcg_region regions[8];
+	struct vp_cpuid cpuid[48];
+	...;
+};
+
+int vp_tcg_hook(const char *library, uintptr_t engine, const int *types, const int *instructions,
+		struct vp_tcg *tcg);
+int vp_tcg_take(struct vp_tcg *tcg, int vector, int software, int external, uint32_t error_code);
+void vp_tcg_enter(struct vp_tcg *tcg);
+int vp_tcg_take_over_mmu(const char *library, struct vp_tcg *tcg, uintptr_t cpu);
+void vp_tcg_written(struct vp_tcg *tcg, uint64_t address, uint64_t length);
+int vp_tcg_has_code(const struct vp_tcg *tcg, uint64_t address, uint64_t length);
+void vp_tcg_free(struct vp_tcg *tcg);
+size_t malloc_usable_size(void *block);

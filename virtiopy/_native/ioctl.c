@@ -6,8 +6,10 @@
 #include "native.h"
 
 #include <errno.h>
+#include <linux/magic.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/vfs.h>
 
 int vp_ioctl(int fd, unsigned long request, uintptr_t argument)
 {
@@ -54,4 +56,15 @@ int vp_map_over(uintptr_t address, size_t length, int fd, int64_t offset)
 	void *mapped = mmap((void *)address, length, PROT_READ, MAP_SHARED | MAP_FIXED, fd, offset);
 
 	return mapped == MAP_FAILED ? -errno : 0;
+}
+
+/* 1: the file is on a file system that keeps all of it in memory. */
+int vp_is_in_memory(int fd)
+{
+	struct statfs found;
+
+	if (fstatfs(fd, &found) < 0)
+		return -errno;
+	return found.f_type == TMPFS_MAGIC || found.f_type == RAMFS_MAGIC ||
+	       found.f_type == HUGETLBFS_MAGIC;
 }

@@ -9,7 +9,9 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <asm/bootparam.h>
 #include <fcntl.h>
+#include <malloc.h>
 #include <linux/falloc.h>
 #include <linux/fs.h>
 #include <linux/if.h>
@@ -26,6 +28,11 @@
 #include <linux/virtio_mmio.h>
 #include <linux/virtio_net.h>
 #include <linux/virtio_ring.h>
+
+#include "tcg.h"
+#include "vhost_user.h"
+#include "virtq.h"
+#include "worker.h"
 
 /* Names for the members of the union in struct kvm_run, which have none in the header. */
 typedef __typeof__(((struct kvm_run *)0)->hw) vp_exit_hw;
@@ -59,6 +66,13 @@ struct hvm_start_info {
 	uint32_t reserved;
 };
 
+struct hvm_modlist_entry {
+	uint64_t paddr;
+	uint64_t size;
+	uint64_t cmdline_paddr;
+	uint64_t reserved;
+};
+
 struct hvm_memmap_table_entry {
 	uint64_t addr;
 	uint64_t size;
@@ -66,56 +80,26 @@ struct hvm_memmap_table_entry {
 	uint32_t reserved;
 };
 
+/* What a multiboot kernel is told (Multiboot Specification 0.6.96, 3.3). */
+struct multiboot_info {
+	uint32_t flags, mem_lower, mem_upper, boot_device, cmdline, mods_count, mods_addr, syms[4];
+	uint32_t mmap_length, mmap_addr;
+	uint32_t rest[16];
+};
+
+struct multiboot_mmap_entry {
+	uint32_t size;
+	uint64_t addr, len;
+	uint32_t type;
+} __attribute__((packed));
+
+struct multiboot_module {
+	uint32_t mod_start, mod_end, string, reserved;
+};
+
 /* What follows the control message RESIZE (virtio 5.3.6.2); no header has it. */
 struct virtio_console_resize {
 	uint16_t cols, rows;
-};
-
-/*
- * vhost-user (QEMU's docs/interop/vhost-user): the header of a message, its payloads, and the
- * shared area that tracks what is in flight.  No header of the system's has them.
- */
-struct vhost_user_header {
-	uint32_t request, flags, size;
-};
-
-struct vhost_user_region {
-	uint64_t guest_address, size, user_address, mmap_offset;
-};
-
-struct vhost_user_memory {
-	uint32_t num_regions, padding;
-	struct vhost_user_region regions[];
-};
-
-struct vhost_user_single_region {
-	uint64_t padding;
-	struct vhost_user_region region;
-};
-
-struct vhost_user_log {
-	uint64_t size, offset;
-};
-
-struct vhost_user_config {
-	uint32_t offset, size, flags;
-};
-
-struct vhost_user_inflight {
-	uint64_t mmap_size, mmap_offset;
-	uint16_t num_queues, queue_size;
-};
-
-struct vhost_user_desc_state {
-	uint8_t inflight, padding[5];
-	uint16_t next;
-	uint64_t counter;
-};
-
-struct vhost_user_queue_region {
-	uint64_t features;
-	uint16_t version, desc_num, last_batch_head, used_idx;
-	struct vhost_user_desc_state desc[];
 };
 
 struct vp_wake;
@@ -127,6 +111,7 @@ int vp_fallocate(int fd, int mode, int64_t offset, int64_t length);
 int vp_ofd_lock(int fd, int64_t offset);
 int vp_ofd_is_locked(int fd, int64_t offset);
 int vp_map_over(uintptr_t address, size_t length, int fd, int64_t offset);
+int vp_is_in_memory(int fd);
 
 /* fences.c */
 uint16_t vp_load_acquire(const uint16_t *location);
@@ -144,48 +129,11 @@ struct vp_guard *vp_guard_new(uintptr_t start, size_t length, size_t page, int e
 int vp_guard_hit(const struct vp_guard *guard);
 void vp_guard_free(struct vp_guard *guard);
 
+/* eventfd.c */
+int vp_eventfd_signal(int fd);
+int vp_eventfd_take(int fd, uint64_t *count);
+
 /* dirty.c */
 void vp_log_pages(uint8_t *log, uint64_t first, uint64_t last);
-
-/* tcg.c */
-struct vp_block_hook {
-	int (*stop)(void *engine);				/* uc_emu_stop */
-	int (*read_register)(void *engine, int id, void *value);	/* uc_reg_read */
-	int eflags;			/* the register's id */
-	uint32_t stop_wanted;		/* stop at the next block; set by any thread */
-	uint32_t window_wanted;		/* stop where interrupts are enabled */
-	uint32_t shadow;		/* ... but not before one more block has run */
-	uint32_t stopped;		/* it did */
-};
-
-int vp_hook_blocks(const char *library, uintptr_t engine, int type, struct vp_block_hook *hook);
-
-/*
- * The start of QEMU 5.0's CPUX86State, and the fields around its debug registers.  A segment's flags are
- * its descriptor's second word: type, S, DPL, P, AVL, L, DB, G.  `bounds` is MPX's.
- */
-struct vp_tcg_segment {
-	uint32_t selector;
-	uint64_t base;
-	uint32_t limit, flags;
-};
-
-struct vp_tcg_cpu {
-	uint64_t regs[16], eip, eflags, cc_dst, cc_src, cc_src2;
-	uint32_t cc_op;
-	int32_t df;
-	uint32_t hflags, hflags2;
-	struct vp_tcg_segment segs[6], ldt, tr, gdt, idt;
-	uint64_t cr[9];
-	int32_t a20_mask;
-	uint64_t bounds[11], efer;
-};
-
-struct vp_tcg_exceptions {
-	int32_t error_code, exception_is_int;
-	uint64_t exception_next_eip, dr[8];
-	void *breakpoints[4];
-	int32_t old_exception;
-};
 
 #endif

@@ -1,12 +1,17 @@
 """What executes guest code: KVM, or a translator where there is none."""
 
+import contextlib
 import enum
 from collections.abc import Callable
+from pathlib import Path
 
 from virtiopy.accel.base import Accelerator
 from virtiopy.accel.kvm.accelerator import KvmAccelerator
 from virtiopy.errors import ConfigError, HostError
 from virtiopy.memory import GuestMemory
+
+#: The module of a KVM without VT-x or SVM under it, which interprets ring 0.
+INTERPRETING_MODULE = "kvm_pvm"
 
 
 class AcceleratorName(enum.StrEnum):
@@ -22,12 +27,15 @@ def select(
     memory: GuestMemory,
     *,
     interrupts: bool = True,
+    cpus: int = 1,
+    for_kernel: bool = False,
     note: Callable[[str], None] = lambda line: None,
 ) -> Accelerator:
-    """Make the accelerator called `name` for a guest with `memory`.
+    """Make the accelerator called `name` for a guest with `memory` and so many `cpus`.
 
-    `note` is given one line when `auto` does without KVM. Raises ConfigError for a name that
-    is none, HostError for what the host lacks.
+    `auto` does without KVM where that does not open; and for a kernel, which lives in ring 0,
+    where KVM interprets ring 0 (`for_kernel`). `note` is given one line then. Raises ConfigError
+    for a name that is none, HostError for what the host lacks.
     """
     try:
         wanted = AcceleratorName(name)
@@ -39,6 +47,14 @@ def select(
         return KvmAccelerator(memory, interrupts=interrupts)
     if wanted is AcceleratorName.TCG:
         return _tcg(memory, interrupts=interrupts)
+    if for_kernel and cpus == 1 and kvm_interprets():
+        with contextlib.suppress(HostError):
+            accelerator = _tcg(memory, interrupts=interrupts)
+            note(
+                "Running on the software CPU (tcg): this host's KVM interprets ring 0 (its module "
+                f"is {INTERPRETING_MODULE}), where a kernel would take minutes."
+            )
+            return accelerator
     try:
         return KvmAccelerator(memory, interrupts=interrupts)
     except HostError as why_no_kvm:
@@ -48,6 +64,11 @@ def select(
             raise HostError(f"{why_no_kvm} Or do without KVM: {why_no_tcg}") from why_no_tcg
         note(f"Running on the software CPU (tcg): {why_no_kvm}")
         return accelerator
+
+
+def kvm_interprets() -> bool:
+    """Say whether this host's KVM executes ring 0 instruction by instruction."""
+    return Path("/sys/module", INTERPRETING_MODULE).exists()
 
 
 def _tcg(memory: GuestMemory, *, interrupts: bool) -> Accelerator:

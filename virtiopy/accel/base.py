@@ -47,6 +47,12 @@ class Accelerator(Protocol):
     #: Whether `add_read_only_memory` can be had.
     has_read_only_memory: bool
 
+    #: Whether code is translated, and `code_written` has to be told what devices write.
+    translates: bool
+
+    def code_written(self, address: int, length: int) -> None:
+        """See that a device has written memory that may be code; from any thread."""
+
     def create_cpu(self, number: int = 0, count: int = 1) -> Cpu:
         """Make virtual CPU `number` of the guest's `count`; its APIC ID is the number.
 

@@ -36,6 +36,10 @@ class GuestImage:
     entry: int
     pvh_entry: int | None
     segments: tuple[LoadSegment, ...]
+    #: Whether its code is for 64-bit mode.
+    is_64_bit: bool = True
+    #: Whether each segment's virtual address is its physical one.
+    is_identical: bool = True
 
     @property
     def end(self) -> int:
@@ -51,12 +55,24 @@ class GuestImage:
                 path.open("rb") as stream,
                 mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content,
             ):
-                return cls._parse(path, ELFFile(cast("IO[bytes]", content)))
+                return cls.parse(path, cast("IO[bytes]", content))
         except OSError as error:
             raise ConfigError(
                 f"The guest image {path} cannot be read ({error.strerror}): "
                 "name an ELF file, or a guest of virtiopy's own."
             ) from error
+        except ValueError as error:
+            # mmap's word for a file of no bytes.
+            raise ConfigError(
+                f"The guest image {path} is no ELF file that can be understood ({error}): "
+                "name an x86 ELF executable."
+            ) from error
+
+    @classmethod
+    def parse(cls, path: Path, content: IO[bytes]) -> "GuestImage":
+        """Read an image that is the content of `path`; raises ConfigError for what is none."""
+        try:
+            return cls._parse(path, ELFFile(content))
         # pyelftools lets a damaged file surface as any of these.
         except (
             ELFError,
@@ -80,7 +96,7 @@ class GuestImage:
             raise ConfigError(
                 f"The guest image {path} is for {machine}, not for x86: build it for x86-64."
             )
-        segments, pvh_entry = [], None
+        segments, pvh_entry, identical = [], None, True
         for segment in elf.iter_segments():
             if segment["p_type"] == "PT_LOAD" and segment["p_memsz"]:
                 data = segment.data()
@@ -88,6 +104,7 @@ class GuestImage:
                     raise ConfigError(
                         f"The guest image {path} is cut short: build or copy it again."
                     )
+                identical = identical and segment["p_paddr"] == segment["p_vaddr"]
                 segments.append(LoadSegment(segment["p_paddr"], data, segment["p_memsz"]))
             elif isinstance(segment, NoteSegment):
                 for note in segment.iter_notes():
@@ -98,7 +115,19 @@ class GuestImage:
             raise ConfigError(
                 f"The guest image {path} has nothing to load: link it as an executable."
             )
-        return cls(path, elf["e_entry"], pvh_entry, tuple(segments))
+        return cls(
+            path,
+            elf["e_entry"],
+            pvh_entry,
+            tuple(segments),
+            is_64_bit=elf.elfclass == 64,
+            is_identical=identical,
+        )
+
+    @property
+    def start(self) -> int:
+        """The first guest physical address of the image."""
+        return min((s.address for s in self.segments), default=0)
 
     def load(self, memory: GuestMemory) -> None:
         """Copy the segments into `memory`; raises ConfigError when they do not fit."""

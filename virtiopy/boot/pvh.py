@@ -8,22 +8,25 @@ hvm_start_info` in ebx.
 from virtiopy._native import ffi, lib
 from virtiopy.accel.base import Cpu
 from virtiopy.boot.elf import GuestImage
+from virtiopy.boot.parameters import (
+    BIOS_AREA_END,
+    BootParameters,
+    memory_map,
+    place_initrd,
+)
 from virtiopy.cpu.x86 import Registers, protected_mode
 from virtiopy.errors import ConfigError
 from virtiopy.memory import GuestMemory
 
 #: Where the boot parameters go: below the first MiB, where no image is linked.
 START_INFO = 0x6000
+MODULES = 0x6800
 MEMORY_MAP = 0x7000
 COMMAND_LINE = 0x8000
 COMMAND_LINE_MAX = 0x8000
 
-#: What of the first MiB the guest may not count as its memory.
-BIOS_AREA_START = 0x9FC00
-BIOS_AREA_END = 0x100000
 
-
-def prepare(memory: GuestMemory, cpu: Cpu, image: GuestImage, command_line: str) -> None:
+def prepare(memory: GuestMemory, cpu: Cpu, image: GuestImage, parameters: BootParameters) -> None:
     """Load `image`, write its boot parameters, and set `cpu` to its entry point.
 
     Raises ConfigError for an image that has no PVH entry or does not fit.
@@ -40,25 +43,17 @@ def prepare(memory: GuestMemory, cpu: Cpu, image: GuestImage, command_line: str)
             "parameters are: link it at 1 MiB or above."
         )
     image.load(memory)
-    _write_boot_parameters(memory, command_line)
+    _write_boot_parameters(memory, image, parameters)
     cpu.set_system_registers(protected_mode())
     cpu.set_registers(Registers(rip=image.pvh_entry, rbx=START_INFO))
 
 
-def _write_boot_parameters(memory: GuestMemory, command_line: str) -> None:
-    encoded = command_line.encode() + b"\0"
-    if len(encoded) > COMMAND_LINE_MAX:
-        raise ConfigError(
-            f"The guest's command line has more than {COMMAND_LINE_MAX} bytes: give it less."
-        )
-    memory.write(COMMAND_LINE, encoded)
+def _write_boot_parameters(
+    memory: GuestMemory, image: GuestImage, parameters: BootParameters
+) -> None:
+    memory.write(COMMAND_LINE, parameters.encoded(COMMAND_LINE_MAX))
 
-    ranges = []
-    for region in memory.regions:
-        if region.guest_address == 0 and region.end > BIOS_AREA_END:
-            ranges += [(0, BIOS_AREA_START), (BIOS_AREA_END, region.end - BIOS_AREA_END)]
-        else:
-            ranges.append((region.guest_address, region.size))
+    ranges = memory_map(memory)
     entries = ffi.new(
         "struct hvm_memmap_table_entry[]",
         [(address, size, lib.HVM_MEMMAP_TYPE_RAM, 0) for address, size in ranges],
@@ -71,4 +66,11 @@ def _write_boot_parameters(memory: GuestMemory, command_line: str) -> None:
     start_info.cmdline_paddr = COMMAND_LINE
     start_info.memmap_paddr = MEMORY_MAP
     start_info.memmap_entries = len(ranges)
+    start_info.rsdp_paddr = parameters.rsdp
+    if parameters.initrd is not None:
+        module = ffi.new("struct hvm_modlist_entry *")
+        module.paddr = place_initrd(memory, parameters.initrd, image.end)
+        module.size = len(parameters.initrd.content)
+        memory.write(MODULES, bytes(ffi.buffer(module)))
+        start_info.modlist_paddr, start_info.nr_modules = MODULES, 1
     memory.write(START_INFO, bytes(ffi.buffer(start_info)))

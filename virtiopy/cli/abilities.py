@@ -19,7 +19,7 @@ from virtiopy.cpu.x86 import Registers, protected_mode
 from virtiopy.errors import HostError
 from virtiopy.host.storage import DAEMON
 from virtiopy.memory import GuestMemory
-from virtiopy.vhost.kernel import DEVICE, VhostNet
+from virtiopy.vhost.kernel.net import VhostNet
 from virtiopy.vm.hello import Mode, mode_works
 
 MODE_TIMEOUT_SECONDS = 2.0
@@ -155,9 +155,9 @@ def _examine_vhost() -> Finding:
     purpose = "network rings in the kernel: --net vhost=on"
     try:
         with VhostNet() as vhost:
-            return Finding(DEVICE, True, f"{purpose}; features {vhost.features:#x}")
+            return Finding(VhostNet.path, True, f"{purpose}; features {vhost.features:#x}")
     except HostError as error:
-        return Finding(DEVICE, False, purpose, str(error))
+        return Finding(VhostNet.path, False, purpose, str(error))
 
 
 def _examine_huge_pages() -> Finding:

@@ -78,11 +78,11 @@ def set_balloon(path: Path, *, target: int, device: str | None, wait: float | No
     return 0
 
 
-@command.command("handoff", epilog="Example: virtiopy ctl vm.sock handoff vhost")
+@command.command("mode", epilog="Example: virtiopy ctl vm.sock mode vhost")
 @click.argument("mode", type=click.Choice(["ioeventfd", "vhost"]))
 @click.option("--device", metavar="NAME", help="Which network device, where there are several.")
 @click.pass_obj
-def hand_off(path: Path, *, mode: str, device: str | None) -> int:
+def change_mode(path: Path, *, mode: str, device: str | None) -> int:
     """Have a network device's rings worked by the event loop, or by the kernel's vhost.
 
     No frame is lost by it. Where the driver has not started the device yet, it will be in this
@@ -90,7 +90,7 @@ def hand_off(path: Path, *, mode: str, device: str | None) -> int:
     """
     from virtiopy.control.client import ask
 
-    answer = ask(path, {"command": "handoff", "device": device, "mode": mode})
+    answer = ask(path, {"command": "mode", "device": device, "mode": mode})
     click.echo(f"{answer['device']}: {answer['mode']}")
     return 0
 

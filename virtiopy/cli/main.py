@@ -2,24 +2,28 @@
 
 import importlib
 import logging
-import os
 import sys
 
 import click
 
 from virtiopy import __version__
+from virtiopy.cli.output import OutputError, discard_standard_output, open_standard_files
+from virtiopy.cli.signals import signal_of
+from virtiopy.complaints import RateLimit
 from virtiopy.errors import VirtiopyError
 
 #: Exit statuses besides 0: the guest reports failure; the user, the host or the guest is at fault.
 EXIT_GUEST_FAILED = 1
 EXIT_ERROR = 2
-EXIT_INTERRUPTED = 130
+EXIT_SIGNAL = 128  # and the signal's number
 
 #: Subcommand: its one line of help. The module of the same name has it as `command`.
 SUBCOMMANDS = {
-    "run": "Run a guest driver in a VM with virtio devices, and count its exits.",
+    "run": "Run a guest driver or a kernel in a VM with virtio devices, and count its exits.",
+    "linux": "Boot Linux with virtio devices, and run a command or a shell in it.",
     "serve": "Serve a device to another VMM over vhost-user.",
     "conformance": "Put any virtio backend through the specification.",
+    "check": "List what drivers are held against; `run --check-driver` holds them.",
     "exits": "Compare what each way of doing I/O costs, in exits and in time.",
     "ctl": "Give commands to a guest's devices while it runs.",
     "hello": "Run the smallest guest of each CPU mode.",
@@ -57,29 +61,37 @@ class LazyGroup(click.Group):
 @click.option("-v", "--verbose", count=True, help="Tell what goes on; twice for every detail.")
 def cli(verbose: int) -> None:
     """Attach disks to a KVM test VM, and see what virtio costs."""
-    level = (logging.ERROR, logging.INFO, logging.DEBUG)[min(verbose, 2)]
+    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(RateLimit())
 
 
 def main() -> None:
     """Run the command line; what is the user's fault ends in one sentence and status 2."""
+    open_standard_files()
     try:
         status = cli.main(standalone_mode=False, prog_name="virtiopy")
+        sys.stdout.flush()
     except click.exceptions.Exit as request:
         status = request.exit_code
     except click.ClickException as error:
         error.show()
         status = error.exit_code
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt) as error:
         click.echo("virtiopy: interrupted", err=True)
-        status = EXIT_INTERRUPTED
+        status = EXIT_SIGNAL + signal_of(error)
+    except OutputError as error:
+        # The interpreter flushes what is left to where it can go.
+        discard_standard_output()
+        click.echo(f"virtiopy: {error}", err=True)
+        status = EXIT_ERROR
     except VirtiopyError as error:
         click.echo(f"virtiopy: {error}", err=True)
         status = EXIT_ERROR
     except BrokenPipeError:
-        # Whoever read our output has had enough of it, as `| head` does; the interpreter flushes
-        # what is left to where it can go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader of our output has had enough of it, as `| head` has.
+        discard_standard_output()
         status = EXIT_GUEST_FAILED
     sys.exit(status if isinstance(status, int) else 0)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import click
 
 from virtiopy.errors import ConfigError
-from virtiopy.sizes import parse_size
+from virtiopy.sizes import parse_size, shorten
 
 __all__ = ["DeviceOptions", "Seconds", "accelerator_option", "note", "parse_size"]
 
@@ -34,7 +34,8 @@ class DeviceOptions:
             key, equals, value = part.partition("=")
             if not equals or key not in known:
                 raise ConfigError(
-                    f"{option} does not know {part!r}: use {', '.join(f'{k}=...' for k in known)}."
+                    f"{option} does not know {part!r}: use {', '.join(f'{k}=...' for k in known)}"
+                    f"{'; a comma of a value is written twice' if not equals else ''}."
                 )
             if key in self._lists:
                 self._lists[key].append(value)
@@ -56,6 +57,13 @@ class DeviceOptions:
         """Return a value as it was written."""
         return self._values.get(key, default)
 
+    def word(self, key: str, default: str) -> str:
+        """Return a value that is text and no path; raises ConfigError for bytes that are none."""
+        value = self.text(key, default)
+        if not is_text(value):
+            raise ConfigError(f"{self.option} has {key}={value!r}, which is no UTF-8 text.")
+        return value
+
     def texts(self, key: str) -> list[str]:
         """Return the values of a repeatable key, in their order."""
         return self._lists[key]
@@ -75,11 +83,21 @@ class DeviceOptions:
     def number(self, key: str, default: int, least: int, most: int) -> int:
         """Return a whole number from `least` to `most`."""
         value = self._values.get(key, str(default))
-        if not value.isdecimal() or not least <= int(value) <= most:
+        # Python makes no number of more than 4300 digits.
+        if not value.isdecimal() or len(value) > 20 or not least <= int(value) <= most:
             raise ConfigError(
-                f"{self.option} has {key}={value}: use a number from {least} to {most}."
+                f"{self.option} has {key}={shorten(value)}: use a number from {least} to {most}."
             )
         return int(value)
+
+
+def is_text(value: str) -> bool:
+    """Say whether an argument of the command line is UTF-8, and not any bytes."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class Seconds(click.FloatRange):

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from virtiopy import __version__
+from virtiopy.cli.ending import Ending
 from virtiopy.cli.options import note
 from virtiopy.cli.tapresults import TapReport
 from virtiopy.files import write_output
@@ -96,15 +97,16 @@ class _Exit(TypedDict):
 
 
 def write_json(
-    path: Path,
     machine: Machine,
-    result: RunResult,
+    ending: Ending,
     report: TapReport,
+    path: Path,
     *,
     guest: str,
     passed: bool,
 ) -> None:
     """Write the run to `path`; raises ConfigError when it cannot be written."""
+    result = ending.result
     exits = [
         _Exit(
             reason=kind.reason,
@@ -123,6 +125,8 @@ def write_json(
         "exit_free": machine.exit_free,
         "passed": passed,
         "status": result.status,
+        "reason": ending.reason,
+        "complaint": str(ending.error) if ending.error is not None else None,
         "seconds": round(result.seconds, 6),
         "devices": [
             {

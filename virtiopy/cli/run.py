@@ -1,299 +1,271 @@
-"""virtiopy run: a guest driver in a VM, with devices."""
+"""virtiopy run: a guest driver or a kernel in a VM, with devices."""
 
 import contextlib
-import signal
-import sys
-from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from types import FrameType
 
 import click
 
-from virtiopy.cli.attachments import ATTACHMENTS
+from virtiopy.cli.devices import DeviceCommand, attach_options
+from virtiopy.cli.machines import MachineOptions, machine_options, open_machine
 from virtiopy.cli.main import EXIT_GUEST_FAILED
-from virtiopy.cli.options import Seconds, accelerator_option, note, parse_size
 from virtiopy.errors import ConfigError
 from virtiopy.files import check_output
 
-#: What --exit-free says, as Machine is told it.
-EXIT_FREE = {"on": True, "off": False, "auto": None}
-
-_STYLES = (("not ok", "red"), ("Bail out!", "red"), ("ok", "green"), ("#", "bright_black"))
-
-
-#: An option whose value may be left out.
-_option_without_value = partial(click.option, is_flag=False, flag_value="")
-
-
-def _attachment_options(function: Callable[..., int]) -> Callable[..., int]:
-    for attachment in reversed(ATTACHMENTS):
-        function = (click.option if attachment.has_main else _option_without_value)(
-            attachment.option,
-            attachment.prefix,
-            multiple=True,
-            metavar=attachment.metavar,
-            help=attachment.help,
-        )(function)
-    return function
+#: What a guest of our own has where it is not said: memory in bytes, time in seconds.
+_GUEST_MEMORY = 64 << 20
+_GUEST_TIMEOUT = 60.0
 
 
 @click.command(
+    cls=DeviceCommand,
+    device_params=attach_options,
     epilog="""Example: exercise a scratch disk's driver and device, destroying what is on the disk:
 
 \b
   truncate -s 64M scratch.img
   virtiopy run --disk scratch.img --guest blk
-"""
+
+\b
+A kernel, its console on the terminal; Ctrl-a x ends it:
+  virtiopy run --kernel vmlinuz --initrd initrd.img --disk disk.img
+""",
 )
-@_attachment_options
 @click.option(
     "--guest",
-    default="probe",
-    show_default=True,
     metavar="NAME|ELF",
-    help="What to run: a guest of virtiopy's or a PVH ELF file. `probe` looks at every device "
-    "and writes to none; `blk` OVERWRITES the disks.",
-)
-@accelerator_option
-@click.option(
-    "--mode",
-    type=click.Choice(["trapped", "ioeventfd"]),
-    default="ioeventfd",
-    show_default=True,
-    help="How kicks travel: as exits to the CPU's thread, or as eventfds to the event loop. A "
-    "device's own mode=... goes before.",
+    help="What to run: a guest of virtiopy's or a PVH ELF file. `probe`, which is run where "
+    "nothing is named, looks at every device and writes to none; `blk` OVERWRITES the disks.",
 )
 @click.option(
-    "--exit-free",
-    type=click.Choice(list(EXIT_FREE)),
-    default="auto",
-    show_default=True,
-    help="Let the guest read registers from memory, and the kernel take InterruptACK, without "
-    "exits; auto does where KVM can.",
+    "--kernel",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Run a kernel in place of a guest: Linux's bzImage or vmlinux, or another ELF file with a "
+    "PVH note or a multiboot header.",
 )
 @click.option(
-    "--cpus",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    metavar="N",
-    help="How many CPUs the guest has. The first boots, and the guest starts the others.",
+    "--initrd",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The kernel's initial ramdisk.",
+)
+@click.option(
+    "--serial",
+    metavar="TARGET",
+    help="The host's side of a kernel's serial port, its console: stdio (the default; Ctrl-a x "
+    "ends the run), stdout, pty[:LINK], socket:PATH, file:PATH or none.",
 )
 @click.option("--append", default="", metavar="TEXT", help="More for the guest's command line.")
 @click.option(
-    "--memory",
-    type=parse_size,
-    default="64M",
-    show_default=True,
-    metavar="SIZE",
-    help="Guest memory, as in 64M or 1G.",
-)
-@click.option(
-    "--memory-path",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Keep the guest's memory in this file, to look at while it runs and afterwards.",
-)
-@click.option(
-    "--memory-reset",
-    is_flag=True,
-    help="Let --memory-path lose what its file holds, if that is no earlier guest's memory.",
-)
-@click.option("--hugepages", is_flag=True, help="Take the guest's memory in huge pages.")
-@click.option(
-    "--timeout",
-    type=Seconds(min=0),
-    default=60.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="Stop a guest that runs longer; 0 lets it run for ever.",
-)
-@click.option(
     "--unassigned",
     type=click.Choice(["error", "ignore"]),
-    default="error",
-    show_default=True,
-    help="What an access to an address is where no device is.",
+    help="What an access to an address is where no device is: an error, unless said otherwise, or "
+    "all ones as on a PC, which is a kernel's default.",
 )
-@click.option(
-    "--control",
-    type=click.Path(path_type=Path),
-    metavar="PATH",
-    help="Take commands on a Unix socket here, while the guest runs: see `virtiopy ctl`.",
-)
-@click.option(
-    "--pcap",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Record the frames of the one --net in this file, as its pcap=FILE does.",
-)
-@click.option(
-    "--json",
-    "json_path",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Write results and exit counts to this file.",
-)
+@machine_options
 def command(
     *,
-    guest: str,
+    guest: str | None,
+    kernel: Path | None,
+    initrd: Path | None,
+    serial: str | None,
+    append: str,
     accel: str,
     mode: str,
     exit_free: str,
     cpus: int,
-    append: str,
-    memory: int,
+    memory: int | None,
     memory_path: Path | None,
     memory_reset: bool,
     hugepages: bool,
-    timeout: float,
-    unassigned: str,
+    timeout: float | None,
+    unassigned: str | None,
     control: Path | None,
     pcap: Path | None,
     json_path: Path | None,
+    check_driver: str | None,
+    device_variant: str | None,
+    hostile: str | None,
     **attached: tuple[str, ...],
 ) -> int:
-    """Run a guest driver in a VM with virtio devices, and count its exits.
+    """Run a guest driver or a kernel in a VM with virtio devices, and count its exits.
 
     The guest's output is shown as it comes, then its test results, and what left the VM: by
     device and register, and as the kernel counted it. The status is 0 when the guest passes, 1
-    when it reports failure, 2 when it could not be run to its end.
+    when it reports failure, 2 when it could not be run to its end; a signal's is 128 and its
+    number. Whatever ends the run, what was counted until then is shown and written.
+
+    A kernel's status is 0 when it switches itself off, and 1 when it panics.
     """
+    options = MachineOptions(
+        accel,
+        mode,
+        exit_free,
+        cpus,
+        memory,
+        memory_path,
+        memory_reset=memory_reset,
+        hugepages=hugepages,
+        control=control,
+        pcap=pcap,
+        check_driver=check_driver,
+        device_variant=device_variant,
+        hostile=hostile,
+    )
+    if kernel is not None:
+        if guest is not None:
+            raise ConfigError("There are --guest and --kernel: leave one of them out.")
+        return _run_kernel(
+            kernel,
+            initrd,
+            serial or "stdio",
+            options,
+            attached,
+            append=append,
+            timeout=timeout,
+            unassigned=unassigned or "ignore",
+            json_path=json_path,
+        )
+    for option, value in (("--initrd", initrd), ("--serial", serial)):
+        if value is not None:
+            raise ConfigError(f"{option} is for a kernel: name one with --kernel.")
+    return _run_guest(
+        guest or "probe",
+        append,
+        options,
+        attached,
+        timeout=_GUEST_TIMEOUT if timeout is None else timeout,
+        unassigned=unassigned or "error",
+        json_path=json_path,
+    )
+
+
+def _run_guest(
+    guest: str,
+    append: str,
+    options: MachineOptions,
+    attached: dict[str, tuple[str, ...]],
+    *,
+    timeout: float,
+    unassigned: str,
+    json_path: Path | None,
+) -> int:
     from rich.console import Console
 
-    from virtiopy.accel import select
     from virtiopy.boot.elf import GuestImage
     from virtiopy.boot.guests import guest_path
     from virtiopy.cli import report
+    from virtiopy.cli.ending import run_to_end, tell
+    from virtiopy.cli.guestoutput import GuestOutput
+    from virtiopy.cli.output import patient_output
     from virtiopy.cli.tapresults import parse_tap
-    from virtiopy.control.server import ControlServer
-    from virtiopy.errors import GuestError
-    from virtiopy.memory import GuestMemory
-    from virtiopy.vm.machine import Machine
-    from virtiopy.vm.slots import IoMode
 
     image = GuestImage.open(guest_path(guest))
     output = GuestOutput()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(terminated_as_interrupted())
-        ram = stack.enter_context(
-            GuestMemory.allocate(memory, path=memory_path, huge_pages=hugepages, reset=memory_reset)
+        printed = stack.enter_context(patient_output())
+        machine, checking = open_machine(
+            stack,
+            options,
+            attached,
+            console=output.write,
+            default_memory=_GUEST_MEMORY,
+            ignore_unassigned=unassigned == "ignore",
         )
-        accelerator = select(accel, ram, note=note)
-        stack.callback(accelerator.close)
-        machine = stack.enter_context(
-            Machine(
-                ram,
-                accelerator,
-                console=output.write,
-                cpus=cpus,
-                ignore_unassigned=unassigned == "ignore",
-                exit_free=EXIT_FREE[exit_free],
-            )
-        )
-        if pcap is not None:
-            attached["net"] = with_pcap(attached["net"], pcap)
-        for attachment in ATTACHMENTS:
-            for number, text in enumerate(attached[attachment.prefix]):
-                options = attachment.parse(text)
-                choice = attachment.choose_mode(options, mode)
-                machine.add_device(
-                    attachment.build(options),
-                    f"{attachment.prefix}{number}",
-                    IoMode(choice.mode),
-                    refused=None if choice.required else note,
-                )
-        if control is not None:
-            stack.enter_context(ControlServer(machine, control))
         if json_path is not None:
             # Now, and not when the guest has run for nothing.
             check_output(json_path, "The report")
         machine.boot(image, append)
-        try:
-            result = machine.run(timeout or None)
-        finally:
+        if printed is not None:
+            machine.on_stop.append(printed.hurry)
+        ending = run_to_end(machine, timeout)
+        results = parse_tap(output.text, whole=output.is_whole)
+        passed = ending.result.status == 0 and results.passed
+        kept = True
+
+        def show() -> None:
+            nonlocal kept
             output.finish()
-        if result.status is None:
-            raise GuestError(
-                f"The guest was not done after {timeout:g} seconds: give it more with --timeout, "
-                "or find out what it waits for."
-            )
-        results = parse_tap(output.text)
-        passed = result.status == 0 and results.passed
-        console = Console()
-        report.show_tests(console, results)
-        report.show_exits(console, result)
-        report.show_facts(console, machine)
-        if json_path is not None:
-            report.write_json(json_path, machine, result, results, guest=guest, passed=passed)
+            kept = checking.finish(passed=ending.result.status == 0)
+            console = Console()
+            report.show_tests(console, results)
+            report.show_exits(console, ending.result)
+            report.show_facts(console, machine)
+
+        save = partial(report.write_json, machine, ending, results, guest=guest, passed=passed)
+        tell(ending, show, save, json_path, printed)
     if results.complaint:
         click.echo(f"virtiopy: the guest's report is not whole: {results.complaint}.", err=True)
     if not passed:
-        click.echo(f"virtiopy: the guest failed, with status {result.status}.", err=True)
+        click.echo(f"virtiopy: the guest failed, with status {ending.result.status}.", err=True)
         return EXIT_GUEST_FAILED
-    return 0
+    return 0 if kept else EXIT_GUEST_FAILED
 
 
-def with_pcap(nets: tuple[str, ...], path: Path) -> tuple[str, ...]:
-    """Give the one network device its record; raises ConfigError when there is not one."""
-    if len(nets) != 1:
-        raise ConfigError(
-            f"--pcap is for one --net, and there are {len(nets)}: give each a pcap=FILE of its own."
+def _run_kernel(
+    path: Path,
+    initrd_path: Path | None,
+    serial: str,
+    options: MachineOptions,
+    attached: dict[str, tuple[str, ...]],
+    *,
+    append: str,
+    timeout: float | None,
+    unassigned: str,
+    json_path: Path | None,
+) -> int:
+    from rich.console import Console
+
+    from virtiopy.boot.kernel import open_kernel
+    from virtiopy.boot.parameters import Initrd
+    from virtiopy.cli import kernelrun, report
+    from virtiopy.cli.ending import tell
+    from virtiopy.cli.guestoutput import GuestOutput
+    from virtiopy.cli.output import patient_output
+    from virtiopy.cli.tapresults import parse_tap
+    from virtiopy.vm.pc import Pc
+
+    kernel = open_kernel(path)
+    initrd = None if initrd_path is None else Initrd.read(initrd_path)
+    with contextlib.ExitStack() as stack:
+        printed = stack.enter_context(patient_output())
+        stream, shown = kernelrun.open_serial(serial)
+        output = kernelrun.SerialOutput(shown=shown)
+        debug = GuestOutput()
+        machine, checking = open_machine(
+            stack,
+            options,
+            attached,
+            console=debug.write,
+            default_memory=kernelrun.DEFAULT_MEMORY,
+            ignore_unassigned=unassigned == "ignore",
+            for_kernel=True,
         )
-    escaped = str(path).replace(",", ",,")
-    return (f"{nets[0]},pcap={escaped}",)
+        if json_path is not None:
+            check_output(json_path, "The report")
+        with Pc(machine, output.write, stream) as pc:
+            pc.boot(kernel, f"{kernelrun.DEFAULT_WORDS} {append}".strip(), initrd)
+            if printed is not None:
+                machine.on_stop.append(printed.hurry)
+            status, ending = kernelrun.run_to_the_end(machine, pc, output, path, timeout or 0)
+        kept = True
 
+        def show() -> None:
+            nonlocal kept
+            debug.finish()
+            kept = checking.finish(passed=ending.error is None and status == 0)
+            console = Console(stderr=shown or serial == "stdio")
+            report.show_exits(console, ending.result)
+            report.show_facts(console, machine)
 
-class GuestOutput:
-    """Shows the guest's output line by line, and keeps it."""
-
-    def __init__(self) -> None:
-        self._line = bytearray()
-        self._lines: list[str] = []
-
-    def write(self, data: bytes) -> None:
-        """Take some output; a line is shown when it is whole."""
-        self._line += data
-        while (end := self._line.find(b"\n")) >= 0:
-            self._show(self._line[:end].decode(errors="replace"))
-            del self._line[: end + 1]
-
-    def finish(self) -> None:
-        """Show a last line that was not ended."""
-        if self._line:
-            self.write(b"\n")
-
-    def _show(self, line: str) -> None:
-        self._lines.append(line)
-        color = next((color for start, color in _STYLES if line.startswith(start)), None)
-        if "# SKIP" in line:
-            color = "yellow"
-        click.secho(line, fg=color)
-
-    @property
-    def text(self) -> str:
-        """All lines so far."""
-        return "".join(f"{line}\n" for line in self._lines)
-
-
-@contextlib.contextmanager
-def terminated_as_interrupted() -> Iterator[None]:
-    """Make SIGTERM and SIGHUP end the run as Ctrl-C does: threads joined, files closed."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    # What is ignored stays so: SIGHUP under nohup(1).
-    numbers = [
-        number
-        for number in (signal.SIGTERM, signal.SIGHUP)
-        if signal.getsignal(number) is not signal.SIG_IGN
-    ]
-    before = [signal.signal(number, interrupt) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
-        sys.stdout.flush()
+        save = partial(
+            report.write_json,
+            machine,
+            ending,
+            parse_tap(debug.text, whole=debug.is_whole),
+            guest=str(path),
+            passed=status == 0,
+        )
+        tell(ending, show, save, json_path, printed)
+    return status if kept else max(status, EXIT_GUEST_FAILED)

@@ -54,8 +54,11 @@ class TapReport:
         return groups
 
 
-def parse_tap(text: str) -> TapReport:
-    """Read a guest's output; text that is no TAP at all is an empty report."""
+def parse_tap(text: str, *, whole: bool = True) -> TapReport:
+    """Read a guest's output; text that is no TAP at all is an empty report.
+
+    Where the text is not `whole`, the report is not either.
+    """
     report = TapReport()
     planned: int | None = None
     for line in Parser().parse_text(text):
@@ -67,7 +70,9 @@ def parse_tap(text: str) -> TapReport:
             planned = line.expected_tests
         elif line.category == "bail":
             report.bail_out = line.reason
-    if planned is None and report.tests:
+    if not whole:
+        report.complaint = f"only its first {len(text) >> 20} MiB were kept"
+    elif planned is None and report.tests:
         report.complaint = "it has no plan: the guest ended early"
     elif planned is not None and planned != len(report.tests):
         report.complaint = f"it has {len(report.tests)} of {planned} planned tests"

@@ -56,7 +56,7 @@ class Walks:
 def pytest_configure(config: pytest.Config) -> None:
     """Find out what the target is."""
     option = config.getoption
-    config.stash[RESULTS] = Results()
+    config.stash[RESULTS] = Results(strict=option("virtio_strict"))
     config.stash[PROGRESS] = {}
     try:
         config.stash[PATIENCE_KEY] = _seconds("patience", option("virtio_patience"), PATIENCE)
@@ -258,9 +258,9 @@ def _leave_out(
 
 def _weigh(item: pytest.Item, report: pytest.TestReport, result: Result) -> None:
     """Have a failed test not be a failure where it shows nothing that fails."""
-    found = Findings(item.config.stash[RESULTS].of(result.target))
-    outcome = found.outcome(result)
-    if outcome is Outcome.FAILED or (outcome is Outcome.WARNING and is_strict(item.config)):
+    results = item.config.stash[RESULTS]
+    outcome = Findings(results.of(result.target), strict=results.strict).outcome(result)
+    if outcome is Outcome.FAILED:
         return
     report.outcome = "skipped"
     reason = result.failure.words if result.failure is not None else ""
@@ -286,11 +286,6 @@ def _go_on(item: pytest.Item, error: BaseException | None) -> None:
 def progress_of(item: pytest.Item) -> Progress:
     """Return how a test's target does."""
     return item.config.stash[PROGRESS].setdefault(target_of(item).name, Progress())
-
-
-def is_strict(config: pytest.Config) -> bool:
-    """Say whether warnings count as failures."""
-    return bool(config.getoption("virtio_strict"))
 
 
 def _details(call: pytest.CallInfo[None]) -> str:
@@ -399,7 +394,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         hopeless = _hopeless(config)
         status = pytest.ExitCode.USAGE_ERROR if hopeless else pytest.ExitCode.TESTS_FAILED
         session.exitstatus = status
-    elif session.exitstatus == pytest.ExitCode.OK and is_strict(config):
-        found = [Findings(results.of(target)).all() for target in results.subjects]
-        if any(found):
-            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        return
+    # What was remarked on failed no test.
+    remarks = any(result.remarks for result in results)
+    if session.exitstatus == pytest.ExitCode.OK and results.strict and remarks:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -11,15 +11,23 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import ClassVar
 
 from virtiopy._native import ffi
-from virtiopy.devices.base import DeviceHost, Fact, Memory, VirtioDevice
+from virtiopy.devices.base import (
+    CommandArguments,
+    DeviceCommand,
+    DeviceHost,
+    Fact,
+    VirtioDevice,
+)
 from virtiopy.errors import ConfigError, DriverError
 from virtiopy.eventloop import EventLoop
+from virtiopy.memory import GuestMemory
 from virtiopy.spec import DeviceId, feature_mask, has_feature
 from virtiopy.virtqueue.buffers import gather, split_at
-from virtiopy.virtqueue.queue import Chain, Virtqueue
+from virtiopy.virtqueue.queue import BATCH, BATCHES_A_TURN, Chain, Virtqueue
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +114,13 @@ _POISON_OFFSET = ffi.offsetof("struct virtio_balloon_config", "poison_val")
 _STATISTICS = {int(statistic): statistic.name for statistic in Statistic}
 
 
+def _set_target(device: VirtioDevice, arguments: CommandArguments) -> Mapping[str, Fact]:
+    assert isinstance(device, Balloon)
+    target = arguments.size("target")
+    device.set_target(target)
+    return {"target": target}
+
+
 @dataclass(slots=True, eq=False)
 class _Batch:
     """Requests of one queue that a worker serves together."""
@@ -126,6 +141,9 @@ class Balloon(VirtioDevice):
 
     device_id: ClassVar[DeviceId] = DeviceId.BALLOON
     feature_bits = BalloonFeature
+    commands = MappingProxyType(
+        {"balloon": DeviceCommand("Set the target of a balloon.", ("target",), _set_target)}
+    )
 
     # There is no free_page_vq. Linux numbers the queues that there are without gaps, so what is
     # reporting_vq to it may be queue 3, or 2.
@@ -155,7 +173,7 @@ class Balloon(VirtioDevice):
         self.kept = 0
         #: What was ignored since the start: pages, and malformed requests.
         self.ignored: Counter[Ignored] = Counter()
-        self._memory: Memory
+        self._memory: GuestMemory
         self._batch: _Batch | None = None
         self._forget_driver()
 
@@ -308,18 +326,21 @@ class Balloon(VirtioDevice):
             self._serve_batches(virtqueue, queue)
 
     def _serve_batches(self, virtqueue: BalloonQueue, queue: Virtqueue) -> None:
-        while True:
+        for _ in range(BATCHES_A_TURN):
             queue.disable_kicks()
-            while chains := queue.pop_many(BATCH_REQUESTS):
-                batch = _Batch(virtqueue, queue, chains)
-                if not self.may_block and self.loop is not None:
-                    self._start(batch, self.loop)
-                    return
-                self._execute(batch)
-                self._complete(batch)
+            chains = queue.pop_many(BATCH_REQUESTS)
             self.notify(queue)
-            if not queue.enable_kicks():
+            if not chains:
+                if not queue.enable_kicks():
+                    return
+                continue
+            batch = _Batch(virtqueue, queue, chains)
+            if not self.may_block and self.loop is not None:
+                self._start(batch, self.loop)
                 return
+            self._execute(batch)
+            self._complete(batch)
+        self.handle_soon(queue)
 
     def _start(self, batch: _Batch, loop: EventLoop) -> None:
         """Have a worker serve a batch; there is one at a time, so requests stay in order."""
@@ -457,16 +478,18 @@ class Balloon(VirtioDevice):
 
     def _take_statistics(self, queue: Virtqueue) -> None:
         """Read the statistics of a buffer, and hold it until the next ones are asked for."""
-        while True:
+        for _ in range(BATCHES_A_TURN):
             queue.disable_kicks()
-            for chain in queue.pop_many():
+            chains = queue.pop_many(BATCH)
+            for chain in chains:
                 # Of more buffers than the one that there may be (5.5.6.3.1) the latest counts.
                 self.request_statistics()
                 self.statistics = self._parse_statistics(chain)
                 self._statistics_buffer = queue, chain
             self.notify(queue)
-            if not queue.enable_kicks():
+            if not chains and not queue.enable_kicks():
                 return
+        self.handle_soon(queue)
 
     def _parse_statistics(self, chain: Chain) -> dict[str, int]:
         array, rest = split_at(chain.readable, REQUEST_STATISTICS * _STATISTIC_SIZE)

@@ -10,108 +10,24 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import ClassVar, Protocol, TypeAlias
+from typing import ClassVar, Protocol
 
-from virtiopy.errors import ConfigError
-from virtiopy.eventloop import EventLoop
+from virtiopy.devices.delegation import Notifiers, OpenWorker
+from virtiopy.errors import ConfigError, DriverError
+from virtiopy.eventloop import BottomHalf, EventLoop
+from virtiopy.memory import GuestMemory
 from virtiopy.spec import DeviceId
-from virtiopy.virtqueue.queue import Chain, Virtqueue
+from virtiopy.virtqueue.queue import BATCH, BATCHES_A_TURN, Chain, Virtqueue
 
 #: What a device tells of its state: a number, a word, or numbers by name.
 Fact = int | float | str | Mapping[str, int]
-
-
-class Memory(Protocol):
-    """What a device may ask of guest memory, besides the buffers that it is given."""
-
-    #: The least that can be given back to the host, bytes.
-    granule: int
-
-    @property
-    def size(self) -> int:
-        """Bytes of memory."""
-
-    @property
-    def ranges(self) -> Sequence[tuple[int, int]]:
-        """The guest physical addresses that are memory, ascending: [start, end)."""
-
-    def address_of(self, view: memoryview) -> int:
-        """Return the guest physical address of a piece of a buffer."""
-
-    def discard(self, address: int, length: int) -> None:
-        """Give memory back to the host: it is zeroes when it is touched again. Raises OSError."""
-
-
-class Notifiers(Protocol):
-    """The eventfds that a virtqueue is reached by, for somebody else who is to work it.
-
-    The driver's kicks write `kick`; a write to `call` is a used buffer notification. Each method
-    is called with the device's lock held.
-    """
-
-    kick: int
-    call: int
-
-    def lend(self) -> None:
-        """Leave both to somebody else: the device gets no more kicks of this queue."""
-
-    def take_back(self) -> None:
-        """Have both again; the device is kicked once, whether or not there is anything to do."""
-
-
-@dataclass(slots=True, frozen=True)
-class Given:
-    """A virtqueue to hand over, and the eventfds of its notifiers; nothing of it is in flight.
-
-    `ring` is its place among those that one worker has: of a network device's pair, 0 to receive
-    and 1 to transmit.
-    """
-
-    ring: int
-    queue: Virtqueue
-    kick: int
-    call: int
-
-
-class QueueWorker(Protocol):
-    """Somebody else who works some of a device's virtqueues: the kernel's vhost.
-
-    It has them between `give` and `take_back`. The queues' notifiers are lent to it all the while.
-    """
-
-    name: str
-
-    #: Eventfds, one for each ring: written when the worker finds that ring broken, which it does
-    #: not touch from then on.
-    errors: Sequence[int]
-
-    def offered(self, features: int) -> int:
-        """Return what can be offered of these features where this one works the queues."""
-
-    def give(self, queues: Sequence[Given], driver_features: int) -> None:
-        """Hand virtqueues over: nobody else works them, or takes their kicks, any more.
-
-        If one is refused none is handed over, and all can be worked on: HostError or ConfigError,
-        with the reason, or DriverError.
-        """
-
-    def take_back(self) -> None:
-        """Take them back: the worker touches them no more, and each goes on where it left it."""
-
-    def close(self) -> None:
-        """Let go of all."""
-
-
-#: Makes a worker for the file that the buffers' content goes to and comes from, as a tap's, and for
-#: so many microseconds of polling before it sleeps.
-OpenWorker: TypeAlias = Callable[[int, int], QueueWorker]
 
 
 class DeviceHost(Protocol):
     """What a device asks of the transport that serves it."""
 
     @property
-    def memory(self) -> Memory:
+    def memory(self) -> GuestMemory:
         """The guest's memory."""
 
     def used_buffer_notification(self, queue: Virtqueue) -> None:
@@ -141,6 +57,29 @@ class SharedMemoryRegion:
     length: int
 
 
+class CommandArguments(Protocol):
+    """What a user's command says; each method raises ConfigError for what it should not say."""
+
+    def text(self, key: str) -> str | None:
+        """Return a string, or None where there is none."""
+
+    def size(self, key: str) -> int:
+        """Return a size in bytes, which is a number or written as 64M."""
+
+
+@dataclass(slots=True, frozen=True)
+class DeviceCommand:
+    """What a user can have a device do while it runs, by `virtiopy ctl`.
+
+    `run` is given the device, whose lock is not held, and the arguments, under `keys`; it returns
+    what the user is told, and raises ConfigError.
+    """
+
+    help: str
+    keys: tuple[str, ...]
+    run: Callable[["VirtioDevice", CommandArguments], Mapping[str, Fact]]
+
+
 class VirtioDevice:
     """A virtio device, worked by one thread at a time: whoever calls it holds `lock`.
 
@@ -163,6 +102,15 @@ class VirtioDevice:
     #: The largest size of each virtqueue: QueueSizeMax, a power of 2.
     queue_sizes: Sequence[int]
 
+    #: How many virtqueues VMMs count as one: a network device has them in pairs.
+    queues_in_one: ClassVar[int] = 1
+
+    #: Whether another worker can have some of its rings: see `delegate`.
+    can_delegate: ClassVar[bool] = False
+
+    #: What a user can have it do, by the command's name.
+    commands: ClassVar[Mapping[str, DeviceCommand]] = MappingProxyType({})
+
     #: The shared memory regions of the device, by their ID (shmid): what they are for says its
     #: section.
     shared_memory: Mapping[int, SharedMemoryRegion] = MappingProxyType({})
@@ -177,8 +125,14 @@ class VirtioDevice:
         self.may_block = True
         self.driver_features = 0
         self.queues: dict[int, Virtqueue] = {}
-        #: Why its virtqueues are worked here, where another was to work them: see `hand_over`.
+        #: Whether the device needs a reset (2.1.2): it works no queue.
+        self.halted = False
+        #: Why the device works its virtqueues itself, though they were to be delegated.
         self.refusal: str | None = None
+        # The queues whose turn ended before their buffers did, by index, and what goes on with
+        # them once other devices had theirs.
+        self._unfinished: dict[int, Virtqueue] = {}
+        self._next_turn: BottomHalf | None = None
 
     def attach(
         self, host: DeviceHost, loop: EventLoop | None = None, *, may_block: bool = True
@@ -187,21 +141,26 @@ class VirtioDevice:
         self.host = host
         self.loop = loop
         self.may_block = may_block
+        if loop is not None:
+            name = f"{self.device_id.name.lower()} queues"
+            self._next_turn = loop.bottom_half(self._take_turn, name)
 
-    def hand_over(self, open_worker: OpenWorker | None) -> None:
-        """Have others work the virtqueues that carry data, as soon as there are any.
+    def delegate(self, open_worker: OpenWorker) -> None:
+        """Have other workers work the virtqueues that carry data, as soon as there are any.
 
-        None has the device work them again, as it does from the start. A worker that refuses
-        queues later on, when the driver has set them up, leaves them to the device, and `refusal`
-        says why.
+        A worker that refuses queues later on, when the driver has set them up, leaves them to the
+        device, and `refusal` says why.
 
         From any thread. Raises HostError or ConfigError where it cannot be done: everything is
         as it was then.
         """
         raise ConfigError(
-            f"Nobody else can work the queues of a {self.device_id.name.lower()} device: "
+            f"A device of type {self.device_id.name.lower()} cannot delegate its rings: "
             "leave it in the mode that it is in."
         )
+
+    def reclaim(self) -> None:
+        """Have the device work all its virtqueues, as it does from the start; from any thread."""
 
     # Feature bits (2.2)
 
@@ -253,10 +212,11 @@ class VirtioDevice:
         self.stop_queue(index)
 
     def halt(self) -> None:
-        """Have nobody work the queues any more, until a reset: DEVICE_NEEDS_RESET is set (2.1.2).
+        """Stop work on all queues until a reset: DEVICE_NEEDS_RESET is set (2.1.2).
 
-        No kick comes from here on; this is for who has lent a queue's notifiers.
+        No kick comes from here on. A device that has delegated queues reclaims them here.
         """
+        self.halted = True
 
     def settle(self, index: int) -> None:
         """Complete what is being done of a queue, and wait for that.
@@ -265,6 +225,13 @@ class VirtioDevice:
         last that it popped of the queue.
         """
 
+    def discards_while_disabled(self, index: int) -> bool:
+        """Say whether buffers of a queue that no `enable_queues` names are taken and discarded.
+
+        Else they stay where they are (vhost-user, Ring states).
+        """
+        return False
+
     def enable_queues(self, indexes: Iterable[int]) -> None:
         """Use these queues and no others, where no control command of the driver's says it."""
 
@@ -272,6 +239,7 @@ class VirtioDevice:
         """Forget the driver: what it negotiated, its queues, its buffers (2.4.1)."""
         self.driver_features = 0
         self.queues = {}
+        self.halted = False
 
     def close(self) -> None:
         """Give back what the device holds of the host."""
@@ -283,19 +251,46 @@ class VirtioDevice:
     # Operation
 
     def handle(self, queue: Virtqueue) -> None:
-        """Serve every available buffer of `queue`; called for a kick. Raises QueueError.
+        """Serve the available buffers of `queue`; called for a kick. Raises QueueError.
 
-        Devices that complete a buffer at once override `serve`, the others this.
+        The example in the docstring of `Virtqueue` explains the loop. Devices that complete a
+        buffer at once override `serve`, the others this.
         """
-        while True:
+        for _ in range(BATCHES_A_TURN):
             queue.disable_kicks()
-            while chains := queue.pop_many():
-                queue.push_many([(chain, self.serve(queue, chain)) for chain in chains])
-                self.notify(queue)
-            # Chains that pop_many rejected were used too.
+            chains = queue.pop_many(BATCH)
+            queue.push_many([(chain, self.serve(queue, chain)) for chain in chains])
             self.notify(queue)
-            if not queue.enable_kicks():
+            if not chains and not queue.enable_kicks():
                 return
+        self.handle_soon(queue)
+
+    def handle_soon(self, queue: Virtqueue) -> None:
+        """Have `handle_again` called for a queue on the loop, after the turns of other devices.
+
+        Where there is no loop, the driver's next kick goes on with the queue.
+        """
+        if self._next_turn is None:
+            queue.enable_kicks()
+            return
+        self._unfinished[queue.index] = queue
+        self._next_turn.schedule()
+
+    def handle_again(self, queue: Virtqueue) -> None:
+        """Go on with a queue where the last turn ended; no kick has come. Raises QueueError."""
+        self.handle(queue)
+
+    def _take_turn(self) -> None:
+        with self.lock:
+            unfinished, self._unfinished = self._unfinished, {}
+            for index, queue in unfinished.items():
+                # It may have been reset meanwhile, or the queue before it has broken the device.
+                if self.halted or self.queues.get(index) is not queue:
+                    continue
+                try:
+                    self.handle_again(queue)
+                except DriverError as error:
+                    self.host.needs_reset(str(error))
 
     def serve(self, queue: Virtqueue, chain: Chain) -> int:
         """Do what the buffer asks; return how many bytes were written to it, from its start."""

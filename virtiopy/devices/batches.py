@@ -8,6 +8,10 @@ from virtiopy.devices.base import VirtioDevice
 from virtiopy.eventloop import EventLoop
 from virtiopy.virtqueue.queue import Chain, Virtqueue
 
+#: Batches that workers have of one device. What a device does not pop stays in guest memory: a
+#: driver cannot have more of it described in the host's.
+BATCHES_MAX = 8
+
 
 @dataclass(slots=True, eq=False)
 class _Batch:
@@ -29,6 +33,17 @@ class Batches:
         self._device = device
         self._serve = serve
         self._batches: set[_Batch] = set()
+        # Queues that the device goes on with when there is room for another batch.
+        self._waiting: dict[int, Virtqueue] = {}
+
+    @property
+    def full(self) -> bool:
+        """Whether the workers have as many batches as they may."""
+        return len(self._batches) >= BATCHES_MAX
+
+    def handle_after(self, queue: Virtqueue) -> None:
+        """Have the device handle a queue again when a batch is complete."""
+        self._waiting[queue.index] = queue
 
     def start(self, queue: Virtqueue, chains: Sequence[Chain], loop: EventLoop) -> None:
         """Have a worker serve some requests; one completion for all of them."""
@@ -63,6 +78,9 @@ class Batches:
         if batch not in self._batches:
             return
         self._batches.discard(batch)
+        waiting, self._waiting = self._waiting, {}
+        for queue in waiting.values():
+            self._device.handle_soon(queue)
         # A queue that was reset meanwhile has no use for its buffers (2.6.1.1.1).
         if self._device.queues.get(batch.queue.index) is batch.queue:
             batch.queue.push_many(zip(batch.chains, batch.written, strict=True))

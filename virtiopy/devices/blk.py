@@ -15,7 +15,7 @@ from virtiopy.devices.base import VirtioDevice
 from virtiopy.devices.batches import Batches
 from virtiopy.spec import DeviceId, feature_mask, has_feature
 from virtiopy.virtqueue.buffers import Buffers, gather, scatter, split_at, total
-from virtiopy.virtqueue.queue import Chain, Virtqueue
+from virtiopy.virtqueue.queue import BATCH, BATCHES_A_TURN, Chain, Virtqueue
 
 log = logging.getLogger(__name__)
 
@@ -302,16 +302,20 @@ class Blk(VirtioDevice):
             super().handle(queue)
             return
         cached = CACHED_READS
-        while True:
+        for _ in range(BATCHES_A_TURN):
             queue.disable_kicks()
-            while chains := queue.pop_many():
-                rest = self._serve_cached(queue, chains[:cached]) + chains[cached:]
-                cached = max(0, cached - len(chains))
-                if rest:
-                    self._batches.start(queue, rest, self.loop)
-            self.notify(queue)
-            if not queue.enable_kicks():
+            if self._batches.full:
+                self._batches.handle_after(queue)
                 return
+            chains = queue.pop_many(BATCH)
+            rest = self._serve_cached(queue, chains[:cached]) + chains[cached:]
+            cached = max(0, cached - len(chains))
+            if rest:
+                self._batches.start(queue, rest, self.loop)
+            self.notify(queue)
+            if not chains and not queue.enable_kicks():
+                return
+        self.handle_soon(queue)
 
     def _serve_cached(self, queue: Virtqueue, chains: list[Chain]) -> list[Chain]:
         """Serve reads of what the host has in memory; returns the others, for a worker."""

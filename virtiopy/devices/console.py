@@ -20,7 +20,7 @@ from virtiopy.errors import DriverError
 from virtiopy.eventloop import EventLoop
 from virtiopy.spec import DeviceId, feature_mask, has_feature
 from virtiopy.virtqueue.buffers import Buffers, gather, scatter, split_at, total
-from virtiopy.virtqueue.queue import Chain, Virtqueue
+from virtiopy.virtqueue.queue import BATCH, BATCHES_A_TURN, Chain, Completion, Virtqueue
 
 log = logging.getLogger(__name__)
 
@@ -30,9 +30,6 @@ CONTROL_TRANSMITQ = 3
 
 #: The most that is read from the host ahead of the guest's buffers, bytes a port.
 INPUT_BYTES = 1 << 16
-
-#: The most buffers that are written to the host's side at once.
-OUTPUT_BUFFERS = 64
 
 #: How much of what came through `emerg_wr` waits for the host's side; more is dropped.
 EMERGENCY_BYTES = 1 << 12
@@ -158,24 +155,20 @@ class Port:
         self.stream.watch_room(bool(self._output or self._emergency))
 
     def _drain(self, queue: Virtqueue) -> None:
-        while True:
+        for _ in range(BATCHES_A_TURN):
             queue.disable_kicks()
-            while self._output or self._take(queue):
-                done = [(chain, 0) for chain in self._write()]
-                if done:
-                    queue.push_many(done)
-                    self._device.notify(queue)
-                if self._output:
-                    return
-            # Chains that pop_many rejected were used too.
+            if not self._output:
+                chains = queue.pop_many(BATCH)
+                self._output.extend(_Output(chain, chain.readable) for chain in chains)
+            done = [(chain, 0) for chain in self._write()] if self._output else []
+            queue.push_many(done)
             self._device.notify(queue)
-            if not queue.enable_kicks():
+            if self._output:
+                # The host's side takes no more for now.
                 return
-
-    def _take(self, queue: Virtqueue) -> bool:
-        chains = queue.pop_many(OUTPUT_BUFFERS)
-        self._output.extend(_Output(chain, chain.readable) for chain in chains)
-        return bool(chains)
+            if not done and not queue.enable_kicks():
+                return
+        self._device.handle_soon(queue)
 
     def _write(self) -> Iterator[Chain]:
         """Write once; yields the chains of which nothing is left."""
@@ -389,9 +382,9 @@ class Console(VirtioDevice):
         self, queue: Virtqueue, pending: Callable[[], bool], fill: Callable[[Chain], int]
     ) -> None:
         """Fill the driver's buffers while anything is pending; a kick is wanted only after that."""
-        while True:
-            done = []
-            while pending() and (chain := queue.pop()) is not None:
+        for _ in range(BATCHES_A_TURN):
+            done: list[Completion] = []
+            while pending() and len(done) < BATCH and (chain := queue.pop()) is not None:
                 done.append((chain, fill(chain)))
             queue.push_many(done)
             self.notify(queue)
@@ -400,6 +393,7 @@ class Console(VirtioDevice):
                 return
             if not queue.enable_kicks():
                 return
+        self.handle_soon(queue)
 
     # Control messages (5.3.6.2)
 
@@ -483,13 +477,23 @@ class Console(VirtioDevice):
             self.supply(queue, lambda: bool(self._messages), self._fill)
 
     def _fill(self, chain: Chain) -> int:
-        """Put the next message into a buffer; one that it does not fit into goes back empty."""
+        """Put the next message into a buffer, and cut it where the buffer is too small.
+
+        A message that waited for a larger buffer would have all that follow it wait as well. One
+        waits only for a buffer that has room for its header, which says what it is about.
+        """
         key, message = next(iter(self._messages.items()))
-        if total(chain.writable) < len(message):
-            log.info("a control buffer of %d bytes is too small", total(chain.writable))
+        room = total(chain.writable)
+        if room < len(message):
+            log.warning(
+                "a console's driver has a control buffer of %d bytes for a message of %d (5.3.6.2)",
+                room,
+                len(message),
+            )
+        if room < _CONTROL_SIZE:
             return 0
         del self._messages[key]
-        return scatter(chain.writable, message)
+        return scatter(chain.writable, message[:room])
 
     # Ports that come and go
 

@@ -52,6 +52,7 @@ class DiskImage(Closing):
 
     `readonly` opens it for reading alone; `cache` says what a completed write stands for. Content
     that is an image of another format is refused, unless `any_content` says that it is meant.
+    The image is claimed until it is closed, or for its user to `claim` and `release`.
     """
 
     def __init__(
@@ -61,10 +62,13 @@ class DiskImage(Closing):
         readonly: bool = False,
         cache: CacheMode = CacheMode.WRITEBACK,
         any_content: bool = False,
+        claimed: bool = True,
     ) -> None:
         self.path = path
         self.readonly = readonly
         self.cache = cache
+        #: Has the locks, while the image is claimed.
+        self._claim: int | None = None
         self._fd = _open(path, readonly, cache)
         try:
             self._is_device = stat.S_ISBLK(os.fstat(self._fd).st_mode)
@@ -72,37 +76,78 @@ class DiskImage(Closing):
                 _check_backing_devices(path, self._fd, readonly)
             if not any_content:
                 _check_content(path)
-            self._lock()
+            if claimed:
+                self.claim()
             #: Bytes.
             self.size = self._find_size()
             #: What offsets and lengths of direct I/O have to be multiples of, bytes.
             self.alignment = self._find_alignment()
             #: What the disk prefers to be written in, bytes.
             self.physical_block_size = self._find_physical_block_size()
+            #: Whether the file is in memory, so that reading it never waits.
+            self.in_memory = lib.vp_is_in_memory(self._fd) == 1
             self.can_punch_holes = not readonly and self._find_hole_punching()
-        except BaseException:
+        except OSError as error:
             os.close(self._fd)
+            raise ConfigError(
+                f"The image {path} cannot be read as one ({error.strerror}): name a raw disk "
+                "image or a block device."
+            ) from error
+        except BaseException:
+            self.close()
             raise
+
+    def fileno(self) -> int:
+        """Return the open file; it is closed with the image."""
+        return self._fd
 
     def close(self) -> None:
         """Close the image, and so give up its locks."""
+        self.release()
         os.close(self._fd)
 
-    # What kind of image it is
+    # Who may use it
 
-    def _lock(self) -> None:
-        """Lock out a second writer, virtiopy's or QEMU's; any number may read."""
+    def claim(self) -> None:
+        """Lock out a second writer, virtiopy's or QEMU's; any number may read.
+
+        Raises ConfigError, with the remedy, where another has it.
+        """
+        if self._claim is not None:
+            return
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+        if self._is_device and not self.readonly:
+            # A mounted device, or one that another program has for itself, is refused (open(2)).
+            flags |= os.O_EXCL
+        try:
+            # Another open file of the same: what is locked by it is let go when it is closed.
+            self._claim = os.open(f"/proc/self/fd/{self._fd}", flags)
+        except OSError as error:
+            raise ConfigError(_why_not(self.path, self.readonly, self.cache, error)) from error
+        try:
+            self._lock(self._claim)
+        except ConfigError:
+            self.release()
+            raise
+
+    def release(self) -> None:
+        """Let others have the image, if it is claimed."""
+        if self._claim is not None:
+            os.close(self._claim)
+            self._claim = None
+
+    def _lock(self, fd: int) -> None:
         does = {Permission.CONSISTENT_READ}
         if not self.readonly:
             does |= {Permission.WRITE, Permission.RESIZE}
         for permission in does:
-            self._lock_byte(_LOCK_DONE + permission)
+            self._lock_byte(fd, _LOCK_DONE + permission)
         allows = {Permission.CONSISTENT_READ}
         for permission in set(Permission) - allows:
-            self._lock_byte(_LOCK_NOT_SHARED + permission)
+            self._lock_byte(fd, _LOCK_NOT_SHARED + permission)
         taken = [_LOCK_NOT_SHARED + permission for permission in does]
         taken += [_LOCK_DONE + permission for permission in set(Permission) - allows]
-        if any(lib.vp_ofd_is_locked(self._fd, byte) == 1 for byte in taken):
+        if any(lib.vp_ofd_is_locked(fd, byte) == 1 for byte in taken):
             remedy = (
                 "stop what writes to it"
                 if self.readonly
@@ -110,13 +155,15 @@ class DiskImage(Closing):
             )
             raise ConfigError(f"The image {self.path} is in use by another program: {remedy}.")
 
-    def _lock_byte(self, offset: int) -> None:
-        result = lib.vp_ofd_lock(self._fd, offset)
+    def _lock_byte(self, fd: int, offset: int) -> None:
+        result = lib.vp_ofd_lock(fd, offset)
         if result < 0:
             raise ConfigError(
                 f"The image {self.path} cannot be locked ({os.strerror(-result)}): "
                 "put it on a file system that has locks."
             )
+
+    # What kind of image it is
 
     def _find_size(self) -> int:
         size = os.lseek(self._fd, 0, os.SEEK_END)
@@ -313,9 +360,6 @@ def _open(path: Path, readonly: bool, cache: CacheMode) -> int:
     flags |= os.O_NONBLOCK
     if cache is CacheMode.NONE:
         flags |= os.O_DIRECT
-    if not readonly and path.is_block_device():
-        # A mounted device, or one that another program has for itself, is refused then (open(2)).
-        flags |= os.O_EXCL
     try:
         fd = os.open(path, flags)
     except OSError as error:

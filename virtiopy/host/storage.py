@@ -67,8 +67,16 @@ def is_url(name: str) -> bool:
 
 
 def format_of(name: str) -> str:
-    """Return the format that the name of an image, a path or a URL, stands for."""
-    path = urlsplit(name).path if is_url(name) else name
+    """Return the format that the name of an image, a path or a URL, stands for.
+
+    Raises ConfigError for what begins as a URL and is none.
+    """
+    try:
+        path = urlsplit(name).path if is_url(name) else name
+    except ValueError as error:
+        raise ConfigError(
+            f"{name} is no URL ({error}): write it as in http://host/disk.img."
+        ) from error
     return _SUFFIXES.get(PurePosixPath(path).suffix.lower(), "raw")
 
 

@@ -325,7 +325,7 @@ class Tap(Closing):
                 _ioctl(fd, lib.TUNSETQUEUE, _request("", flags))
             self._attached[pair] = attach
 
-    def lend(self, pair: int, mtu: int) -> int:
+    def worker_file(self, pair: int, mtu: int) -> int:
         """Return the file of one queue, for vhost to move the frames by.
 
         Raises ConfigError where frames longer than `mtu` could come: nobody would drop them.

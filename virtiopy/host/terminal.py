@@ -34,10 +34,11 @@ _IFLAG, _OFLAG, _CFLAG, _LFLAG, _CC = 0, 1, 2, 3, 6
 
 
 def end_program() -> None:
-    """Ask the program to end, by SIGTERM: a shell has its background jobs ignore SIGINT."""
+    """Ask the program to end as Ctrl-C does; by SIGTERM where a shell has us ignore SIGINT."""
     main = threading.main_thread().ident
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     if main is not None:
-        signal.pthread_kill(main, signal.SIGTERM)
+        signal.pthread_kill(main, signal.SIGTERM if ignored else signal.SIGINT)
 
 
 class RawMode:

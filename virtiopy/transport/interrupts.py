@@ -1,6 +1,5 @@
 """How a device's notifications reach its driver: an `InterruptSink` for each kind of wire."""
 
-import contextlib
 import enum
 import os
 import threading
@@ -8,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Final, Literal, Protocol, TypeAlias
 
+from virtiopy import eventfds
 from virtiopy.transport.registers import Interrupt
 
 
@@ -147,12 +147,19 @@ class PulseInterrupt(StatusInterrupt):
     def __init__(self, eventfd: int) -> None:
         super().__init__()
         self.eventfd = eventfd
+        self._is_shared = False
 
     def interrupt(self) -> None:
         """Pulse the line."""
-        # A counter that is full has been written, and not been read: one pulse is as good as two.
-        with contextlib.suppress(BlockingIOError):
+        if self._is_shared:
+            eventfds.signal(self.eventfd)
+        else:
             os.eventfd_write(self.eventfd, 1)
+
+    def delegate(self, index: int) -> None:
+        """Take note that another worker has the eventfd: it may be another process."""
+        self._is_shared = True
+        super().delegate(index)
 
     def acknowledged(self) -> None:
         """Leave the line alone."""

@@ -9,12 +9,13 @@ import logging
 from collections.abc import Mapping
 from typing import Protocol
 
-from virtiopy.devices.base import Notifiers, VirtioDevice
+from virtiopy.complaints import Complaints
+from virtiopy.devices.base import VirtioDevice
+from virtiopy.devices.delegation import Notifiers
 from virtiopy.errors import DriverError
 from virtiopy.eventloop import EventLoop
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import DeviceStatus, Feature, feature_names, has_feature
-from virtiopy.transport.complaints import Complaints
 from virtiopy.transport.interrupts import CONFIG, InterruptSink
 from virtiopy.transport.observer import Act, LifecycleObserver, Refusal
 from virtiopy.transport.queueconfig import QueueConfig
@@ -34,7 +35,7 @@ _DRIVERS_BITS = int(
 
 
 class KickNotifiers(Notifiers, Protocol):
-    """Notifiers whose kicks come to a `Lifecycle` while they are not lent."""
+    """Notifiers whose kicks come to a `Lifecycle` while they are not delegated."""
 
     def forget_kicks(self) -> None:
         """Drop the kicks that were sent and not taken: their queue is no more."""
@@ -43,10 +44,10 @@ class KickNotifiers(Notifiers, Protocol):
 class Lifecycle:
     """The life of `device`, which is attached to it: its DeviceHost (devices.base).
 
-    Notifications to the driver go to `interrupts`. `features` are what rings and transport offer
-    besides the device, and `assumed_features` what the driver has accepted without the device being
-    told. `open_queue` opens the queues that are configured here; a transport may open them itself,
-    and call `start_queue`.
+    Notifications to the driver go to `interrupts`. Messages call the device `name`. `features` are
+    what rings and transport offer besides the device, and `assumed_features` what the driver has
+    accepted without the device being told. `open_queue` opens the queues that are configured here;
+    a transport may open them itself, and call `start_queue`.
 
     `loop` is for what the device does of itself; `may_block` says whether kicks may wait for what
     they cause. The caller holds the device's lock.
@@ -58,6 +59,7 @@ class Lifecycle:
         memory: GuestMemory,
         interrupts: InterruptSink,
         *,
+        name: str | None = None,
         features: int = RING_FEATURES,
         assumed_features: int = 0,
         open_queue: OpenQueue = open_queue,
@@ -65,13 +67,15 @@ class Lifecycle:
         may_block: bool = True,
     ) -> None:
         self.device = device
+        #: What messages call the device.
+        self.name = name or device.device_id.name.lower()
         self.memory = memory
         self.interrupts = interrupts
         self.config_generation = 0
         self.observers: list[LifecycleObserver] = []
         #: What looks on at every queue that is opened from now on.
         self.queue_observers: list[QueueObserver] = []
-        self._open_queue = open_queue
+        self.open_queue = open_queue
         self._transport_features = features
         self._assumed_features = assumed_features
         self._notifiers: dict[int, KickNotifiers] = {}
@@ -100,13 +104,9 @@ class Lifecycle:
     def refuse(self, act: Act, fact: str, section: str, answer: str = "") -> None:
         """Say, in one line, what the driver did and the device does not go along with."""
         refusal = Refusal(act, fact, section, answer)
-        self._complaints.say(f"{self._name}: {refusal}")
+        self._complaints.say(f"{self.name}: {refusal}")
         for observer in self.observers:
             observer.refused(refusal)
-
-    @property
-    def _name(self) -> str:
-        return self.device.device_id.name.lower()
 
     def feature_names(self, features: int) -> str:
         """Name feature bits, for a person."""
@@ -198,7 +198,7 @@ class Lifecycle:
 
     def needs_reset(self, reason: str) -> None:
         """Set DEVICE_NEEDS_RESET and say so to a driver that is up (2.1.2)."""
-        log.warning("%s needs a reset: %s", self._name, reason)
+        log.warning("%s needs a reset: %s", self.name, reason)
         # First, as what the device reclaims may have notifications that the driver has not seen.
         self.device.halt()
         self.status |= int(DeviceStatus.DEVICE_NEEDS_RESET)
@@ -292,7 +292,7 @@ class Lifecycle:
             )
             return
         try:
-            self.queues[index] = self._open_queue(
+            self.queues[index] = self.open_queue(
                 self.memory,
                 config.size,
                 config.areas,
@@ -348,7 +348,7 @@ class Lifecycle:
     def _refuse_kick(self, index: int) -> None:
         if self.status & DeviceStatus.DEVICE_NEEDS_RESET:
             # The driver may not have seen it yet.
-            log.debug("%s: a kick of queue %d, and the device needs a reset", self._name, index)
+            log.debug("%s: a kick of queue %d, and the device needs a reset", self.name, index)
             return
         fact, section = f"the driver kicks queue {index}, which is not ready", "4.2.2.2"
         if not self.has_queue(index):

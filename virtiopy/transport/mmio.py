@@ -12,6 +12,7 @@ from virtiopy.transport.lifecycle import Lifecycle
 from virtiopy.transport.observer import Act, LifecycleObserver
 from virtiopy.transport.registerpage import RegisterPage
 from virtiopy.transport.registers import (
+    LEGACY_REGISTERS,
     MAGIC_VALUE,
     NO_SHARED_MEMORY,
     REGISTER_RANGE,
@@ -30,8 +31,9 @@ TRANSPORT_FEATURES = RING_FEATURES | feature_mask([Feature.VIRTIO_F_RING_RESET])
 class MmioTransport(LifecycleObserver):
     """The registers of one device, by which its driver leads its `lifecycle`.
 
-    `interrupt` is the device's, with InterruptStatus in it. The device is attached, with `loop` for
-    what it does of itself; `may_block` says whether kicks may wait for what they cause.
+    `interrupt` is the device's, with InterruptStatus in it; messages call the device `name`. The
+    device is attached, with `loop` for what it does of itself; `may_block` says whether kicks may
+    wait for what they cause.
     """
 
     #: What opens the device's side of a virtqueue.
@@ -43,6 +45,7 @@ class MmioTransport(LifecycleObserver):
         memory: GuestMemory,
         interrupt: StatusInterrupt,
         *,
+        name: str | None = None,
         loop: EventLoop | None = None,
         may_block: bool = True,
     ) -> None:
@@ -56,6 +59,7 @@ class MmioTransport(LifecycleObserver):
             memory,
             interrupt,
             open_queue=self.open_queue,
+            name=name,
             features=TRANSPORT_FEATURES,
             loop=loop,
             may_block=may_block,
@@ -116,10 +120,13 @@ class MmioTransport(LifecycleObserver):
 
     def _refuse_access(self, does: str, offset: int, size: int) -> None:
         """Say that an access is none that 4.2.2.2 allows."""
-        name = self.register_name(offset)
-        fact = f"the driver {does} {size} bytes at {offset:#x} ({name})"
+        what = f"{size} bytes at {offset:#x}"
+        fact, section = f"the driver {does} {what} ({self.register_name(offset)})", "4.2.2.2"
+        if offset in LEGACY_REGISTERS:
+            name = LEGACY_REGISTERS[offset]
+            fact, section = f"the driver {does} {what}: {name} of a legacy device", "4.2.4"
         with self.device.lock:
-            self.lifecycle.refuse(Act.ACCESS, fact, "4.2.2.2", "the access has no effect")
+            self.lifecycle.refuse(Act.ACCESS, fact, section, "the access has no effect")
 
     # Registers without exits
 

@@ -33,16 +33,18 @@ class MmioPlacement:
     ) -> MmioTransport:
         """Put a device here; see Placement."""
         return (
-            self._by_exits(device, site)
+            self._by_exits(device, name, site)
             if trapped
             else self._by_eventfds(device, name, site, release)
         )
 
-    def _by_exits(self, device: VirtioDevice, site: Site) -> MmioTransport:
+    def _by_exits(self, device: VirtioDevice, name: str, site: Site) -> MmioTransport:
         def set_level(level: bool) -> None:
             site.wires.set_irq_line(self.gsi, level)
 
-        return MmioTransport(device, site.memory, LevelInterrupt(set_level), loop=site.loop)
+        return MmioTransport(
+            device, site.memory, LevelInterrupt(set_level), name=name, loop=site.loop
+        )
 
     def _by_eventfds(
         self, device: VirtioDevice, name: str, site: Site, release: ExitStack
@@ -50,7 +52,12 @@ class MmioPlacement:
         interrupt = _eventfd(release)
         site.wires.add_irqfd(self.gsi, interrupt)
         transport = MmioTransport(
-            device, site.memory, PulseInterrupt(interrupt), loop=site.loop, may_block=False
+            device,
+            site.memory,
+            PulseInterrupt(interrupt),
+            name=name,
+            loop=site.loop,
+            may_block=False,
         )
         for index in range(len(device.queue_sizes)):
             kick = _eventfd(release)

@@ -1,18 +1,16 @@
 """The eventfds of a virtqueue: who takes its kicks, and who raises its interrupts."""
 
-import contextlib
-import os
-
+from virtiopy import eventfds
 from virtiopy.closing import Closing
 from virtiopy.eventloop import READABLE, EventLoop, Watch
 from virtiopy.transport.lifecycle import Lifecycle
 
 
 class EventfdNotifiers(Closing):
-    """The notifiers of queue `index` (devices.base.Notifiers): an ioeventfd and an irqfd.
+    """The notifiers of queue `index` (devices.delegation.Notifiers): an ioeventfd and an irqfd.
 
-    While they are not lent, `loop` takes the kicks to `lifecycle`. The eventfds stay the
-    caller's; `kick` does not block.
+    While they are not delegated, `loop` takes the kicks to `lifecycle`. The eventfds stay the
+    caller's. A worker may be another process, which keeps them: no call waits.
     """
 
     def __init__(
@@ -41,42 +39,39 @@ class EventfdNotifiers(Closing):
             self._watch = None
 
     @property
-    def lent(self) -> bool:
-        """Whether somebody else has them."""
+    def delegated(self) -> bool:
+        """Whether another worker has them."""
         return self._watch is None
 
-    def lend(self) -> None:
-        """Leave both to somebody else; the caller holds the device's lock."""
+    def delegate(self) -> None:
+        """Leave both to another worker; the caller holds the device's lock."""
         self.close()
         self._lifecycle.delegate_interrupt(self._index)
 
-    def take_back(self) -> None:
+    def reclaim(self) -> None:
         """Have both again; the caller holds the device's lock.
 
-        The queue is kicked, for the other may have taken a kick and not served it.
+        The queue is kicked, for the worker may have taken a kick and not served it.
         """
         self._lifecycle.reclaim_interrupt(self._index)
         self._take_kicks()
-        # Full is as good as written.
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_write(self.kick, 1)
+        eventfds.signal(self.kick)
 
     def forget_kicks(self) -> None:
         """Drop the kicks that no side has taken: the queue that they were for is no more."""
-        if not self.lent:
-            with contextlib.suppress(BlockingIOError):
-                os.eventfd_read(self.kick)
+        if not self.delegated:
+            eventfds.take(self.kick)
 
     def _take_kicks(self) -> None:
         self._watch = self._loop.watch(self.kick, READABLE, self._on_kick, self._name)
 
     def _on_kick(self, events: int) -> None:
         with self._lifecycle.device.lock:
-            # They may have been lent since the loop looked: the kick is the other's then.
-            if self.lent:
+            # They may have been delegated since the loop looked: the kick is the worker's then.
+            if self.delegated:
                 return
-            # Kicks that came together are one: the ring says how much there is to do. Somebody who
-            # had them before may have read it meanwhile.
-            with contextlib.suppress(BlockingIOError):
-                os.eventfd_read(self.kick)
-            self._lifecycle.kick(self._index)
+            # Kicks that came together are one: the ring says how much there is to do. Of a queue
+            # that is worked, another worker that had the eventfd may have read the kick meanwhile.
+            kicked = eventfds.take(self.kick)
+            if kicked or self._index in self._lifecycle.queues:
+                self._lifecycle.kick(self._index)

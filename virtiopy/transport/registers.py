@@ -48,6 +48,10 @@ class Register(enum.IntEnum):
     Config = 0x100
 
 
+#: Registers that only legacy devices have (4.2.4), by offset.
+LEGACY_REGISTERS = {0x028: "GuestPageSize", 0x03C: "QueueAlign", 0x040: "QueuePFN"}
+
+
 class Interrupt(enum.IntFlag):
     """Bits of InterruptStatus (4.2.2)."""
 

@@ -6,6 +6,7 @@ from typing import Protocol
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import Feature, has_feature
 from virtiopy.virtqueue.layout import RingFormat
+from virtiopy.virtqueue.native import NativeAccount, NativeQueue, is_enabled
 from virtiopy.virtqueue.queue import QueueAreas, QueueObserver, QueueState, Virtqueue
 from virtiopy.virtqueue.split import SplitQueue
 
@@ -40,6 +41,14 @@ def ring_format(features: int) -> RingFormat:
     return RingFormat.SPLIT
 
 
+def split_queue_type(
+    observers: Sequence[QueueObserver] = (),
+) -> type[SplitQueue] | type[NativeQueue]:
+    """Return what works a split queue: C, where it can keep what the observers want."""
+    in_c = is_enabled() and all(isinstance(one, NativeAccount) for one in observers)
+    return NativeQueue if in_c else SplitQueue
+
+
 def open_queue(
     memory: GuestMemory,
     size: int,
@@ -54,7 +63,7 @@ def open_queue(
     """Open a queue of the format that was negotiated: see OpenQueue."""
     match ring_format(features):
         case RingFormat.SPLIT:
-            return SplitQueue(
+            return split_queue_type(observers)(
                 memory,
                 size,
                 areas,

@@ -59,6 +59,19 @@ class SplitChain:
     descriptors: Sequence[Descriptor] = ()
 
 
+def area_pointer(memory: GuestMemory, address: int, area: Area) -> int:
+    """Return the host address of an area of a queue; raises QueueError where it cannot be there."""
+    if address % area.alignment:
+        raise QueueError(f"{address:#x} is not aligned to {area.alignment} bytes (2.7.1)")
+    try:
+        pointer = memory.pointer(address, area.size)
+    except AddressError as error:
+        raise QueueError(f"{error} (2.7)") from error
+    if pointer is None:
+        raise QueueError(f"{area.size} bytes at {address:#x} are not contiguous memory (2.7)")
+    return pointer
+
+
 class SplitQueue:
     """A split virtqueue (queue.Virtqueue) of `size` entries, a power of 2 up to 32768.
 
@@ -94,12 +107,14 @@ class SplitQueue:
 
         expected = layout.areas(RingFormat.SPLIT, size)
         self._descriptors = ffi.cast(
-            "struct vring_desc *", self._area(areas.descriptor, expected.descriptor)
+            "struct vring_desc *", area_pointer(memory, areas.descriptor, expected.descriptor)
         )
         self._available = ffi.cast(
-            "struct vring_avail *", self._area(areas.driver, expected.driver)
+            "struct vring_avail *", area_pointer(memory, areas.driver, expected.driver)
         )
-        self._used = ffi.cast("struct vring_used *", self._area(areas.device, expected.device))
+        self._used = ffi.cast(
+            "struct vring_used *", area_pointer(memory, areas.device, expected.device)
+        )
         self._available_idx = ffi.addressof(self._available[0], "idx")
         self._used_idx = ffi.addressof(self._used[0], "idx")
         # used_event follows the available ring's entries, avail_event the used ring's.
@@ -126,17 +141,6 @@ class SplitQueue:
             self.resume(state)
         for observer in self._observers:
             observer.opened(self)
-
-    def _area(self, address: int, area: Area) -> int:
-        if address % area.alignment:
-            raise QueueError(f"{address:#x} is not aligned to {area.alignment} bytes (2.7.1)")
-        try:
-            pointer = self.memory.pointer(address, area.size)
-        except AddressError as error:
-            raise QueueError(f"{error} (2.7)") from error
-        if pointer is None:
-            raise QueueError(f"{area.size} bytes at {address:#x} are not contiguous memory (2.7)")
-        return pointer
 
     @property
     def in_flight(self) -> int:
@@ -306,7 +310,8 @@ class SplitQueue:
         chains = {chain for chain, _ in completions}
         if len(chains) < len(completions) or not chains <= self._in_flight.keys():
             raise ValueError("a chain was pushed that was not in flight")
-        self._use(completions)
+        if completions:
+            self._use(completions)
         for chain, _ in completions:
             del self._in_flight[chain]
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from virtiopy.accel.base import Accelerator
 from virtiopy.boot import pvh
 from virtiopy.boot.elf import GuestImage
+from virtiopy.boot.parameters import BootParameters
 from virtiopy.closing import Closing
 from virtiopy.cpu.exits import IoExit, MmioExit
 from virtiopy.devices.base import VirtioDevice
@@ -16,12 +17,11 @@ from virtiopy.eventloop import EventLoop
 from virtiopy.memory import GuestMemory
 from virtiopy.metrics.exitlog import ExitLog, MergedExits, add_up
 from virtiopy.metrics.measurement import MEASUREMENT_PORT, PORT_NAME, Measurement, MeasurementPort
-from virtiopy.spec import DeviceId
 from virtiopy.vm.bus import Place
 from virtiopy.vm.cputhread import CpuThread
 from virtiopy.vm.dispatch import ExitDispatch
 from virtiopy.vm.ports import CONSOLE_PORT, EXIT_PORT, ConsolePort, ExitPort
-from virtiopy.vm.slots import IoMode, Slot, Slots
+from virtiopy.vm.slots import IoMode, Slot, Slots, WatchTransport
 
 #: How long a signal may wait for its handler, seconds.
 SIGNAL_LATENCY = 0.2
@@ -91,6 +91,11 @@ class Machine(Closing):
             Place(EXIT_PORT, 4, "exit port", ExitPort(self.end)),
         ):
             self.dispatch.ports.add(place)
+        #: Called when a run is to end, before the CPUs' threads are waited for: what one of them
+        #: may be stuck in lets go of it.
+        self.on_stop: list[Callable[[], None]] = []
+        #: What the last run came to, however it ended.
+        self.result: RunResult | None = None
         self._status: int | None = None
         self._ended = threading.Event()
 
@@ -120,11 +125,6 @@ class Machine(Closing):
         """The devices, in the order of their addresses."""
         return self._slots.all
 
-    @property
-    def net(self) -> Sequence[Slot]:
-        """The network devices, in the order of their slots."""
-        return [slot for slot in self.slots if slot.device.device_id is DeviceId.NETWORK]
-
     def add_device(
         self,
         device: VirtioDevice,
@@ -132,9 +132,10 @@ class Machine(Closing):
         mode: IoMode = IoMode.IOEVENTFD,
         *,
         refused: Callable[[str], None] | None = None,
+        watch: WatchTransport | None = None,
     ) -> Slot:
         """Put a device into the next slot: see `Slots.add`."""
-        return self._slots.add(device, name, mode, refused=refused)
+        return self._slots.add(device, name, mode, refused=refused, watch=watch)
 
     def boot(self, image: GuestImage, arguments: str = "") -> None:
         """Load a PVH image; its command line names the devices, then come `arguments`.
@@ -143,7 +144,7 @@ class Machine(Closing):
         """
         words = [slot.placement.command_line for slot in self.slots]
         command_line = " ".join(filter(None, [*words, arguments]))
-        pvh.prepare(self.memory, self.cpus[0].cpu, image, command_line)
+        pvh.prepare(self.memory, self.cpus[0].cpu, image, BootParameters(command_line))
 
     def end(self, status: int) -> None:
         """End the run with this status, unless it has one; from any thread."""
@@ -159,6 +160,7 @@ class Machine(Closing):
         Raises GuestError when it fails in a way that no driver may, and whatever a CPU's thread
         raised.
         """
+        self.result = None
         before = self._statistics()
         start = time.monotonic()
         self._ended.clear()
@@ -172,21 +174,29 @@ class Machine(Closing):
             self._wait(timeout)
         finally:
             # Ctrl-C may come anywhere above, while a thread is started as well.
-            for cpu in self.cpus:
-                cpu.stop()
-            for cpu in self.cpus:
-                cpu.join()
-            self.loop.stop()
-        seconds = time.monotonic() - start
-        failures = [cpu.failure for cpu in self.cpus] + [self.loop.failure]
-        for failure in failures:
+            self._stop()
+            seconds = time.monotonic() - start
+            after = self._statistics()
+            self.result = result = RunResult(
+                self._status,
+                seconds,
+                self.exits,
+                {name: value - before.get(name, 0) for name, value in after.items()},
+                self.measurement_port.measurements,
+            )
+        for failure in [*(cpu.failure for cpu in self.cpus), self.loop.failure]:
             if failure is not None:
                 raise failure
-        after = self._statistics()
-        kernel = {name: value - before.get(name, 0) for name, value in after.items()}
-        return RunResult(
-            self._status, seconds, self.exits, kernel, self.measurement_port.measurements
-        )
+        return result
+
+    def _stop(self) -> None:
+        for callback in self.on_stop:
+            callback()
+        for cpu in self.cpus:
+            cpu.stop()
+        for cpu in self.cpus:
+            cpu.join()
+        self.loop.stop()
 
     def _wait(self, timeout: float | None) -> None:
         """Wait for the end of the first CPU's turn, at most `timeout` seconds.

@@ -5,17 +5,20 @@ import enum
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeAlias
 
 from virtiopy.accel.base import Accelerator
-from virtiopy.devices.base import OpenWorker, VirtioDevice
+from virtiopy.devices.base import VirtioDevice
+from virtiopy.devices.delegation import OpenWorker
 from virtiopy.errors import ConfigError, HostError
 from virtiopy.eventloop import EventLoop
 from virtiopy.memory import GuestMemory
 from virtiopy.transport.mmioplace import MmioPlacement
 from virtiopy.transport.placement import Placement, Site, Transport
 from virtiopy.transport.registers import REGISTER_RANGE
-from virtiopy.vhost.handoff import VhostPair
+from virtiopy.vhost.kernel.pair import open_pair
 from virtiopy.vm.bus import Bus, Place
+from virtiopy.vm.codewatch import CodeWatch
 
 #: Guest physical address of the first device's registers; the next ones follow it.
 MMIO_BASE = 0xD000_0000
@@ -37,6 +40,10 @@ class IoMode(enum.StrEnum):
     #: The same, given to another process over a socket.
     VHOST_USER = "vhost-user"
 
+
+#: Puts a watcher before the accesses of a device's driver: is given the device's name, its
+#: transport, and whether its kicks are exits; returns what stands on the bus.
+WatchTransport: TypeAlias = Callable[[str, Transport, bool], Transport]
 
 #: The modes that a device has from its start to its end, or not at all.
 _LIFELONG = {IoMode.TRAPPED, IoMode.VHOST_USER}
@@ -60,7 +67,7 @@ class Slot:
         with self.device.lock:
             return self._mode if self.device.refusal is None else IoMode.IOEVENTFD
 
-    def handoff(self, mode: IoMode | str) -> None:
+    def change_mode(self, mode: IoMode | str) -> None:
         """Have the device's rings worked in another mode from now on, while frames flow or not.
 
         Where the driver has not set them up the mode is remembered until it does. From any
@@ -83,7 +90,10 @@ class Slot:
                     f"whole life: start it in {mode} mode."
                 )
             try:
-                self.device.hand_over(self._workers.get(mode))
+                if mode in self._workers:
+                    self.device.delegate(self._workers[mode])
+                else:
+                    self.device.reclaim()
             except (ConfigError, HostError) as error:
                 raise type(error)(f"{self.name} stays in {self.mode} mode: {error}") from error
             self._mode = mode
@@ -105,7 +115,10 @@ class Slots:
         self._site = Site(memory, loop, accelerator)
         self._mmio = mmio
         self._exit_free = exit_free
-        self._workers: Mapping[IoMode, OpenWorker] = {IoMode.VHOST: partial(VhostPair, memory)}
+        self._code_watch = (
+            CodeWatch(memory, accelerator.code_written) if accelerator.translates else None
+        )
+        self._workers: Mapping[IoMode, OpenWorker] = {IoMode.VHOST: partial(open_pair, memory)}
 
     def close(self) -> None:
         """Let go of every device; the loop does not run."""
@@ -119,10 +132,11 @@ class Slots:
         mode: IoMode = IoMode.IOEVENTFD,
         *,
         refused: Callable[[str], None] | None = None,
+        watch: WatchTransport | None = None,
     ) -> Slot:
         """Put a device into the next slot.
 
-        With `refused`, a device whose queues nobody else can work is in ioeventfd mode, and
+        With `refused`, a device whose queues no other worker can work is in ioeventfd mode, and
         `refused` is told why.
 
         Raises ConfigError when all slots are taken; ConfigError or HostError for a mode that
@@ -136,9 +150,11 @@ class Slots:
             placement = MmioPlacement(MMIO_BASE + index * REGISTER_RANGE, FIRST_GSI + index)
             trapped = mode is IoMode.TRAPPED
             transport = placement.plug(device, name, self._site, release, trapped=trapped)
+            if self._code_watch is not None:
+                transport.lifecycle.queue_observers.append(self._code_watch)
             if mode in self._workers:
                 try:
-                    device.hand_over(self._workers[mode])
+                    device.delegate(self._workers[mode])
                 except (ConfigError, HostError) as error:
                     if refused is None:
                         raise
@@ -146,7 +162,8 @@ class Slots:
                     refused(f"{name} is in {mode} mode: {error}")
             if self._exit_free:
                 placement.leave_out_exits(transport, self._site, release)
-            self._mmio.add(Place(placement.address, placement.size, name, transport))
+            seen = transport if watch is None else watch(name, transport, trapped)
+            self._mmio.add(Place(placement.address, placement.size, name, seen))
             release.callback(_reset, device)
             slot = Slot(name, device, transport, placement, release.pop_all(), mode, self._workers)
         self.all.append(slot)

@@ -1,11 +1,8 @@
 """Entropy devices with a fault."""
 
-from typing import cast
-
 from tests.conformance.mutants import mutants
 from virtiopy.conformance.targets.builders import build_rng
 from virtiopy.devices.rng import Rng
-from virtiopy.memory import GuestMemory
 from virtiopy.virtqueue.buffers import scatter, total
 from virtiopy.virtqueue.queue import Chain, Virtqueue
 
@@ -22,7 +19,7 @@ class WritesPastTheEnd(Rng):
 
     def serve(self, queue: Virtqueue, chain: Chain) -> int:
         written = super().serve(queue, chain)
-        memory = cast("GuestMemory", self.host.memory)
+        memory = self.host.memory
         last = chain.writable[-1]
         memory.write(memory.address_of(last) + len(last), b"\x55")
         return written

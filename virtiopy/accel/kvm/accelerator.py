@@ -16,6 +16,7 @@ class KvmAccelerator:
     """
 
     name = "kvm"
+    translates = False
 
     def __init__(self, memory: GuestMemory, *, interrupts: bool = True) -> None:
         with Kvm() as system:
@@ -39,6 +40,9 @@ class KvmAccelerator:
                 "most: give it fewer."
             )
         return self.vm.create_vcpu(number, count)
+
+    def code_written(self, address: int, length: int) -> None:
+        """Do nothing: a CPU sees by itself what is in its memory."""
 
     def set_irq_line(self, gsi: int, level: bool) -> None:
         """Set the level of an interrupt line: KVM_IRQ_LINE."""

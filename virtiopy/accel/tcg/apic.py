@@ -1,14 +1,16 @@
 """The interrupt chips of a PC with one CPU, for an accelerator that brings none.
 
 The registers that guests use to take interrupts, by the names of their manuals: the local APIC
-(Intel SDM volume 3, chapter 11) and the 82093AA IOAPIC. No timer, no thermal or performance
-interrupts, no interrupts between CPUs; their registers read as 0. Of the 8259 and the 8254 only
+(Intel SDM volume 3, chapter 11) with its timer, and the 82093AA IOAPIC. No thermal or performance
+interrupts; what is written to their registers does nothing. Interrupts between CPUs reach the one
+that sends them, as there is no other. Of the 8259 and the 8254 only
 the ports are there: a line below 16 goes to the IOAPIC alone.
 
 Nothing here locks: the accelerator calls from one thread at a time.
 """
 
 import enum
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -38,6 +40,17 @@ class ApicRegister(enum.IntEnum):
     IN_SERVICE = 0x100
     TRIGGER_MODE = 0x180
     INTERRUPT_REQUEST = 0x200
+    INTERRUPT_COMMAND = 0x300
+    INTERRUPT_COMMAND_HIGH = 0x310
+    LVT_TIMER = 0x320
+    LVT_THERMAL = 0x330
+    LVT_PERFORMANCE = 0x340
+    LVT_LINT0 = 0x350
+    LVT_LINT1 = 0x360
+    LVT_ERROR = 0x370
+    INITIAL_COUNT = 0x380
+    CURRENT_COUNT = 0x390
+    DIVIDE_CONFIGURATION = 0x3E0
 
 
 #: Integrated APIC, six local vector table entries (11.4.8).
@@ -46,12 +59,87 @@ _APIC_SOFTWARE_ENABLE = 1 << 8
 #: 256 bits in 8 registers, 16 bytes apart.
 _BITMAP_SIZE = 0x80
 
+# A local vector table entry (11.5.1), as far as it can be written.
+_LVT_MASKED = 1 << 16
+_LVT_PERIODIC = 1 << 17
+_LVT_WRITABLE = 0xFF | 7 << 8 | 1 << 13 | 1 << 15 | _LVT_MASKED
+_LVTS = frozenset(
+    [
+        ApicRegister.LVT_TIMER,
+        ApicRegister.LVT_THERMAL,
+        ApicRegister.LVT_PERFORMANCE,
+        ApicRegister.LVT_LINT0,
+        ApicRegister.LVT_LINT1,
+        ApicRegister.LVT_ERROR,
+    ]
+)
+
+# The interrupt command register (11.6.1).
+_ICR_LOGICAL = 1 << 11
+_ICR_WRITABLE = 0x000C_CFFF
+_SHORTHAND_NONE, _SHORTHAND_OTHERS = 0, 3
+
+
+class _Timer:
+    """The timer, counting nanoseconds (11.5.4). `clock` is the time, in nanoseconds."""
+
+    def __init__(self, clock: Callable[[], int]) -> None:
+        self._clock = clock
+        self.initial = 0
+        self.divide_configuration = 0
+        self.periodic = False
+        self._due: int | None = None
+
+    @property
+    def _unit(self) -> int:
+        """How many nanoseconds a count is: a power of two, 1 to 128."""
+        encoded = self.divide_configuration & 3 | self.divide_configuration >> 1 & 4
+        return 1 << (encoded + 1 & 7)
+
+    @property
+    def due(self) -> int | None:
+        """When it next reaches zero, as the clock tells time; None when it stands still."""
+        return self._due
+
+    def load(self, count: int) -> None:
+        """Count down from here; from 0 it stands still."""
+        self.initial = count
+        self._due = self._clock() + count * self._unit if count else None
+
+    def current(self) -> int:
+        """Return the current count."""
+        if self._due is None:
+            return 0
+        return max(0, self._due - self._clock()) // self._unit
+
+    def expire(self) -> bool:
+        """Say whether it has reached zero, and let it go on from there."""
+        now = self._clock()
+        if self._due is None or now < self._due:
+            return False
+        if self.periodic:
+            # Of periods that went by while the host was busy, one is told.
+            period = self.initial * self._unit
+            self._due += ((now - self._due) // period + 1) * period
+        else:
+            self._due = None
+        return True
+
 
 class LocalApic:
-    """The local APIC of CPU 0. `on_eoi` is told the vectors of level-triggered interrupts."""
+    """The local APIC of CPU 0. `on_eoi` is told the vectors of level-triggered interrupts.
 
-    def __init__(self, on_eoi: Callable[[int], None]) -> None:
+    `clock` is the time by which its timer runs, in nanoseconds.
+    """
+
+    def __init__(
+        self, on_eoi: Callable[[int], None], clock: Callable[[], int] = time.monotonic_ns
+    ) -> None:
         self._on_eoi = on_eoi
+        self._timer = _Timer(clock)
+        self._lvt: dict[int, int] = dict.fromkeys(_LVTS, _LVT_MASKED)
+        self._command = 0
+        self._command_high = 0
         self._task_priority = 0
         self._logical_destination = 0
         self._destination_format = 0xFFFF_FFFF
@@ -83,6 +171,26 @@ class LocalApic:
         self._request |= 1 << vector
         self._trigger_mode &= ~(1 << vector)
         self._trigger_mode |= level << vector
+
+    @property
+    def deadline(self) -> int | None:
+        """When `run_timer` has something to do, by the clock; None for never."""
+        return self._timer.due
+
+    def run_timer(self) -> None:
+        """Let the timer interrupt, where it is due."""
+        entry = self._lvt[ApicRegister.LVT_TIMER]
+        if self._timer.expire() and not entry & _LVT_MASKED:
+            self.request(entry & 0xFF, level=False)
+
+    def _send(self, command: int) -> None:
+        """Send an interrupt to CPUs (11.6.1): what is for this one, if it is a plain vector."""
+        shorthand = command >> 18 & 3
+        ours = shorthand != _SHORTHAND_OTHERS
+        if shorthand == _SHORTHAND_NONE:
+            ours = self.is_addressed(self._command_high >> 24, logical=bool(command & _ICR_LOGICAL))
+        if ours and command >> 8 & 7 in (_FIXED, _LOWEST_PRIORITY):
+            self.request(command & 0xFF, level=False)
 
     def pending(self) -> int | None:
         """Return the vector that the CPU is to be interrupted with, if any (11.8.3)."""
@@ -130,7 +238,17 @@ class LocalApic:
                 return self._destination_format
             case ApicRegister.SPURIOUS_INTERRUPT_VECTOR:
                 return self._spurious
-        return 0
+            case ApicRegister.INTERRUPT_COMMAND:
+                return self._command
+            case ApicRegister.INTERRUPT_COMMAND_HIGH:
+                return self._command_high
+            case ApicRegister.INITIAL_COUNT:
+                return self._timer.initial
+            case ApicRegister.CURRENT_COUNT:
+                return self._timer.current()
+            case ApicRegister.DIVIDE_CONFIGURATION:
+                return self._timer.divide_configuration
+        return self._lvt.get(offset, 0)
 
     def write(self, offset: int, value: int) -> None:
         """Write the register at `offset` in the page."""
@@ -145,6 +263,20 @@ class LocalApic:
                 self._destination_format = value | 0x0FFF_FFFF
             case ApicRegister.SPURIOUS_INTERRUPT_VECTOR:
                 self._spurious = value & 0x1FF
+            case ApicRegister.INTERRUPT_COMMAND:
+                self._command = value & _ICR_WRITABLE
+                self._send(self._command)
+            case ApicRegister.INTERRUPT_COMMAND_HIGH:
+                self._command_high = value & 0xFF00_0000
+            case ApicRegister.LVT_TIMER:
+                self._lvt[offset] = value & (_LVT_WRITABLE | _LVT_PERIODIC)
+                self._timer.periodic = bool(value & _LVT_PERIODIC)
+            case ApicRegister.INITIAL_COUNT:
+                self._timer.load(value & 0xFFFF_FFFF)
+            case ApicRegister.DIVIDE_CONFIGURATION:
+                self._timer.divide_configuration = value & 0xB
+        if offset in _LVTS and offset != ApicRegister.LVT_TIMER:
+            self._lvt[offset] = value & _LVT_WRITABLE
 
 
 class IoApicRegister(enum.IntEnum):

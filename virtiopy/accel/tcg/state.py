@@ -1,15 +1,6 @@
-"""The CPU state inside a Unicorn context: QEMU's `CPUX86State`.
+"""The state of a Unicorn engine's CPU: QEMU's `CPUX86State`, which layout.py finds."""
 
-Unicorn's API has no word for a segment's hidden part, an exception's error code, or the shadow
-that sti throws on the next instruction; the context it saves holds them all. These are the fields
-from target/i386/cpu.h of QEMU 5.0.1, on which all of Unicorn 2 is based; native.h declares them.
-`find` looks for them by values written through the API, and refuses a context that does not look
-like this.
-"""
-
-from typing import Self
-
-from virtiopy._native import CData, ffi
+from virtiopy._native import CData
 from virtiopy.cpu.x86 import (
     CR0_PE,
     EFER_LMA,
@@ -104,39 +95,22 @@ def _write_segment(cache: CData, segment: Segment) -> None:
 
 
 class TcgState:
-    """The state in a context at a fixed address, whose owner saves and restores it."""
-
-    #: What `find` expects in the registers: all different, and unlike anything else.
-    MARKS = tuple(0x5652_5449_4F50_5900 + index for index in range(16))
-    DEBUG_MARKS = tuple(0x4445_4255_4700 + index for index in range(4))
+    """The state of an engine's CPU, where it lives: for its owner, while the CPU stands still."""
 
     def __init__(self, cpu: CData, exceptions: CData) -> None:
         self.cpu = cpu
         self.exceptions = exceptions
 
-    @classmethod
-    def find(cls, address: int, size: int) -> Self:
-        """Find the state in the context of `size` bytes at the host's `address`.
+    def check(self) -> None:
+        """Look at a CPU that Unicorn has just made in 64-bit mode.
 
-        MARKS are in rax, rcx, ... r15 and DEBUG_MARKS in dr0 to dr3. Raises HostError where the
-        layout is another.
+        Raises HostError where the layout must be another than ours.
         """
-        content = bytes(ffi.buffer(ffi.cast("char *", address), size))
-        registers = b"".join(mark.to_bytes(8, "little") for mark in cls.MARKS)
-        debug = b"".join(mark.to_bytes(8, "little") for mark in cls.DEBUG_MARKS)
-        start, middle = content.find(registers), content.find(debug)
-        before = ffi.offsetof("struct vp_tcg_exceptions", "dr")
-        if start >= 0 and middle >= before:
-            state = cls(
-                ffi.cast("struct vp_tcg_cpu *", address + start),
-                ffi.cast("struct vp_tcg_exceptions *", address + middle - before),
+        if not self._is_plausible():
+            raise HostError(
+                "This Unicorn keeps its CPU state in a layout that virtiopy does not know: "
+                "install one that it does with pip install 'unicorn>=2.1,<2.2'."
             )
-            if state._is_plausible():
-                return state
-        raise HostError(
-            "This Unicorn keeps its CPU state in a layout that virtiopy does not know: "
-            "install one that it does with pip install 'unicorn>=2.1,<2.2'."
-        )
 
     def _is_plausible(self) -> bool:
         """Say whether it looks like a CPU that Unicorn has just made in 64-bit mode."""

@@ -86,6 +86,11 @@ class BalloonDriver(DeviceDriver):
         self._next_page = count()
         self._indexes = {queue: int(queue) for queue in Virtqueue}
 
+    @property
+    def given_away(self) -> Sequence[tuple[int, int]]:
+        """The pages that may be in the balloon."""
+        return [SPARE]
+
     def start(
         self,
         features: Iterable[FeatureLike] | None = None,

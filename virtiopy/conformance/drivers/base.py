@@ -91,6 +91,11 @@ class DeviceDriver:
     main_queue: ClassVar[int] = 0
 
     @property
+    def given_away(self) -> Sequence[tuple[int, int]]:
+        """Memory beside buffers that the device may change: [start, end), guest physical."""
+        return ()
+
+    @property
     def can_reconnect(self) -> bool:
         """Whether all that a backend has to know after a hot reconnect is in rings and features."""
         return True

@@ -98,7 +98,9 @@ class Document(TypedDict):
 
 def document(results: Results) -> Document:
     """Return all of a run."""
-    found = {target: Findings(results.of(target)) for target in results.subjects}
+    found = {
+        target: Findings(results.of(target), strict=results.strict) for target in results.subjects
+    }
     return Document(
         schema=SCHEMA,
         virtiopy=__version__,

@@ -49,10 +49,14 @@ class Finding:
 
 
 class Findings:
-    """The findings of one target, of the results of its tests."""
+    """The findings of one target, of the results of its tests.
 
-    def __init__(self, results: Sequence[Result]) -> None:
+    `strict` has what a device SHOULD do, and does not, be a failure.
+    """
+
+    def __init__(self, results: Sequence[Result], *, strict: bool = False) -> None:
         self._results = results
+        self._strict = strict
         self._by_key: dict[str, Finding] = {}
         # The statement that a failed test is counted under, by the test's name.
         self._counted: dict[str, str] = {}
@@ -102,7 +106,9 @@ class Findings:
     def _finding(self, key: str, statement: str, failure: Failure) -> Finding:
         finding = self._by_key.get(key)
         if finding is None:
-            finding = Finding(statement, _outcome_of(statement), failure.words)
+            warns = _is_should(statement) and not self._strict
+            outcome = Outcome.WARNING if warns else Outcome.FAILED
+            finding = Finding(statement, outcome, failure.words)
             self._by_key[key] = finding
         if not finding.tests:
             finding.words = failure.words
@@ -128,10 +134,11 @@ class Findings:
             for remark in result.remarks:
                 if any(below in self._by_key for below in stands_on(remark.clause)):
                     continue
+                outcome = Outcome.FAILED if self._strict else Outcome.WARNING
                 finding = self._by_key.setdefault(
-                    remark.clause, Finding(remark.clause, Outcome.WARNING, remark.words)
+                    remark.clause, Finding(remark.clause, outcome, remark.words)
                 )
-                if finding.outcome is Outcome.WARNING:
+                if finding.outcome is outcome:
                     finding.tests.append(result)
 
     # What became of each statement
@@ -186,8 +193,9 @@ def _statement(result: Result, failure: Failure, broken: Collection[str]) -> str
         return failure.clause
     if own is None:
         # Of a hostile act, if it is the device's end; else of a random walk.
-        return WORKS_ON if failure.died else failure.clause
-    return own
+        return WORKS_ON if failure.died and not result.clauses else failure.clause
+    # A step that fails is more than what a device SHOULD do.
+    return failure.clause if _is_should(own) else own
 
 
 def _own(result: Result) -> str | None:
@@ -196,17 +204,16 @@ def _own(result: Result) -> str | None:
     return next((one for one in result.clauses if known[one].keyword is not Keyword.MAY), None)
 
 
+def _is_should(statement: str) -> bool:
+    clause = everything().get(statement)
+    return clause is not None and clause.keyword in {Keyword.SHOULD, Keyword.SHOULD_NOT}
+
+
 def _key(statement: str, failure: Failure) -> str:
     # Acts that come to the same are one fault.
     if statement == WORKS_ON:
         return f"{WORKS_ON} {failure.died or failure.words.partition(chr(10))[0]}"
     return statement
-
-
-def _outcome_of(statement: str) -> Outcome:
-    clause = everything().get(statement)
-    should = clause is not None and clause.keyword in {Keyword.SHOULD, Keyword.SHOULD_NOT}
-    return Outcome.WARNING if should else Outcome.FAILED
 
 
 def _untested(clause: Clause, tests: Sequence[Result], subject: Subject) -> ClauseResult:

@@ -121,9 +121,13 @@ class ClauseResult:
 
 
 class Results:
-    """The results of a run, in the order of the tests."""
+    """The results of a run, in the order of the tests.
 
-    def __init__(self) -> None:
+    `strict` is whether what a device SHOULD do, and does not, is a failure.
+    """
+
+    def __init__(self, *, strict: bool = False) -> None:
+        self.strict = strict
         #: By the target's name.
         self.subjects: dict[str, Subject] = {}
         #: Why the run ended before its last test; "" where it did not.

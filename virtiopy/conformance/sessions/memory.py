@@ -1,10 +1,15 @@
 """The guest memory of a test: with a seam and a hole in it, as that of many machines has."""
 
+import errno
 import os
+from collections.abc import Iterator, Mapping, Sequence
 
 from virtiopy.memory import GuestMemory, Region
 
 MIB = 1 << 20
+PAGE = 4096
+
+_EMPTY = bytes(PAGE)
 
 #: Guest physical addresses of the regions, [start, end). The driver's rings and buffers are in
 #: the first. The second is its neighbour in the guest's addresses, though not in the host's, so a
@@ -35,3 +40,49 @@ class SessionMemory(GuestMemory):
             offset += end - start
         super().__init__(regions)
         self._fds.append(fd)
+        self._fd = fd
+
+    def snapshot(self) -> dict[int, bytes]:
+        """Return the pages that are not empty, by guest physical address."""
+        pages = {}
+        offset = 0
+        for start, end in REGIONS:
+            for at, length in self._extents(offset, offset + end - start):
+                data = os.pread(self._fd, length, at)
+                for page in range(0, length, PAGE):
+                    pages[start + at - offset + page] = data[page : page + PAGE]
+            offset += end - start
+        return pages
+
+    def _extents(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Yield where the file has data: offset and length of each piece, in whole pages."""
+        while start < end:
+            try:
+                start = os.lseek(self._fd, start, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    raise
+                return
+            if start >= end:
+                return
+            stop = min(end, os.lseek(self._fd, start, os.SEEK_HOLE))
+            yield start, stop - start
+            start = stop
+
+
+def changed(
+    before: Mapping[int, bytes], after: Mapping[int, bytes], allowed: Sequence[tuple[int, int]]
+) -> int | None:
+    """Return the first address at which two snapshots differ outside of ranges that may change.
+
+    Ranges are [start, end), guest physical.
+    """
+    for page in sorted(before.keys() | after.keys()):
+        old, new = before.get(page, _EMPTY), after.get(page, _EMPTY)
+        if old == new:
+            continue
+        for at in range(PAGE):
+            address = page + at
+            if old[at] != new[at] and not any(start <= address < end for start, end in allowed):
+                return address
+    return None

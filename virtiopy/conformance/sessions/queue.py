@@ -11,6 +11,7 @@ from virtiopy.virtqueue.driver import Allocator, DriverQueue, Piece, Used
 from virtiopy.virtqueue.layout import (
     DESCRIPTOR_SIZE,
     INDEX_MODULUS,
+    AreaLayout,
     DescriptorFlag,
     RingFormat,
 )
@@ -38,6 +39,7 @@ class SessionQueue(DriverQueue):
         #: Heads that were used and were neither available nor in flight.
         self.strays: list[int] = []
         self._in_flight: Counter[int] = Counter()
+        self._writable: list[Piece] = []
         self._trace = trace
         areas = self.areas
         self._note(
@@ -53,6 +55,7 @@ class SessionQueue(DriverQueue):
     ) -> int:
         """Put a chain into the descriptor table and return its head; see DriverQueue."""
         head = super().place(pieces, direct=direct, table=table)
+        self._writable += [piece for piece in pieces if piece.writable]
         # What another chain with this head came to is nobody's any more.
         self.completed.pop(head, None)
         return head
@@ -130,11 +133,25 @@ class SessionQueue(DriverQueue):
         """The used ring's idx, as the device has it now."""
         return int(lib.vp_load_acquire(self._used_idx))
 
+    @property
+    def _layout(self) -> AreaLayout:
+        return layout.areas(RingFormat.SPLIT, self.size)
+
     def used_part(self) -> bytes:
         """Return what is in the part of the queue that the device writes."""
-        return self.memory.read(
-            self.areas.device, layout.areas(RingFormat.SPLIT, self.size).device.size
-        )
+        return self.memory.read(self.areas.device, self._layout.device.size)
+
+    def devices_spans(self) -> list[tuple[int, int]]:
+        """Return what the device may write: [start, end), its part and every buffer so far."""
+        ring = Piece(self.areas.device, self._layout.device.size, writable=True)
+        return [(piece.address, piece.address + piece.length) for piece in [ring, *self._writable]]
+
+    def drivers_spans(self) -> list[tuple[int, int]]:
+        """Return where the driver's own parts of the queue are: [start, end)."""
+        return [
+            (self.areas.descriptor, self.areas.descriptor + self._layout.descriptor.size),
+            (self.areas.driver, self.areas.driver + self._layout.driver.size),
+        ]
 
     @property
     def unused(self) -> int:

@@ -16,10 +16,10 @@ from virtiopy.conformance.targets.backends import Backend
 from virtiopy.conformance.targets.hosts import Host
 from virtiopy.errors import PeerError
 from virtiopy.spec import DeviceId, DeviceStatus, Feature, has_feature
-from virtiopy.vhost.kernel import Ring
 from virtiopy.vhost.user.connection import Connection
 from virtiopy.vhost.user.frontend import InflightFile, RefusedError, VhostUserFrontend
 from virtiopy.vhost.user.messages import Flag, Message, ProtocolFeature
+from virtiopy.vhost.vring import Vring
 from virtiopy.virtqueue.queue import QueueState
 
 #: Entries that a queue may have, where nobody can ask the backend: what VMMs set up.
@@ -298,7 +298,7 @@ class VhostUserSession(Session):
             self._running.add(index)
             self.frontend.start_ring(
                 index,
-                Ring(
+                Vring(
                     queue.size,
                     queue.areas,
                     state or QueueState(),

@@ -8,6 +8,7 @@ from virtiopy.conformance.drivers.base import DeviceDriver
 from virtiopy.conformance.problems import NotApplicableError
 from virtiopy.conformance.report.verdict import Judge, Verdict
 from virtiopy.conformance.sessions.base import Session
+from virtiopy.conformance.sessions.memory import changed
 from virtiopy.conformance.sessions.vhostuser import VhostUserSession
 from virtiopy.spec import DeviceStatus, Feature, feature_mask, has_feature
 
@@ -38,6 +39,25 @@ def test_requests_are_carried_out_one_by_one_and_several_at_once(driver: DeviceD
         driver.offer(*sent)
         for one in sent:
             driver.finish(one)
+
+
+@pytest.mark.clause("2.6:3")
+def test_no_memory_is_written_but_buffers_and_the_devices_part_of_the_queue(
+    session: Session, driver: DeviceDriver
+) -> None:
+    driver.start()
+    for request in driver.requests():
+        sent = driver.place(request)
+        before = session.memory.snapshot()
+        driver.offer(sent)
+        driver.finish(sent)
+        after = session.memory.snapshot()
+        queues = session.queues.values()
+        allowed = [span for queue in queues for span in queue.devices_spans()]
+        # The available ring is the driver's, which has offered the request meanwhile.
+        allowed += [span for queue in queues for span in queue.drivers_spans()]
+        wrong = changed(before, after, [*allowed, *driver.given_away])
+        assert wrong is None, f"the device wrote to {wrong:#x}, which is in no buffer of a request"
 
 
 # Device status (2.1)

@@ -101,7 +101,7 @@ class Link:
                 while end.recv(1):
                     pass
 
-    def lend(self, pair: int, mtu: int) -> int:
+    def worker_file(self, pair: int, mtu: int) -> int:
         """Return the file of a queue."""
         return self.fileno(pair)
 

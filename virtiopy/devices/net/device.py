@@ -8,15 +8,11 @@ from enum import IntFlag
 from typing import ClassVar
 
 from virtiopy._native import ffi
-from virtiopy.devices.base import (
-    DeviceHost,
-    Fact,
-    OpenWorker,
-    VirtioDevice,
-)
+from virtiopy.devices.base import DeviceHost, Fact, VirtioDevice
+from virtiopy.devices.delegation import OpenWorker
 from virtiopy.devices.net.control import MAC_SIZE, Control, ReceiveFilter, is_multicast
+from virtiopy.devices.net.delegation import PairWorkers
 from virtiopy.devices.net.features import NetFeature, Terms, unmet_requirements
-from virtiopy.devices.net.handover import Handover
 from virtiopy.devices.net.link import FrameLink
 from virtiopy.devices.net.pair import Pair, redirect
 from virtiopy.devices.net.path import NetCounters
@@ -61,6 +57,9 @@ class Net(VirtioDevice):
     device_id: ClassVar[DeviceId] = DeviceId.NETWORK
     feature_bits = NetFeature
 
+    queues_in_one = 2
+    can_delegate = True
+
     #: VMMs keep controlq for themselves.
     vmm_features = feature_mask([NetFeature.VIRTIO_NET_F_CTRL_VQ])
 
@@ -86,18 +85,18 @@ class Net(VirtioDevice):
         self.filter = ReceiveFilter(mac)
         self._initial_mac = mac
         self.pairs = [Pair(index, link, self.counts) for index in range(link.pairs)]
-        self._terms = Terms.of(0, self.mtu)
+        #: What driver and device agreed on for the frames.
+        self.terms = Terms.of(0, self.mtu)
         self._status = Status.LINK_UP if link.is_up() else Status(0)
         self._state_watch: Watch | None = None
         self._link_failed = False
-        self._halted = False
-        self._handover = Handover(self)
+        self._workers = PairWorkers(self)
 
     # Feature bits (5.1.3)
 
     def offered(self, features: int) -> int:
         """Leave out what whoever works the queues has not."""
-        return self._handover.offered(features)
+        return self._workers.offered(features)
 
     def accepts(self, driver_features: int) -> bool:
         """Check what features require of each other (5.1.3.1)."""
@@ -110,7 +109,7 @@ class Net(VirtioDevice):
     def negotiated(self, driver_features: int) -> None:
         """Agree with driver and link on what may be in frames."""
         super().negotiated(driver_features)
-        self._terms = Terms.of(driver_features, self.mtu)
+        self.terms = Terms.of(driver_features, self.mtu)
         # Of what a VMM is commanded in the device's place, nobody is told here.
         commanded = self._has(NetFeature.VIRTIO_NET_F_CTRL_VQ)
         self.filter.filters_addresses = commanded and self._has(NetFeature.VIRTIO_NET_F_CTRL_RX)
@@ -144,9 +143,9 @@ class Net(VirtioDevice):
         return {
             "mac": self.filter.mac.hex(":"),
             "link": "up" if self._status & Status.LINK_UP else "down",
-            "pairs_handed_over": sum(pair.lent for pair in self.pairs),
-            "handoffs": self._handover.count,
-            **({"handoff_refused": self.refusal} if self.refusal else {}),
+            "pairs_delegated": sum(pair.delegated for pair in self.pairs),
+            "delegations": self._workers.count,
+            **({"delegation_refused": self.refusal} if self.refusal else {}),
             **self.counters(),
         }
 
@@ -174,10 +173,6 @@ class Net(VirtioDevice):
             lambda events: self.link_changed(),
             f"{self.link.name} state",
         )
-        for pair in self.pairs:
-            pair.send_more = loop.bottom_half(
-                self._callback(self._transmit, pair), f"{self.link.name} send"
-            )
 
     def activate(self, queues: Mapping[int, Virtqueue]) -> None:
         """Start; only the first pair is used until the driver asks for more (5.1.9.5.6.2)."""
@@ -186,7 +181,7 @@ class Net(VirtioDevice):
         for index, queue in queues.items():
             if pair := self._pair_of(index):
                 pair.queues[index % 2] = queue
-                pair.start(index % 2, self._terms, self.filter)
+                pair.start(index % 2, self.terms, self.filter)
         self.set_pairs(1)
         for pair in self.pairs:
             # Buffers may be there already, from before DRIVER_OK, when no kick may come.
@@ -196,25 +191,25 @@ class Net(VirtioDevice):
         """Take a queue that the driver enables while the device runs."""
         super().start_queue(index, queue)
         if pair := self._pair_of(index):
-            self._handover.take_back(pair)
+            self._workers.reclaim(pair)
             self._drop_waiting()
             pair.queues[index % 2] = queue
-            pair.start(index % 2, self._terms, self.filter)
+            pair.start(index % 2, self.terms, self.filter)
             pair.being_reset = pair.being_reset and index % 2 == 1
             self._redirect()
-            self._give_if_due(pair)
+            self._delegate_if_due(pair)
             self._guarded(self._receive, pair)
 
     def stop_queue(self, index: int) -> None:
         """Forget a queue and its buffers; frames for it stay in the link."""
         super().stop_queue(index)
         if pair := self._pair_of(index):
-            self._handover.take_back(pair)
+            self._workers.reclaim(pair)
             pair.stop(index % 2)
             pair.queues.pop(index % 2, None)
             # Frames of another pair's may have been coming here.
             self._redirect()
-            self._give_if_due(pair)
+            self._delegate_if_due(pair)
 
     def reset_queue(self, index: int) -> None:
         """Forget a queue and its buffers; with MQ, frames for it go elsewhere (5.1.9.5.6.2)."""
@@ -226,7 +221,7 @@ class Net(VirtioDevice):
     def _redirect(self) -> None:
         redirect(self.pairs)
         for pair in self.pairs:
-            self._update_watch(pair)
+            self.update_watch(pair)
 
     def _drop_waiting(self) -> None:
         """Drop the frames that came while all receive queues were being reset."""
@@ -242,7 +237,7 @@ class Net(VirtioDevice):
 
     def halt(self) -> None:
         """Have nobody work the queues any more."""
-        self._halted = True
+        super().halt()
         self._stop()
 
     def reset(self) -> None:
@@ -251,8 +246,7 @@ class Net(VirtioDevice):
         super().reset()
         for pair in self.pairs:
             pair.queues.clear()
-        self._halted = False
-        self._terms = Terms.of(0, self.mtu)
+        self.terms = Terms.of(0, self.mtu)
         self.filter = ReceiveFilter(self._initial_mac)
         self._status &= ~Status.ANNOUNCE
         self._set_offloads()
@@ -263,63 +257,67 @@ class Net(VirtioDevice):
         if self._state_watch is not None and self.loop is not None:
             self.loop.unwatch(self._state_watch)
             self._state_watch = None
-        self._handover.dismiss()
+        self._workers.close()
         self.link.close()
 
     # Virtqueues (5.1.2): receiveq1, transmitq1, ... and after them controlq
 
     @property
-    def _control_index(self) -> int:
+    def control_index(self) -> int:
+        """The index of controlq, with what was negotiated."""
         pairs = self.max_pairs if self._has(_MQ) else 1
         return 2 * pairs
 
     def _pair_of(self, index: int) -> Pair | None:
-        return self.pairs[index // 2] if index < self._control_index else None
+        return self.pairs[index // 2] if index < self.control_index else None
 
     def set_pairs(self, count: int) -> None:
         """Use the first `count` pairs: frames come by no others, and none is sent from others."""
         for pair in self.pairs:
             pair.transmitter.enabled = pair.index < count
             if not pair.transmitter.enabled:
-                self._handover.take_back(pair)
+                self._workers.reclaim(pair)
         self.link.set_pairs(count)
         self._redirect()
         for pair in self.pairs:
-            self._give_if_due(pair)
+            self._delegate_if_due(pair)
 
-    # Others who work the queues in the device's place
+    # Other workers of the queues
 
-    def hand_over(self, open_worker: OpenWorker | None) -> None:
-        """Have others work the pairs of virtqueues, each with its queue of the link; or nobody."""
+    def delegate(self, open_worker: OpenWorker) -> None:
+        """Have a worker for each pair of virtqueues, with the pair's queue of the link."""
         with self.lock:
             self.refusal = None
-            if open_worker is None:
-                self._handover.dismiss()
-                return
             # By a call before, of which DRIVER_OK has shown that it is refused.
-            was_engaged = self._handover.engaged
-            if not was_engaged:
-                self._handover.engage(open_worker)
+            were_open = self._workers.are_open
+            if not were_open:
+                self._workers.open(open_worker)
             try:
                 for pair in self.pairs:
-                    self._guarded(self._give, pair)
+                    self._guarded(self._delegate, pair)
             except VirtiopyError as error:
-                if was_engaged:
+                if were_open:
                     self._refused(error)
                 else:
-                    self._handover.dismiss()
+                    self._workers.close()
                 raise
 
-    def _give(self, pair: Pair) -> None:
-        self._handover.give(pair)
+    def reclaim(self) -> None:
+        """Work all pairs of virtqueues in the device."""
+        with self.lock:
+            self.refusal = None
+            self._workers.close()
+
+    def _delegate(self, pair: Pair) -> None:
+        self._workers.delegate(pair)
         self._redirect()
 
-    def _give_if_due(self, pair: Pair) -> None:
-        """Hand a pair over where that is wanted; `refusal` says why it cannot be done."""
+    def _delegate_if_due(self, pair: Pair) -> None:
+        """Delegate a pair where that is wanted; `refusal` says why it cannot be done."""
         if pair.worker is None or self.refusal is not None:
             return
         try:
-            self._guarded(self._give, pair)
+            self._guarded(self._delegate, pair)
         except VirtiopyError as error:
             self._refused(error)
 
@@ -328,25 +326,29 @@ class Net(VirtioDevice):
         self.refusal = str(error)
         log.warning("%s is worked by the device itself: %s", self.link.name, error)
         for pair in self.pairs:
-            self._handover.take_back(pair)
+            self._workers.reclaim(pair)
 
     @property
     def may_be_worked(self) -> bool:
         """Whether there is anything to be done with queues and link."""
-        return not self._halted and not self._link_failed
+        return not self.halted and not self._link_failed
 
     def go_on(self, pair: Pair) -> None:
-        """Work a pair that has come back; its queues have been kicked."""
+        """Work a pair that was reclaimed; its queues have been kicked."""
         for ring in pair.queues:
-            pair.start(ring, self._terms, self.filter)
+            pair.start(ring, self.terms, self.filter)
         self._redirect()
+
+    def discards_while_disabled(self, index: int) -> bool:
+        """Say so of a transmitq: see `enable_queues`."""
+        return index % 2 == 1
 
     def enable_queues(self, indexes: Iterable[int]) -> None:
         """Use the pairs whose queues these are: a frontend may keep controlq to itself.
 
         What is sent by a transmitq that is none of them is discarded.
         """
-        enabled = {index for index in indexes if index < self._control_index}
+        enabled = {index for index in indexes if index < self.control_index}
         if enabled:
             self.set_pairs(len({index // 2 for index in enabled}))
         for pair in self.pairs:
@@ -359,9 +361,7 @@ class Net(VirtioDevice):
         pair = self._pair_of(queue.index)
         try:
             if pair is None:
-                if queue.index == self._control_index and self._has(
-                    NetFeature.VIRTIO_NET_F_CTRL_VQ
-                ):
+                if queue.index == self.control_index and self._has(NetFeature.VIRTIO_NET_F_CTRL_VQ):
                     super().handle(queue)
             elif queue.index % 2:
                 self._transmit(pair)
@@ -371,6 +371,14 @@ class Net(VirtioDevice):
             self._stop()
             raise
 
+    def handle_again(self, queue: Virtqueue) -> None:
+        """Go on where the budget ended. Raises QueueError."""
+        pair = self._pair_of(queue.index)
+        if pair is None or queue.index % 2:
+            self.handle(queue)
+        else:
+            self._guarded(self._receive, pair)
+
     def serve(self, queue: Virtqueue, chain: Chain) -> int:
         """Serve a control command (5.1.9.5)."""
         return self.control.serve(chain)
@@ -378,26 +386,26 @@ class Net(VirtioDevice):
     def _receive(self, pair: Pair, *, kicked: bool = False) -> None:
         if pair.receiver.queue is None or self._link_failed:
             return
+        queue = pair.receiver.queue
         try:
-            pair.receiver.run(kicked=kicked)
+            if pair.receiver.run(kicked=kicked):
+                self.handle_soon(queue)
         except OSError as error:
             self._link_is_gone(str(error))
-        self.notify(pair.receiver.queue)
+        self.notify(queue)
         for source in pair.receiver.sources:
-            self._update_watch(self.pairs[source])
-        self._give_if_due(pair)
+            self.update_watch(self.pairs[source])
+        self._delegate_if_due(pair)
 
     def _transmit(self, pair: Pair) -> None:
         queue = pair.transmitter.queue
         if queue is None:
             return
-        while pair.transmitter.run():
-            if pair.send_more is not None:
-                pair.send_more.schedule()
-                break
+        if pair.transmitter.run():
+            self.handle_soon(queue)
         self.notify(queue)
-        self._update_watch(pair)
-        self._give_if_due(pair)
+        self.update_watch(pair)
+        self._delegate_if_due(pair)
 
     def _guarded(self, work: Callable[[Pair], None], pair: Pair) -> None:
         """Do what no kick asked for, so that nobody else takes the driver's faults."""
@@ -407,18 +415,9 @@ class Net(VirtioDevice):
             self._stop()
             self.host.needs_reset(str(error))
 
-    def _callback(self, work: Callable[[Pair], None], pair: Pair) -> Callable[[], None]:
-        """Make what the loop calls for a pair."""
-
-        def call() -> None:
-            with self.lock:
-                self._guarded(work, pair)
-
-        return call
-
     # What is watched of the link
 
-    def _update_watch(self, pair: Pair) -> None:
+    def update_watch(self, pair: Pair) -> None:
         """Wait for what the pair can go on with, and for nothing else."""
         events = 0 if self._link_failed else pair.wanted_events()
         if pair.watch is not None:
@@ -448,7 +447,7 @@ class Net(VirtioDevice):
     def _stop(self) -> None:
         """Forget all buffers, and leave the link alone."""
         for pair in self.pairs:
-            pair.take_back()
+            pair.reclaim()
             pair.being_reset = False
             pair.taker = pair
             for ring in range(2):
@@ -462,7 +461,7 @@ class Net(VirtioDevice):
         log.warning("the link %s failed: %s", self.link.name, reason)
         self._link_failed = True
         for pair in self.pairs:
-            self._handover.take_back(pair)
+            self._workers.reclaim(pair)
             if pair.watch is not None and self.loop is not None:
                 self.loop.unwatch(pair.watch)
                 pair.watch = None

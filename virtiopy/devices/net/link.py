@@ -1,9 +1,22 @@
 """What a network device needs of the host's side: a link that frames come from and go to."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
+from virtiopy.devices.delegation import Backing
 from virtiopy.virtqueue.buffers import Buffers
+
+
+@dataclass(slots=True, frozen=True)
+class LinkBacking(Backing):
+    """A queue of a link, for the worker of a pair of virtqueues.
+
+    `file` is the queue's; the worker polls for `busy_poll` microseconds before it sleeps.
+    """
+
+    file: int
+    busy_poll: int = 0
 
 
 class FrameLink(Protocol):
@@ -33,8 +46,8 @@ class FrameLink(Protocol):
     def set_pairs(self, count: int) -> None:
         """Let frames come by the first `count` queues only."""
 
-    def lend(self, pair: int, mtu: int) -> int:
-        """Return the file of a queue, for another to move the frames by.
+    def worker_file(self, pair: int, mtu: int) -> int:
+        """Return the file of a queue, for a worker to move the frames by.
 
         Raises ConfigError where that cannot be, or frames may come that are longer than `mtu`.
         """

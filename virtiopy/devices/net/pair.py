@@ -1,15 +1,15 @@
-"""A pair of virtqueues of the network device, and whoever works it: the device, or another."""
+"""A pair of virtqueues of the network device, which the device works, or another worker."""
 
 import random
 from collections.abc import Mapping, Sequence
 
-from virtiopy.devices.base import Given, Notifiers, QueueWorker
+from virtiopy.devices.delegation import DelegatedQueue, Notifiers, QueueWorker
 from virtiopy.devices.net.control import ReceiveFilter
 from virtiopy.devices.net.features import Terms
 from virtiopy.devices.net.link import FrameLink
 from virtiopy.devices.net.path import NetCounters, Receiver, Transmitter
 from virtiopy.errors import VirtiopyError
-from virtiopy.eventloop import READABLE, WRITABLE, BottomHalf, Watch
+from virtiopy.eventloop import READABLE, WRITABLE, Watch
 from virtiopy.virtqueue.queue import Virtqueue
 
 
@@ -29,16 +29,14 @@ class Pair:
         #: Who takes the frames that come for the pair: itself, another, or nobody.
         self.taker: Pair | None = self
         self.watch: Watch | None = None
-        #: Goes on sending once others had their turn.
-        self.send_more: BottomHalf | None = None
-        #: Who is to work the pair in the device's place.
+        #: What is to work the pair in the device's place.
         self.worker: QueueWorker | None = None
-        self._lent: Sequence[Notifiers] = ()
+        self._delegated: Sequence[Notifiers] = ()
 
     @property
-    def lent(self) -> bool:
+    def delegated(self) -> bool:
         """Whether the worker has the queues."""
-        return bool(self._lent)
+        return bool(self._delegated)
 
     def wanted_events(self) -> int:
         """Return what there is to wait for: a frame to come, room for one to go."""
@@ -60,45 +58,45 @@ class Pair:
         else:
             self.receiver.stop()
 
-    # Handing over
+    # Another worker
 
-    def give(self, notifiers: Mapping[int, Notifiers], driver_features: int) -> bool:
-        """Hand the queues to the worker; False where what the device has begun is to end first.
+    def delegate(self, notifiers: Mapping[int, Notifiers], driver_features: int) -> bool:
+        """Delegate the queues; False where the device is to end first what it has begun.
 
         `notifiers` are by ring. Raises what the worker does: the device has the queues then.
         """
         worker = self.worker
         assert worker is not None
-        if not (self.receiver.can_let_go and self.transmitter.can_let_go):
+        if not (self.receiver.can_stop and self.transmitter.can_stop):
             return False
-        self.receiver.let_go()
-        self.transmitter.let_go()
-        given = [
-            Given(ring, queue, notifiers[ring].kick, notifiers[ring].call)
+        self.receiver.unpop()
+        self.transmitter.unpop()
+        queues = [
+            DelegatedQueue(ring, queue, notifiers[ring].kick, notifiers[ring].call)
             for ring, queue in self.queues.items()
         ]
-        self._lent = [notifiers[ring] for ring in self.queues]
-        for lent in self._lent:
-            lent.lend()
+        self._delegated = [notifiers[ring] for ring in self.queues]
+        for one in self._delegated:
+            one.delegate()
         try:
-            worker.give(given, driver_features)
+            worker.delegate(queues, driver_features)
         except VirtiopyError:
-            self._return_notifiers()
+            self._reclaim_notifiers()
             raise
         for ring in self.queues:
             self.stop(ring)
         return True
 
-    def take_back(self) -> None:
-        """Take the queues back; `start` lets the device work them again."""
-        if self.worker is not None and self.lent:
-            self.worker.take_back()
-            self._return_notifiers()
+    def reclaim(self) -> None:
+        """Reclaim the queues; `start` lets the device work them again."""
+        if self.worker is not None and self.delegated:
+            self.worker.reclaim()
+            self._reclaim_notifiers()
 
-    def _return_notifiers(self) -> None:
-        for lent in self._lent:
-            lent.take_back()
-        self._lent = ()
+    def _reclaim_notifiers(self) -> None:
+        for one in self._delegated:
+            one.reclaim()
+        self._delegated = ()
 
 
 def redirect(pairs: Sequence[Pair]) -> None:

@@ -23,26 +23,23 @@ from virtiopy.devices.net.features import Terms
 from virtiopy.devices.net.header import (
     CHECKSUM_FLAGS,
     ETHERNET_HEADER,
+    ETHERNET_HEADER_MOST,
     GSO_NONE,
     HEADER_SIZE,
     MAX_GSO_FRAME,
     NEEDS_CSUM,
-    VLAN_TAG,
     HeaderError,
     longest_frame,
 )
 from virtiopy.devices.net.link import FrameLink
 from virtiopy.errors import DriverError
 from virtiopy.virtqueue.buffers import Buffers, gather, scatter, split_at, total
-from virtiopy.virtqueue.queue import Chain, Virtqueue
+from virtiopy.virtqueue.queue import BATCH, Chain, Virtqueue
 
 log = logging.getLogger(__name__)
 
 #: Frames in one direction before others have their turn.
 BUDGET = 256
-
-#: Chains that are popped at a time.
-BATCH = 64
 
 #: Frames that are dropped at a time: more than a tap's own queue holds, unless it is told to.
 DROPS = 1024
@@ -50,8 +47,8 @@ DROPS = 1024
 #: Pieces that are handed to the link at once (IOV_MAX).
 _PIECES = 1024
 
-#: What is looked at of a received frame: the header, and Ethernet's up to the VLAN tag, bytes.
-_START = HEADER_SIZE + ETHERNET_HEADER + VLAN_TAG
+#: What is looked at of a received frame: the header, and Ethernet's with its tags, bytes.
+_START = HEADER_SIZE + ETHERNET_HEADER_MOST
 
 _SHORTEST = HEADER_SIZE + ETHERNET_HEADER
 #: gso_size, and where num_buffers begins, in struct virtio_net_hdr.
@@ -137,35 +134,36 @@ class Receiver:
         self._held = None
 
     @property
-    def can_let_go(self) -> bool:
-        """Whether the queue can be handed over now: no frame waits, no buffer was overtaken."""
+    def can_stop(self) -> bool:
+        """Whether the queue can be delegated now: no frame waits, no buffer was overtaken."""
         return self._held is None and (
             self.queue is None or len(self._ready) <= self.queue.can_unpop
         )
 
-    def let_go(self) -> None:
-        """Make all buffers available again, for another to go on with, or for `run`."""
+    def unpop(self) -> None:
+        """Make all buffers available again, for another worker to go on with, or for `run`."""
         if self.queue is not None:
             self.queue.unpop(len(self._ready))
         self._ready.clear()
         self._room = 0
 
-    def run(self, *, kicked: bool) -> None:
+    def run(self, *, kicked: bool) -> bool:
         """Receive until frames or buffers run out, or the budget; `kicked`: for a kick.
 
-        Raises QueueError, and OSError when the link is gone.
+        Returns whether the budget ended in malformed buffers. Where it ended in frames, the link
+        is readable still. Raises QueueError, and OSError when the link is gone.
         """
         if self.queue is None:
-            return
+            return False
         try:
-            self._run(self.queue, kicked=kicked)
+            return self._run(self.queue, kicked=kicked)
         finally:
             # All at once: the buffers of a frame are to be seen together (5.1.9.4.1).
             if self._used:
                 self.queue.push_many(self._used)
                 self._used.clear()
 
-    def _run(self, queue: Virtqueue, *, kicked: bool) -> None:
+    def _run(self, queue: Virtqueue, *, kicked: bool) -> bool:
         queue.disable_kicks()
         if kicked and self._held is not None:
             self._deliver_held(queue)
@@ -173,17 +171,23 @@ class Receiver:
                 self._counts.rx_dropped_no_buffer += 1
                 self._held = None
         self.wants_frames = True
-        for _ in range(BUDGET):
+        left = BUDGET
+        while left > 0:
             if self._held is not None:
                 has_buffers = self._deliver_held(queue)
             else:
                 has_buffers = self._make_room(queue, self._enough) or bool(self._ready)
             if has_buffers:
                 if not self._receive(queue):
-                    return
-            elif not queue.enable_kicks():
+                    return False
+                left -= 1
+            elif queue.enable_kicks():
+                # A batch of malformed buffers.
+                left -= BATCH
+            else:
                 self.wants_frames = False
-                return
+                return False
+        return not has_buffers
 
     def _make_room(self, queue: Virtqueue, size: int) -> bool:
         """Pop buffers until there is room for `size` bytes; False where they are too few."""
@@ -272,7 +276,7 @@ class Receiver:
             return False
         flags, gso_type = start[0], start[1]
         frame = start[HEADER_SIZE:]
-        if (flags or gso_type) and not self._may_offload(flags, gso_type, start[_GSO_SIZE]):
+        if (flags or gso_type) and not self.may_offload(flags, gso_type, start[_GSO_SIZE]):
             counts.rx_dropped_offload += 1
         elif (
             terms.rx_mtu is not None
@@ -287,7 +291,7 @@ class Receiver:
             return True
         return False
 
-    def _may_offload(self, flags: int, gso_type: int, gso_size: bytes) -> bool:
+    def may_offload(self, flags: int, gso_type: int, gso_size: bytes) -> bool:
         """Say whether the driver takes what is left to do of a frame, and is told how to do it."""
         if gso_type == GSO_NONE:
             return not flags & NEEDS_CSUM or self._terms.rx_checksum
@@ -331,15 +335,22 @@ class Receiver:
             left -= written
             count += 1
         self._skip_small()
-        # Without GUEST_CSUM flags is 0 (5.1.9.4.1), though a tap says DATA_VALID to anybody; the
-        # flags besides belong to features that are not offered.
-        flags = start[0] & CHECKSUM_FLAGS if self._terms.rx_checksum else 0
-        header = bytes([flags]) + start[1:_NUM_BUFFERS] + count.to_bytes(2, "little")
+        header = self.header(start, count)
         if len(first[0]) >= HEADER_SIZE:
             first[0][:HEADER_SIZE] = header
         else:
             scatter(first, header)
         self._counts.rx_frames += 1
+
+    def header(self, start: bytes, count: int) -> bytes:
+        """Return the struct virtio_net_hdr of a frame in `count` buffers, for the driver.
+
+        `start` is what the frame begins with, the link's header first.
+        """
+        # Without GUEST_CSUM flags is 0 (5.1.9.4.1), though a tap says DATA_VALID to anybody; the
+        # flags besides belong to features that are not offered.
+        flags = start[0] & CHECKSUM_FLAGS if self._terms.rx_checksum else 0
+        return bytes([flags]) + start[1:_NUM_BUFFERS] + count.to_bytes(2, "little")
 
 
 class Transmitter:
@@ -371,12 +382,12 @@ class Transmitter:
         return bool(self._unsent)
 
     @property
-    def can_let_go(self) -> bool:
-        """Whether the queue can be handed over now: no frame that waits was overtaken."""
+    def can_stop(self) -> bool:
+        """Whether the queue can be delegated now: no frame that waits was overtaken."""
         return self.queue is None or len(self._unsent) <= self.queue.can_unpop
 
-    def let_go(self) -> None:
-        """Make all frames available again, for another to go on with, or for `run`."""
+    def unpop(self) -> None:
+        """Make all frames available again, for another worker to go on with, or for `run`."""
         if self.queue is not None:
             self.queue.unpop(len(self._unsent))
         self._unsent = []
@@ -396,6 +407,7 @@ class Transmitter:
             if not chains:
                 if not queue.enable_kicks():
                     return False
+                left -= BATCH
                 continue
             sent = self._send_many(chains)
             queue.push_many([(chain, 0) for chain in chains[:sent]])
@@ -432,7 +444,7 @@ class Transmitter:
             counts.tx_dropped_too_short += 1
             return
         try:
-            header = self._rules.check(header, length)
+            header = self._rules.check(header, frame, length)
         except HeaderError as error:
             counts.tx_dropped_header += 1
             log.info("%s: frame not sent: %s", self._link.name, error)
@@ -454,10 +466,7 @@ class Transmitter:
     def _is_too_long(self, header: bytes, frame: Buffers, length: int) -> bool:
         if header[1] != GSO_NONE:
             return length > MAX_GSO_FRAME
-        if length <= self._rules.mtu + ETHERNET_HEADER:
-            return False
-        start = gather(split_at(frame, ETHERNET_HEADER)[0])
-        return length > longest_frame(start, self._rules.mtu)
+        return self._rules.is_too_long(frame, length)
 
     def _count_refusal(self, error: OSError) -> None:
         if error.errno in (errno.EIO, errno.EBADFD):

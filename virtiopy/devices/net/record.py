@@ -53,7 +53,7 @@ class RecordedLink:
         self._link.write(pair, [data])
         self._recorder.record(data[HEADER_SIZE:], inbound=False)
 
-    def lend(self, pair: int, mtu: int) -> int:
+    def worker_file(self, pair: int, mtu: int) -> int:
         """Raise ConfigError: no frame is to pass unseen."""
         raise ConfigError(
             f"Frames that others move cannot be recorded here: leave out pcap=..., and run "

@@ -15,7 +15,7 @@ from virtiopy.closing import Closing
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.errors import DriverError, PeerError
 from virtiopy.eventloop import READABLE, EventLoop, Timer, Watch
-from virtiopy.spec import DeviceId, feature_mask, has_feature
+from virtiopy.spec import feature_mask, has_feature
 from virtiopy.transport.observer import LifecycleObserver
 from virtiopy.vhost.user.connection import Connection, DisconnectedError, close_all
 from virtiopy.vhost.user.inflight import Inflight
@@ -42,7 +42,7 @@ from virtiopy.vhost.user.messages import (
     to_u64,
     u64,
 )
-from virtiopy.vhost.user.rings import Rings
+from virtiopy.vhost.user.rings import Lease, Rings
 from virtiopy.virtqueue.layout import INDEX_MODULUS, valid_queue_size
 from virtiopy.virtqueue.queue import QueueState
 
@@ -79,14 +79,18 @@ class Backend(LifecycleObserver, Closing):
     """
 
     def __init__(
-        self, device: VirtioDevice, loop: EventLoop, on_disconnect: Callable[[], None]
+        self,
+        device: VirtioDevice,
+        loop: EventLoop,
+        on_disconnect: Callable[[], None],
+        lease: Lease | None = None,
     ) -> None:
         self.device = device
         #: The guest's memory (devices.base.DeviceHost).
         self.memory = FrontendMemory()
         self._loop = loop
         self._on_disconnect = on_disconnect
-        self._rings = Rings(device, loop, self.memory, fail=self._disconnect)
+        self._rings = Rings(device, loop, self.memory, fail=self._disconnect, lease=lease)
         self.lifecycle = self._rings.lifecycle
         self.lifecycle.observers.append(self)
         self._connection: Connection | None = None
@@ -138,6 +142,18 @@ class Backend(LifecycleObserver, Closing):
             self._drop(None)
         except (PeerError, DriverError) as error:
             self._disconnect(str(error))
+        except OSError as error:
+            self._disconnect(f"the host cannot do what it asks for: {error.strerror or error}")
+
+    def host_failed(self, error: OSError, name: str) -> bool:
+        """End the session whose work, called `name`, met an error of the host's.
+
+        Returns whether there was a session to end.
+        """
+        if self._connection is None:
+            return False
+        self._disconnect(f"{name} met an error of the host's: {error.strerror or error}")
+        return True
 
     def _set_deadline(self, seconds: float | None) -> None:
         if self._deadline is not None:
@@ -263,11 +279,7 @@ class Backend(LifecycleObserver, Closing):
         self._rings.disable()
 
     def _get_queue_num(self, message: Message) -> Message:
-        count = len(self._rings)
-        if self.device.device_id is DeviceId.NETWORK:
-            # Pairs, by custom.
-            count //= 2
-        return Message(message.request, u64(count))
+        return Message(message.request, u64(len(self._rings) // self.device.queues_in_one))
 
     def _set_status(self, message: Message) -> None:
         self._rings.set_status(to_u64(message) & 0xFF)

@@ -34,6 +34,14 @@ class Connection(Closing):
         self.socket.close()
         close_all(self._fds)
 
+    @property
+    def _flags(self) -> int:
+        """What keeps a call from waiting where the socket does not wait.
+
+        A socket that the peer gave is the peer's too, and so is its O_NONBLOCK.
+        """
+        return socket.MSG_DONTWAIT if self.socket.gettimeout() == 0 else 0
+
     def send(self, message: Message) -> None:
         """Send a message; its file descriptors stay the caller's.
 
@@ -41,9 +49,11 @@ class Connection(Closing):
         """
         data = message.encode()
         try:
-            sent = socket.send_fds(self.socket, [data], message.fds, socket.MSG_NOSIGNAL)
+            flags = socket.MSG_NOSIGNAL | self._flags
+            # Not send_fds(), which drops the flags (Python 3.11).
+            sent = self.socket.sendmsg([data], _rights(message.fds), flags)
             if sent < len(data):
-                self.socket.sendall(data[sent:], socket.MSG_NOSIGNAL)
+                self.socket.sendall(data[sent:], flags)
         except TimeoutError as error:
             raise PeerError(f"it takes no {message.name}") from error
         except BlockingIOError as error:
@@ -86,7 +96,9 @@ class Connection(Closing):
         while (missing := size - len(self._data)) > 0:
             try:
                 data, ancillary, flags, _ = self.socket.recvmsg(
-                    missing, socket.CMSG_SPACE(REGIONS_MAX * 4), socket.MSG_CMSG_CLOEXEC
+                    missing,
+                    socket.CMSG_SPACE(REGIONS_MAX * 4),
+                    socket.MSG_CMSG_CLOEXEC | self._flags,
                 )
             except BlockingIOError:
                 return False
@@ -105,6 +117,10 @@ class Connection(Closing):
             if end is not None and len(self._data) < size and time.monotonic() > end:
                 raise PeerError("it says a message too slowly") from TimeoutError()
         return True
+
+
+def _rights(fds: list[int]) -> "list[tuple[int, int, array.array[int]]]":
+    return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
 
 
 def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:

@@ -13,16 +13,20 @@ import select
 import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import ClassVar
 
+from virtiopy import eventfds
 from virtiopy._native import ffi
-from virtiopy.devices.base import DeviceHost, Fact, Notifiers, VirtioDevice
+from virtiopy.devices.base import DeviceHost, Fact, VirtioDevice
+from virtiopy.devices.blk import BlkFeature
+from virtiopy.devices.delegation import Notifiers
+from virtiopy.devices.net.features import NetFeature
 from virtiopy.errors import ConfigError, PeerError
 from virtiopy.eventloop import READABLE, EventLoop, Timer, Watch
-from virtiopy.memory import GuestMemory
-from virtiopy.spec import DeviceId, Feature, feature_mask, has_feature
-from virtiopy.vhost.kernel import Ring
+from virtiopy.spec import DeviceId, DeviceStatus, Feature, feature_mask, has_feature
 from virtiopy.vhost.user.frontend import InflightFile, VhostUserFrontend, connect
 from virtiopy.vhost.user.messages import ProtocolFeature
+from virtiopy.vhost.vring import Vring
 from virtiopy.virtqueue.queue import RING_FEATURES, Virtqueue
 
 log = logging.getLogger(__name__)
@@ -36,8 +40,8 @@ QUEUE_SIZE = 128
 #: The most virtqueues that are made use of.
 QUEUES_MAX = 64
 
-#: Feature bits that are the rings' and the transport's (6); all others are the device's.
-_RESERVED = range(24, 50)
+#: What the device status is before features are negotiated (3.1.1).
+_STARTED = DeviceStatus.ACKNOWLEDGE | DeviceStatus.DRIVER
 
 
 class VhostUserDevice(VirtioDevice):
@@ -47,8 +51,9 @@ class VhostUserDevice(VirtioDevice):
     is called when the device is closed. Raises ConfigError for a backend that is of no use here.
     """
 
-    #: The device type's feature bits that can be made use of.
-    usable: int = ~feature_mask(_RESERVED)
+    #: The device type's feature bits that can be carried: those whose requests go by the rings that
+    #: there are, and whose fields are in `config_size`. A bit that is not here is not offered.
+    usable: ClassVar[int]
 
     #: Bytes of the configuration space.
     config_size: int
@@ -67,12 +72,11 @@ class VhostUserDevice(VirtioDevice):
         self.reconnects = 0
         self._frontend: VhostUserFrontend | None = None
         self._inflight: InflightFile | None = None
-        self._lent: dict[int, Notifiers] = {}
+        self._delegated: dict[int, Notifiers] = {}
         self._watches: list[Watch] = []
         self._retry: Timer | None = None
         #: A connection on which no backend has answered yet.
         self._trying: socket.socket | None = None
-        self._halted = False
         self._closed = False
         try:
             frontend = VhostUserFrontend(stream)
@@ -151,34 +155,33 @@ class VhostUserDevice(VirtioDevice):
         self._do(tell)
 
     def activate(self, queues: Mapping[int, Virtqueue]) -> None:
-        """Hand the rings over, or as soon as there is a backend."""
+        """Delegate the rings, or as soon as there is a backend."""
         super().activate(queues)
         self._do(self._begin)
 
     def start_queue(self, index: int, queue: Virtqueue) -> None:
-        """Hand one more ring over."""
+        """Delegate one more ring."""
         super().start_queue(index, queue)
         self._do(lambda frontend: self._start_ring(frontend, index))
 
     def stop_queue(self, index: int) -> None:
-        """Take a ring back, which the driver has reset."""
-        if index in self._lent:
+        """Reclaim a ring, which the driver has reset."""
+        if index in self._delegated:
             self._do(lambda frontend: self._stop_ring(frontend, index))
-            self._return_notifiers(index)
+            self._reclaim_notifiers(index)
         super().stop_queue(index)
 
     def halt(self) -> None:
-        """Take all rings back, until a reset."""
-        self._halted = True
-        for index in list(self._lent):
+        """Reclaim all rings, until a reset."""
+        super().halt()
+        for index in list(self._delegated):
             self._do(lambda frontend, index=index: self._stop_ring(frontend, index))  # type: ignore[misc]
-            self._return_notifiers(index)
+            self._reclaim_notifiers(index)
 
     def reset(self) -> None:
-        """Take all rings back, and have the backend reset the device."""
-        was_used = bool(self._lent or self.driver_features)
+        """Reclaim all rings, and have the backend reset the device."""
+        was_used = bool(self._delegated or self.driver_features)
         self.halt()
-        self._halted = False
         super().reset()
         if was_used:
             self._do(lambda frontend: frontend.reset_device())
@@ -221,10 +224,10 @@ class VhostUserDevice(VirtioDevice):
 
     def _begin(self, frontend: VhostUserFrontend) -> None:
         """Set a session up for the driver that there is, from the start or in the middle."""
+        frontend.set_status(_STARTED)
         frontend.set_features(self.driver_features)
-        memory = self.host.memory
-        assert isinstance(memory, GuestMemory)
-        frontend.set_memory(memory)
+        frontend.set_status(_STARTED | DeviceStatus.FEATURES_OK)
+        frontend.set_memory(self.host.memory)
         if self._inflight is not None:
             frontend.set_inflight(self._inflight)
         elif self.queues:
@@ -232,20 +235,20 @@ class VhostUserDevice(VirtioDevice):
         for index, queue in self.queues.items():
             queue.recover()
             self._start_ring(frontend, index)
+        # Backends as DPDK's work no ring before.
+        frontend.set_status(_STARTED | DeviceStatus.FEATURES_OK | DeviceStatus.DRIVER_OK)
 
     def _start_ring(self, frontend: VhostUserFrontend, index: int) -> None:
-        notifiers = self._lent.get(index)
+        notifiers = self._delegated.get(index)
         if notifiers is None:
             notifiers = self.host.notifiers(index)
             assert notifiers is not None, "in trapped mode attach() has refused"
-            notifiers.lend()
-            self._lent[index] = notifiers
+            notifiers.delegate()
+            self._delegated[index] = notifiers
         queue = self.queues[index]
-        memory = self.host.memory
-        assert isinstance(memory, GuestMemory)
         frontend.start_ring(
             index,
-            Ring(
+            Vring(
                 queue.size,
                 queue.areas,
                 queue.state,
@@ -253,17 +256,17 @@ class VhostUserDevice(VirtioDevice):
                 notifiers.call,
                 self._errors[index],
             ),
-            memory,
+            self.host.memory,
         )
 
     @staticmethod
     def _stop_ring(frontend: VhostUserFrontend, index: int) -> None:
         frontend.stop_ring(index)
 
-    def _return_notifiers(self, index: int) -> None:
-        notifiers = self._lent.pop(index, None)
+    def _reclaim_notifiers(self, index: int) -> None:
+        notifiers = self._delegated.pop(index, None)
         if notifiers is not None:
-            notifiers.take_back()
+            notifiers.reclaim()
 
     def _drop_inflight(self) -> None:
         if self._inflight is not None:
@@ -385,7 +388,7 @@ class VhostUserDevice(VirtioDevice):
         before = self._config
         try:
             self._take(frontend)
-            if self.queues and not self._halted:
+            if self.queues and not self.halted:
                 self._begin(frontend)
         except PeerError as error:
             self._gone(str(error))
@@ -394,17 +397,15 @@ class VhostUserDevice(VirtioDevice):
         if self._config != before:
             self.host.config_changed()
         # A kick may have been taken by the one that has gone.
-        for notifiers in self._lent.values():
-            with contextlib.suppress(BlockingIOError):
-                os.eventfd_write(notifiers.kick, 1)
+        for notifiers in self._delegated.values():
+            eventfds.signal(notifiers.kick)
 
     def _error_reader(self, index: int, eventfd: int) -> Callable[[int], None]:
         def on_error(events: int) -> None:
             with self.lock:
                 # The backend has it too, and may have read it again.
-                with contextlib.suppress(BlockingIOError):
-                    os.eventfd_read(eventfd)
-                if index in self._lent:
+                eventfds.take(eventfd)
+                if index in self._delegated:
                     self.host.needs_reset(f"the vhost-user backend finds ring {index} broken")
 
         return on_error
@@ -424,6 +425,31 @@ class VhostUserBlk(VhostUserDevice):
     device_id = DeviceId.BLOCK
     #: Up to the fields for secure erase: backends refuse to read beyond what they know.
     config_size = ffi.offsetof("struct virtio_blk_config", "write_zeroes_may_unmap") + 4
+    #: All but SECURE_ERASE and ZONED, whose fields come later.
+    usable = feature_mask(
+        [
+            BlkFeature.VIRTIO_BLK_F_SIZE_MAX,
+            BlkFeature.VIRTIO_BLK_F_SEG_MAX,
+            BlkFeature.VIRTIO_BLK_F_GEOMETRY,
+            BlkFeature.VIRTIO_BLK_F_RO,
+            BlkFeature.VIRTIO_BLK_F_BLK_SIZE,
+            BlkFeature.VIRTIO_BLK_F_FLUSH,
+            BlkFeature.VIRTIO_BLK_F_TOPOLOGY,
+            BlkFeature.VIRTIO_BLK_F_CONFIG_WCE,
+            BlkFeature.VIRTIO_BLK_F_MQ,
+            BlkFeature.VIRTIO_BLK_F_DISCARD,
+            BlkFeature.VIRTIO_BLK_F_WRITE_ZEROES,
+            BlkFeature.VIRTIO_BLK_F_LIFETIME,
+        ]
+    )
+
+
+#: GUEST_UFO, HOST_UFO, GUEST_USO4, GUEST_USO6, HOST_USO and GUEST_HDRLEN (5.1.3), which no device
+#: of virtiopy's own offers.
+_FURTHER_OFFLOADS = (10, 14, 54, 55, 56, 59)
+
+#: Bytes of a MAC address.
+MAC_SIZE = 6
 
 
 class VhostUserNet(VhostUserDevice):
@@ -436,16 +462,36 @@ class VhostUserNet(VhostUserDevice):
     device_id = DeviceId.NETWORK
     config_size = ffi.offsetof("struct virtio_net_config", "max_virtqueue_pairs")
 
-    #: CTRL_VQ and what needs it; MTU, SPEED_DUPLEX and STATUS, which are in the VMM's hand.
-    usable = VhostUserDevice.usable & ~feature_mask([2, 3, 16, 17, 18, 19, 20, 21, 22, 23, 55, 63])
+    #: Offloads and mergeable buffers, which go with each frame, and `mac`. What takes a controlq
+    #: (RSS, hash reports, coalescing, offloads at run time) cannot be commanded; MTU, SPEED_DUPLEX
+    #: and STATUS are in the VMM's hand.
+    usable = feature_mask(
+        [
+            NetFeature.VIRTIO_NET_F_CSUM,
+            NetFeature.VIRTIO_NET_F_GUEST_CSUM,
+            NetFeature.VIRTIO_NET_F_MAC,
+            NetFeature.VIRTIO_NET_F_GUEST_TSO4,
+            NetFeature.VIRTIO_NET_F_GUEST_TSO6,
+            NetFeature.VIRTIO_NET_F_GUEST_ECN,
+            NetFeature.VIRTIO_NET_F_HOST_TSO4,
+            NetFeature.VIRTIO_NET_F_HOST_TSO6,
+            NetFeature.VIRTIO_NET_F_HOST_ECN,
+            NetFeature.VIRTIO_NET_F_MRG_RXBUF,
+            *_FURTHER_OFFLOADS,
+        ]
+    )
 
     def __init__(
         self, stream: socket.socket, reconnect: Callable[[], socket.socket], *, mac: bytes | None
     ) -> None:
         self._mac = mac
         super().__init__(stream, reconnect)
+        mac_bit = feature_mask([NetFeature.VIRTIO_NET_F_MAC])
         if mac is not None:
-            self.features |= 1 << 5
+            self.features |= mac_bit
+        elif not any(self._config[:MAC_SIZE]):
+            # The backend has no configuration space to say its address in.
+            self.features &= ~mac_bit
 
     def _count_queues(self, said: int | None) -> int:
         return 2

@@ -13,7 +13,6 @@ from virtiopy.closing import Closing
 from virtiopy.errors import ConfigError, PeerError
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import feature_mask, has_feature
-from virtiopy.vhost.kernel import Ring
 from virtiopy.vhost.user.connection import Connection, close_all
 from virtiopy.vhost.user.messages import (
     CONFIG_MAX,
@@ -38,8 +37,8 @@ from virtiopy.vhost.user.messages import (
     to_u64,
     u64,
 )
-from virtiopy.virtqueue import layout
-from virtiopy.virtqueue.layout import INDEX_MODULUS, RingFormat
+from virtiopy.vhost.vring import Vring, host_areas
+from virtiopy.virtqueue.layout import INDEX_MODULUS
 from virtiopy.virtqueue.queue import QueueState
 
 #: Seconds that a backend may take for an answer. It completes requests in flight before some.
@@ -248,12 +247,12 @@ class VhostUserFrontend(Closing):
         fds = [region.fd for region in memory.regions]
         self._tell(Request.SET_MEM_TABLE, memory_table(regions), fds)
 
-    def start_ring(self, index: int, ring: Ring, memory: GuestMemory) -> None:
+    def start_ring(self, index: int, ring: Vring, memory: GuestMemory) -> None:
         """Have the backend work a virtqueue that is in `memory`.
 
-        The eventfds stay the caller's. Raises AddressError for a ring outside memory.
+        The eventfds stay the caller's. Raises QueueError and AddressError as `host_areas` does.
         """
-        areas = layout.areas(RingFormat.SPLIT, ring.size)
+        host = host_areas(memory, ring.size, ring.areas)
         self._tell(Request.SET_VRING_NUM, RingState(index, ring.size).encode())
         self._tell(Request.SET_VRING_BASE, RingState(index, ring.state.vring_base).encode())
         self._tell(
@@ -261,9 +260,9 @@ class VhostUserFrontend(Closing):
             RingAddresses(
                 index,
                 0,
-                _pointer(memory, ring.areas.descriptor, areas.descriptor.size),
-                _pointer(memory, ring.areas.device, areas.device.size),
-                _pointer(memory, ring.areas.driver, areas.driver.size),
+                host.descriptor,
+                host.device,
+                host.driver,
                 0,
             ).encode(),
         )
@@ -294,9 +293,10 @@ class VhostUserFrontend(Closing):
     # Requests in flight
 
     def get_inflight(self, num_queues: int, queue_size: int) -> InflightFile | None:
-        """Get a file in which the backend tracks what is in flight, the caller's to close.
+        """Have the backend track what is in flight, in a file that is the caller's to close.
 
-        None for a backend that does not.
+        None for a backend that does not. The file is the backend's own, and is sent back all the
+        same: libvhost-user's maps it only then, and DPDK's starts no ring before.
         """
         if not self.has(ProtocolFeature.INFLIGHT_SHMFD):
             return None
@@ -304,10 +304,12 @@ class VhostUserFrontend(Closing):
         answer = self._ask(Request.GET_INFLIGHT_FD, wanted.encode(), fds=1)
         fd = answer.fds.pop()
         try:
-            return InflightFile(InflightArea.decode(answer), fd)
+            file = InflightFile(InflightArea.decode(answer), fd)
+            self.set_inflight(file)
         except PeerError:
             os.close(fd)
             raise
+        return file
 
     def set_inflight(self, file: InflightFile) -> None:
         """Give the file to the backend: it goes on with what another left in it."""
@@ -333,10 +335,3 @@ class VhostUserFrontend(Closing):
             answer = Message(message.request, u64(0 if changed else 1), Flag.REPLY)
             self.channel.send(answer)
         return changed
-
-
-def _pointer(memory: GuestMemory, address: int, length: int) -> int:
-    pointer = memory.pointer(address, length)
-    if pointer is None:
-        raise PeerError(f"{length} bytes of a ring at {address:#x} are not contiguous memory")
-    return pointer

@@ -8,7 +8,7 @@ the backend's that the frontend holds (GET_INFLIGHT_FD), and gives to the next b
 import os
 from collections.abc import Sequence
 
-from virtiopy._native import ffi
+from virtiopy._native import CData, ffi
 from virtiopy.closing import Closing
 from virtiopy.errors import PeerError
 from virtiopy.memory import seal_size
@@ -49,6 +49,13 @@ class QueueInflight(QueueObserver):
         self.queue_size = queue_size
         self._counter = 0
         self._used_index = 0
+        self._native: CData | None = None
+
+    def join(self, queue: CData) -> None:
+        """Have C keep the account (virtqueue.native.NativeAccount)."""
+        queue.inflight = self._region
+        queue.inflight_counter = self._counter
+        self._native = queue
 
     def begin(self, used_index: int, ring_size: int) -> list[int]:
         """Take what was in flight, oldest first; `used_index` is the used ring's idx as it is.
@@ -85,6 +92,8 @@ class QueueInflight(QueueObserver):
         pending.sort(key=lambda head: int(region.desc[head].counter))
         if pending:
             self._counter = (region.desc[pending[-1]].counter + 1) % _COUNTERS
+        if self._native is not None:
+            self._native.inflight_counter = self._counter
         return pending
 
     def taken(self, queue: Virtqueue, chains: Sequence[Chain]) -> None:

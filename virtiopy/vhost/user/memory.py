@@ -288,16 +288,20 @@ class DirtyLog(Closing):
         if area.size == 0:
             os.close(fd)
             raise PeerError("a dirty log of no bytes")
-        self._file = SharedFile(fd, area.size, area.offset, eventfd)
-        self._log = ffi.cast("uint8_t *", self._file.address)
+        self.file = SharedFile(fd, area.size, area.offset, eventfd)
+        self._log = ffi.cast("uint8_t *", self.file.address)
         self._pages = area.size * 8
         self._eventfd = eventfd
-        #: Whether anything was to be marked that it has no bit for.
-        self.is_too_small = False
+        self._too_small = ffi.new("uint32_t *")
 
     def close(self) -> None:
         """Unmap the log."""
-        self._file.close()
+        self.file.close()
+
+    @property
+    def is_too_small(self) -> bool:
+        """Whether anything was to be marked that it has no bit for."""
+        return bool(self._too_small[0])
 
     def mark(self, address: int, length: int) -> None:
         """Mark `length` bytes at a guest physical address as written, 1 or more."""
@@ -305,31 +309,57 @@ class DirtyLog(Closing):
         if last < self._pages:
             lib.vp_log_pages(self._log, first, last)
         elif not self.is_too_small:
-            self.is_too_small = True
+            self._too_small[0] = 1
             os.eventfd_write(self._eventfd, 1)
+
+    def join(self, dirty: CData) -> None:
+        """Have C mark pages too: `dirty` is a struct vp_dirty."""
+        dirty.pages = self._pages
+        dirty.eventfd = self._eventfd
+        dirty.too_small = self._too_small
+        dirty.log = self._log
 
 
 class WriteLog(QueueObserver):
-    """Marks in the dirty log what a virtqueue's device writes: buffers, and the used ring.
-
-    `log` is None while nothing is logged. The used ring is logged by the guest physical address
-    `used_log`, which the frontend chooses; None for not at all.
-    """
+    """Marks in the dirty log what a virtqueue's device writes: buffers, and the used ring."""
 
     def __init__(self, memory: GuestMemory) -> None:
-        self.log: DirtyLog | None = None
-        self.used_log: int | None = None
+        self._log: DirtyLog | None = None
+        self._used_log: int | None = None
         self._memory = memory
+        self._native: CData | None = None
+
+    def mark_in(self, log: DirtyLog | None, used_log: int | None) -> None:
+        """Mark in this log from now on; None marks nothing.
+
+        The used ring is logged by the guest physical address `used_log`, which the frontend
+        chooses; None for not at all.
+        """
+        self._log, self._used_log = log, used_log
+        if self._native is None:
+            return
+        dirty = self._native.dirty
+        dirty.logs_used = used_log is not None
+        dirty.used = used_log or 0
+        if log is None:
+            dirty.log = ffi.NULL
+        else:
+            log.join(dirty)
+
+    def join(self, queue: CData) -> None:
+        """Have C mark in the log (virtqueue.native.NativeAccount)."""
+        self._native = queue
+        self.mark_in(self._log, self._used_log)
 
     def using(self, queue: Virtqueue, completions: Sequence[Completion]) -> None:
         """Mark all that was writable: a used length may be less than what was written (2.7.8.2)."""
-        if self.log is None:
+        if self._log is None:
             return
         for chain, _ in completions:
             for view in chain.writable:
-                self.log.mark(self._memory.address_of(view), len(view))
+                self._log.mark(self._memory.address_of(view), len(view))
 
     def area_written(self, queue: Virtqueue, offset: int, length: int) -> None:
         """Mark what was written of the used ring."""
-        if self.log is not None and self.used_log is not None:
-            self.log.mark(self.used_log + offset, length)
+        if self._log is not None and self._used_log is not None:
+            self._log.mark(self._used_log + offset, length)

@@ -1,9 +1,12 @@
 """A virtqueue of a backend: what its frontend has said of it, and its life (Ring states)."""
 
 import contextlib
+import logging
 import os
+import stat
 from collections.abc import Callable
 
+from virtiopy import eventfds
 from virtiopy.closing import Closing
 from virtiopy.errors import PeerError
 from virtiopy.eventloop import READABLE, EventLoop, Timer, Watch
@@ -15,6 +18,8 @@ from virtiopy.virtqueue import layout
 from virtiopy.virtqueue.formats import open_queue, ring_format
 from virtiopy.virtqueue.layout import valid_queue_size
 from virtiopy.virtqueue.queue import QueueAreas, QueueState, Virtqueue
+
+log = logging.getLogger(__name__)
 
 #: Seconds between two looks at a ring whose frontend does not kick.
 POLL_INTERVAL = 0.001
@@ -74,9 +79,9 @@ class Ring(Closing):
     def set_kick(self, fd: int | None) -> None:
         """Take kicks from this file from now on; None for a ring that is to be polled.
 
-        Raises PeerError for a file that cannot be waited for; so do the two below.
+        Raises PeerError for a file of another kind; so do the two below.
         """
-        fd = _not_blocking(fd)
+        _check(fd)
         self._unwatch()
         if self._kick is not None:
             os.close(self._kick)
@@ -92,14 +97,14 @@ class Ring(Closing):
 
     def set_call(self, fd: int | None) -> None:
         """Notify the driver by this file from now on; None: it does not want to be told."""
-        fd = _not_blocking(fd)
+        _check(fd)
         if self._call is not None:
             os.close(self._call)
         self._call = fd
 
     def set_error(self, fd: int | None) -> None:
         """Tell by this file that the ring is broken."""
-        fd = _not_blocking(fd)
+        _check(fd)
         if self._error is not None:
             os.close(self._error)
         self._error = fd
@@ -119,7 +124,8 @@ class Ring(Closing):
     ) -> Virtqueue:
         """Make the queue, and take its kicks; raises PeerError or QueueError.
 
-        It goes on from the base, or with what `inflight` says that a killed backend left.
+        It goes on behind the last buffer that was used, with those that `inflight` says a backend
+        before had taken. That is the base, but from a frontend that counts what was made available.
         """
         addresses = self.addresses
         if addresses is None or not valid_queue_size(self.size):
@@ -144,15 +150,21 @@ class Ring(Closing):
         )
         queue.recover()
         self.was_used = queue.state != QueueState()
-        unfinished = []
+        used = queue.state
         if inflight is not None:
-            unfinished = inflight.begin(queue.state.vring_base, self.size)
-        if unfinished:
-            # The frontend could not ask the one that was killed how far it had come.
+            unfinished = inflight.begin(used.vring_base, self.size)
             queue.recover(unfinished)
+            self.inherited = len(unfinished)
         else:
-            queue.resume(self.base)
-        self.inherited = len(unfinished)
+            self.inherited = 0
+            if used != self.base:
+                log.warning(
+                    "ring %d goes on from the used ring's idx, %d, and not from the base, %d: "
+                    "no buffer is skipped, and some may be served twice",
+                    self.index,
+                    used.vring_base,
+                    self.base.vring_base,
+                )
         self.queue = queue
         self._watch_kick()
         return queue
@@ -176,7 +188,7 @@ class Ring(Closing):
     def log_writes(self, log: DirtyLog | None, used_log: int | None) -> None:
         """Mark what is written from now on in this log, if any: see WriteLog."""
         if self._writes is not None:
-            self._writes.log, self._writes.used_log = log, used_log
+            self._writes.mark_in(log, used_log)
 
     @property
     def used_log(self) -> int | None:
@@ -213,31 +225,32 @@ class Ring(Closing):
         if self._kick is None:
             return
         try:
-            kicked = os.read(self._kick, 8)
-        except BlockingIOError:
-            # Another that has the same file has read it meanwhile.
-            return
+            kicks = eventfds.take(self._kick)
         except OSError as error:
             self._fail(f"ring {self.index} cannot be kicked: {error.strerror}")
             return
-        if kicked:
-            self._work(self)
-        else:
+        if kicks is None:
             self._fail(f"ring {self.index} has a kick that was closed at its other end")
+        elif kicks:
+            self._work(self)
 
 
-def _not_blocking(fd: int | None) -> int | None:
-    if fd is not None:
-        try:
-            os.set_blocking(fd, False)
-        except OSError as error:
-            os.close(fd)
-            raise PeerError(f"an eventfd that is none: {error.strerror}") from error
-    return fd
+def _check(fd: int | None) -> None:
+    """Close a file that is neither an eventfd nor a pipe or a socket in its place.
+
+    A file system of the peer's could keep us waiting for it, whatever we do with its file.
+    """
+    if fd is None:
+        return
+    kind = stat.S_IFMT(os.fstat(fd).st_mode)
+    # An eventfd has no type.
+    if kind not in {0, stat.S_IFIFO, stat.S_IFSOCK}:
+        os.close(fd)
+        raise PeerError("an eventfd is to come, and another kind of file is there")
 
 
 def _signal(fd: int | None) -> None:
     if fd is not None:
-        # Full is as good as written; and whoever gave a file that takes nothing is not told.
+        # The frontend that gave a file which is no eventfd has no notifications.
         with contextlib.suppress(OSError):
-            os.write(fd, (1).to_bytes(8, "little"))
+            eventfds.signal(fd)

@@ -3,12 +3,13 @@
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 from virtiopy.closing import Closing
 from virtiopy.devices.base import VirtioDevice
-from virtiopy.errors import PeerError
+from virtiopy.errors import ConfigError, PeerError
 from virtiopy.eventloop import EventLoop
-from virtiopy.spec import DeviceId, DeviceStatus, feature_mask, has_feature
+from virtiopy.spec import DeviceStatus, feature_mask, has_feature
 from virtiopy.transport.interrupts import CONFIG, InterruptSource
 from virtiopy.transport.lifecycle import Lifecycle
 from virtiopy.vhost.user.inflight import Inflight
@@ -28,12 +29,23 @@ log = logging.getLogger(__name__)
 _NOT_VIRTIO = feature_mask([VHOST_F_LOG_ALL, VHOST_USER_F_PROTOCOL_FEATURES])
 
 
+class Lease(Protocol):
+    """What the rings' device may use only while one of them is worked, as a disk's image."""
+
+    def claim(self) -> None:
+        """Have it, also if it is had already; raises ConfigError where another has it."""
+
+    def release(self) -> None:
+        """Let others have it."""
+
+
 class Rings(Closing):
     """The virtqueues of `device`, in `memory`, for one frontend after the other.
 
     They lead the device's `lifecycle`, and its notifications go to the rings' call eventfds.
-    `fail` is called with the reason where the frontend's session cannot go on. Whoever calls holds
-    the device's lock.
+    `fail` is called with the reason where the frontend's session cannot go on. The `lease` is
+    claimed while any ring is worked, so that a guest can migrate to a backend on the same host.
+    Whoever calls holds the device's lock.
     """
 
     def __init__(
@@ -43,6 +55,7 @@ class Rings(Closing):
         memory: FrontendMemory,
         *,
         fail: Callable[[str], None],
+        lease: Lease | None = None,
     ) -> None:
         self.memory = memory
         self.lifecycle = Lifecycle(
@@ -58,6 +71,7 @@ class Rings(Closing):
         self.inflight: Inflight | None = None
         self.log: DirtyLog | None = None
         self._device = device
+        self._lease = lease
         self._rings = [
             Ring(self.lifecycle, loop, index, self._work, fail)
             for index in range(len(device.queue_sizes))
@@ -133,24 +147,36 @@ class Rings(Closing):
             self._update_logs()
             return
         if before is not None and self.lifecycle.active and (before ^ features) & ~_NOT_VIRTIO:
-            self.reset()
+            self._reset_driver()
         self.lifecycle.driver_features = features & ~_NOT_VIRTIO
-        self.lifecycle.negotiate()
+        # Features that the device cannot work with are refused aloud when a ring is to start, or at
+        # FEATURES_OK: a frontend may have others to say before that.
+        if not self.lifecycle.objections():
+            self.lifecycle.negotiate()
 
     def set_status(self, status: int) -> None:
         """Take what the driver wrote to its device status field."""
         if status == 0:
-            self.reset()
+            self._reset_driver()
             return
         self.lifecycle.write_status(status)
         self._enable_queues()
 
     def reset(self) -> None:
         """Reset the device: its rings are stopped, and start only when they are set up again."""
+        self._reset_driver()
         for ring in self._rings:
-            ring.stop()
-            ring.forget_kick()
             ring.base = QueueState()
+
+    def _reset_driver(self) -> None:
+        """Forget the driver; each ring's base stays for GET_VRING_BASE.
+
+        QEMU also writes a device status of 0 where it stops a guest that goes on later, here or
+        in another VMM, and asks for the bases afterwards.
+        """
+        for ring in self._rings:
+            self._stop(ring)
+            ring.forget_kick()
         self._reset_device()
 
     def _reset_device(self) -> None:
@@ -162,7 +188,7 @@ class Rings(Closing):
     def disable(self) -> None:
         """Disable all rings."""
         for ring in self._rings:
-            ring.stop()
+            self._stop(ring)
             ring.enabled = False
 
     def signal_errors(self) -> None:
@@ -200,19 +226,32 @@ class Rings(Closing):
     def enable(self, ring: Ring, enabled: bool) -> None:
         """Enable or disable a ring; raises PeerError or QueueError where it cannot start."""
         ring.enabled = enabled
-        if not enabled and not self._works_disabled(ring):
-            ring.stop()
+        if not enabled and not self._device.discards_while_disabled(ring.index):
+            self._stop(ring)
         self._enable_queues()
         self._start_if_ready(ring)
 
     def stop(self, ring: Ring) -> QueueState:
         """Stop a ring; returns where to go on."""
-        ring.stop()
+        self._stop(ring)
         ring.forget_kick()
         if self.broken and not self.are_worked:
             # Some frontends have no other way to reset a device.
             self._reset_device()
         return ring.base
+
+    def _stop(self, ring: Ring) -> None:
+        ring.stop()
+        if self._lease is not None and not self.are_worked:
+            self._lease.release()
+
+    def _claim(self) -> None:
+        """Have what the device uses for itself; raises PeerError where another has it."""
+        if self._lease is not None:
+            try:
+                self._lease.claim()
+            except ConfigError as error:
+                raise PeerError(f"no ring can start: {error}") from error
 
     def _start_if_ready(self, ring: Ring) -> None:
         """Start a ring that has everything which a start takes."""
@@ -220,12 +259,13 @@ class Rings(Closing):
         if ring.queue is not None or not ring.kick_is_set or features is None:
             return
         has_states = has_feature(features, VHOST_USER_F_PROTOCOL_FEATURES)
-        if has_states and not ring.enabled and not self._works_disabled(ring):
+        if has_states and not ring.enabled and not self._device.discards_while_disabled(ring.index):
             return
         if not self.lifecycle.active and not self.lifecycle.accepts(
             f"ring {ring.index} does not start"
         ):
             return
+        self._claim()
         inflight = None
         if self.inflight is not None:
             inflight = self.inflight.queue(ring.index, ring.size)
@@ -245,10 +285,6 @@ class Rings(Closing):
         if ring.was_used:
             ring.notify()
         self._work(ring)
-
-    def _works_disabled(self, ring: Ring) -> bool:
-        """Say whether a disabled ring is worked: what is sent is discarded (Ring states)."""
-        return self._device.device_id is DeviceId.NETWORK and ring.index % 2 == 1
 
     def _enable_queues(self) -> None:
         if self.features is None or not self.lifecycle.active:

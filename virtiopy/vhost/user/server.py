@@ -11,6 +11,7 @@ from virtiopy.devices.base import VirtioDevice
 from virtiopy.errors import ConfigError
 from virtiopy.eventloop import READABLE, EventLoop, Watch
 from virtiopy.vhost.user.backend import Backend
+from virtiopy.vhost.user.rings import Lease
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +79,7 @@ class Server(Closing):
     `source` is a socket that listens, and is closed with the server; or the path of one that a
     frontend listens at, which is connected to, and again when the frontend has gone. The path
     that it listens at is removed unless it is `kept`, for who made it to start another server.
+    The `lease` is claimed while any ring is worked.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class Server(Closing):
         source: socket.socket | Path,
         *,
         kept: bool = False,
+        lease: Lease | None = None,
     ) -> None:
         self._loop = loop
         #: The path that the socket was made at, and the file there, to be removed at the end.
@@ -97,7 +100,9 @@ class Server(Closing):
         self._source = source
         self._accepting: Watch | None = None
         self._closing = False
-        self.backend = Backend(device, loop, self._await_frontend)
+        self.backend = Backend(device, loop, self._await_frontend, lease)
+        # What one frontend has the host fail at is not the end of all the others.
+        loop.on_host_error = self.backend.host_failed
         if isinstance(source, socket.socket):
             source.setblocking(False)
             self._await_frontend()

@@ -22,7 +22,7 @@ def test_a_driver_without_must_tell_host_is_refused_or_served(
         balloon.good()
 
 
-@pytest.mark.clause("5.5.6.2:1", "5.5.6.2:2")
+@pytest.mark.clause("5.5.6:1", "5.5.6.2:1", "5.5.6.2:2")
 def test_pages_that_were_not_named_keep_what_is_in_them(balloon: BalloonDriver) -> None:
     balloon.start()
     first, second, third = balloon.fresh_pfns(3)
@@ -38,7 +38,7 @@ def accepts_driver_that_does_not_tell(session: Session) -> bool:
     return session.accepts(session.wanted(None, without=[MUST_TELL_HOST]))
 
 
-@pytest.mark.clause("5.5.6.2:1")
+@pytest.mark.clause("5.5.6:1", "5.5.6.2:1")
 def test_a_page_is_left_alone_from_the_end_of_its_inflation_on(
     session: Session, balloon: BalloonDriver
 ) -> None:
@@ -55,7 +55,7 @@ def test_a_page_is_left_alone_from_the_end_of_its_inflation_on(
     same(balloon.page(pfn), content, f"page {pfn}")
 
 
-@pytest.mark.clause("5.5.6.2:1")
+@pytest.mark.clause("5.5.6:1", "5.5.6.2:1")
 def test_a_page_in_use_again_is_left_alone_when_its_neighbours_go_into_the_balloon(
     session: Session, balloon: BalloonDriver
 ) -> None:
@@ -71,7 +71,7 @@ def test_a_page_in_use_again_is_left_alone_when_its_neighbours_go_into_the_ballo
     same(balloon.page(used), content, f"page {used}")
 
 
-@pytest.mark.clause("5.5.6.2:2")
+@pytest.mark.clause("5.5.6:1", "5.5.6.2:2")
 @pytest.mark.feature(MUST_TELL_HOST)
 def test_a_page_is_left_alone_from_the_end_of_its_deflation_on(
     session: Session, balloon: BalloonDriver
@@ -86,7 +86,7 @@ def test_a_page_is_left_alone_from_the_end_of_its_deflation_on(
     same(balloon.page(pfn), content, f"page {pfn}")
 
 
-@pytest.mark.clause("5.5.6.2:2")
+@pytest.mark.clause("5.5.6:1", "5.5.6.2:2")
 @pytest.mark.feature(MUST_TELL_HOST)
 def test_a_deflated_page_is_left_alone_when_its_neighbours_go_into_the_balloon(
     balloon: BalloonDriver,

@@ -101,7 +101,7 @@ def new_capacity(session: Session, blk: BlkDriver) -> int:
     return capacity
 
 
-@pytest.mark.clause("5.2.6.2:1")
+@pytest.mark.clause("5.2.4:1", "5.2.6.2:1")
 def test_a_capacity_that_changes_is_the_one_that_requests_go_by(
     session: Session, blk: BlkDriver
 ) -> None:

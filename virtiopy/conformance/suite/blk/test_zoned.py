@@ -217,7 +217,7 @@ def test_a_write_does_not_open_a_zone_too_many(blk: BlkDriver) -> None:
     assert status in NO_RESOURCE, f"a write beyond the limit of zones has status {status}"
 
 
-@pytest.mark.clause("5.2.6.2:34")
+@pytest.mark.clause("5.2.5.2:12", "5.2.6.2:34")
 def test_however_many_zones_are_written_to_no_more_are_open_than_may_be(blk: BlkDriver) -> None:
     zones = Zones(blk)
     most = blk.field(Field.max_open_zones)

@@ -72,7 +72,7 @@ def test_a_driver_that_asks_on_has_its_buffer_filled(rng: RngDriver) -> None:
     same(len(gather(rng, 10_000)), 10_000, "the number of random bytes")
 
 
-@pytest.mark.clause("5.4.6.2:2")
+@pytest.mark.clause("2.6:3", "5.4.6.2:2")
 def test_nothing_is_written_beyond_the_end_of_the_buffer(session: Session, rng: RngDriver) -> None:
     rng.start()
     around = session.room(3 * SIZE)

@@ -1,4 +1,4 @@
-"""The network device's pairs of virtqueues between the device and others who work them: vhost."""
+"""The network device's pairs of virtqueues, each delegated to a worker of its own: vhost."""
 
 import contextlib
 import os
@@ -6,15 +6,16 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from virtiopy.devices.base import DeviceHost, OpenWorker, QueueWorker
-from virtiopy.devices.net.link import FrameLink
+from virtiopy.devices.base import DeviceHost
+from virtiopy.devices.delegation import OpenWorker, QueueWorker
+from virtiopy.devices.net.link import FrameLink, LinkBacking
 from virtiopy.devices.net.pair import Pair
 from virtiopy.errors import ConfigError
 from virtiopy.eventloop import READABLE, EventLoop
 
 
-class Lender(Protocol):
-    """What hands its pairs over: the network device."""
+class Delegator(Protocol):
+    """What delegates its pairs: the network device."""
 
     host: DeviceHost
     loop: EventLoop | None
@@ -33,39 +34,40 @@ class Lender(Protocol):
         """Whether there is anything to be done with queues and link."""
 
     def go_on(self, pair: Pair) -> None:
-        """Work a pair that has come back; its queues have been kicked."""
+        """Work a pair that was reclaimed; its queues have been kicked."""
 
 
-class Handover:
-    """Gives each pair to a worker of its own, and takes it back; nobody is engaged at first.
+class PairWorkers:
+    """Delegates each pair to a worker of its own, and reclaims it; there are no workers at first.
 
-    A pair is given when the driver has enabled queues of it, and when no frame that was taken from
-    the link waits for buffers. The control virtqueue is always the device's.
+    A pair is delegated when the driver has enabled queues of it, and when no frame that was taken
+    from the link waits for buffers. The control virtqueue is always the device's.
     """
 
-    def __init__(self, device: Lender) -> None:
+    def __init__(self, device: Delegator) -> None:
         self._device = device
-        #: How often a pair was given.
+        #: How often a pair was delegated.
         self.count = 0
         # What closes the workers.
         self._opened = contextlib.ExitStack()
 
     @property
-    def engaged(self) -> bool:
+    def are_open(self) -> bool:
         """Whether there are workers."""
         return self._device.pairs[0].worker is not None
 
-    def engage(self, open_worker: OpenWorker) -> None:
-        """Find a worker for each pair. Raises ConfigError, and what `open_worker` does."""
+    def open(self, open_worker: OpenWorker) -> None:
+        """Open a worker for each pair. Raises ConfigError, and what `open_worker` does."""
         device = self._device
         if device.host.notifiers(0) is None or device.loop is None:
             raise ConfigError(
-                "In trapped mode nobody else can take the kicks: start the device in another mode."
+                "In trapped mode only the device can take kicks: start it in another mode."
             )
         with contextlib.ExitStack() as opened:
             workers = []
             for pair in device.pairs:
-                worker = open_worker(device.link.lend(pair.index, device.mtu), device.busy_poll)
+                file = device.link.worker_file(pair.index, device.mtu)
+                worker = open_worker(LinkBacking(file, device.busy_poll))
                 opened.callback(worker.close)
                 workers.append(worker)
                 for ring, eventfd in enumerate(worker.errors):
@@ -80,10 +82,10 @@ class Handover:
         for pair, worker in zip(device.pairs, workers, strict=True):
             pair.worker = worker
 
-    def dismiss(self) -> None:
-        """Take all pairs back, and close the workers."""
+    def close(self) -> None:
+        """Reclaim all pairs, and close the workers."""
         for pair in self._device.pairs:
-            self.take_back(pair)
+            self.reclaim(pair)
             pair.worker = None
         self._opened.close()
 
@@ -94,33 +96,33 @@ class Handover:
                 features = pair.worker.offered(features)
         return features
 
-    def give(self, pair: Pair) -> None:
-        """Give a pair to its worker, where it has one and can be given now.
+    def delegate(self, pair: Pair) -> None:
+        """Delegate a pair to its worker, where it has one and that can be done now.
 
         Raises what the worker does: the device has the pair then.
         """
         device = self._device
         if (
             pair.worker is None
-            or pair.lent
+            or pair.delegated
             or not pair.queues
             or not pair.transmitter.enabled
             or not device.may_be_worked
         ):
             return
-        # There are some: `engage` has seen to it.
+        # There are some: `open` has seen to it.
         notifiers = {
             ring: found
             for ring in pair.queues
             if (found := device.host.notifiers(2 * pair.index + ring)) is not None
         }
-        if pair.give(notifiers, device.driver_features):
+        if pair.delegate(notifiers, device.driver_features):
             self.count += 1
 
-    def take_back(self, pair: Pair) -> None:
-        """Take a pair back, if it was given, and have the device go on with it."""
-        if pair.lent:
-            pair.take_back()
+    def reclaim(self, pair: Pair) -> None:
+        """Reclaim a pair, if it was delegated, and have the device go on with it."""
+        if pair.delegated:
+            pair.reclaim()
             self._device.go_on(pair)
 
     def _error_reader(self, worker: QueueWorker, pair: Pair, ring: int) -> Callable[[int], None]:
@@ -134,14 +136,14 @@ class Handover:
                 except BlockingIOError:
                     # The ring that was broken is no more.
                     return
-                if pair.lent:
+                if pair.delegated:
                     self._complain(worker, pair, ring)
 
         return on_error
 
     def _complain(self, worker: QueueWorker, pair: Pair, ring: int) -> None:
         """Set DEVICE_NEEDS_RESET for a ring that the worker has found broken."""
-        self.take_back(pair)
+        self.reclaim(pair)
         # It stands before the chain that the worker did not take.
         fault = pair.queues[ring].next_fault() if ring in pair.queues else None
         queue = f"{'transmit' if ring else 'receive'}q{pair.index + 1}"

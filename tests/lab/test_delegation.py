@@ -10,10 +10,10 @@ import pytest
 
 from tests.lab.network import HEADER_SIZE, TapLink, frame, number_of
 from tests.lab.test_vhost_net import BUFFER, MEMORY, PATIENCE, QUEUE_SIZE, RX, TX, Side
-from virtiopy.devices.base import Given
+from virtiopy.devices.delegation import DelegatedQueue
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import Feature, feature_mask
-from virtiopy.vhost.handoff import VhostPair
+from virtiopy.vhost.kernel.pair import VhostPair
 from virtiopy.virtqueue.buffers import gather, scatter
 from virtiopy.virtqueue.driver import Allocator, Piece
 from virtiopy.virtqueue.queue import Chain
@@ -126,14 +126,14 @@ class Flow:
 
     def switch(self) -> None:
         if self.pair.active:
-            self.pair.take_back()
+            self.pair.reclaim()
             return
         for queue, ahead in zip(self.queues, self.ahead, strict=True):
             queue.unpop(len(ahead))
         self.ahead = [[], []]
-        self.pair.give(
+        self.pair.delegate(
             [
-                Given(ring, self.queues[ring], side.kick, side.call)
+                DelegatedQueue(ring, self.queues[ring], side.kick, side.call)
                 for ring, side in enumerate(self.sides)
             ],
             self.features,

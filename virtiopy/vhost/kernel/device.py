@@ -1,41 +1,23 @@
-"""The kernel as the one who works a network device's rings: /dev/vhost-net (linux/vhost.h).
+"""What all vhost devices of the kernel have in common: memory, features and rings (linux/vhost.h).
 
 The kernel has no document on vhost: linux/vhost.h says what each ioctl does, and
-drivers/vhost/vhost.c and net.c what it refuses.
-
-One open /dev/vhost-net works one pair of virtqueues, on a kernel thread of its own named
-vhost-PID. A ring runs from `start_ring` to `stop_ring`; what moves both ways is the last available
-index, and the rings themselves stay where they are, in guest memory.
+drivers/vhost/vhost.c what it refuses.
 """
 
 import enum
 import errno
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import ClassVar
 
 from virtiopy._native import CData, ffi, lib
 from virtiopy.closing import Closing
 from virtiopy.errors import ConfigError, HostError
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import Feature, feature_mask
-from virtiopy.virtqueue import layout
-from virtiopy.virtqueue.layout import RingFormat, valid_queue_size
+from virtiopy.vhost.vring import Vring, host_areas
+from virtiopy.virtqueue.layout import valid_queue_size
 from virtiopy.virtqueue.queue import WORKER_FEATURES, QueueAreas, QueueError, QueueState
-
-DEVICE = "/dev/vhost-net"
-
-#: Virtqueues of one vhost-net file: receive and transmit.
-RINGS = 2
-
-#: What vhost takes for the header of each frame: virtio 1's, with num_buffers (5.1.9), bytes.
-HEADER_SIZE = ffi.sizeof("struct virtio_net_hdr_v1")
-
-_MRG_RXBUF = 15
-
-#: The feature bits that are the business of whoever works the rings of a network device: what
-#: vhost lacks of these cannot be offered. All others are the device's, or the tap's.
-DATA_PLANE_FEATURES = WORKER_FEATURES | feature_mask([_MRG_RXBUF])
 
 #: What vhost needs to have, for a driver of ours to be served by it at all.
 _NEEDED = feature_mask([Feature.VIRTIO_F_VERSION_1])
@@ -49,7 +31,7 @@ class VhostFeature(enum.IntEnum):
 
     #: Log all writes to guest memory, for live migration.
     VHOST_F_LOG_ALL = lib.VHOST_F_LOG_ALL
-    #: vhost adds and strips struct virtio_net_hdr itself: for a tap without IFF_VNET_HDR.
+    #: vhost-net adds and strips struct virtio_net_hdr itself: for a tap without IFF_VNET_HDR.
     VHOST_NET_F_VIRTIO_NET_HDR = lib.VHOST_NET_F_VIRTIO_NET_HDR
 
 
@@ -59,52 +41,64 @@ class BackendFeature(enum.IntFlag):
     IOTLB_MSG_V2 = lib.VHOST_BACKEND_F_IOTLB_MSG_V2
 
 
-@dataclass(slots=True, frozen=True)
-class Ring:
-    """A virtqueue as vhost is told of it.
+class VhostDevice(Closing):
+    """An open vhost device that this process owns: VHOST_SET_OWNER.
 
-    `state` is where it is to go on. The eventfds stay the caller's: `kick` is read by vhost, `call`
-    is written for a used buffer notification, `error` when the ring is broken.
-    """
-
-    size: int
-    areas: QueueAreas
-    state: QueueState
-    kick: int
-    call: int
-    error: int | None = None
-
-
-def offered_with(device_features: int, vhost_features: int) -> int:
-    """Return what a device can offer of `device_features` when vhost works its rings."""
-    return device_features & ~(DATA_PLANE_FEATURES & ~vhost_features)
-
-
-class VhostNet(Closing):
-    """An open /dev/vhost-net that this process owns: VHOST_SET_OWNER.
+    The kernel works its rings on a thread of its own, named vhost-PID. What starts and stops them
+    is each kind's own. What moves both ways is a QueueState; the rings stay where they are, in
+    guest memory.
 
     Raises HostError, with the remedy, when there is none to open. Each method is one ioctl unless
     it says otherwise, and raises HostError when the kernel refuses.
     """
 
-    def __init__(self, device: str = DEVICE, *, ioctl: Ioctl = lib.vp_ioctl) -> None:
+    #: The file, and the kernel's module that makes it.
+    path: ClassVar[str]
+    module: ClassVar[str]
+
+    #: The feature bits that are vhost's business: what it lacks of these cannot be offered. All
+    #: others are the device's.
+    worker_features: ClassVar[int] = WORKER_FEATURES
+
+    def __init__(self, path: str | None = None, *, ioctl: Ioctl = lib.vp_ioctl) -> None:
+        path = path or self.path
         self._ioctl = ioctl
         self._memory: GuestMemory | None = None
         try:
-            self.fd = os.open(device, os.O_RDWR | os.O_CLOEXEC)
+            self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
-            raise HostError(_why_not(device, error)) from error
+            raise HostError(self._why_not(path, error)) from error
         try:
             #: What vhost offers, a mask of virtio's feature bits and VhostFeature's.
-            self.features = self._get_features(device)
+            self.features = self._get_features(path)
             self.set_owner()
         except HostError:
             os.close(self.fd)
             raise
 
     def close(self) -> None:
-        """Close the file: the kernel stops both rings and ends its thread."""
+        """Close the file: the kernel stops the rings and ends its thread."""
         os.close(self.fd)
+
+    @classmethod
+    def offered_with(cls, device_features: int, vhost_features: int) -> int:
+        """Return what a device can offer of `device_features` when vhost works its rings."""
+        return device_features & ~(cls.worker_features & ~vhost_features)
+
+    def offered(self, features: int) -> int:
+        """Return what a device can offer of its features when this vhost works its rings."""
+        return self.offered_with(features, self.features)
+
+    @classmethod
+    def _why_not(cls, path: str, error: OSError) -> str:
+        if isinstance(error, FileNotFoundError):
+            return (
+                f"{path} does not exist: load the module with `modprobe {cls.module}`, pass the "
+                "device into this container, or use vhost=off."
+            )
+        if isinstance(error, PermissionError):
+            return f"{path} may not be opened by this user: run as root, or use vhost=off."
+        return f"{path} cannot be opened ({error.strerror}): use vhost=off."
 
     # Calling the kernel
 
@@ -129,11 +123,11 @@ class VhostNet(Closing):
 
     # The device as a whole
 
-    def _get_features(self, device: str) -> int:
+    def _get_features(self, path: str) -> int:
         features = self._get_u64("VHOST_GET_FEATURES")
         if _NEEDED & ~features:
             raise HostError(
-                f"{device} knows no virtio 1 (features {features:#x}): "
+                f"{path} knows no virtio 1 (features {features:#x}): "
                 "use a kernel since 4.0, or vhost=off."
             )
         return features
@@ -146,7 +140,7 @@ class VhostNet(Closing):
         self._call("VHOST_SET_OWNER", why={errno.EBUSY: "this file has an owner already"})
 
     def reset_owner(self) -> None:
-        """Stop both rings and forget all that was set: VHOST_RESET_OWNER."""
+        """Stop all rings and forget all that was set: VHOST_RESET_OWNER."""
         self._call("VHOST_RESET_OWNER", why={errno.EPERM: "another process owns this file"})
         self._memory = None
 
@@ -155,7 +149,7 @@ class VhostNet(Closing):
 
         Before the rings start. Raises HostError for a bit that vhost has not.
         """
-        features = driver_features & DATA_PLANE_FEATURES
+        features = driver_features & self.worker_features
         lacking = features & ~self.features
         if lacking:
             raise HostError(
@@ -188,7 +182,7 @@ class VhostNet(Closing):
         self._set("VHOST_SET_MEM_TABLE", table, why)
         self._memory = memory
 
-    # One ring: index 0 is receiveq, 1 is transmitq
+    # One ring, by its index in this file
 
     def _set_state(self, name: str, index: int, value: int) -> None:
         busy = {errno.EBUSY: "the ring runs: stop it first"}
@@ -215,26 +209,19 @@ class VhostNet(Closing):
         return QueueState(int(state.num))
 
     def set_addresses(self, index: int, size: int, areas: QueueAreas) -> None:
-        """Say where the three parts of the ring are: VHOST_SET_VRING_ADDR.
+        """Say where the three areas of the ring are: VHOST_SET_VRING_ADDR.
 
-        After `set_memory`. Raises QueueError when a part is not contiguous guest memory, and
-        AddressError when it is no guest memory at all: the driver's fault both.
+        After `set_memory`. Raises QueueError and AddressError as `host_areas` does.
         """
-        vring = ffi.new("struct vhost_vring_addr *")
-        vring.index = index
-        expected = layout.areas(RingFormat.SPLIT, size)
-        vring.desc_user_addr = self._pointer(areas.descriptor, expected.descriptor.size)
-        vring.avail_user_addr = self._pointer(areas.driver, expected.driver.size)
-        vring.used_user_addr = self._pointer(areas.device, expected.device.size)
-        self._set("VHOST_SET_VRING_ADDR", vring, {errno.EINVAL: "a part is misaligned (2.7)"})
-
-    def _pointer(self, address: int, length: int) -> int:
         if self._memory is None:
             raise ValueError("set_memory comes first")
-        pointer = self._memory.pointer(address, length)
-        if pointer is None:
-            raise QueueError(f"{length} bytes at {address:#x} are not contiguous memory (2.7)")
-        return pointer
+        host = host_areas(self._memory, size, areas)
+        vring = ffi.new("struct vhost_vring_addr *")
+        vring.index = index
+        vring.desc_user_addr = host.descriptor
+        vring.avail_user_addr = host.driver
+        vring.used_user_addr = host.device
+        self._set("VHOST_SET_VRING_ADDR", vring, {errno.EINVAL: "a part is misaligned (2.7)"})
 
     def set_kick(self, index: int, eventfd: int | None) -> None:
         """Set what vhost waits for to look at the ring: VHOST_SET_VRING_KICK."""
@@ -260,93 +247,21 @@ class VhostNet(Closing):
         self._set("VHOST_GET_VRING_BUSYLOOP_TIMEOUT", state)
         return int(state.num)
 
-    def set_backend(self, index: int, tap: int | None) -> None:
-        """Run the ring on this queue of a tap, or stop it with None: VHOST_NET_SET_BACKEND.
+    # All of a ring, but for what starts and stops it
 
-        The tap is to have IFF_VNET_HDR, with headers of 12 bytes (TUNSETVNETHDRSZ). Starting, the
-        kernel reads the used index from the ring; stopping, it waits for its thread to be done
-        with the ring. Raises ConfigError for a file that is no tap.
-        """
-        number = lib.VHOST_FILE_UNBIND if tap is None else tap
-        file = ffi.new("struct vhost_vring_file *", (index, number))
-        argument = int(ffi.cast("uintptr_t", file))
-        result = self._ioctl(self.fd, lib.VHOST_NET_SET_BACKEND, argument)
-        if result == -errno.ENOTSOCK:
-            raise ConfigError(
-                f"File {tap} is no tap that vhost can serve: open /dev/net/tun with IFF_TAP."
-            )
-        why = {errno.EFAULT: "the ring is not in the memory that set_memory told of"}
-        self._check("VHOST_NET_SET_BACKEND", result, why)
-
-    def check_tap(self, tap: int) -> None:
-        """Raise ConfigError unless `set_backend` can work on this: see the function."""
-        check_tap(tap, ioctl=self._ioctl)
-
-    # All of the above
-
-    def start_ring(self, index: int, ring: Ring, tap: int) -> None:
-        """Hand a ring over: from here on vhost works it, what is available already included.
-
-        (It starts to poll the tap, which wakes it, so that it does not matter who read the last
-        kick.) After set_features and set_memory. If it fails, the ring is not running.
-        """
+    def prepare_ring(self, index: int, ring: Vring) -> None:
+        """Tell vhost all of a ring that it is to work: after set_features and set_memory."""
         self.set_size(index, ring.size)
         self.set_base(index, ring.state)
         self.set_addresses(index, ring.size, ring.areas)
         self.set_error(index, ring.error)
         self.set_call(index, ring.call)
         self.set_kick(index, ring.kick)
-        self.set_backend(index, tap)
 
-    def stop_ring(self, index: int) -> QueueState:
-        """Take a ring back; returns where to go on.
-
-        When this returns, vhost touches neither the ring nor its eventfds any more.
-        """
-        self.set_backend(index, None)
+    def forget_ring(self, index: int) -> QueueState:
+        """Let go of a stopped ring and its eventfds; returns where to go on."""
         state = self.get_base(index)
         self.set_kick(index, None)
         self.set_call(index, None)
         self.set_error(index, None)
         return state
-
-
-def check_tap(tap: int, *, ioctl: Ioctl = lib.vp_ioctl) -> None:
-    """Raise ConfigError unless this file is a queue of a tap with the headers that vhost needs.
-
-    vhost would move frames without them, and take their first bytes for one.
-    """
-    request = ffi.new("struct ifreq *")
-    if ioctl(tap, lib.TUNGETIFF, int(ffi.cast("uintptr_t", request))) < 0:
-        raise ConfigError(
-            f"File {tap} is no tap that vhost can serve: open /dev/net/tun with IFF_TAP, and see "
-            "whether the tap is still there."
-        )
-    name = bytes(ffi.buffer(request.ifr_name)).partition(b"\0")[0].decode()
-    size = ffi.new("int *")
-    flags = request.ifr_flags
-    if (
-        not flags & lib.IFF_TAP
-        or not flags & lib.IFF_VNET_HDR
-        or ioctl(tap, lib.TUNGETVNETHDRSZ, int(ffi.cast("uintptr_t", size))) < 0
-    ):
-        raise ConfigError(
-            f"The interface {name} is no tap whose frames have a struct virtio_net_hdr: "
-            "open it with IFF_TAP and IFF_VNET_HDR."
-        )
-    if size[0] != HEADER_SIZE:
-        raise ConfigError(
-            f"The tap {name} has headers of {size[0]} bytes, not {HEADER_SIZE}: "
-            "set TUNSETVNETHDRSZ, and let nobody else use the tap."
-        )
-
-
-def _why_not(device: str, error: OSError) -> str:
-    if isinstance(error, FileNotFoundError):
-        return (
-            f"{device} does not exist: load the module with `modprobe vhost_net`, pass the device "
-            "into this container, or use vhost=off."
-        )
-    if isinstance(error, PermissionError):
-        return f"{device} may not be opened by this user: run as root, or use vhost=off."
-    return f"{device} cannot be opened ({error.strerror}): use vhost=off."

@@ -212,7 +212,7 @@ def test_an_error_that_is_seen_while_the_rings_come_back_is_none(rig: Rig) -> No
         lock.wanted.clear()
         rig.machine.loop.start()
         assert lock.wanted.wait(20)
-        rig.device.hand_over(None)
+        rig.device.reclaim()
     rig.machine.loop.stop()
     assert rig.machine.loop.failure is None
     assert not rig.needs_reset
@@ -271,7 +271,7 @@ def test_a_link_that_fails_takes_the_rings_back(by_loop: Rig) -> None:
     rig.link.read_error = OSError("for the test")
     rig.arrive()
     rig.run_loop()
-    rig.slot.handoff(VHOST)
+    rig.slot.change_mode(VHOST)
     assert rig.kernel.running == []
     assert not rig.needs_reset
 
@@ -312,9 +312,9 @@ def test_each_pair_in_use_is_handed_over_with_its_queue_of_the_link(
 def test_all_pairs_switch_together(monkeypatch: pytest.MonkeyPatch) -> None:
     rig = Rig(monkeypatch, IOEVENTFD, MQ, pairs=2)
     set_pairs(rig, 2)
-    rig.slot.handoff(VHOST)
+    rig.slot.change_mode(VHOST)
     assert rig.kernel.running == [(0, RX), (0, TX), (1, RX), (1, TX)]
-    rig.slot.handoff(IOEVENTFD)
+    rig.slot.change_mode(IOEVENTFD)
     assert not rig.kernel.running
     assert not rig.kernel.opened
     rig.close()
@@ -331,11 +331,11 @@ def test_frames_of_a_queue_being_reset_wait_in_the_link_while_vhost_has_the_othe
     rig.driver.write(Register.QueueReset, 1)
     first, second = rig.device.pairs
     assert first.taker is second
-    rig.slot.handoff(VHOST)
+    rig.slot.change_mode(VHOST)
     # Else the loop would find it readable for ever, with nobody to take it.
     assert first.watch is not None
     assert not first.watch.events
-    rig.slot.handoff(IOEVENTFD)
+    rig.slot.change_mode(IOEVENTFD)
     assert first.taker is second
     rig.close()
 

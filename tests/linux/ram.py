@@ -1,0 +1,239 @@
+"""Linux with all its files in memory, in a QEMU that can be stopped and migrated.
+
+virtme-ng's guests mount the host's files, and QEMU migrates none that do.
+"""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.lab.kernel import LabKernel, LabMissingError, get_kernel
+from tests.lab.machine import CACHE
+from tests.lab.plugin import NOT_TO_BE_HAD
+from virtiopy.closing import Closing
+
+MEMORY = 384
+
+#: How long Linux may take until it is up, and QEMU for what it is asked, seconds.
+PATIENCE = 120.0
+
+#: What Linux says when fio has verified what it wrote, and when the host has answered its ping.
+SOUND = r"round \d+ is sound"
+PINGED = r"seq=\d+"
+
+_INIT = Path(__file__).with_name("init.sh")
+_MODULES = ("virtio_pci", "virtio_blk", "virtio_net")
+_PARAMETERS = "console=ttyS0 quiet panic=-1 mitigations=off no5lvl init_on_alloc=0 apparmor=0"
+_PACKAGES = {
+    "qemu-system-x86_64": "qemu-system-x86",
+    "busybox": "busybox-static",
+    "fio": "fio",
+}
+
+
+class RamLinux:
+    """A kernel, and an initramfs with busybox, fio and `init.sh`, in `folder`."""
+
+    def __init__(self, config: pytest.Config, folder: Path) -> None:
+        missing = [package for tool, package in _PACKAGES.items() if not shutil.which(tool)]
+        if missing:
+            pytest.skip(f"{NOT_TO_BE_HAD}: missing here: apt-get install {' '.join(missing)}")
+        if config.getoption("--lab") == "off":
+            pytest.skip(f"{NOT_TO_BE_HAD}: it is switched off by --lab=off")
+        try:
+            kernel = get_kernel(CACHE)
+        except LabMissingError as error:
+            pytest.skip(f"{NOT_TO_BE_HAD}: {error}")
+        self.kernel = kernel.image
+        self.initramfs = _make_initramfs(kernel, folder)
+
+
+def _make_initramfs(kernel: LabKernel, folder: Path) -> Path:
+    root = folder / "root"
+    for name in ("bin", "dev", "proc", "sys", "tmp", "modules"):
+        (root / name).mkdir(parents=True)
+    shutil.copy(_INIT, root / "init")
+    (root / "init").chmod(0o755)
+    shutil.copy(_which("busybox"), root / "bin")
+    _run(root, str(root / "bin/busybox"), "--install", "-s", str(root / "bin"))
+    for applet in (root / "bin").iterdir():
+        if applet.is_symlink():
+            applet.unlink()
+            applet.symlink_to("/bin/busybox")
+    _copy_modules(kernel, root / "modules")
+    fio = _which("fio")
+    shutil.copy(fio, root / "bin")
+    for library in re.findall(r"(/\S+) \(0x", _run(root, "ldd", fio)):
+        target = root / library.lstrip("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(library, target)
+    archive = folder / "initramfs"
+    names = "\n".join(str(path.relative_to(root)) for path in sorted(root.rglob("*")))
+    with archive.open("wb") as stream:
+        subprocess.run(
+            ["busybox", "cpio", "-o", "-H", "newc"],
+            cwd=root,
+            input=names.encode(),
+            stdout=stream,
+            stderr=subprocess.DEVNULL,
+            check=True,
+        )
+    return archive
+
+
+def _copy_modules(kernel: LabKernel, target: Path) -> None:
+    (modules,) = (kernel.folder / "lib/modules").iterdir()
+    needs = dict(line.split(":") for line in (modules / "modules.dep").read_text().splitlines())
+    order: list[str] = []
+    for name in _MODULES:
+        (module,) = (path for path in needs if Path(path).stem == name)
+        for path in [*reversed(needs[module].split()), module]:
+            if Path(path).name not in order:
+                shutil.copy(modules / path, target)
+                order.append(Path(path).name)
+    (target / "order").write_text("\n".join([*order, ""]))
+
+
+def _which(tool: str) -> str:
+    found = shutil.which(tool)
+    assert found is not None
+    return found
+
+
+def _run(folder: Path, *command: str) -> str:
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+class Qemu(Closing):
+    """QEMU with that Linux, and these `devices`; its sockets and its console are in `folder`.
+
+    With `incoming` it waits for a guest to be migrated to it.
+    """
+
+    def __init__(
+        self, linux: RamLinux, folder: Path, devices: list[str], *, incoming: bool = False
+    ) -> None:
+        folder.mkdir()
+        self._log = folder / "console.log"
+        self._migration = folder / "migration.sock"
+        control = folder / "qmp.sock"
+        command = [
+            *("qemu-system-x86_64", "-accel", "tcg", "-m", f"{MEMORY}M", "-nodefaults"),
+            *("-object", f"memory-backend-memfd,id=shared,size={MEMORY}M,share=on"),
+            *("-machine", "q35,memory-backend=shared", "-display", "none", "-no-reboot"),
+            *("-kernel", str(linux.kernel), "-initrd", str(linux.initramfs)),
+            *("-append", _PARAMETERS, "-serial", f"file:{self._log}"),
+            *("-qmp", f"unix:{control},server=on,wait=off", *devices),
+        ]
+        if incoming:
+            command += ["-incoming", f"unix:{self._migration}"]
+        with (folder / "qemu.log").open("wb") as log:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        self.until(control.exists, "its control socket is there")
+        self._control = socket.socket(socket.AF_UNIX)
+        self._control.settimeout(PATIENCE)
+        self._control.connect(str(control))
+        self._lines = self._control.makefile("rw")
+        self._lines.readline()
+        self.ask("qmp_capabilities")
+
+    def close(self) -> None:
+        """End it."""
+        self._lines.close()
+        self._control.close()
+        self.quit()
+
+    def quit(self) -> None:
+        """End the process, and so leave the backends."""
+        self.process.kill()
+        self.process.wait()
+
+    def ask(self, command: str, **arguments: object) -> dict[str, object]:
+        """Have a command done that answers with an object."""
+        print(
+            json.dumps({"execute": command, "arguments": arguments}), file=self._lines, flush=True
+        )
+        while True:
+            answer = json.loads(self._lines.readline())
+            assert "error" not in answer, answer
+            if "return" in answer:
+                result = answer["return"]
+                assert isinstance(result, dict)
+                return result
+
+    def until(self, is_so: Callable[[], bool], what: str) -> None:
+        """Wait until something is so."""
+        deadline = time.monotonic() + PATIENCE
+        while not is_so():
+            assert self.process.poll() is None, f"QEMU has ended before {what}"
+            assert time.monotonic() < deadline, f"not after {PATIENCE:.0f} s: {what}"
+            time.sleep(0.01)
+
+    @property
+    def console(self) -> str:
+        """What Linux has said."""
+        return self._log.read_text(errors="replace") if self._log.exists() else ""
+
+    def has_said(self, pattern: str, times: int = 1) -> bool:
+        """Say whether lines that match are on the console, and none that says FAILED."""
+        console = self.console
+        assert not re.search("FAILED|panic|BUG|Oops|I/O error", console), console[-3000:]
+        return len(re.findall(pattern, console)) >= times
+
+    def until_written(self, pid: int, size: int) -> None:
+        """Wait until the backend with this process ID has written `size` more bytes."""
+        goal = _written(pid) + size
+        self.until(lambda: _written(pid) > goal, "the disk is written")
+
+    def until_said(self, *patterns: str) -> None:
+        """Wait until lines that match each of these are on the console, from now on."""
+        # The first may have been on its way already.
+        wanted = {pattern: len(re.findall(pattern, self.console)) + 2 for pattern in patterns}
+        self.until(
+            lambda: all(self.has_said(pattern, times) for pattern, times in wanted.items()),
+            " and ".join(patterns),
+        )
+
+    def migrate_to(self, other: "Qemu") -> None:
+        """Move the guest to another QEMU, which is waiting for it."""
+        self.ask("migrate", uri=f"unix:{other._migration}")
+        ends = ("completed", "failed")
+        self.until(lambda: self.ask("query-migrate").get("status") in ends, "the migration ends")
+        status = self.ask("query-migrate")
+        assert status["status"] == "completed", status
+        other.until(lambda: other.ask("query-status")["status"] == "running", "the guest runs")
+
+
+def disk_options(path: Path) -> list[str]:
+    """Return QEMU's options for a disk that is served at `path`."""
+    return [
+        *("-chardev", f"socket,id=disk,path={path}"),
+        *("-device", "vhost-user-blk-pci,chardev=disk,num-queues=1,disable-legacy=on"),
+    ]
+
+
+def net_options(path: Path) -> list[str]:
+    """Return QEMU's options for a network device that is served at `path`."""
+    return [
+        *("-chardev", f"socket,id=net,path={path}", "-netdev", "vhost-user,id=net,chardev=net"),
+        # QEMU 7.2 without KVM crashes where a vhost-user net device has MSI-X vectors.
+        *("-device", "virtio-net-pci,netdev=net,vectors=0,disable-legacy=on,mac=52:54:00:00:00:01"),
+    ]
+
+
+def _written(pid: int) -> int:
+    """Count the bytes that a process has written, to its image above all."""
+    counters = Path(os.sep, "proc", str(pid), "io").read_text()
+    found = re.search(r"^wchar: (\d+)$", counters, re.MULTILINE)
+    assert found is not None
+    return int(found[1])

@@ -1,0 +1,160 @@
+"""What a driver's acts came to: statements kept, and statements broken with the evidence."""
+
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from virtiopy.check.catalogue import DriverStatement, load
+from virtiopy.statements.terms import Keyword
+
+#: How many pieces of evidence are kept of one finding; the others are counted.
+EVIDENCE_MOST = 3
+
+#: How many of the driver's last acts are told with a finding.
+TRACE_LENGTH = 12
+
+#: Keywords whose statements a driver breaks; MAY only permits.
+_BINDING = {Keyword.MUST, Keyword.MUST_NOT}
+
+
+@dataclass(slots=True)
+class Finding:
+    """A statement that a driver broke, how often, and what followed from it.
+
+    `evidence` says in one sentence each what the driver did, `trace` what it did just before the
+    first time, oldest first. `consequences` are findings that the device's state after this one
+    explains.
+    """
+
+    statement: DriverStatement
+    device: str
+    evidence: list[str]
+    trace: Sequence[str]
+    count: int = 1
+    consequences: list["Finding"] = field(default_factory=list)
+
+    @property
+    def is_error(self) -> bool:
+        """Whether the statement is a MUST or MUST NOT: a SHOULD is a warning."""
+        return self.statement.keyword in _BINDING
+
+    def __str__(self) -> str:
+        return (
+            f"{self.device}: {self.evidence[0]} ({self.statement.id} "
+            f"{self.statement.keyword.value}: {self.statement.paraphrase})"
+        )
+
+
+class DeviceJudge:
+    """Keeps account of one device's driver; what watches the driver calls `kept` and `broke`.
+
+    Any thread may call it. `name` is the device's in the VM, as blk0.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.features = 0  # accepted, in the driver's present life with the device
+        self._lock = threading.Lock()
+        self._statements = load()
+        self._kept: Counter[str] = Counter()
+        self._findings: dict[str, Finding] = {}
+        self._consequences: dict[str, Finding] = {}
+        self._cause: Finding | None = None
+        self._trace: list[str] = []
+
+    def note(self, act: str) -> None:
+        """Remember an act of the driver, for the trace of a finding."""
+        with self._lock:
+            self._trace.append(act)
+            del self._trace[:-TRACE_LENGTH]
+
+    def kept(self, identity: str) -> None:
+        """Book a statement that applied, and that the driver kept."""
+        with self._lock:
+            self._kept[self._statements[identity].id] += 1
+
+    def broke(self, identity: str, evidence: str, *, fatal: bool = False) -> None:
+        """Book a statement that the driver broke.
+
+        After a `fatal` one the device works no queue of the driver's until a reset: what the
+        driver breaks until then is a consequence.
+        """
+        with self._lock:
+            statement = self._statements[identity]
+            found = self._consequences if self._cause is not None else self._findings
+            if identity in self._findings:
+                found = self._findings
+            finding = found.get(identity)
+            if finding is None:
+                finding = Finding(statement, self.name, [evidence], tuple(self._trace))
+                found[identity] = finding
+                if self._cause is not None and found is self._consequences:
+                    self._cause.consequences.append(finding)
+            else:
+                finding.count += 1
+                if evidence not in finding.evidence and len(finding.evidence) < EVIDENCE_MOST:
+                    finding.evidence.append(evidence)
+            if fatal and self._cause is None:
+                self._cause = finding
+
+    def check(self, identity: str, holds: bool, evidence: str) -> bool:
+        """Book a statement as kept or broken; returns `holds`."""
+        if holds:
+            self.kept(identity)
+        else:
+            self.broke(identity, evidence)
+        return holds
+
+    def new_life(self) -> None:
+        """Begin a life: the driver has reset the device, and what follows has other causes."""
+        with self._lock:
+            self._cause = None
+            self._consequences = {}
+            self.features = 0
+
+    @property
+    def findings(self) -> list[Finding]:
+        """The findings, in the specification's order."""
+        with self._lock:
+            order = list(self._statements)
+            return sorted(self._findings.values(), key=lambda one: order.index(one.statement.id))
+
+    @property
+    def exercised(self) -> Counter[str]:
+        """How often each statement was kept, by ID."""
+        with self._lock:
+            return Counter(self._kept)
+
+
+@dataclass(slots=True, frozen=True)
+class Verdict:
+    """What all drivers of a run came to."""
+
+    devices: Sequence[DeviceJudge]
+
+    @property
+    def findings(self) -> list[Finding]:
+        """All findings, device by device."""
+        return [finding for device in self.devices for finding in device.findings]
+
+    @property
+    def errors(self) -> list[Finding]:
+        """The findings of MUST and MUST NOT."""
+        return [finding for finding in self.findings if finding.is_error]
+
+    def outcomes(self) -> Iterator[tuple[DriverStatement, str, int]]:
+        """Yield each statement, "kept", "broken" or "not exercised", and how often."""
+        kept: Counter[str] = Counter()
+        broken: Counter[str] = Counter()
+        for device in self.devices:
+            kept.update(device.exercised)
+            for finding in device.findings:
+                broken[finding.statement.id] += finding.count
+        for identity, statement in load().items():
+            if broken[identity]:
+                yield statement, "broken", broken[identity]
+            elif kept[identity]:
+                yield statement, "kept", kept[identity]
+            else:
+                yield statement, "not exercised", 0

@@ -1,0 +1,56 @@
+"""What the judges of the device types have in common: they look into the buffers of a queue."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from virtiopy.check.judge import DeviceJudge
+from virtiopy.devices.base import VirtioDevice
+from virtiopy.spec import DeviceId, has_feature
+from virtiopy.virtqueue.buffers import gather, split_at
+from virtiopy.virtqueue.queue import Chain, QueueObserver, Virtqueue
+
+
+class RequestJudge(QueueObserver):
+    """Judges the buffers that a device's driver makes available, each once: subclasses say how."""
+
+    #: The device type whose requests are judged.
+    device_id: ClassVar[DeviceId]
+
+    def __init__(self, judge: DeviceJudge, device: VirtioDevice) -> None:
+        self._judge = judge
+        self._device = device
+
+    def taken(self, queue: Virtqueue, chains: Sequence[Chain]) -> None:
+        """Judge each chain before the device has it."""
+        for chain in chains:
+            self.request(queue, chain)
+
+    def request(self, queue: Virtqueue, chain: Chain) -> None:
+        """Judge one buffer."""
+
+    def config_written(self, offset: int) -> None:
+        """Follow a write of the configuration space at `offset`."""
+
+    def finish(self) -> None:
+        """Judge what the driver has left undone: it resets the device, or the run ends."""
+
+    def conclude(self) -> None:
+        """Judge what the driver has never done in the whole run."""
+
+    def accepted(self, bit: int) -> bool:
+        """Say whether the driver accepted a feature bit."""
+        return has_feature(self._judge.features, bit)
+
+    def config(self, offset: int, size: int) -> int:
+        """Return a field of the device's configuration space."""
+        return int.from_bytes(self._device.config_space()[offset : offset + size], "little")
+
+
+def head_of(chain: Chain, size: int) -> bytes:
+    """Copy the first bytes of what the device reads, `size` of them where there are so many."""
+    return gather(split_at(chain.readable, size)[0])
+
+
+def number(data: bytes, start: int, size: int) -> int:
+    """Return a little-endian field of `data`."""
+    return int.from_bytes(data[start : start + size], "little")

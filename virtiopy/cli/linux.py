@@ -1,0 +1,192 @@
+"""virtiopy linux: Linux in a VM, with devices, for a shell or one command."""
+
+import contextlib
+import ipaddress
+import os
+import sys
+from functools import partial
+from pathlib import Path
+
+import click
+
+from virtiopy.cli.attachments import parse
+from virtiopy.cli.devices import DeviceCommand, attach_options
+from virtiopy.cli.machines import MachineOptions, machine_options, open_machine
+from virtiopy.cli.main import EXIT_GUEST_FAILED
+from virtiopy.cli.options import note
+from virtiopy.devices.registry import entries, entry_named
+from virtiopy.files import check_output
+
+#: What makes a kernel quick to boot, and quiet: there is nobody here to protect it from.
+WORDS = (
+    "quiet loglevel=1 nokaslr mitigations=off random.trust_cpu=on cryptomgr.notests pci=off "
+    "lsm= audit=0 ima=off no_timer_check rcupdate.rcu_expedited=1"
+)
+
+
+@click.command(
+    cls=DeviceCommand,
+    device_params=attach_options,
+    context_settings={"ignore_unknown_options": False},
+    epilog="""Examples:
+
+\b
+  virtiopy linux
+  virtiopy linux -- uname -a
+  virtiopy linux --disk d.img -- 'mkfs.ext2 /dev/vda && mount /dev/vda /mnt && df /mnt'
+  virtiopy linux --net tap=t0,create=on,address=192.0.2.1/24 -- ping -c 3 192.0.2.1
+""",
+)
+@click.option(
+    "--kernel",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A bzImage, whose modules are beside it in an unpacked package or in /lib/modules. Where "
+    "none is named: the newest in /boot, else Debian's, which is fetched once and not installed.",
+)
+@click.option("--append", default="", metavar="WORDS", help="More for the kernel's command line.")
+@click.option(
+    "--with",
+    "programs",
+    multiple=True,
+    metavar="PROGRAM",
+    help="A program of the host's to have in the guest, with its libraries, besides COMMAND's "
+    "first word.",
+)
+@click.option(
+    "--module",
+    "modules",
+    multiple=True,
+    metavar="NAME",
+    help="One more of the kernel's modules to insert, with those that it needs.",
+)
+@machine_options
+@click.argument("words", nargs=-1, metavar="[-- COMMAND...]")
+def command(
+    *,
+    kernel: Path | None,
+    append: str,
+    programs: tuple[str, ...],
+    modules: tuple[str, ...],
+    accel: str,
+    mode: str,
+    exit_free: str,
+    cpus: int,
+    memory: int | None,
+    memory_path: Path | None,
+    memory_reset: bool,
+    hugepages: bool,
+    timeout: float | None,
+    control: Path | None,
+    pcap: Path | None,
+    json_path: Path | None,
+    check_driver: str | None,
+    device_variant: str | None,
+    hostile: str | None,
+    words: tuple[str, ...],
+    **attached: tuple[str, ...],
+) -> int:
+    """Boot Linux with virtio devices, and run COMMAND or a shell in it.
+
+    Disks are /dev/vda, /dev/vdb, ...; network devices are eth0, eth1, ..., and have the address
+    after that of the host's side, where this was given one. One word is a line for the shell; more
+    are a program and its arguments. The status is COMMAND's.
+    """
+    from virtiopy.boot.kernel import open_kernel
+    from virtiopy.boot.parameters import Initrd
+    from virtiopy.cli import kernelrun, report
+    from virtiopy.cli.ending import tell
+    from virtiopy.cli.output import patient_output
+    from virtiopy.cli.tapresults import parse_tap
+    from virtiopy.linux import initramfs
+    from virtiopy.linux.cache import cache_folder
+    from virtiopy.linux.kernels import LinuxKernel, find_kernel
+    from virtiopy.linux.unpacked import unpacked
+    from virtiopy.vm.pc import Pc
+
+    options = MachineOptions(
+        accel,
+        mode,
+        exit_free,
+        cpus,
+        memory,
+        memory_path,
+        memory_reset=memory_reset,
+        hugepages=hugepages,
+        control=control,
+        pcap=pcap,
+        check_driver=check_driver,
+        device_variant=device_variant,
+        hostile=hostile,
+    )
+    cache = cache_folder()
+    found = LinuxKernel.of(kernel) if kernel is not None else find_kernel(cache, note)
+    wanted = [name for entry in entries() if attached[entry.name] for name in entry.linux_modules]
+    contents = initramfs.Contents(
+        found, (*wanted, *modules), initramfs.programs_for(words, programs)
+    )
+    typed = not words or sys.stdin.isatty()
+    task = initramfs.Task(
+        words, guest_addresses(attached["net"]), interactive=typed, size=terminal_size()
+    )
+    image = unpacked(found.image, cache)
+    initrd = Initrd(cache / "initramfs", initramfs.build(contents, task, cache))
+    with contextlib.ExitStack() as stack:
+        printed = stack.enter_context(patient_output())
+        stream, shown = kernelrun.open_serial("stdio" if typed else "stdout")
+        output = kernelrun.SerialOutput(shown=shown)
+        machine, checking = open_machine(
+            stack,
+            options,
+            attached,
+            console=lambda data: None,
+            default_memory=kernelrun.DEFAULT_MEMORY,
+            ignore_unassigned=True,
+            for_kernel=True,
+        )
+        if json_path is not None:
+            check_output(json_path, "The report")
+        with Pc(machine, output.write, stream) as pc:
+            line = f"{kernelrun.DEFAULT_WORDS} {WORDS} {append}"
+            pc.boot(open_kernel(image), line.strip(), initrd)
+            if printed is not None:
+                machine.on_stop.append(printed.hurry)
+            status, ending = kernelrun.run_to_the_end(machine, pc, output, image, timeout or 0)
+        kept = True
+
+        def show() -> None:
+            nonlocal kept
+            kept = checking.finish(passed=ending.error is None and status == 0)
+
+        save = partial(
+            report.write_json,
+            machine,
+            ending,
+            parse_tap(""),
+            guest=" ".join(words) or "a shell",
+            passed=status == 0,
+        )
+        tell(ending, show, save, json_path, printed)
+    return status if kept else max(status, EXIT_GUEST_FAILED)
+
+
+def guest_addresses(nets: tuple[str, ...]) -> list[str]:
+    """Return the guest's address on each network device: the one after the host's, or "-"."""
+    addresses = []
+    for text in nets:
+        address = parse(entry_named("net"), text).text("address", "")
+        if not address:
+            addresses.append("-")
+            continue
+        host = ipaddress.ip_interface(address)
+        addresses.append(f"{host.ip + 1}/{host.network.prefixlen}")
+    return addresses
+
+
+def terminal_size() -> str:
+    """Return the size of our terminal as stty(1) takes it; nothing where there is none."""
+    try:
+        size = os.get_terminal_size(sys.stdin.fileno())
+    except OSError:
+        return ""
+    return f"rows {size.lines} cols {size.columns}"

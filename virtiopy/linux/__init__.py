@@ -1,0 +1,1 @@
+"""Linux as a guest: a kernel to boot, its modules, and an initramfs to boot it with."""

@@ -1,0 +1,50 @@
+#!/bin/busybox sh
+# The first process of the guest: what `virtiopy linux` boots. See initramfs.py.
+export PATH=/bin:/sbin:/usr/bin:/usr/sbin HOME=/root TERM=linux
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+mkdir -p /dev/pts /dev/shm /run /tmp /root /mnt
+mount -t devpts devpts /dev/pts
+mount -t tmpfs tmpfs /dev/shm
+mount -t tmpfs tmpfs /run
+
+# What follows the time of the boot is measured from here.
+while read -r module; do
+	insmod "/modules/$module" || echo "virtiopy: the module $module cannot be inserted"
+done </modules/order
+
+ip link set lo up
+# shellcheck disable=SC1091 # what this boot is to do: COMMAND, NETWORK
+. /virtiopy/settings
+number=0
+for address in $NETWORK; do
+	if [ "$address" != - ]; then
+		ip address add "$address" dev "eth$number"
+		ip link set "eth$number" up
+	fi
+	number=$((number + 1))
+done
+
+# Ends the run with a status: port 0xF4 is the machine's own. Without it the power goes off.
+finish() {
+	sync
+	umount -a -r 2>/dev/null
+	printf "\\$(printf %03o "$1")" | dd of=/dev/port bs=1 seek=244 conv=notrunc 2>/dev/null
+	poweroff -f
+}
+
+if [ -e /virtiopy/command ]; then
+	# No terminal's line ends: the output is the command's own.
+	stty -onlcr -echo 2>/dev/null
+	if [ -n "$QUIET_INPUT" ]; then
+		sh /virtiopy/command </dev/null
+	else
+		setsid cttyhack sh /virtiopy/command
+	fi
+	finish $?
+fi
+[ -z "$SIZE" ] || stty $SIZE
+echo "Linux $(uname -r), started by virtiopy. Leave it with exit, or Ctrl-a x."
+setsid cttyhack sh -l
+finish 0

@@ -1,0 +1,1 @@
+"""Rings worked by threads in C, without the interpreter."""
