@@ -28,6 +28,17 @@ class Broken(Rng):
 
 STOPS_AFTER_A_CHAIN_THAT_IS_MALFORMED = """\
 class Broken(Rng):
+    stopped = False
+
+    def handle(self, queue):
+        if not self.stopped:
+            super().handle(queue)
+        self.stopped |= bool(queue.rejected)
+"""
+
+# A new queue has rejected nothing yet.
+STOPS_UNTIL_A_RESET = """\
+class Broken(Rng):
     def handle(self, queue):
         if not queue.rejected:
             super().handle(queue)
@@ -78,3 +89,12 @@ def test_a_device_that_does_not_stand_an_act_is_told_how(
     assert verdict in run.stdout
     assert f"queue 0: {act}" in run.stdout
     assert "1 passed" in run.stdout
+
+
+def test_a_device_that_only_a_reset_helps_is_stalled_and_not_wedged(tmp_path: Path) -> None:
+    text = OWN_DEVICE.format(broken=STOPS_UNTIL_A_RESET, options="")
+    (tmp_path / "test_own.py").write_text(text)
+    run = run_pytest("--virtio-patience=0.3", "-k", "address-in-hole]", folder=tmp_path)
+    assert run.returncode == 0, run.stdout
+    assert "1 stalled" in run.stdout
+    assert "warning: 2.1.2:2 SHOULD" in run.stdout
