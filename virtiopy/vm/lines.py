@@ -36,8 +36,6 @@ class Lines(Closing):
         self._devices: Counter[int] = Counter()
         self._shared: dict[int, _SharedLine] = {}
         self._irqfds: dict[int, Irqfd] = {}
-        self.add_ioeventfd = accelerator.add_ioeventfd
-        self.add_read_only_memory = accelerator.add_read_only_memory
 
     def close(self) -> None:
         """Close the eventfds; the devices are gone."""
@@ -81,6 +79,16 @@ class Lines(Closing):
             self._irqfds[gsi] = irqfd
             self._accelerator.add_irqfd(gsi, irqfd.fd)
         return irqfd
+
+    def add_ioeventfd(self, address: int, value: int, eventfd: int) -> Callable[[], None]:
+        """Have the accelerator turn writes into an eventfd."""
+        return self._accelerator.add_ioeventfd(address, value, eventfd)
+
+    def add_read_only_memory(
+        self, guest_address: int, size: int, host_address: int
+    ) -> Callable[[], None]:
+        """Have the accelerator let the guest read memory of this process."""
+        return self._accelerator.add_read_only_memory(guest_address, size, host_address)
 
 
 class _SharedLine:
