@@ -46,6 +46,9 @@ class NoAccelerator:
     def create_cpu(self, number: int = 0, count: int = 1) -> NoCpu:
         return NoCpu()
 
+    def set_irq_line(self, gsi: int, level: bool) -> None:
+        pass
+
     def add_irqfd(self, gsi: int, eventfd: int) -> None:
         pass
 
