@@ -16,10 +16,11 @@ from virtiopy.errors import DriverError
 from virtiopy.eventloop import EventLoop
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import DeviceStatus, Feature, feature_names, has_feature
-from virtiopy.transport.interrupts import CONFIG, InterruptSink
+from virtiopy.transport.interrupts import CONFIG, InterruptSink, Progress
 from virtiopy.transport.observer import Act, LifecycleObserver, Refusal
 from virtiopy.transport.queueconfig import QueueConfig
-from virtiopy.virtqueue.formats import OpenQueue, open_queue
+from virtiopy.virtqueue.formats import OpenQueue, open_queue, ring_format
+from virtiopy.virtqueue.layout import USED_INDEX_OFFSET, USED_INDEX_SIZE, RingFormat
 from virtiopy.virtqueue.queue import RING_FEATURES, QueueObserver, Virtqueue
 
 log = logging.getLogger(__name__)
@@ -393,7 +394,15 @@ class Lifecycle:
 
     def delegate_interrupt(self, index: int) -> None:
         """Take note that another worker sends the used buffer notifications of a queue."""
-        self.interrupts.delegate(index)
+        self.interrupts.delegate(index, self._progress(index))
+
+    def _progress(self, index: int) -> Progress | None:
+        """Return what says how far the worker of a queue has come, where that can be told."""
+        queue = self.queues.get(index)
+        if queue is None or ring_format(self.driver_features) is not RingFormat.SPLIT:
+            return None
+        place = queue.areas.device + USED_INDEX_OFFSET
+        return lambda: int.from_bytes(self.memory.read(place, USED_INDEX_SIZE), "little")
 
     def reclaim_interrupt(self, index: int) -> None:
         """Take note that the device sends them again."""

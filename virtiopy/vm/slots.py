@@ -110,11 +110,13 @@ class Slots:
         mmio: Bus,
         *,
         exit_free: bool,
+        always: bool = False,
     ) -> None:
         self.all: list[Slot] = []
         self._site = Site(memory, loop, accelerator)
         self._mmio = mmio
         self._exit_free = exit_free
+        self._exits_never = always
         self._code_watch = (
             CodeWatch(memory, accelerator.code_written) if accelerator.translates else None
         )
@@ -161,7 +163,7 @@ class Slots:
                     mode = IoMode.IOEVENTFD
                     refused(f"{name} is in {mode} mode: {error}")
             if self._exit_free:
-                placement.leave_out_exits(transport, self._site, release)
+                placement.leave_out_exits(transport, self._site, release, always=self._exits_never)
             seen = transport if watch is None else watch(name, transport, trapped)
             self._mmio.add(Place(placement.address, placement.size, name, seen))
             release.callback(_reset, device)

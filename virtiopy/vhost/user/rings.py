@@ -10,7 +10,7 @@ from virtiopy.devices.base import VirtioDevice
 from virtiopy.errors import ConfigError, PeerError
 from virtiopy.eventloop import EventLoop
 from virtiopy.spec import DeviceId, DeviceStatus, feature_mask, has_feature
-from virtiopy.transport.interrupts import CONFIG, InterruptSource
+from virtiopy.transport.interrupts import CONFIG, InterruptSource, Progress
 from virtiopy.transport.lifecycle import Lifecycle
 from virtiopy.vhost.user.inflight import Inflight
 from virtiopy.vhost.user.memory import DirtyLog, FrontendMemory
@@ -126,7 +126,7 @@ class Rings(Closing):
         if source is not CONFIG:
             self._rings[source].notify()
 
-    def delegate(self, index: int) -> None:
+    def delegate(self, index: int, progress: Progress | None) -> None:
         """Take no note: notifiers that are the frontend's are delegated to no worker."""
 
     def reclaim(self, index: int) -> None:
