@@ -154,8 +154,9 @@ class VirtioDevice:
         From any thread. Raises HostError or ConfigError where it cannot be done: everything is
         as it was then.
         """
+        kind = self.device_id.name.lower()
         raise ConfigError(
-            f"A device of type {self.device_id.name.lower()} cannot delegate its rings: "
+            f"{'An' if kind[0] in 'aeiou' else 'A'} {kind} device cannot delegate its rings: "
             "leave it in the mode that it is in."
         )
 
