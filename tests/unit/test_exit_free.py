@@ -48,6 +48,7 @@ class Bench:
 
     def __post_init__(self) -> None:
         self.release = contextlib.ExitStack()
+        self.release.enter_context(self.wires)
         placement, site = MmioPlacement(ADDRESS, GSI), Site(self.memory, self.loop, self.wires)
         self.transport = placement.plug(self.device, "x0", site, self.release, trapped=False)
         placement.leave_out_exits(self.transport, site, self.release, always=self.always)

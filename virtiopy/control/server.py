@@ -4,7 +4,7 @@
     {"device": "balloon0", "target": 67108864}
 
 What goes wrong is answered by {"error": "a sentence"}. A new command is a function, and its
-entry in COMMANDS.
+entry in COMMANDS; what one device can do is among its `commands` (devices/base.py).
 """
 
 import errno
@@ -12,16 +12,19 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from virtiopy.closing import Closing
 from virtiopy.control.client import Answer, Json
-from virtiopy.devices.balloon import Balloon
+from virtiopy.devices.base import DeviceCommand
+from virtiopy.devices.entry import DeviceEntry
+from virtiopy.devices.registry import device_commands, entries
 from virtiopy.errors import ConfigError, VirtiopyError
 from virtiopy.eventloop import READABLE, WRITABLE
-from virtiopy.sizes import parse_size
+from virtiopy.sizes import SIZE_MAX, parse_size
 from virtiopy.spec import DeviceStatus
 from virtiopy.vm.machine import Machine
 from virtiopy.vm.slots import Slot
@@ -34,8 +37,11 @@ LINE_MAX = 16384
 #: Bytes that are taken from a client at a time, so that a flood of requests leaves the loop room.
 READ_SIZE = 4096
 
-#: Clients at a time; others wait to be accepted.
+#: Clients at a time; the next takes the place of the one that was idle the longest.
 CLIENTS_MAX = 16
+
+#: Seconds after which a client that asks nothing, or takes no answer, is idle.
+IDLE = 0.25
 
 #: Seconds until a client is accepted again after the host had no file descriptor for one.
 ACCEPT_PAUSE = 1.0
@@ -61,6 +67,9 @@ class Arguments:
             return parse_size(value)
         if not isinstance(value, int) or isinstance(value, bool):
             raise ConfigError(f'{key} is {json.dumps(value)}: give a size, as in "64M".')
+        if abs(value) > SIZE_MAX:
+            # Python writes no number of more than 4300 digits.
+            raise ConfigError(f'{key} is larger than any size: give one, as in "64M".')
         return value
 
 
@@ -92,32 +101,26 @@ def _describe(slot: Slot) -> Answer:
         }
 
 
-def balloon(machine: Machine, arguments: Arguments) -> Answer:
-    """Set the target of a balloon, which need not be named where there is one."""
-    target = arguments.size("target")
-    balloons = {slot.name: slot for slot in machine.slots if isinstance(slot.device, Balloon)}
-    slot = _choose(balloons, arguments.text("device"), "balloon", "balloon")
-    assert isinstance(slot.device, Balloon)
-    slot.device.set_target(target)
-    return {"device": slot.name, "target": target}
-
-
 def mode(machine: Machine, arguments: Arguments) -> Answer:
-    """Have a network device worked in another mode: see `Slot.change_mode`."""
+    """Have a device worked in another mode: see `Slot.change_mode`."""
     wanted = arguments.text("mode")
     if wanted is None:
         raise ConfigError('The request has no mode: write "mode": "vhost" or "mode": "ioeventfd".')
     slot = _choose(
-        {slot.name: slot for slot in machine.net}, arguments.text("device"), "network device", "net"
+        {slot.name: slot for slot in machine.slots if slot.device.can_delegate},
+        arguments.text("device"),
+        [entry for entry in entries() if entry.device_class.can_delegate],
     )
     slot.change_mode(wanted)
     return {"device": slot.name, "mode": slot.mode.value}
 
 
-def _choose(found: Mapping[str, Slot], name: str | None, kind: str, option: str) -> Slot:
-    """Return the slot of this name, which need not be given where there is one."""
+def _choose(found: Mapping[str, Slot], name: str | None, entries: Sequence[DeviceEntry]) -> Slot:
+    """Return the slot of this name, which need not be given where there is one of `entries`."""
+    kind = " or ".join(entry.kind for entry in entries)
     if not found:
-        raise ConfigError(f"The machine has no {kind}: start it with --{option}.")
+        options = " or ".join(entry.option.name for entry in entries)
+        raise ConfigError(f"The machine has no {kind}: start it with {options}.")
     if name is None and len(found) == 1:
         (name,) = found
     there = f"give the device as one of {', '.join(found)}."
@@ -129,10 +132,34 @@ def _choose(found: Mapping[str, Slot], name: str | None, kind: str, option: str)
 
 
 COMMANDS: Mapping[str, Command] = {
-    "status": Command(status),
-    "balloon": Command(balloon, ("device", "target")),
     "mode": Command(mode, ("device", "mode")),
+    "status": Command(status),
 }
+
+
+def _of_a_device(name: str, command: DeviceCommand) -> Command:
+    """Return the command that finds the device and has it do a command of its own."""
+
+    def run(machine: Machine, arguments: Arguments) -> Answer:
+        slot = _choose(
+            {slot.name: slot for slot in machine.slots if name in slot.device.commands},
+            arguments.text("device"),
+            [entry for entry in entries() if name in entry.device_class.commands],
+        )
+        answer = slot.device.commands[name].run(slot.device, arguments)
+        return {"device": slot.name, **answer}
+
+    return Command(run, ("device", *command.keys))
+
+
+def _command_named(name: Json) -> Command:
+    if isinstance(name, str):
+        if name in COMMANDS:
+            return COMMANDS[name]
+        if (own := device_commands().get(name)) is not None:
+            return _of_a_device(name, own)
+    names = ", ".join([*COMMANDS, *device_commands()])
+    raise ConfigError(f"There is no command {json.dumps(name)}: give one of {names}.")
 
 
 def execute(machine: Machine, line: bytes) -> Answer:
@@ -145,11 +172,7 @@ def execute(machine: Machine, line: bytes) -> Answer:
         if not isinstance(request, dict):
             raise ConfigError('The request is no object: write {"command": "status"}.')
         name = request.pop("command", None)
-        command = COMMANDS.get(name) if isinstance(name, str) else None
-        if command is None:
-            raise ConfigError(
-                f"There is no command {json.dumps(name)}: give one of {', '.join(COMMANDS)}."
-            )
+        command = _command_named(name)
         if unknown := [key for key in request if key not in command.keys]:
             known = ", ".join(command.keys) or "nothing else"
             raise ConfigError(f"{name} does not know {unknown[0]!r}: it takes {known}.")
@@ -191,6 +214,10 @@ class ControlServer(Closing):
             log.info("%s was gone already", self.path)
 
     def _accept(self, events: int) -> None:
+        if len(self._clients) == CLIENTS_MAX and not self._make_room():
+            self._watch.events = 0
+            self.machine.loop.call_later(IDLE, self._resume, "control socket")
+            return
         try:
             connection, _ = self._socket.accept()
         except (BlockingIOError, ConnectionAbortedError):
@@ -201,12 +228,18 @@ class ControlServer(Closing):
             self.machine.loop.call_later(ACCEPT_PAUSE, self._resume, "control socket")
             return
         self._clients.add(_Client(self, connection))
-        if len(self._clients) == CLIENTS_MAX:
-            self._watch.events = 0
+
+    def _make_room(self) -> bool:
+        """Close the client that was idle the longest; says whether there was one."""
+        client = min(self._clients, key=lambda client: client.active)
+        if time.monotonic() - client.active < IDLE:
+            return False
+        log.info("an idle client of %s makes room for another", self.path)
+        client.close()
+        return True
 
     def _resume(self) -> None:
-        if len(self._clients) < CLIENTS_MAX:
-            self._watch.events = READABLE
+        self._watch.events = READABLE
 
     def forget(self, client: "_Client") -> None:
         """Take note that a client is gone."""
@@ -224,6 +257,8 @@ class _Client:
         self._input = b""
         self._output = b""
         self._ended = False
+        #: When the client last sent a byte or took one, by the monotonic clock.
+        self.active = time.monotonic()
         self._watch = server.machine.loop.watch(
             connection.fileno(), READABLE, self._ready, f"client of {server.path}"
         )
@@ -234,6 +269,7 @@ class _Client:
         self._server.forget(self)
 
     def _ready(self, events: int) -> None:
+        self.active = time.monotonic()
         try:
             if not self._output:
                 self._receive()

@@ -155,6 +155,7 @@ class MmioSession(Session):
         self._cpu = Cpu(patience)
         self._wires = SoftwareWires()
         self._release = contextlib.ExitStack()
+        self._release.enter_context(self._wires)
         placement = MmioPlacement(ADDRESS, GSI, transport)
         site = Site(self.memory, self._loop, self._wires)
         self._transport = placement.plug(

@@ -4,27 +4,36 @@ So the suite reaches a device as a guest in virtiopy's own VM does: kicks and ac
 eventfds, interrupts are pulses, and registers are read from a page where the device lets them.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from virtiopy import eventfds
 from virtiopy._native import ffi
+from virtiopy.closing import Closing
+from virtiopy.transport.interrupts import Irqfd
 from virtiopy.transport.placement import Transport
 
 
 @dataclass(slots=True)
-class SoftwareWires:
+class SoftwareWires(Closing):
     """Wires between a driver in this process and its device (transport.placement.Wires)."""
 
     #: Eventfds by address and value of the 32-bit writes that signal them.
     kicks: dict[tuple[int, int], int] = field(default_factory=dict)
-    #: The eventfds that are interrupt lines, by GSI.
-    lines: dict[int, int] = field(default_factory=dict)
+    #: The interrupt lines, by GSI.
+    lines: dict[int, Irqfd] = field(default_factory=dict)
     #: Pages that are read as memory: their host addresses and sizes, by guest physical address.
     pages: dict[int, tuple[int, int]] = field(default_factory=dict)
 
-    def set_irq_line(self, gsi: int, level: bool) -> None:
-        """Set the level of an interrupt line: there is none here."""
+    def close(self) -> None:
+        """Close the lines."""
+        for line in self.lines.values():
+            os.close(line.fd)
+
+    def level(self, gsi: int) -> Callable[[bool], None]:
+        """Return what sets the level of a line: devices have eventfds for lines here."""
+        raise NotImplementedError
 
     def add_ioeventfd(self, address: int, value: int, eventfd: int) -> Callable[[], None]:
         """Turn 32-bit writes of `value` at `address` into signals of `eventfd`."""
@@ -35,9 +44,11 @@ class SoftwareWires:
 
         return remove
 
-    def add_irqfd(self, gsi: int, eventfd: int) -> None:
-        """Make an eventfd an interrupt line."""
-        self.lines[gsi] = eventfd
+    def irqfd(self, gsi: int) -> Irqfd:
+        """Return the eventfd that is an interrupt line."""
+        if gsi not in self.lines:
+            self.lines[gsi] = Irqfd(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+        return self.lines[gsi]
 
     def add_read_only_memory(
         self, guest_address: int, size: int, host_address: int
@@ -52,7 +63,7 @@ class SoftwareWires:
 
     def take_interrupts(self, gsi: int) -> int:
         """Return how often a line was pulsed since the last call."""
-        return eventfds.take(self.lines[gsi]) or 0
+        return eventfds.take(self.lines[gsi].fd) or 0
 
 
 class WiredRegisters:
