@@ -63,6 +63,8 @@ def cli(verbose: int) -> None:
     """Attach disks to a KVM test VM, and see what virtio costs."""
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
+    # Every netlink message, many for each tap.
+    logging.getLogger("pyroute2").setLevel(logging.WARNING)
     for handler in logging.getLogger().handlers:
         handler.addFilter(RateLimit())
 
