@@ -139,10 +139,10 @@ class Qemu(Closing):
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
-        self.until(control.exists, "its control socket is there")
         self._control = socket.socket(socket.AF_UNIX)
         self._control.settimeout(PATIENCE)
-        self._control.connect(str(control))
+        # It is bound before it listens.
+        self.until(lambda: self._control.connect_ex(str(control)) == 0, "it takes commands")
         self._lines = self._control.makefile("rw")
         self._lines.readline()
         self.ask("qmp_capabilities")
@@ -175,8 +175,9 @@ class Qemu(Closing):
         """Wait until something is so."""
         deadline = time.monotonic() + PATIENCE
         while not is_so():
-            assert self.process.poll() is None, f"QEMU has ended before {what}"
-            assert time.monotonic() < deadline, f"not after {PATIENCE:.0f} s: {what}"
+            end = self.console[-1000:]
+            assert self.process.poll() is None, f"QEMU has ended before {what}; {end}"
+            assert time.monotonic() < deadline, f"not after {PATIENCE:.0f} s: {what}; {end}"
             time.sleep(0.01)
 
     @property
