@@ -58,7 +58,10 @@ COMPLETES_TWICE_AFTER_A_RESET = """\
         queue.push(chain, self.serve(queue, chain))
         self.served = True
         if self.again and queue.state.vring_base == 2:
-            queue._use([(chain, 0)])
+            state = queue.state
+            queue.recover([chain.token])
+            queue.push(queue.pop(), 0)
+            queue.resume(state)
 """
 
 

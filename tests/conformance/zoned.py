@@ -6,14 +6,14 @@ It is what the tests of zoned devices are tried on.
 import struct
 from dataclasses import dataclass
 
+from tests.conformance.faults import Proxy, faulty
 from virtiopy.conformance.drivers.blk import SECTOR, ZONE_TYPES, Zoned
 from virtiopy.conformance.drivers.zones import ACTIVE, OPEN, ZoneState, ZoneStatus, ZoneType
 from virtiopy.conformance.targets.builders import Rig
 from virtiopy.conformance.targets.disks import BlkHost
-from virtiopy.devices.blk import Blk, BlkFeature, Request, RequestError, RequestType, Status
+from virtiopy.devices.blk import Blk, BlkFeature, Disk, Request, RequestError, RequestType, Status
 from virtiopy.spec import feature_mask, has_feature
-from virtiopy.virtqueue.buffers import gather, scatter, total
-from virtiopy.virtqueue.queue import Chain
+from virtiopy.virtqueue.buffers import Buffers, gather, scatter, total
 
 ZONED = BlkFeature.VIRTIO_BLK_F_ZONED
 
@@ -39,6 +39,13 @@ class Zone:
     write_pointer: int
 
 
+class UncachedDisk(Proxy):
+    """A disk that has nothing in memory: `execute` looks at every read."""
+
+    def read_cached(self, offset: int, buffers: Buffers) -> bool:
+        return False
+
+
 class ZonedBlk(Blk):
     """64 zones of 64 sectors, all but the first two to be written in sequence.
 
@@ -53,13 +60,13 @@ class ZonedBlk(Blk):
     max_active = 4
     max_append = 16
 
-    def _offer(self, num_queues: int) -> int:
-        self._forget()
-        return super()._offer(num_queues) | feature_mask(
-            [ZONED, BlkFeature.VIRTIO_BLK_F_SECURE_ERASE]
-        )
+    def __init__(self, disk: Disk) -> None:
+        super().__init__(faulty(disk, UncachedDisk))
+        self.features |= feature_mask([ZONED, BlkFeature.VIRTIO_BLK_F_SECURE_ERASE])
+        self.forget()
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Have all zones as they were at first."""
         self.zones = [
             Zone(start, self.sequential, ZoneState.EMPTY, start)
             for start in range(0, self.disk.size // SECTOR, self.size)
@@ -92,10 +99,6 @@ class ZonedBlk(Blk):
         except ZoneError as error:
             raise RequestError(error.status, "zones") from error  # type: ignore[arg-type]
         return super().execute(request)
-
-    def _read_cached(self, chain: Chain) -> int | None:
-        """Have every read looked at by `execute`."""
-        return None
 
     def zone_of(self, sector: int, *, first: bool = False) -> Zone:
         if sector // self.size >= len(self.zones) or (first and sector % self.size):
@@ -196,10 +199,10 @@ class ZonedBlk(Blk):
         if zone.state is ZoneState.OFFLINE:
             raise INVALID
         if zone.type is ZoneType.CONV or not sectors:
-            return self._in(request)
+            return super().execute(request)
         if request.sector + sectors > zone.start + self.size:
             raise INVALID
-        self._in(request)
+        super().execute(request)
         data = bytearray(gather(request.data_in))
         written = max(0, zone.write_pointer - request.sector) * SECTOR
         data[written:] = b"\x77" * len(data[written:])

@@ -698,6 +698,26 @@ def test_a_control_buffer_that_is_too_small_goes_back_empty_and_the_message_wait
     assert [len(data) for data in received] == [0, 0, 8, 8, 8]
 
 
+def test_a_control_message_is_cut_to_a_buffer_that_has_room_for_its_header_alone(
+    multiport: Bench,
+) -> None:
+    # As SerenityOS's driver gives them: what follows a long message does not wait for ever.
+    multiport.driver.start([F_MULTIPORT])
+    multiport.supply(*[8] * 16, queue=CONTROL_RECEIVEQ)
+    multiport.control(0, DEVICE_READY)
+    for number in range(3):
+        multiport.control(number, PORT_READY)
+    assert multiport.messages() == [
+        *((number, DEVICE_ADD, 0, b"") for number in range(3)),
+        (0, CONSOLE_PORT, 1, b""),
+        (0, RESIZE, 0, b""),
+        (0, PORT_OPEN, 1, b""),
+        (1, PORT_NAME, 1, b""),
+        (1, PORT_OPEN, 1, b""),
+        (2, PORT_NAME, 1, b""),
+    ]
+
+
 def test_a_control_message_may_come_in_one_byte_pieces(multiport: Bench) -> None:
     multiport.driver.start([F_MULTIPORT])
     multiport.supply(*[64] * 3, queue=CONTROL_RECEIVEQ)

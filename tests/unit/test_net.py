@@ -453,6 +453,48 @@ def test_a_frame_with_a_vlan_tag_may_be_longer_by_the_tag() -> None:
     assert len(rig.sent) == 1
 
 
+#: Tags of IEEE 802.1Q and 802.1ad, as they follow the addresses; with their lengths.
+TAGS = [b"", b"\x81\0\0\6", b"\x88\xa8\0\5\x81\0\0\6", b"\x88\xa8\0\5" * 3 + b"\x81\0\0\6"]
+
+
+def tagged(tags: bytes, payload: int) -> bytes:
+    """A frame with these tags and so many bytes of payload."""
+    return MAC + bytes.fromhex("020000000002") + tags + b"\x88\xb5" + bytes(payload)
+
+
+@pytest.mark.parametrize("tags", TAGS, ids=len)
+@pytest.mark.parametrize("features", [(), (F.VIRTIO_NET_F_MTU,)], ids=["no mtu", "mtu"])
+def test_mtu_counts_the_payload_whatever_the_header_is(
+    tags: bytes, features: tuple[int, ...]
+) -> None:
+    rig = Rig(features)
+    rig.send(header() + tagged(tags, MTU))
+    assert [len(content) for content in rig.sent] == [len(header()) + 14 + len(tags) + MTU]
+    assert wanted(rig, tagged(tags, MTU))
+
+
+@pytest.mark.parametrize("tags", TAGS, ids=len)
+def test_a_payload_longer_than_a_negotiated_mtu_is_dropped_under_any_tags(tags: bytes) -> None:
+    rig = Rig([F.VIRTIO_NET_F_MTU])
+    rig.send(header() + tagged(tags, MTU + 1))
+    assert rig.dropped == {"tx_dropped_too_long": 1}
+
+
+def test_without_a_negotiated_mtu_no_frame_is_too_long() -> None:
+    rig = Rig()
+    rig.send(header() + tagged(b"", 9000))
+    assert len(rig.sent) == 1
+
+
+@pytest.mark.parametrize("tags", TAGS, ids=len)
+def test_segments_of_a_full_payload_are_sent_under_any_tags(tags: bytes) -> None:
+    rig = Rig([*TSO, F.VIRTIO_NET_F_MTU])
+    tcp = 34 + len(tags)
+    offload = header(NEEDS_CSUM, GsoType.TCPV4, tcp + 20, 1460, tcp, 16)
+    rig.send(offload + tagged(tags, 4000))
+    assert len(rig.sent) == 1, rig.dropped
+
+
 @pytest.mark.parametrize(
     ("content", "counter"),
     [
@@ -467,7 +509,7 @@ def test_a_frame_with_a_vlan_tag_may_be_longer_by_the_tag() -> None:
 def test_a_frame_of_no_lawful_length_is_dropped_and_its_buffer_returned(
     content: bytes, counter: str
 ) -> None:
-    rig = Rig()
+    rig = Rig([F.VIRTIO_NET_F_MTU])
     assert [used.length for used in rig.send(content)] == [0]
     assert rig.sent == []
     assert rig.dropped == {counter: 1}
@@ -504,7 +546,7 @@ LIES = {
 
 @pytest.mark.parametrize("lie", LIES)
 def test_a_header_that_lies_is_not_believed(lie: str) -> None:
-    rig = Rig(TSO)
+    rig = Rig([*TSO, F.VIRTIO_NET_F_MTU])
     assert [used.length for used in rig.send(LIES[lie] + frame(100))] == [0]
     assert rig.sent == []
     assert rig.dropped == {"tx_dropped_header": 1}

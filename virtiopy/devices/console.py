@@ -477,13 +477,23 @@ class Console(VirtioDevice):
             self.supply(queue, lambda: bool(self._messages), self._fill)
 
     def _fill(self, chain: Chain) -> int:
-        """Put the next message into a buffer; one that it does not fit into goes back empty."""
+        """Put the next message into a buffer, and cut it where the buffer is too small.
+
+        A message that waited for a larger buffer would have all that follow it wait as well. One
+        waits only for a buffer that has room for its header, which says what it is about.
+        """
         key, message = next(iter(self._messages.items()))
-        if total(chain.writable) < len(message):
-            log.info("a control buffer of %d bytes is too small", total(chain.writable))
+        room = total(chain.writable)
+        if room < len(message):
+            log.warning(
+                "a console's driver has a control buffer of %d bytes for a message of %d (5.3.6.2)",
+                room,
+                len(message),
+            )
+        if room < _CONTROL_SIZE:
             return 0
         del self._messages[key]
-        return scatter(chain.writable, message)
+        return scatter(chain.writable, message[:room])
 
     # Ports that come and go
 

@@ -4,12 +4,16 @@ Each module here has a list MUTANTS, and test_mutants.py puts what is in it to t
 statement that it breaks. To add one, write what the sound device does wrong as a subclass, and add
 an entry with the statement:
 
-    class WritesToReadOnly(Blk):
-        def _check_writable(self) -> None: ...
+    class FlushesNothing(Blk):
+        def execute(self, request: Request) -> int:
+            return 0 if request.type == RequestType.FLUSH else super().execute(request)
 
     MUTANTS = [
-        *mutants(build_readonly_blk, [("5.2.6.2:4", WritesToReadOnly)]),
+        *mutants(build_blk, [("5.2.6.2:13", FlushesNothing)]),
     ]
+
+A subclass overrides public methods alone, and tests/conformance/faults.py has proxies for what a
+device works with, its queues among them: a mutant is to outlive changes inside the device.
 
 `build_readonly_blk` makes the device of a class that it is given, and the sound one of none. At
 least one test of the statement has to fail on the mutant; on the sound device at least one has to
@@ -21,6 +25,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
+from tests.conformance.faults import QueueProxy, over
 from virtiopy.conformance.targets.builders import Factory, Rig
 from virtiopy.conformance.targets.target import InprocTarget, inproc
 from virtiopy.devices.base import VirtioDevice
@@ -49,6 +54,14 @@ class Mutant:
             transport=self.transport,
             served=self.served,
         )
+
+
+def over_queue(
+    index: int, build: Factory, broken: Iterable[tuple[str, type[QueueProxy]]]
+) -> Iterator[Mutant]:
+    """Yield a mutant for each statement and proxy that breaks it, in the place of a queue."""
+    for clause, kind in broken:
+        yield Mutant(kind.__name__, clause, build, build, over(index, kind))
 
 
 def mutants(

@@ -1,12 +1,24 @@
 """Balloon devices with a fault."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
+from functools import partial
+from typing import ClassVar
 
-from tests.conformance.mutants import mutants
+from tests.conformance.faults import FaultyChain, HostProxy, MemoryProxy, QueueProxy, faulty
+from tests.conformance.mutants import mutants, over_queue
 from virtiopy.conformance.targets.builders import build_balloon
-from virtiopy.devices.balloon import PAGE_SIZE, Balloon, BalloonFeature, Ignored, Owner
+from virtiopy.devices.balloon import PAGE_SIZE, Balloon, BalloonFeature, BalloonQueue
+from virtiopy.devices.base import DeviceHost
+from virtiopy.eventloop import EventLoop
+from virtiopy.memory import GuestMemory
 from virtiopy.spec import feature_mask, has_feature
+from virtiopy.virtqueue.buffers import gather
 from virtiopy.virtqueue.queue import Chain, QueueError, Virtqueue
+
+#: Where poison_val is in struct virtio_balloon_config (5.5.4).
+POISON_OFFSET = 12
+
+STATSQ, REPORTING_VQ = BalloonQueue.statsq, BalloonQueue.reporting_vq
 
 TELL = BalloonFeature.VIRTIO_BALLOON_F_MUST_TELL_HOST
 HINT = BalloonFeature.VIRTIO_BALLOON_F_FREE_PAGE_HINT
@@ -21,84 +33,116 @@ class ServesOnlyThoseWhoTell(Balloon):
         super().handle(queue)
 
 
-class DiscardsNeighbours(Balloon):
+class _OnMemory(Balloon):
+    """Has memory with a fault."""
+
+    fault: ClassVar[type[MemoryProxy]]
+
+    def attach(
+        self, host: DeviceHost, loop: EventLoop | None = None, *, may_block: bool = True
+    ) -> None:
+        super().attach(
+            faulty(host, partial(HostProxy, memory=self.fault)), loop, may_block=may_block
+        )
+
+
+class _WideMemory(MemoryProxy):
+    def discard(self, address: int, length: int) -> None:
+        super().discard(address, length + PAGE_SIZE)
+
+
+class DiscardsNeighbours(_OnMemory):
     """Gives the page after an inflated one back as well."""
 
-    def _inflate(self, chains: Iterable[Chain]) -> None:
-        pfns = self._parse(chains)
-        for pfn in pfns:
-            self._discard(pfn * PAGE_SIZE, 2 * PAGE_SIZE)
+    fault = _WideMemory
 
 
-class KeepsPagesThatItWasGiven(Balloon):
+class _PossessiveMemory(MemoryProxy):
+    def __init__(self, real: GuestMemory) -> None:
+        super().__init__(real)
+        self.given: list[tuple[int, int]] = []
+
+    def discard(self, address: int, length: int) -> None:
+        self.given.append((address, length))
+        for one in self.given:
+            super().discard(*one)
+
+
+class KeepsPagesThatItWasGiven(_OnMemory):
     """Takes every page that it ever got for its own, and gives it back with the next ones."""
 
-    def _inflate(self, chains: Iterable[Chain]) -> None:
-        pages = self._take_pages(self._parse(chains), Owner.GUEST, Ignored.REPEATED)
-        self._give(pages, Owner.BALLOON)
-        for pfn, owner in enumerate(self._owners):
-            if owner == Owner.BALLOON:
-                self._discard(pfn * PAGE_SIZE, PAGE_SIZE)
+    fault = _PossessiveMemory
 
 
-class GivesPagesBackLate(Balloon):
-    """Gives pages to the host when the next request comes, whether or not they are deflated."""
+class _LateMemory(MemoryProxy):
+    def __init__(self, real: GuestMemory) -> None:
+        super().__init__(real)
+        self.late: tuple[int, int] = (0, 0)
 
-    late: Sequence[int] = ()
-
-    def _inflate(self, chains: Iterable[Chain]) -> None:
-        for pfn in self.late:
-            self._discard(pfn * PAGE_SIZE, PAGE_SIZE)
-        self.late = self._parse(chains)
+    def discard(self, address: int, length: int) -> None:
+        super().discard(*self.late)
+        self.late = address, length
 
 
-class KnowsNoStrangers(Balloon):
+class GivesPagesBackLate(_OnMemory):
+    """Gives pages to the host when the next ones come, whether or not they are deflated."""
+
+    fault = _LateMemory
+
+
+# What the driver says, misread: struct virtio_balloon_stat (5.5.6.3)
+
+
+def statistics(chain: Chain) -> list[tuple[int, bytes]]:
+    """Return tags and values of a buffer."""
+    data = gather(chain.readable)
+    return [
+        (int.from_bytes(data[at : at + 2], "little"), data[at + 2 : at + 10])
+        for at in range(0, len(data), 10)
+    ]
+
+
+def misread(chain: Chain, entries: Iterable[tuple[int, bytes]]) -> FaultyChain:
+    """Return a chain with these statistics in it."""
+    data = b"".join(tag.to_bytes(2, "little") + value for tag, value in entries)
+    return FaultyChain(chain, [memoryview(data)], chain.writable)
+
+
+class KnowsNoStrangers(QueueProxy):
     """Stops at a statistic that it does not know."""
 
-    def _parse_statistics(self, chain: Chain) -> dict[str, int]:
-        data = b"".join(bytes(piece) for piece in chain.readable)
-        tags = [int.from_bytes(data[at : at + 2], "little") for at in range(0, len(data), 10)]
-        return super()._parse_statistics(chain) if max(tags) < 10 else {}
+    def popped(self, chain: Chain) -> FaultyChain:
+        entries = statistics(chain)
+        return misread(chain, entries if all(tag < 10 for tag, _ in entries) else [])
 
 
-class ReadsStatisticsInOrder(Balloon):
+class ReadsStatisticsInOrder(QueueProxy):
     """Takes the first statistic for SWAP_IN, the second for SWAP_OUT, and so on."""
 
-    def _parse_statistics(self, chain: Chain) -> dict[str, int]:
-        found = super()._parse_statistics(chain)
-        data = b"".join(bytes(piece) for piece in chain.readable)
-        values = [
-            int.from_bytes(data[at + 2 : at + 10], "little") for at in range(0, len(data), 10)
-        ]
-        names = [name for name in ("SWAP_IN", "SWAP_OUT", "MEMFREE", "MEMTOT") if name in found]
-        return found | dict(zip(names, values, strict=False))
+    def popped(self, chain: Chain) -> FaultyChain:
+        values = [value for _, value in statistics(chain)]
+        return misread(chain, enumerate(values))
 
 
-class GivesReportedPagesBackLate(Balloon):
-    """Gives reported pages to the host when the next are reported."""
-
-    late: Sequence[tuple[int, int]] = ()
-
-    def _reported_ranges(self, chains: Iterable[Chain]) -> Iterator[tuple[int, int]]:
-        yield from self.late
-        self.late = list(super()._reported_ranges(chains))
+# Pages that the driver reports (5.5.6.7)
 
 
-class RoundsReportsUp(Balloon):
-    """Gives all back from the first reported page to the last."""
+class RoundsReportsUp(QueueProxy):
+    """Sees all from the first reported page to the last."""
 
-    def _reported_ranges(self, chains: Iterable[Chain]) -> Iterator[tuple[int, int]]:
-        ranges = [one for one in super()._reported_ranges(chains) if one != (0, 0)]
-        yield min(start for start, _ in ranges), max(end for _, end in ranges)
+    def popped(self, chain: Chain) -> FaultyChain:
+        memory = self.memory
+        places = [(memory.address_of(piece), len(piece)) for piece in chain.writable]
+        start = min(address for address, _ in places)
+        end = max(address + length for address, length in places)
+        return FaultyChain(chain, chain.readable, memory.views(start, end - start))
 
 
 class TakesNoHeedOfPoison(Balloon):
     """Has reported pages read as zeroes, whatever poison_val is."""
 
-    def _report(self, chains: Iterable[Chain]) -> None:
-        for start, end in self._reported_ranges(chains):
-            if start < end:
-                self._discard(start, end - start)
+    def write_config(self, offset: int, data: bytes) -> bool:
+        return offset == POISON_OFFSET or super().write_config(offset, data)
 
 
 # Free page hints: no device here asks for any, so the sound one does, and lets them be
@@ -113,7 +157,7 @@ class WithHints(Balloon):
         self.command_id = 2
         #: The pages that were hinted, and the command ID that they came under.
         self.hinted: list[tuple[int, int]] = []
-        self._round = 0
+        self.round = 0
 
     def config_space(self) -> bytes:
         config = super().config_space()
@@ -132,11 +176,11 @@ class WithHints(Balloon):
     def take(self, chain: Chain) -> None:
         """Take a command ID or hints."""
         if chain.readable:
-            self._round = int.from_bytes(b"".join(map(bytes, chain.readable)), "little")
-            if self._round == 0:
+            self.round = int.from_bytes(b"".join(map(bytes, chain.readable)), "little")
+            if self.round == 0:
                 self.stopped()
         for piece in chain.writable:
-            self.hint(self._memory.address_of(piece), len(piece))
+            self.hint(self.host.memory.address_of(piece), len(piece))
 
     def hint(self, address: int, length: int) -> None:
         """Take a hint; nothing is made of it."""
@@ -150,7 +194,7 @@ class TakesAnyHint(WithHints):
     """Takes hints under whatever command ID."""
 
     def hint(self, address: int, length: int) -> None:
-        self._discard(address, length)
+        self.host.memory.discard(address, length)
 
 
 class ForgetsWhatWasWritten(WithHints):
@@ -161,7 +205,7 @@ class ForgetsWhatWasWritten(WithHints):
 
     def stopped(self) -> None:
         for address, length in self.hinted:
-            self._discard(address, length)
+            self.host.memory.discard(address, length)
         super().stopped()
 
 
@@ -184,14 +228,14 @@ class ChangesPagesWhenDone(WithHints):
     def discard(self) -> None:
         """Give the pages back."""
         for address, length in self.hinted:
-            self._discard(address, length)
+            self.host.memory.discard(address, length)
 
 
 class RepeatsItsCommandId(WithHints):
     """Goes through its command IDs by itself, and begins again."""
 
     def config_space(self) -> bytes:
-        if self._round:
+        if self.round:
             self.command_id = 2 + (self.command_id - 1) % 3
         return super().config_space()
 
@@ -204,10 +248,7 @@ MUTANTS = [
             ("5.5.6.2:1", DiscardsNeighbours),
             ("5.5.6.2:1", KeepsPagesThatItWasGiven),
             ("5.5.6.2:2", GivesPagesBackLate),
-            ("5.5.6.3.2:1", KnowsNoStrangers),
-            ("5.5.6.3.2:2", ReadsStatisticsInOrder),
-            ("5.5.6.7.2:1", GivesReportedPagesBackLate),
-            ("5.5.6.7.2:1", RoundsReportsUp),
+            ("5.5.6.7.2:1", GivesPagesBackLate),
             ("5.5.6.7.2:2", TakesNoHeedOfPoison),
         ],
     ),
@@ -221,4 +262,13 @@ MUTANTS = [
         ],
         WithHints,
     ),
+    *over_queue(
+        STATSQ,
+        build_balloon,
+        [
+            ("5.5.6.3.2:1", KnowsNoStrangers),
+            ("5.5.6.3.2:2", ReadsStatisticsInOrder),
+        ],
+    ),
+    *over_queue(REPORTING_VQ, build_balloon, [("5.5.6.7.2:1", RoundsReportsUp)]),
 ]

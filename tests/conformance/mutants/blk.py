@@ -1,38 +1,69 @@
 """Block devices with a fault."""
 
-from collections.abc import Mapping
+import errno
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import ClassVar
 
+from tests.conformance.faults import HostProxy, Proxy, faulty
 from tests.conformance.mutants import Mutant, mutants
-from virtiopy.conformance.targets.builders import (
-    build_blk,
-    build_readonly_blk,
-)
+from virtiopy.conformance.targets.builders import build_blk, build_readonly_blk
+from virtiopy.devices.base import DeviceHost
 from virtiopy.devices.blk import (
     FLAG_UNMAP,
     ID_BYTES,
     SECTOR_SIZE,
     Blk,
     BlkFeature,
+    Disk,
     Request,
     RequestError,
-    Segment,
+    RequestType,
     Status,
 )
+from virtiopy.eventloop import EventLoop
 from virtiopy.spec import feature_mask
 from virtiopy.transport.mmio import MmioTransport
 from virtiopy.transport.registers import Register
-from virtiopy.virtqueue.buffers import Buffers, scatter, total
+from virtiopy.virtqueue.buffers import Buffers, gather, scatter, total
+
+#: struct virtio_blk_discard_write_zeroes (5.2.6), and where its flags are.
+SEGMENT, FLAGS = 16, slice(12, 16)
+
+
+class _Offering(Blk):
+    """Offers more feature bits, or fewer."""
+
+    more: ClassVar[Sequence[int]] = ()
+    fewer: ClassVar[Sequence[int]] = ()
+
+    def attach(
+        self, host: DeviceHost, loop: EventLoop | None = None, *, may_block: bool = True
+    ) -> None:
+        self.features = (self.features | feature_mask(self.more)) & ~feature_mask(self.fewer)
+        super().attach(host, loop, may_block=may_block)
+
+
+class _OnDisk(Blk):
+    """Has a disk with a fault."""
+
+    fault: ClassVar[type[Proxy]]
+
+    def attach(
+        self, host: DeviceHost, loop: EventLoop | None = None, *, may_block: bool = True
+    ) -> None:
+        self.disk = faulty(self.disk, self.fault)
+        super().attach(host, loop, may_block=may_block)
+
 
 # Features and the configuration space (5.2.5.2)
 
 
-class OffersNoFlush(Blk):
+class OffersNoFlush(_Offering):
     """Offers CONFIG_WCE without FLUSH."""
 
-    def _offer(self, num_queues: int) -> int:
-        return super()._offer(num_queues) & ~feature_mask([BlkFeature.VIRTIO_BLK_F_FLUSH])
+    fewer = (BlkFeature.VIRTIO_BLK_F_FLUSH,)
 
 
 class KeepsWriteback(Blk):
@@ -51,11 +82,10 @@ class HasStalePadding(Blk):
         return bytes(config)
 
 
-class OffersZoned(Blk):
+class OffersZoned(_Offering):
     """Says that it is host-managed, and knows no zones."""
 
-    def _offer(self, num_queues: int) -> int:
-        return super()._offer(num_queues) | feature_mask([BlkFeature.VIRTIO_BLK_F_ZONED])
+    more = (BlkFeature.VIRTIO_BLK_F_ZONED,)
 
     def config_space(self) -> bytes:
         config = bytearray(super().config_space().ljust(96, b"\0"))
@@ -66,9 +96,16 @@ class OffersZoned(Blk):
 class LegacyTransport(MmioTransport):
     """Registers of a legacy device: there is no VERSION_1."""
 
+    word = 0
+
+    def write(self, offset: int, data: bytes) -> None:
+        super().write(offset, data)
+        if offset == Register.DeviceFeaturesSel:
+            self.word = int.from_bytes(data, "little")
+
     def read(self, offset: int, size: int) -> bytes:
         value = super().read(offset, size)
-        if offset == Register.DeviceFeatures and self._device_features_sel == 1:
+        if offset == Register.DeviceFeatures and self.word == 1:
             return bytes([value[0] & ~1, *value[1:]])
         return value
 
@@ -76,105 +113,144 @@ class LegacyTransport(MmioTransport):
 # Requests (5.2.6.2)
 
 
-class StaysSmall(Blk):
+class _SmallDisk(Proxy):
+    """Does nothing beyond the size that it began with."""
+
+    def __init__(self, real: Disk) -> None:
+        super().__init__(real)
+        self.first_size = real.size
+
+    def check(self, offset: int, buffers: Buffers) -> None:
+        if offset + total(buffers) > self.first_size:
+            raise OSError(errno.EIO, "beyond what it was")
+
+    def read_cached(self, offset: int, buffers: Buffers) -> bool:
+        return False
+
+    def read(self, offset: int, buffers: Buffers) -> None:
+        self.check(offset, buffers)
+        self.real.read(offset, buffers)
+
+    def write(self, offset: int, buffers: Buffers, *, stable: bool = False) -> None:
+        self.check(offset, buffers)
+        self.real.write(offset, buffers, stable=stable)
+
+
+class StaysSmall(_OnDisk):
     """Has a new capacity told, and does not use it."""
 
-    def _check_range(self, sector: int, num_sectors: int) -> None:
-        if sector + num_sectors > 4096:
-            raise RequestError(Status.IOERR, "beyond what it was")
+    fault = _SmallDisk
+
+
+class _SilentHost(HostProxy):
+    def config_changed(self, *, notify: bool = True) -> None:
+        """Say nothing."""
 
 
 class GrowsInSilence(Blk):
     """Has a new capacity, and does not say so."""
 
-    def capacity_changed(self) -> None:
-        self.disk.measure()
-        self._config[:8] = (self.disk.size // SECTOR_SIZE).to_bytes(8, "little")
+    def attach(
+        self, host: DeviceHost, loop: EventLoop | None = None, *, may_block: bool = True
+    ) -> None:
+        super().attach(faulty(host, _SilentHost), loop, may_block=may_block)
 
 
 class TakesWritesInSilence(Blk):
     """Says that a write to a read-only disk was done."""
 
-    def _out(self, request: Request) -> int:
-        return 0
+    def execute(self, request: Request) -> int:
+        return 0 if request.type == RequestType.OUT else super().execute(request)
 
 
-class WritesThoughReadOnly(Blk):
+class WritesThoughReadOnly(_Offering):
     """Says that a disk is read-only, and has an error for a write, which is done."""
 
-    def _offer(self, num_queues: int) -> int:
-        return super()._offer(num_queues) | feature_mask([BlkFeature.VIRTIO_BLK_F_RO])
+    more = (BlkFeature.VIRTIO_BLK_F_RO,)
 
-    def _out(self, request: Request) -> int:
-        super()._out(request)
-        raise RequestError(Status.IOERR, "read-only")
+    def execute(self, request: Request) -> int:
+        done = super().execute(request)
+        if request.type == RequestType.OUT:
+            raise RequestError(Status.IOERR, "read-only")
+        return done
 
 
-class KnowsAllFlags(Blk):
+class _Forgiving(Blk):
+    """Does not look at flags of segments, of requests of these types."""
+
+    types: ClassVar[Sequence[int]] = (RequestType.DISCARD, RequestType.WRITE_ZEROES)
+
+    def forgiven(self, request: Request, number: int) -> int:
+        """Return the flags of a segment that are not looked at."""
+        known = FLAG_UNMAP if request.type == RequestType.WRITE_ZEROES else 0
+        return 0xFFFF_FFFF & ~known
+
+    def execute(self, request: Request) -> int:
+        if request.type not in self.types:
+            return super().execute(request)
+        data = bytearray(gather(request.data_out))
+        for number, start in enumerate(range(0, len(data), SEGMENT)):
+            segment = memoryview(data)[start : start + SEGMENT]
+            flags = int.from_bytes(segment[FLAGS], "little") & ~self.forgiven(request, number)
+            scatter([segment[FLAGS]], flags.to_bytes(4, "little"))
+        return super().execute(replace(request, data_out=[memoryview(data)]))
+
+
+class KnowsAllFlags(_Forgiving):
     """Does not look at the flags of segments."""
 
-    def _segments(
-        self, request: Request, most: int, most_sectors: int, *, known_flags: int
-    ) -> list[Segment]:
-        return super()._segments(request, most, most_sectors, known_flags=0xFFFF_FFFF)
 
-
-class LooksAtTheFirstSegment(Blk):
+class LooksAtTheFirstSegment(_Forgiving):
     """Looks at the flags of the first segment alone."""
 
-    def _segments(
-        self, request: Request, most: int, most_sectors: int, *, known_flags: int
-    ) -> list[Segment]:
-        segments = super()._segments(request, most, most_sectors, known_flags=0xFFFF_FFFF)
-        if segments[0].flags & ~known_flags:
-            raise RequestError(Status.UNSUPP, "a flag")
-        return segments
+    def forgiven(self, request: Request, number: int) -> int:
+        return super().forgiven(request, number) if number else 0
 
 
-class DiscardsWithUnmap(Blk):
+class DiscardsWithUnmap(_Forgiving):
     """Takes the unmap flag of a discard."""
 
-    def _segments(
-        self, request: Request, most: int, most_sectors: int, *, known_flags: int
-    ) -> list[Segment]:
-        known = known_flags | FLAG_UNMAP
-        return super()._segments(request, most, most_sectors, known_flags=known)
+    types = (RequestType.DISCARD,)
+
+    def forgiven(self, request: Request, number: int) -> int:
+        return FLAG_UNMAP
 
 
-class DiscardsTooMuch(Blk):
+class _GreedyDisk(Proxy):
+    def discard(self, offset: int, length: int) -> None:
+        self.real.write_zeroes(offset, length + SECTOR_SIZE, unmap=True)
+
+
+class DiscardsTooMuch(_OnDisk):
     """Discards the sector after the segment as well."""
 
-    def _discard(self, request: Request) -> int:
-        segments = self._segments(request, 64, 1 << 22, known_flags=0)
-        for one in segments:
-            self.disk.write_zeroes(
-                one.sector * SECTOR_SIZE, (one.num_sectors + 1) * SECTOR_SIZE, unmap=True
-            )
-        return 0
+    fault = _GreedyDisk
 
 
-class ZeroesTooMuch(Blk):
+class _CoarseDisk(Proxy):
+    def write_zeroes(self, offset: int, length: int, *, unmap: bool) -> None:
+        end = offset + length
+        if unmap:
+            offset, end = offset // 4096 * 4096, -(-end // 4096) * 4096
+        self.real.write_zeroes(offset, end - offset, unmap=unmap)
+
+
+class ZeroesTooMuch(_OnDisk):
     """Zeroes the whole 4 KiB that a segment is in, with unmap."""
 
-    def _write_zeroes(self, request: Request) -> int:
-        for one in self._segments(request, 16, 1 << 17, known_flags=FLAG_UNMAP):
-            start = one.sector // 8 * 8
-            end = -(-(one.sector + one.num_sectors) // 8) * 8
-            unmap = bool(one.flags & FLAG_UNMAP)
-            if not unmap:
-                start, end = one.sector, one.sector + one.num_sectors
-            self.disk.write_zeroes(start * SECTOR_SIZE, (end - start) * SECTOR_SIZE, unmap=unmap)
-        return 0
+    fault = _CoarseDisk
 
 
-class ZeroesNothingWithUnmap(Blk):
+class _IdleDisk(Proxy):
+    def write_zeroes(self, offset: int, length: int, *, unmap: bool) -> None:
+        if not unmap:
+            self.real.write_zeroes(offset, length, unmap=unmap)
+
+
+class ZeroesNothingWithUnmap(_OnDisk):
     """Takes write zeroes with unmap for a discard, which may do nothing."""
 
-    def _write_zeroes(self, request: Request) -> int:
-        segments = self._segments(request, 16, 1 << 17, known_flags=FLAG_UNMAP)
-        if any(one.flags & FLAG_UNMAP for one in segments):
-            return 0
-        return super()._write_zeroes(request)
+    fault = _IdleDisk
 
 
 class SaysThatItNeverUnmaps(Blk):
@@ -186,21 +262,26 @@ class SaysThatItNeverUnmaps(Blk):
         return bytes(config)
 
 
-class FlushesNothing(Blk):
+class _VolatileDisk(Proxy):
+    def flush(self) -> None:
+        """Leave what was written where it is."""
+
+
+class FlushesNothing(_OnDisk):
     """Completes a flush at once."""
 
-    def _flush(self, request: Request) -> int:
-        return 0
+    fault = _VolatileDisk
 
 
-class IsNeverWritethrough(Blk):
+class _LazyDisk(Proxy):
+    def write(self, offset: int, buffers: Buffers, *, stable: bool = False) -> None:
+        self.real.write(offset, buffers)
+
+
+class IsNeverWritethrough(_OnDisk):
     """Leaves every write to a flush, whatever writeback says."""
 
-    def _out(self, request: Request) -> int:
-        self._check_writable()
-        offset = self._check_data(request.sector, total(request.data_out))
-        self.disk.write(offset, request.data_out)
-        return 0
+    fault = _LazyDisk
 
 
 class KnowsSomeZoneRequests(Blk):
@@ -213,7 +294,9 @@ class KnowsSomeZoneRequests(Blk):
 class WritesLessThanItSays(Blk):
     """Leaves what is after the end of its ID as it was."""
 
-    def _get_id(self, request: Request) -> int:
+    def execute(self, request: Request) -> int:
+        if request.type != RequestType.GET_ID:
+            return super().execute(request)
         scatter(request.data_in, self.serial + b"\0")
         return ID_BYTES
 
@@ -221,18 +304,18 @@ class WritesLessThanItSays(Blk):
 # Lifetime metrics: no disk here has any, so the sound device has them made up
 
 
-class WithLifetime(Blk):
+class WithLifetime(_Offering):
     """Has lifetime metrics: pre_eol_info and both estimates."""
 
+    more = (BlkFeature.VIRTIO_BLK_F_LIFETIME,)
     metrics: ClassVar[Mapping[str, int]] = {"pre_eol_info": 1, "typ_a": 2, "typ_b": 11}
 
-    def _offer(self, num_queues: int) -> int:
-        return super()._offer(num_queues) | feature_mask([BlkFeature.VIRTIO_BLK_F_LIFETIME])
-
     def execute(self, request: Request) -> int:
-        return self._lifetime(request.data_in) if request.type == 10 else super().execute(request)
+        if request.type != RequestType.GET_LIFETIME:
+            return super().execute(request)
+        return self.lifetime(request.data_in)
 
-    def _lifetime(self, data: Buffers) -> int:
+    def lifetime(self, data: Buffers) -> int:
         return scatter(data, b"".join(n.to_bytes(2, "little") for n in self.metrics.values()))
 
 
@@ -245,7 +328,7 @@ class HasNoLifetime(WithLifetime):
 class RefusesLifetime(WithLifetime):
     """Offers metrics, and does not know the request."""
 
-    def _lifetime(self, data: Buffers) -> int:
+    def lifetime(self, data: Buffers) -> int:
         raise RequestError(Status.UNSUPP, "GET_LIFETIME")
 
 

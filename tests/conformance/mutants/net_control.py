@@ -24,12 +24,13 @@ class _Filtering(Net):
     kind: ClassVar[type[ReceiveFilter]]
 
     def __init__(self, link: FrameLink, *, mac: bytes, queue_size: int = 256) -> None:
+        self.first_mac = mac
         super().__init__(link, mac=mac, queue_size=queue_size)
         self.filter = self.kind(mac)
 
     def reset(self) -> None:
         super().reset()
-        self.filter = self.kind(self._initial_mac)
+        self.filter = self.kind(self.first_mac)
 
 
 class _Without(ReceiveFilter):
@@ -137,10 +138,10 @@ class SuppressesBroadcastWithMulticast(_Filtering):
 class _SparseControl(Control):
     """Knows the first command of each feature only."""
 
-    def _execute(self, class_: int, command: int, data: bytes) -> None:
+    def execute(self, class_: int, command: int, data: bytes) -> None:
         if class_ == ControlClass.RX and command not in {RxCommand.PROMISC, RxCommand.ALLUNI}:
             raise CommandError("no such mode")
-        super()._execute(class_, command, data)
+        super().execute(class_, command, data)
 
 
 class KnowsTwoReceiveModes(Net):
@@ -157,10 +158,14 @@ class RemembersTheMacTable(Net):
 
 
 class _AddingControl(Control):
-    def _set_table(self, data: bytes) -> None:
-        before = self._device.filter.table
-        super()._set_table(data)
-        self._device.filter.table |= before
+    def __init__(self, device: Net) -> None:
+        super().__init__(device)
+        self.device = device
+
+    def execute(self, class_: int, command: int, data: bytes) -> None:
+        before = self.device.filter.table
+        super().execute(class_, command, data)
+        self.device.filter.table |= before
 
 
 class AddsToTheMacTable(Net):
@@ -199,8 +204,12 @@ class TakesNoFrameOfAVlan(_Filtering):
 class KeepsItsMac(Net):
     """Has the address that the driver has set in force, and shows the old one."""
 
+    def __init__(self, link: FrameLink, *, mac: bytes, queue_size: int = 256) -> None:
+        super().__init__(link, mac=mac, queue_size=queue_size)
+        self.first_mac = mac
+
     def config_space(self) -> bytes:
-        return self._initial_mac + super().config_space()[MAC_SIZE:]
+        return self.first_mac + super().config_space()[MAC_SIZE:]
 
 
 # Announcements, and several queues (5.1.9.5.4, 5.1.9.5.6)
@@ -217,11 +226,11 @@ class UsesAllQueuesFromTheStart(Net):
 
 
 class NeverUsesFewerQueues(Net):
-    _most = 1
+    most = 1
 
     def set_pairs(self, count: int) -> None:
-        self._most = max(self._most, count)
-        super().set_pairs(self._most)
+        self.most = max(self.most, count)
+        super().set_pairs(self.most)
 
 
 class KeepsFramesForQueuesUnderReset(Net):

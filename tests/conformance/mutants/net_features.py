@@ -146,11 +146,11 @@ class Coalescing(Net):
             return
         ring = int(command == TX_SET)
         self.for_all[ring] = data
-        self.parameters.update(dict.fromkeys(range(ring, self._control_index, 2), data))
+        self.parameters.update(dict.fromkeys(range(ring, self.control_index, 2), data))
 
     def queue_of(self, data: bytes) -> int:
         index = int.from_bytes(data[:2], "little")
-        if index not in self.queues or index >= self._control_index:
+        if index not in self.queues or index >= self.control_index:
             raise CommandError("no queue that is enabled")
         return index
 

@@ -68,10 +68,10 @@ class Rss(Wide):
             super().reset_queue(index)
             return
         self.stop_queue(index)
-        if index < self._control_index and index % 2 == 0:
+        if index < self.control_index and index % 2 == 0:
             pair = self.pairs[index // 2]
             pair.being_reset, pair.taker = True, None
-            self._update_watch(pair)
+            self.update_watch(pair)
 
 
 class ReadsTheKeyBackwards(Rss):

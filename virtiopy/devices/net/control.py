@@ -191,7 +191,7 @@ class Control:
             log.warning("a control command without an ack byte (5.1.9.5)")
             return 0
         try:
-            self._execute(*self._parse(chain))
+            self.execute(*self.parse(chain))
         except CommandError as error:
             self.refused += 1
             log.info("control command refused: %s", error)
@@ -199,7 +199,7 @@ class Control:
         return scatter(chain.writable, bytes([Ack.OK]))
 
     @staticmethod
-    def _parse(chain: Chain) -> tuple[int, int, bytes]:
+    def parse(chain: Chain) -> tuple[int, int, bytes]:
         """Return class, command and command-specific-data of struct virtio_net_ctrl."""
         if total(chain.readable) > MAX_COMMAND:
             raise CommandError(f"a command of {total(chain.readable)} bytes")
@@ -208,7 +208,8 @@ class Control:
             raise CommandError("no class and command")
         return data[0], data[1], data[2:]
 
-    def _execute(self, class_: int, command: int, data: bytes) -> None:
+    def execute(self, class_: int, command: int, data: bytes) -> None:
+        """Carry out a command, or raise CommandError."""
         feature, function = self._commands.get((class_, command), (None, None))
         if feature is None or function is None:
             raise CommandError(f"unknown class {class_}, command {command}")

@@ -82,7 +82,8 @@ class Net(VirtioDevice):
         self.filter = ReceiveFilter(mac)
         self._initial_mac = mac
         self.pairs = [Pair(index, link, self.counts) for index in range(link.pairs)]
-        self._terms = Terms.of(0, self.mtu)
+        #: What driver and device agreed on for the frames.
+        self.terms = Terms.of(0, self.mtu)
         self._status = Status.LINK_UP if link.is_up() else Status(0)
         self._state_watch: Watch | None = None
         self._link_failed = False
@@ -105,7 +106,7 @@ class Net(VirtioDevice):
     def negotiated(self, driver_features: int) -> None:
         """Agree with driver and link on what may be in frames."""
         super().negotiated(driver_features)
-        self._terms = Terms.of(driver_features, self.mtu)
+        self.terms = Terms.of(driver_features, self.mtu)
         # Of what a VMM is commanded in the device's place, nobody is told here.
         commanded = self._has(NetFeature.VIRTIO_NET_F_CTRL_VQ)
         self.filter.filters_addresses = commanded and self._has(NetFeature.VIRTIO_NET_F_CTRL_RX)
@@ -177,7 +178,7 @@ class Net(VirtioDevice):
         for index, queue in queues.items():
             if pair := self._pair_of(index):
                 pair.queues[index % 2] = queue
-                pair.start(index % 2, self._terms, self.filter)
+                pair.start(index % 2, self.terms, self.filter)
         self.set_pairs(1)
         for pair in self.pairs:
             # Buffers may be there already, from before DRIVER_OK, when no kick may come.
@@ -190,7 +191,7 @@ class Net(VirtioDevice):
             self._workers.reclaim(pair)
             self._drop_waiting()
             pair.queues[index % 2] = queue
-            pair.start(index % 2, self._terms, self.filter)
+            pair.start(index % 2, self.terms, self.filter)
             pair.being_reset = pair.being_reset and index % 2 == 1
             self._redirect()
             self._delegate_if_due(pair)
@@ -217,7 +218,7 @@ class Net(VirtioDevice):
     def _redirect(self) -> None:
         redirect(self.pairs)
         for pair in self.pairs:
-            self._update_watch(pair)
+            self.update_watch(pair)
 
     def _drop_waiting(self) -> None:
         """Drop the frames that came while all receive queues were being reset."""
@@ -242,7 +243,7 @@ class Net(VirtioDevice):
         super().reset()
         for pair in self.pairs:
             pair.queues.clear()
-        self._terms = Terms.of(0, self.mtu)
+        self.terms = Terms.of(0, self.mtu)
         self.filter = ReceiveFilter(self._initial_mac)
         self._status &= ~Status.ANNOUNCE
         self._set_offloads()
@@ -259,12 +260,13 @@ class Net(VirtioDevice):
     # Virtqueues (5.1.2): receiveq1, transmitq1, ... and after them controlq
 
     @property
-    def _control_index(self) -> int:
+    def control_index(self) -> int:
+        """The index of controlq, with what was negotiated."""
         pairs = self.max_pairs if self._has(_MQ) else 1
         return 2 * pairs
 
     def _pair_of(self, index: int) -> Pair | None:
-        return self.pairs[index // 2] if index < self._control_index else None
+        return self.pairs[index // 2] if index < self.control_index else None
 
     def set_pairs(self, count: int) -> None:
         """Use the first `count` pairs: frames come by no others, and none is sent from others."""
@@ -331,7 +333,7 @@ class Net(VirtioDevice):
     def go_on(self, pair: Pair) -> None:
         """Work a pair that was reclaimed; its queues have been kicked."""
         for ring in pair.queues:
-            pair.start(ring, self._terms, self.filter)
+            pair.start(ring, self.terms, self.filter)
         self._redirect()
 
     def enable_queues(self, indexes: Iterable[int]) -> None:
@@ -339,7 +341,7 @@ class Net(VirtioDevice):
 
         What is sent by a transmitq that is none of them is discarded.
         """
-        enabled = {index for index in indexes if index < self._control_index}
+        enabled = {index for index in indexes if index < self.control_index}
         if enabled:
             self.set_pairs(len({index // 2 for index in enabled}))
         for pair in self.pairs:
@@ -352,9 +354,7 @@ class Net(VirtioDevice):
         pair = self._pair_of(queue.index)
         try:
             if pair is None:
-                if queue.index == self._control_index and self._has(
-                    NetFeature.VIRTIO_NET_F_CTRL_VQ
-                ):
+                if queue.index == self.control_index and self._has(NetFeature.VIRTIO_NET_F_CTRL_VQ):
                     super().handle(queue)
             elif queue.index % 2:
                 self._transmit(pair)
@@ -387,7 +387,7 @@ class Net(VirtioDevice):
             self._link_is_gone(str(error))
         self.notify(queue)
         for source in pair.receiver.sources:
-            self._update_watch(self.pairs[source])
+            self.update_watch(self.pairs[source])
         self._delegate_if_due(pair)
 
     def _transmit(self, pair: Pair) -> None:
@@ -397,7 +397,7 @@ class Net(VirtioDevice):
         if pair.transmitter.run():
             self.handle_soon(queue)
         self.notify(queue)
-        self._update_watch(pair)
+        self.update_watch(pair)
         self._delegate_if_due(pair)
 
     def _guarded(self, work: Callable[[Pair], None], pair: Pair) -> None:
@@ -410,7 +410,7 @@ class Net(VirtioDevice):
 
     # What is watched of the link
 
-    def _update_watch(self, pair: Pair) -> None:
+    def update_watch(self, pair: Pair) -> None:
         """Wait for what the pair can go on with, and for nothing else."""
         events = 0 if self._link_failed else pair.wanted_events()
         if pair.watch is not None:

@@ -89,17 +89,18 @@ class Terms:
     def of(cls, features: int, mtu: int) -> Self:
         """Read them off the feature bits; `mtu` is the link's."""
         gso_types = _gso_types(features, *_TSO, NetFeature.VIRTIO_NET_F_GUEST_ECN)
+        told_mtu = mtu if has_feature(features, NetFeature.VIRTIO_NET_F_MTU) else None
         longest = MAX_GSO_FRAME if gso_types else mtu + ETHERNET_HEADER + VLAN_TAG
         return cls(
             mergeable=has_feature(features, NetFeature.VIRTIO_NET_F_MRG_RXBUF),
-            rx_mtu=mtu if has_feature(features, NetFeature.VIRTIO_NET_F_MTU) else None,
+            rx_mtu=told_mtu,
             rx_checksum=has_feature(features, NetFeature.VIRTIO_NET_F_GUEST_CSUM),
             rx_gso_types=gso_types,
             rx_longest=HEADER_SIZE + longest,
             tx=TxRules(
                 checksum=has_feature(features, NetFeature.VIRTIO_NET_F_CSUM),
                 gso_types=_gso_types(features, *_HOST_TSO, NetFeature.VIRTIO_NET_F_HOST_ECN),
-                mtu=mtu,
+                mtu=told_mtu,
             ),
         )
 

@@ -4,6 +4,7 @@ import enum
 from dataclasses import dataclass
 
 from virtiopy._native import ffi
+from virtiopy.virtqueue.buffers import Buffers, gather, split_at
 
 #: Bytes of the header, whatever is negotiated of what this device offers (5.1.9).
 HEADER_SIZE = ffi.sizeof("struct virtio_net_hdr_v1")
@@ -12,6 +13,8 @@ HEADER_SIZE = ffi.sizeof("struct virtio_net_hdr_v1")
 ETHERNET_HEADER = 14
 #: What a VLAN tag adds to it.
 VLAN_TAG = 4
+#: How far the header is looked at for tags: two are usual (IEEE 802.1ad), and more are possible.
+ETHERNET_HEADER_MOST = ETHERNET_HEADER + 4 * VLAN_TAG
 _ETHERTYPE = slice(12, 14)
 _VLAN_ETHERTYPES = (b"\x81\x00", b"\x88\xa8")
 
@@ -55,14 +58,21 @@ class HeaderError(Exception):
 class TxRules:
     """What the negotiated features let a driver's header say.
 
-    `gso_types` are the values of gso_type other than NONE, `mtu` is the link's, bytes.
+    `gso_types` are the values of gso_type other than NONE, `mtu` is the link's, bytes, where the
+    driver was told it (VIRTIO_NET_F_MTU): without that no frame is too long (5.1.4.1).
     """
 
     checksum: bool
     gso_types: frozenset[int]
-    mtu: int
+    mtu: int | None
 
-    def check(self, header: bytes, frame_length: int) -> bytes:
+    def is_too_long(self, frame: Buffers, length: int) -> bool:
+        """Say whether a frame of `length` bytes, not to be segmented, is longer than it may be."""
+        if self.mtu is None or length <= self.mtu + ETHERNET_HEADER:
+            return length > MAX_GSO_FRAME
+        return length > longest_frame(_start(frame), self.mtu)
+
+    def check(self, header: bytes, frame: Buffers, frame_length: int) -> bytes:
         """Return the header to send a frame of `frame_length` bytes with; raises HeaderError.
 
         The host's own parser never sees a field that was not looked at: unknown flags and the
@@ -79,7 +89,8 @@ class TxRules:
             safe.csum_start = fields.csum_start
             safe.csum_offset = fields.csum_offset
         if fields.gso_type != GSO_NONE:
-            self._check_segmentation(fields.gso_type, fields.gso_size, safe.flags, safe.csum_start)
+            self._check_segmentation(fields.gso_type, fields.gso_size, safe.flags)
+            self._check_segments(frame, safe.csum_start + _TCP_HEADER + fields.gso_size)
             safe.gso_type = fields.gso_type
             safe.gso_size = fields.gso_size
             safe.hdr_len = min(fields.hdr_len, frame_length)
@@ -94,15 +105,29 @@ class TxRules:
                 "(5.1.9.2.1)"
             )
 
-    def _check_segmentation(self, gso_type: int, size: int, flags: int, start: int) -> None:
+    def _check_segmentation(self, gso_type: int, size: int, flags: int) -> None:
         if gso_type not in self.gso_types:
             raise HeaderError(f"gso_type {gso_type:#x} was not negotiated (5.1.9.2.1)")
         if not flags & NEEDS_CSUM:
             raise HeaderError("a gso_type without NEEDS_CSUM (5.1.9.2.1)")
-        # The checksum starts with the TCP header, which every segment repeats.
-        longest = start + _TCP_HEADER + size
-        if size == 0 or longest > self.mtu + ETHERNET_HEADER + VLAN_TAG:
-            raise HeaderError(f"gso_size {size} makes segments of {longest} bytes (5.1.9.2.1)")
+        if size == 0:
+            raise HeaderError("a gso_type with gso_size 0 (5.1.9.2.1)")
+
+    def _check_segments(self, frame: Buffers, longest: int) -> None:
+        """Check the length of the segments: each repeats the headers, up to TCP's."""
+        if self.mtu is not None and longest > longest_frame(_start(frame), self.mtu):
+            raise HeaderError(f"segments of {longest} bytes, and mtu is {self.mtu} (5.1.4.2)")
+
+
+def ethernet_header(start: bytes) -> int:
+    """Return the bytes of the Ethernet header of a frame that begins with `start`, tags and all.
+
+    `start` has ETHERNET_HEADER_MOST bytes, or the whole frame.
+    """
+    length = ETHERNET_HEADER
+    while length < ETHERNET_HEADER_MOST and start[length - 2 : length] in _VLAN_ETHERTYPES:
+        length += VLAN_TAG
+    return length
 
 
 def is_vlan_tagged(start: bytes) -> bool:
@@ -111,5 +136,9 @@ def is_vlan_tagged(start: bytes) -> bool:
 
 
 def longest_frame(start: bytes, mtu: int) -> int:
-    """Return how long a frame that begins with `start` may be, unsegmented, bytes."""
-    return mtu + ETHERNET_HEADER + (VLAN_TAG if is_vlan_tagged(start) else 0)
+    """Return how long a frame that begins with `start` may be, unsegmented, bytes (5.1.4.1)."""
+    return mtu + ethernet_header(start)
+
+
+def _start(frame: Buffers) -> bytes:
+    return gather(split_at(frame, ETHERNET_HEADER_MOST)[0])

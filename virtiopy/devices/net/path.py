@@ -23,11 +23,11 @@ from virtiopy.devices.net.features import Terms
 from virtiopy.devices.net.header import (
     CHECKSUM_FLAGS,
     ETHERNET_HEADER,
+    ETHERNET_HEADER_MOST,
     GSO_NONE,
     HEADER_SIZE,
     MAX_GSO_FRAME,
     NEEDS_CSUM,
-    VLAN_TAG,
     HeaderError,
     longest_frame,
 )
@@ -47,8 +47,8 @@ DROPS = 1024
 #: Pieces that are handed to the link at once (IOV_MAX).
 _PIECES = 1024
 
-#: What is looked at of a received frame: the header, and Ethernet's up to the VLAN tag, bytes.
-_START = HEADER_SIZE + ETHERNET_HEADER + VLAN_TAG
+#: What is looked at of a received frame: the header, and Ethernet's with its tags, bytes.
+_START = HEADER_SIZE + ETHERNET_HEADER_MOST
 
 _SHORTEST = HEADER_SIZE + ETHERNET_HEADER
 #: gso_size, and where num_buffers begins, in struct virtio_net_hdr.
@@ -276,7 +276,7 @@ class Receiver:
             return False
         flags, gso_type = start[0], start[1]
         frame = start[HEADER_SIZE:]
-        if (flags or gso_type) and not self._may_offload(flags, gso_type, start[_GSO_SIZE]):
+        if (flags or gso_type) and not self.may_offload(flags, gso_type, start[_GSO_SIZE]):
             counts.rx_dropped_offload += 1
         elif (
             terms.rx_mtu is not None
@@ -291,7 +291,7 @@ class Receiver:
             return True
         return False
 
-    def _may_offload(self, flags: int, gso_type: int, gso_size: bytes) -> bool:
+    def may_offload(self, flags: int, gso_type: int, gso_size: bytes) -> bool:
         """Say whether the driver takes what is left to do of a frame, and is told how to do it."""
         if gso_type == GSO_NONE:
             return not flags & NEEDS_CSUM or self._terms.rx_checksum
@@ -335,15 +335,22 @@ class Receiver:
             left -= written
             count += 1
         self._skip_small()
-        # Without GUEST_CSUM flags is 0 (5.1.9.4.1), though a tap says DATA_VALID to anybody; the
-        # flags besides belong to features that are not offered.
-        flags = start[0] & CHECKSUM_FLAGS if self._terms.rx_checksum else 0
-        header = bytes([flags]) + start[1:_NUM_BUFFERS] + count.to_bytes(2, "little")
+        header = self.header(start, count)
         if len(first[0]) >= HEADER_SIZE:
             first[0][:HEADER_SIZE] = header
         else:
             scatter(first, header)
         self._counts.rx_frames += 1
+
+    def header(self, start: bytes, count: int) -> bytes:
+        """Return the struct virtio_net_hdr of a frame in `count` buffers, for the driver.
+
+        `start` is what the frame begins with, the link's header first.
+        """
+        # Without GUEST_CSUM flags is 0 (5.1.9.4.1), though a tap says DATA_VALID to anybody; the
+        # flags besides belong to features that are not offered.
+        flags = start[0] & CHECKSUM_FLAGS if self._terms.rx_checksum else 0
+        return bytes([flags]) + start[1:_NUM_BUFFERS] + count.to_bytes(2, "little")
 
 
 class Transmitter:
@@ -437,7 +444,7 @@ class Transmitter:
             counts.tx_dropped_too_short += 1
             return
         try:
-            header = self._rules.check(header, length)
+            header = self._rules.check(header, frame, length)
         except HeaderError as error:
             counts.tx_dropped_header += 1
             log.info("%s: frame not sent: %s", self._link.name, error)
@@ -459,10 +466,7 @@ class Transmitter:
     def _is_too_long(self, header: bytes, frame: Buffers, length: int) -> bool:
         if header[1] != GSO_NONE:
             return length > MAX_GSO_FRAME
-        if length <= self._rules.mtu + ETHERNET_HEADER:
-            return False
-        start = gather(split_at(frame, ETHERNET_HEADER)[0])
-        return length > longest_frame(start, self._rules.mtu)
+        return self._rules.is_too_long(frame, length)
 
     def _count_refusal(self, error: OSError) -> None:
         if error.errno in (errno.EIO, errno.EBADFD):
