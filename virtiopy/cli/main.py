@@ -63,10 +63,17 @@ def cli(verbose: int) -> None:
     """Attach disks to a KVM test VM, and see what virtio costs."""
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
-    # Every netlink message, many for each tap.
-    logging.getLogger("pyroute2").setLevel(logging.WARNING)
     for handler in logging.getLogger().handlers:
+        handler.addFilter(_is_ours_or_serious)
         handler.addFilter(RateLimit())
+
+
+def _is_ours_or_serious(record: logging.LogRecord) -> bool:
+    """Leave out what libraries tell of themselves, as pyroute2 does for each netlink message.
+
+    Their loggers have levels of their own, which they set when they are imported.
+    """
+    return record.name.startswith("virtiopy") or record.levelno >= logging.WARNING
 
 
 def main() -> None:
