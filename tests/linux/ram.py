@@ -135,7 +135,8 @@ class Qemu(Closing):
         ]
         if incoming:
             command += ["-incoming", f"unix:{self._migration}"]
-        with (folder / "qemu.log").open("wb") as log:
+        self._output = folder / "qemu.log"
+        with self._output.open("wb") as log:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
@@ -179,6 +180,11 @@ class Qemu(Closing):
             assert self.process.poll() is None, f"QEMU has ended before {what}; {end}"
             assert time.monotonic() < deadline, f"not after {PATIENCE:.0f} s: {what}; {end}"
             time.sleep(0.01)
+
+    @property
+    def output(self) -> str:
+        """What QEMU itself has said."""
+        return self._output.read_text()
 
     @property
     def console(self) -> str:
