@@ -23,7 +23,7 @@ from virtiopy.closing import Closing
 MEMORY = 384
 
 #: How long Linux may take until it is up, and QEMU for what it is asked, seconds.
-PATIENCE = 120.0
+PATIENCE = 240.0
 
 #: What Linux says when fio has verified what it wrote, and when the host has answered its ping.
 SOUND = r"round \d+ is sound"

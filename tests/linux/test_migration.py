@@ -12,7 +12,7 @@ from tests.guest.vhost_user import PATIENCE, Backend, serve
 from tests.linux.ram import PINGED, SOUND, Qemu, RamLinux, disk_options, net_options
 from tests.namespace import Namespace, needs_taps
 
-pytestmark = [needs_taps, pytest.mark.timeout(400)]
+pytestmark = [needs_taps, pytest.mark.timeout(900)]
 
 #: What the guest has written, bytes, when it moves.
 PROGRESS = 256 << 10
