@@ -3,16 +3,16 @@
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from virtiopy.cli.attachments import ATTACHMENTS
+from virtiopy.cli import attachments
 from virtiopy.cli.check import DriverChecking, driver_check_option, unusual_device_options
 from virtiopy.cli.options import Seconds, accelerator_option, note, parse_size
 from virtiopy.cli.signals import ended_by_signals
+from virtiopy.devices.registry import entries
 from virtiopy.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,22 +20,6 @@ if TYPE_CHECKING:
 
 #: What --exit-free says, as Machine is told it.
 EXIT_FREE = {"on": True, "off": False, "auto": None}
-
-#: An option whose value may be left out.
-_option_without_value = partial(click.option, is_flag=False, flag_value="")
-
-
-def attachment_options(function: Callable[..., int]) -> Callable[..., int]:
-    """Give a subcommand the options that attach devices."""
-    for attachment in reversed(ATTACHMENTS):
-        function = (click.option if attachment.has_main else _option_without_value)(
-            attachment.option,
-            attachment.prefix,
-            multiple=True,
-            metavar=attachment.metavar,
-            help=attachment.help,
-        )(function)
-    return function
 
 
 @dataclass(slots=True, frozen=True)
@@ -191,14 +175,14 @@ def open_machine(
     )
     if options.pcap is not None:
         attached["net"] = with_pcap(attached["net"], options.pcap)
-    for attachment in ATTACHMENTS:
-        for number, text in enumerate(attached[attachment.prefix]):
-            parsed = attachment.parse(text)
-            choice = attachment.choose_mode(parsed, options.mode)
-            device = attachment.build(parsed)
+    for entry in entries():
+        for number, text in enumerate(attached[entry.name]):
+            parsed = attachments.parse(entry, text)
+            choice = attachments.mode_of(entry, parsed, options.mode)
+            device = attachments.build(entry, parsed)
             machine.add_device(
                 device,
-                f"{attachment.prefix}{number}",
+                f"{entry.name}{number}",
                 IoMode(choice.mode),
                 refused=None if choice.required else note,
                 watch=checking.prepare(device),

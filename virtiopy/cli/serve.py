@@ -8,26 +8,21 @@ from typing import TYPE_CHECKING
 
 import click
 
-from virtiopy.cli.attachments import ATTACHMENTS, Attachment, needs_storage_daemon, vhost_user_path
-from virtiopy.cli.options import note
+from virtiopy.cli.attachments import build_served, parse, vhost_user_path
+from virtiopy.cli.devices import DeviceCommand, served_device
 from virtiopy.devices.base import VirtioDevice
+from virtiopy.devices.entry import DeviceEntry
+from virtiopy.devices.registry import entry_named
 from virtiopy.errors import ConfigError
 from virtiopy.eventloop import READABLE, EventLoop
 
 if TYPE_CHECKING:
     from virtiopy.vhost.user.rings import Lease
 
-#: The devices that can be served, by the names of their options.
-SERVED = {
-    attachment.prefix: attachment for attachment in ATTACHMENTS if attachment.prefix != "balloon"
-}
-
-#: How large a disk's rings are taken to be, by which its driver is told how many segments a request
-#: may have (seg_max): it asks before the frontend has said. QEMU and cloud-hypervisor have as many.
-QUEUE_SIZE = "128"
-
 
 @click.command(
+    cls=DeviceCommand,
+    device_params=served_device,
     epilog="""Example: give QEMU a disk, 4 queues wide:
 
 \b
@@ -37,9 +32,8 @@ QUEUE_SIZE = "128"
     -device vhost-user-blk-pci,chardev=blk,num-queues=4
 
 docs/vhost-user.md has network devices, libvirt and other VMMs, and systemd.
-"""
+""",
 )
-@click.argument("device", type=click.Choice(list(SERVED)))
 @click.argument("options", default="")
 @click.option(
     "--socket",
@@ -78,10 +72,11 @@ def command(
         source, name = _source(path, socket_fd, connect=connect)
         if isinstance(source, socket.socket):
             stack.callback(source.close)
-        served = stack.enter_context(contextlib.closing(_build(SERVED[device], options)))
+        served, lease = _build(entry_named(device), options)
+        stack.callback(served.close)
         loop = stack.enter_context(EventLoop("serve"))
         # Closed on this thread, as the loop ran here: nothing is done beside it any more.
-        server = Server(served, loop, source, kept=path is None, lease=_lease(served))
+        server = Server(served, loop, source, kept=path is None, lease=lease)
         stack.enter_context(server)
         loop.watch(ended, READABLE, lambda events: loop.stop(), "signals")
         click.echo(f"virtiopy: {device} {'connects to' if connect else 'is ready at'} {name}")
@@ -124,35 +119,13 @@ def _inherited(fd: int) -> socket.socket:
     return listener
 
 
-def _build(attachment: Attachment, text: str) -> VirtioDevice:
-    options = attachment.parse(text)
+def _build(entry: DeviceEntry, text: str) -> "tuple[VirtioDevice, Lease | None]":
+    options = parse(entry, text)
     if given := {"mode", "vhost", "vhost-user"} & set(options.keys):
         raise ConfigError(f"{given.pop()}=... is for virtiopy's own VM: leave it out.")
     if vhost_user_path(options) is not None:
         raise ConfigError("What is served already can only be attached: name an image.")
-    if attachment.prefix == "blk" and needs_storage_daemon(options):
-        raise ConfigError(
-            f"{options.main} is no raw image: qemu-storage-daemon can serve it over vhost-user."
-        )
-    if attachment.prefix == "blk":
-        options.prefer("queue-size", QUEUE_SIZE)
-        options.prefer("claimed", "off")
-    return attachment.build(options)
-
-
-def _lease(served: VirtioDevice) -> "Lease | None":
-    """Return what a disk's rings claim while they are worked; say so where another has it now."""
-    from virtiopy.devices.blk import Blk
-    from virtiopy.host.disk import DiskImage
-
-    if not isinstance(served, Blk) or not isinstance(served.disk, DiskImage):
-        return None
-    try:
-        served.disk.claim()
-    except ConfigError as error:
-        note(f"{error} Until then no frontend can use it here.")
-    served.disk.release()
-    return served.disk
+    return build_served(entry, options)
 
 
 def _signals_as_file(stack: contextlib.ExitStack) -> int:
