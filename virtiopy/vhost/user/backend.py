@@ -15,7 +15,7 @@ from virtiopy.closing import Closing
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.errors import DriverError, PeerError
 from virtiopy.eventloop import READABLE, EventLoop, Timer, Watch
-from virtiopy.spec import feature_mask, has_feature
+from virtiopy.spec import DeviceId, feature_mask, has_feature
 from virtiopy.transport.observer import LifecycleObserver
 from virtiopy.vhost.user.connection import Connection, DisconnectedError, close_all
 from virtiopy.vhost.user.inflight import Inflight
