@@ -10,7 +10,7 @@ import click
 
 from virtiopy.boot.symbols import symbol_at
 from virtiopy.cli.attachments import open_target
-from virtiopy.cli.ending import Ending, Reason, run_to_end
+from virtiopy.cli.ending import Ending, Reason, backends_gone, run_to_end
 from virtiopy.cli.main import EXIT_ERROR, EXIT_GUEST_FAILED
 from virtiopy.devices.streams import Stream
 from virtiopy.errors import GuestError
@@ -129,4 +129,4 @@ def _where(machine: Machine, output: SerialOutput, kernel: Path) -> str:
         f"{slot.name} has device status {slot.transport.lifecycle.status:#x}"
         for slot in machine.slots
     )
-    return "; ".join([*cpus, said, *([devices] if devices else [])]) + "."
+    return "; ".join(filter(None, [*cpus, said, devices, backends_gone(machine)])) + "."
