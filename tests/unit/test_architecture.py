@@ -173,6 +173,7 @@ MAY_IMPORT = {
         "host",
         "linux",
         "memory",
+        "metrics",
         "sizes",
         "transport",
         "vhost",

@@ -19,6 +19,9 @@ from virtiopy.memory import GuestMemory
 from virtiopy.spec import DeviceId
 from virtiopy.virtqueue.queue import BATCH, BATCHES_A_TURN, Chain, Virtqueue
 
+#: The fact of a device that another process is: how long that has been gone, in seconds.
+GONE_FOR = "gone_for"
+
 #: What a device tells of its state: a number, a word, or numbers by name.
 Fact = int | float | str | Mapping[str, int]
 
