@@ -25,7 +25,7 @@ def image(tmp_path: Path) -> Path:
     return make_image(tmp_path / "disk.img")
 
 
-@pytest.mark.parametrize("mode", ["trapped", "ioeventfd"])
+@pytest.mark.parametrize("mode", ["trapped", "ioeventfd", "native"])
 @pytest.mark.parametrize(
     "options",
     [

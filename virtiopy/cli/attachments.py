@@ -27,10 +27,22 @@ POLL_MAX = 1_000_000
 
 @dataclass(slots=True, frozen=True)
 class ModeChoice:
-    """The mode of a device; where it is not required, another will do that can be had."""
+    """The mode of a device; where it is not required, another will do that can be had.
+
+    A `quiet` one is the default: the user did not ask for it, and need not hear why it is not had.
+    """
 
     mode: str
     required: bool = True
+    quiet: bool = False
+
+
+#: The best mode that a device can be had in, where none is asked for.
+AUTO = "auto"
+
+
+def _auto(mode: str) -> ModeChoice:
+    return ModeChoice(mode, required=False, quiet=True)
 
 
 def vhost_user_path(options: DeviceOptions) -> Path | None:
@@ -57,14 +69,22 @@ def choose_mode(options: DeviceOptions, default: str) -> ModeChoice:
     """Return the device's own mode, or else the VM's."""
     if vhost_user_path(options) is not None:
         return ModeChoice("vhost-user")
-    return ModeChoice(options.choice("mode", ("trapped", "ioeventfd"), default))
+    mode = options.choice("mode", ("trapped", "ioeventfd"), _without_auto(default))
+    return ModeChoice(mode)
+
+
+def _without_auto(default: str) -> str:
+    return "ioeventfd" if default in {AUTO, "native"} else default
 
 
 def choose_disk_mode(options: DeviceOptions, default: str) -> ModeChoice:
     """Return the mode of a disk; one that qemu-storage-daemon serves has no choice."""
-    if vhost_user_path(options) is None and needs_storage_daemon(options):
+    if vhost_user_path(options) is not None:
+        return ModeChoice("vhost-user")
+    if needs_storage_daemon(options):
         return ModeChoice(options.choice("mode", ("vhost-user",), "vhost-user"))
-    return choose_mode(options, default)
+    mode = options.choice("mode", ("trapped", "ioeventfd", "native", AUTO), default)
+    return _auto("native") if mode == AUTO else ModeChoice(mode)
 
 
 def choose_net_mode(options: DeviceOptions, default: str) -> ModeChoice:
@@ -73,6 +93,7 @@ def choose_net_mode(options: DeviceOptions, default: str) -> ModeChoice:
         return ModeChoice("vhost-user")
     modes = ("trapped", "ioeventfd", "vhost")
     vhost, mode = options.text("vhost", ""), options.text("mode", "")
+    default = _without_auto(default)
     if not vhost:
         return ModeChoice(options.choice("mode", modes, default))
     options.choice("vhost", ("on", "off", "auto"), vhost)
@@ -114,7 +135,7 @@ class Attachment:
 
 def build_disk(options: DeviceOptions) -> VirtioDevice:
     """Make a block device of `PATH[,readonly=on][,cache=MODE][,...]`."""
-    from virtiopy.devices.blk import ID_BYTES, Blk
+    from virtiopy.devices.blk import ID_BYTES, POLL_US, Blk
     from virtiopy.host.disk import CacheMode, DiskImage
     from virtiopy.virtqueue.layout import QUEUE_SIZE_MAX, valid_queue_size
 
@@ -145,6 +166,8 @@ def build_disk(options: DeviceOptions) -> VirtioDevice:
         writeback=cache is not CacheMode.WRITETHROUGH,
         num_queues=num_queues,
         queue_size=queue_size,
+        threads=options.number("workers", 1, 1, num_queues),
+        poll_us=options.number("poll-us", POLL_US, 0, POLL_MAX),
     )
 
 
@@ -304,11 +327,17 @@ ATTACHMENTS = [
         "--disk",
         "blk",
         "PATH|URL[,format=FORMAT][,readonly=on][,cache=writeback|writethrough|none][,serial=ID]"
-        "[,queues=N][,queue-size=N][,mode=trapped|ioeventfd], or vhost-user=SOCKET",
+        "[,queues=N][,queue-size=N][,workers=N][,poll-us=N]"
+        "[,mode=trapped|ioeventfd|native|auto], or vhost-user=SOCKET",
         "Attach a raw image or block device; or one that another process serves at a socket. "
+        "`workers` threads in C work its queues in native mode, one a queue at most; each polls "
+        "for up to `poll-us` microseconds before it sleeps. "
         "Images in another format, by the file's name or `format`, as qcow2, vmdk, vhdx or vdi, "
         "and http and nbd URLs, are served by qemu-storage-daemon.",
-        ("readonly", "cache", "serial", "queues", "queue-size", "format"),
+        (
+            *("readonly", "cache", "serial", "queues", "queue-size", "format"),
+            *("workers", "poll-us"),
+        ),
         build_disk,
         choose_mode=choose_disk_mode,
     ),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from virtiopy.cli.attachments import ATTACHMENTS
+from virtiopy.cli.attachments import ATTACHMENTS, AUTO, ModeChoice
 from virtiopy.cli.check import DriverChecking, driver_check_option, unusual_device_options
 from virtiopy.cli.options import Seconds, accelerator_option, note, parse_size
 from virtiopy.cli.signals import ended_by_signals
@@ -68,11 +68,12 @@ def machine_options(function: Callable[..., int]) -> Callable[..., int]:
         accelerator_option,
         click.option(
             "--mode",
-            type=click.Choice(["trapped", "ioeventfd"]),
-            default="ioeventfd",
+            type=click.Choice(["auto", "trapped", "ioeventfd", "native"]),
+            default="auto",
             show_default=True,
-            help="How kicks travel: as exits to the CPU's thread, or as eventfds to the event loop."
-            " A device's own mode=... goes before.",
+            help="How kicks travel: as exits to the CPU's thread, as eventfds to the event loop, "
+            "or for disks as eventfds to a thread in C, auto's choice where it can be had. A "
+            "device's own mode=... goes before.",
         ),
         click.option(
             "--exit-free",
@@ -191,21 +192,30 @@ def open_machine(
     )
     if options.pcap is not None:
         attached["net"] = with_pcap(attached["net"], options.pcap)
+    # Who watches the queues watches them in Python.
+    mode = "ioeventfd" if options.mode == AUTO and checking.watches else options.mode
     for attachment in ATTACHMENTS:
         for number, text in enumerate(attached[attachment.prefix]):
             parsed = attachment.parse(text)
-            choice = attachment.choose_mode(parsed, options.mode)
+            choice = attachment.choose_mode(parsed, mode)
             device = attachment.build(parsed)
             machine.add_device(
                 device,
                 f"{attachment.prefix}{number}",
                 IoMode(choice.mode),
-                refused=None if choice.required else note,
+                refused=_refused(choice),
                 watch=checking.prepare(device),
             )
     if options.control is not None:
         stack.enter_context(ControlServer(machine, options.control))
     return machine, checking
+
+
+def _refused(choice: ModeChoice) -> Callable[[str], None] | None:
+    """Return what is told why a device is not in the mode that was chosen; None for an error."""
+    if choice.required:
+        return None
+    return (lambda why: None) if choice.quiet else note
 
 
 def with_pcap(nets: tuple[str, ...], path: Path) -> tuple[str, ...]:

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from virtiopy.cli.attachments import ATTACHMENTS, Attachment, needs_storage_daemon, vhost_user_path
+from virtiopy.cli.attachments import (
+    ATTACHMENTS,
+    AUTO,
+    Attachment,
+    ModeChoice,
+    needs_storage_daemon,
+    vhost_user_path,
+)
 from virtiopy.cli.options import note
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.errors import ConfigError
@@ -78,11 +85,13 @@ def command(
         source, name = _source(path, socket_fd, connect=connect)
         if isinstance(source, socket.socket):
             stack.callback(source.close)
-        served = stack.enter_context(contextlib.closing(_build(SERVED[device], options)))
+        served, mode = _build(SERVED[device], options)
+        stack.enter_context(contextlib.closing(served))
         loop = stack.enter_context(EventLoop("serve"))
         # Closed on this thread, as the loop ran here: nothing is done beside it any more.
         server = Server(served, loop, source, kept=path is None, lease=_lease(served))
         stack.enter_context(server)
+        _delegate(served, mode)
         loop.watch(ended, READABLE, lambda events: loop.stop(), "signals")
         click.echo(f"virtiopy: {device} {'connects to' if connect else 'is ready at'} {name}")
         loop.run()
@@ -124,10 +133,14 @@ def _inherited(fd: int) -> socket.socket:
     return listener
 
 
-def _build(attachment: Attachment, text: str) -> VirtioDevice:
+def _build(attachment: Attachment, text: str) -> tuple[VirtioDevice, ModeChoice]:
+    """Build the device, and say who is to work its rings."""
     options = attachment.parse(text)
-    if given := {"mode", "vhost", "vhost-user"} & set(options.keys):
+    if given := {"vhost", "vhost-user"} & set(options.keys):
         raise ConfigError(f"{given.pop()}=... is for virtiopy's own VM: leave it out.")
+    mode = attachment.choose_mode(options, AUTO)
+    if mode.mode not in {"ioeventfd", "native"}:
+        raise ConfigError(f"mode={mode.mode} is for virtiopy's own VM: leave it out.")
     if vhost_user_path(options) is not None:
         raise ConfigError("What is served already can only be attached: name an image.")
     if attachment.prefix == "blk" and needs_storage_daemon(options):
@@ -137,7 +150,21 @@ def _build(attachment: Attachment, text: str) -> VirtioDevice:
     if attachment.prefix == "blk":
         options.prefer("queue-size", QUEUE_SIZE)
         options.prefer("claimed", "off")
-    return attachment.build(options)
+    return attachment.build(options), mode
+
+
+def _delegate(served: VirtioDevice, choice: ModeChoice) -> None:
+    """Have a thread in C work the device's rings where that is the mode and can be had."""
+    from virtiopy.errors import HostError
+    from virtiopy.worker.native import open_native
+
+    if choice.mode != "native":
+        return
+    try:
+        served.delegate(open_native)
+    except (ConfigError, HostError):
+        if choice.required:
+            raise
 
 
 def _lease(served: VirtioDevice) -> "Lease | None":

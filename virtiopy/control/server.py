@@ -22,9 +22,9 @@ from virtiopy.devices.balloon import Balloon
 from virtiopy.errors import ConfigError, VirtiopyError
 from virtiopy.eventloop import READABLE, WRITABLE
 from virtiopy.sizes import parse_size
-from virtiopy.spec import DeviceStatus
+from virtiopy.spec import DeviceId, DeviceStatus
 from virtiopy.vm.machine import Machine
-from virtiopy.vm.slots import Slot
+from virtiopy.vm.slots import IoMode, Slot
 
 log = logging.getLogger(__name__)
 
@@ -103,13 +103,20 @@ def balloon(machine: Machine, arguments: Arguments) -> Answer:
 
 
 def mode(machine: Machine, arguments: Arguments) -> Answer:
-    """Have a network device worked in another mode: see `Slot.change_mode`."""
+    """Have a network device or a disk worked in another mode: see `Slot.change_mode`.
+
+    Where no device is named, it is the one network device, or for native mode the one disk.
+    """
     wanted = arguments.text("mode")
     if wanted is None:
         raise ConfigError('The request has no mode: write "mode": "vhost" or "mode": "ioeventfd".')
-    slot = _choose(
-        {slot.name: slot for slot in machine.net}, arguments.text("device"), "network device", "net"
-    )
+    name = arguments.text("device")
+    disks = {slot.name: slot for slot in machine.slots if slot.device.device_id is DeviceId.BLOCK}
+    if name in disks or (wanted == IoMode.NATIVE and name is None):
+        slot = _choose(disks, name, "disk", "disk")
+    else:
+        nets = {slot.name: slot for slot in machine.net}
+        slot = _choose(nets, name, "network device", "net")
     slot.change_mode(wanted)
     return {"device": slot.name, "mode": slot.mode.value}
 

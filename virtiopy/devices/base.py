@@ -5,6 +5,7 @@ was negotiated, hands it the queues that the driver has set up, and calls it for
 device answers through the `DeviceHost` that it was attached to.
 """
 
+import contextlib
 import enum
 import threading
 from collections.abc import Iterable, Mapping, Sequence
@@ -192,6 +193,10 @@ class VirtioDevice:
         Buffers that the device only holds, for what is yet to come, stay in flight: they are the
         last that it popped of the queue.
         """
+
+    def undelegated(self, index: int) -> contextlib.AbstractContextManager[None]:
+        """Have no other worker work a queue meanwhile, nor use its notifiers."""
+        return contextlib.nullcontext()
 
     def enable_queues(self, indexes: Iterable[int]) -> None:
         """Use these queues and no others, where no control command of the driver's says it."""
