@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.namespace import Namespace
-from virtiopy.cli.exits import network_setup
+from virtiopy.cli.exits import device_setup
+from virtiopy.devices.registry import entry_named
 from virtiopy.exits.differences import differences, interprets
 from virtiopy.exits.model import Costs, Row
 from virtiopy.exits.runner import compare
@@ -28,7 +29,7 @@ def all_rows(request: pytest.FixtureRequest, namespace: Namespace) -> list[tuple
     """What each mode cost, with exits for registers and without; none is missing in the lab."""
     tap = f"tap=exits0,create=on,netns={namespace.name}"
     found, accelerator = compare(
-        network_setup(tap, PACKETS, 1, request.param),
+        device_setup(entry_named("net"), tap, PACKETS, 1, request.param),
         MODES,
         (False, True),
         progress=lambda line: None,

@@ -356,7 +356,7 @@ def send(machine: Machine, driver: MmioDriver, address: int, length: int) -> Non
     head = ring.place([Piece(0x1000, length)])
     ring.write_descriptor(head, address, length, 0, 0)
     ring.make_available(head)
-    notifiers = machine.net[0].transport.lifecycle.notifiers(TX)
+    notifiers = machine.slots[0].transport.lifecycle.notifiers(TX)
     assert notifiers is not None
     os.eventfd_write(notifiers.kick, 1)
 
@@ -383,12 +383,12 @@ def test_a_ring_that_vhost_finds_broken_needs_a_reset_and_works_after_it(
             send(machine, driver, 1 << 40, 100)
             wait_until(lambda: bool(driver.status & DeviceStatus.DEVICE_NEEDS_RESET))
             assert "vhost finds transmitq1 broken: 100 bytes at guest physical" in caplog.text
-            assert machine.net[0].device.facts()["pairs_delegated"] == 0
+            assert machine.slots[0].device.facts()["pairs_delegated"] == 0
             caplog.clear()
 
             driver.reset()
             driver.start([], queue_size=16)
-            assert machine.net[0].device.facts()["pairs_delegated"] == 1
+            assert machine.slots[0].device.facts()["pairs_delegated"] == 1
 
 
 def test_a_chain_shorter_than_its_header_does_no_harm_beyond_a_reset(namespace: Namespace) -> None:

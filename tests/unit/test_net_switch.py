@@ -76,7 +76,7 @@ def test_frames_in_the_rings_wait_for_the_other(
 @pytest.mark.parametrize("mode", ["vhost", "ioeventfd"])
 def test_the_mode_may_be_a_word_and_may_be_the_one_it_is_in(rig: Rig, mode: str) -> None:
     rig.slot.change_mode(mode)
-    assert rig.machine.net[0].mode == mode
+    assert rig.machine.slots[0].mode == mode
     starts = rig.kernel.starts
     rig.slot.change_mode(mode)
     assert rig.kernel.starts == starts
@@ -306,7 +306,7 @@ def test_trapped_mode_is_for_a_whole_life(monkeypatch: pytest.MonkeyPatch, mode:
 
 
 def test_there_are_no_other_modes(rig: Rig) -> None:
-    with pytest.raises(ConfigError, match="trapped, ioeventfd, vhost"):
+    with pytest.raises(ConfigError, match="trapped, ioeventfd, native, vhost"):
         rig.slot.change_mode("vdpa")
 
 
@@ -317,7 +317,7 @@ def test_a_device_of_another_kind_stays_where_it_is(rig: Rig) -> None:
         slot.change_mode(VHOST)
     with pytest.raises(ConfigError, match="cannot delegate its rings"):
         rig.machine.add_device(Rng(), "rng1", VHOST)
-    assert [found.name for found in rig.machine.net] == ["net0"]
+    assert [slot.name for slot in rig.machine.slots if slot.device.workers] == ["net0"]
 
 
 def test_a_link_whose_frames_are_recorded_keeps_them(rig: Rig, tmp_path: Path) -> None:

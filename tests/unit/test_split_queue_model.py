@@ -1,7 +1,6 @@
 import random
 import struct
 from collections import Counter, deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,6 +17,7 @@ from hypothesis.stateful import (
 
 from virtiopy.memory import GuestMemory
 from virtiopy.virtqueue.driver import Allocator, DriverQueue, Piece, Used
+from virtiopy.virtqueue.malformed import CHAINS, TABLES, Ground
 from virtiopy.virtqueue.native import NativeQueue
 from virtiopy.virtqueue.queue import Chain, QueueError, QueueState
 from virtiopy.virtqueue.split import SplitQueue
@@ -57,62 +57,13 @@ class Offer:
         return sum(piece.length for piece in self.writable)
 
 
-def _descriptor(address: int, length: int, flags: int, following: int = 0) -> bytes:
-    return struct.pack("<QIHH", address, length, flags, following)
-
-
 def _entries_written(event: int, old: int, new: int) -> bool:
     # The rule of 2.7.7.2 and 2.7.10.1 in its own words: was a descriptor index placed by an idx
     # that was equal to the event field? The indexes here never wrap; the field does.
     return any(idx % 65536 == event for idx in range(old, new))
 
 
-# What can be wrong with a chain: from the address of its slot, its head and the queue size, the
-# head's descriptor and the indirect table.
-MALFORMATIONS: dict[str, Callable[[int, int, int], tuple[bytes, bytes]]] = {
-    "loop": lambda slot, head, size: (_descriptor(slot, 1, NEXT, head), b""),
-    "next out of range": lambda slot, head, size: (_descriptor(slot, 1, NEXT, size), b""),
-    "outside memory": lambda slot, head, size: (_descriptor(BEYOND, 1, 0), b""),
-    "over the end of memory": lambda slot, head, size: (
-        _descriptor(MEMORY_SIZE - 1, 2, WRITE),
-        b"",
-    ),
-    "wraps at 2^64": lambda slot, head, size: (_descriptor((1 << 64) - 8, 16, WRITE), b""),
-    "INDIRECT and NEXT": lambda slot, head, size: (
-        _descriptor(slot + TABLE_OFFSET, 16, INDIRECT | NEXT),
-        _descriptor(slot, 1, 0),
-    ),
-    "table of 0 bytes": lambda slot, head, size: (
-        _descriptor(slot + TABLE_OFFSET, 0, INDIRECT),
-        b"",
-    ),
-    "table of 17 bytes": lambda slot, head, size: (
-        _descriptor(slot + TABLE_OFFSET, 17, INDIRECT),
-        _descriptor(slot, 1, 0),
-    ),
-    "table outside memory": lambda slot, head, size: (_descriptor(BEYOND, 16, INDIRECT), b""),
-    "table in a table": lambda slot, head, size: (
-        _descriptor(slot + TABLE_OFFSET, 16, INDIRECT),
-        _descriptor(slot + TABLE_OFFSET, 16, INDIRECT),
-    ),
-    "next behind the table": lambda slot, head, size: (
-        _descriptor(slot + TABLE_OFFSET, 16, INDIRECT),
-        _descriptor(slot, 1, NEXT, 1),
-    ),
-    "loop in the table": lambda slot, head, size: (
-        _descriptor(slot + TABLE_OFFSET, 16, INDIRECT),
-        _descriptor(slot, 0, NEXT, 0),
-    ),
-    "longer than the queue": lambda slot, head, size: (
-        _descriptor(slot + TABLE_OFFSET, 16 * (size + 1), INDIRECT),
-        b"".join(_descriptor(slot, 1, NEXT, entry + 1) for entry in range(size))
-        + _descriptor(slot, 1, 0),
-    ),
-    "readable after writable": lambda slot, head, size: (
-        _descriptor(slot + TABLE_OFFSET, 32, INDIRECT),
-        _descriptor(slot, 1, NEXT | WRITE, 1) + _descriptor(slot, 1, 0),
-    ),
-}
+MALFORMATIONS = {one.name: one for one in (*CHAINS, *TABLES)}
 
 # Lengths of the readable and the writable buffers, the kind of chain or what is wrong with it, and
 # where a mixed one is cut.
@@ -273,11 +224,20 @@ class SplitQueueMachine(RuleBasedStateMachine):
     def _place_malformed_chain(self, wrong: str) -> None:
         slot = self.slots[-1]
         base = SLOTS + slot * SLOT_SIZE
-        head = self.driver.place([Piece(base, 1)])
-        descriptor, table = MALFORMATIONS[wrong](base, head, self.size)
-        self.memory.write(self.driver.areas.descriptor + 16 * head, descriptor)
-        self.memory.write(base + TABLE_OFFSET, table)
-        self._placed(Offer(head, slot, 1, malformed=True))
+        malformed = MALFORMATIONS[wrong]
+        indexes = self.driver.free_indexes[::-1][: malformed.descriptors]
+        if len(indexes) < malformed.descriptors:
+            return
+        head = self.driver.place([Piece(base, 1)] * malformed.descriptors)
+        assert head == indexes[0]
+        ground = Ground(
+            indexes, self.size, base, base + TABLE_OFFSET, end=MEMORY_SIZE, hole=MEMORY_SIZE
+        )
+        chain, table = malformed.write(ground)
+        for index, entry in zip(indexes, chain, strict=True):
+            self.driver.write_descriptor(index, *entry)
+        self.memory.write(ground.table, b"".join(struct.pack("<QIHH", *one) for one in table))
+        self._placed(Offer(head, slot, malformed.descriptors, malformed=True))
 
     def _placed(self, offer: Offer) -> None:
         self.slots.remove(offer.slot)

@@ -9,10 +9,11 @@ from click.testing import CliRunner
 from tests.unit.test_control import serving
 from tests.unit.vhost_model import RX, TX
 from tests.unit.vhost_rig import IOEVENTFD, Rig
-from virtiopy.cli.attachments import ATTACHMENTS, ModeChoice
+from virtiopy.cli.attachments import ModeChoice, mode_of, parse
 from virtiopy.cli.main import cli
 from virtiopy.control.client import Json, ask, device_facts
 from virtiopy.control.server import ControlServer
+from virtiopy.devices.registry import entries, entry_named
 from virtiopy.errors import ConfigError, HostError
 
 
@@ -105,9 +106,8 @@ def test_virtiopy_ctl_passes_on_why_not(served: tuple[Rig, Path]) -> None:
     ],
 )
 def test_vhost_and_mode_say_the_same(text: str, chosen: ModeChoice) -> None:
-    (attachment,) = [each for each in ATTACHMENTS if each.prefix == "net"]
-    options = attachment.parse(f"tap=t0{text}")
-    assert attachment.choose_mode(options, "ioeventfd") == chosen
+    net = entry_named("net")
+    assert mode_of(net, parse(net, f"tap=t0{text}"), "ioeventfd") == chosen
 
 
 @pytest.mark.parametrize(
@@ -123,15 +123,15 @@ def test_vhost_and_mode_say_the_same(text: str, chosen: ModeChoice) -> None:
     ],
 )
 def test_vhost_and_mode_that_contradict_each_other_are_refused(text: str, words: str) -> None:
-    (attachment,) = [each for each in ATTACHMENTS if each.prefix == "net"]
+    net = entry_named("net")
     with pytest.raises(ConfigError, match=words):
-        attachment.choose_mode(attachment.parse(f"tap=t0,{text}"), "ioeventfd")
+        mode_of(net, parse(net, f"tap=t0,{text}"), "ioeventfd")
 
 
 def test_only_network_devices_have_that_mode() -> None:
-    for attachment in ATTACHMENTS:
-        if attachment.prefix == "net":
+    for entry in entries():
+        if entry.name == "net":
             continue
-        text = "x,mode=vhost" if attachment.has_main else "mode=vhost"
+        text = "x,mode=vhost" if entry.option.has_main else "mode=vhost"
         with pytest.raises(ConfigError, match="mode=vhost: use one of"):
-            attachment.choose_mode(attachment.parse(text), "ioeventfd")
+            mode_of(entry, parse(entry, text), "ioeventfd")

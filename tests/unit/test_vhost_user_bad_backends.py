@@ -20,15 +20,17 @@ import pytest
 
 from tests.unit.vhost_user import FEATURES, PATIENCE
 from tests.unit.vhost_user_peer import Holdings, full_socket
+from virtiopy import eventfds
 from virtiopy.closing import Closing
 from virtiopy.errors import ConfigError, PeerError
 from virtiopy.eventloop import EventLoop
 from virtiopy.memory import GuestMemory
-from virtiopy.spec import DeviceStatus, Feature
+from virtiopy.spec import DeviceStatus, Feature, has_feature
+from virtiopy.statements.index import load_index
 from virtiopy.vhost.user import device as device_module
 from virtiopy.vhost.user import frontend as frontend_module
 from virtiopy.vhost.user.connection import Connection, DisconnectedError, close_all
-from virtiopy.vhost.user.device import open_blk
+from virtiopy.vhost.user.device import VhostUserDevice, open_blk, open_net
 from virtiopy.vhost.user.frontend import WANTED, connect
 from virtiopy.vhost.user.messages import (
     PAYLOAD_MAX,
@@ -190,6 +192,14 @@ def _short_answer_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(frontend_module, "ANSWER_TIME", 0.3)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _the_signal_is_there() -> None:
+    """Make what a process has once, and keeps: the file that signals are written from."""
+    eventfd = os.eventfd(0)
+    eventfds.signal(eventfd)
+    os.close(eventfd)
+
+
 @pytest.fixture(autouse=True)
 def _what_others_left_stays() -> Iterator[None]:
     """Collect no garbage, which may hold files: what a test finds open is there at its end."""
@@ -225,6 +235,55 @@ def test_a_device_that_cannot_be_had_is_one_sentence(
                 open_blk(path)
             assert_one_sentence(raised.value)
     assert Holdings.now() == before
+
+
+def offered_on(path: Path, device: VhostUserDevice) -> set[str]:
+    """Name the device type's feature bits that go on to a driver."""
+    prefix = "VIRTIO_BLK_F_" if "blk" in path.name else "VIRTIO_NET_F_"
+    names = {name: bit for name, bit in load_index().features.items() if name.startswith(prefix)}
+    return {name for name, bit in names.items() if has_feature(device.features, bit)}
+
+
+def test_a_disk_offers_no_field_beyond_its_configuration_space(tmp_path: Path) -> None:
+    path = tmp_path / "blk.sock"
+    with FakeBackend(path, features=(1 << 64) - 1), contextlib.closing(open_blk(path)) as device:
+        names = offered_on(path, device)
+        last = "VIRTIO_BLK_F_WRITE_ZEROES"
+        assert last in names
+        assert not names & {"VIRTIO_BLK_F_SECURE_ERASE", "VIRTIO_BLK_F_ZONED"}
+        assert not any(device.features >> bit & 1 for bit in range(24, 50))
+
+
+def test_a_net_offers_nothing_that_takes_a_control_queue(tmp_path: Path) -> None:
+    path = tmp_path / "net.sock"
+    with (
+        FakeBackend(path, features=(1 << 64) - 1),
+        contextlib.closing(open_net(path, b"\2\0\0\0\0\1")) as device,
+    ):
+        names = offered_on(path, device)
+        assert {"VIRTIO_NET_F_GUEST_USO4", "VIRTIO_NET_F_GUEST_USO6"} <= names
+        taking = (
+            "CTRL",
+            "RSS",
+            "HASH",
+            "COAL",
+            "MQ",
+            "ANNOUNCE",
+            "STATUS",
+            "MTU",
+            "SPEED",
+            "STATS",
+        )
+        assert [name for name in names if any(word in name for word in taking)] == []
+
+
+def test_a_net_without_an_address_offers_none(tmp_path: Path) -> None:
+    path = tmp_path / "net.sock"
+    with (
+        FakeBackend(path, features=(1 << 64) - 1),
+        contextlib.closing(open_net(path, None)) as device,
+    ):
+        assert "VIRTIO_NET_F_MAC" not in offered_on(path, device)
 
 
 def test_a_backend_that_offers_too_little_is_one_sentence(tmp_path: Path) -> None:

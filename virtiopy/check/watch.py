@@ -2,33 +2,19 @@
 
 from collections.abc import Callable, Sequence
 
-from virtiopy.check.balloon import BalloonJudge
-from virtiopy.check.blk import BlkJudge
 from virtiopy.check.catalogue import Area, load
-from virtiopy.check.console import ConsoleJudge
 from virtiopy.check.judge import DeviceJudge, Verdict
 from virtiopy.check.lifecycle import LifecycleJudge
-from virtiopy.check.net import NetJudge
 from virtiopy.check.registers import RegisterJudge
 from virtiopy.check.requests import RequestJudge
 from virtiopy.check.rings import RingJudge
-from virtiopy.check.rng import RngJudge
+from virtiopy.devices.entry import find_class
+from virtiopy.devices.registry import entry_named, entry_of, names
 from virtiopy.spec import DeviceId
 from virtiopy.transport.lifecycle import Lifecycle
 from virtiopy.transport.observer import LifecycleObserver
 from virtiopy.transport.placement import Transport
 from virtiopy.transport.registers import Register
-
-#: The device type of an area; the other areas are of all.
-_AREAS = {
-    Area.NET: DeviceId.NETWORK,
-    Area.BLK: DeviceId.BLOCK,
-    Area.CONSOLE: DeviceId.CONSOLE,
-    Area.RNG: DeviceId.ENTROPY,
-    Area.BALLOON: DeviceId.BALLOON,
-}
-
-_JUDGES: Sequence[type[RequestJudge]] = (NetJudge, BlkJudge, ConsoleJudge, RngJudge, BalloonJudge)
 
 
 class DriverCheck:
@@ -65,7 +51,7 @@ class DriverCheck:
         life = LifecycleJudge(judge, lifecycle, lifecycle.memory, sees_status=registers is not None)
         rings = RingJudge(judge, lifecycle.memory, sees_kicks=sees_kicks)
         device = lifecycle.device
-        requests = [kind(judge, device) for kind in _JUDGES if kind.device_id is device.device_id]
+        requests = [kind(judge, device) for kind in _judges_of(device.device_id)]
         watched = _Watched(judge, device.device_id, rings, requests, registers)
         # The rings and requests of a life are judged before the judge's own account of it ends.
         lifecycle.observers += [watched, life]
@@ -86,6 +72,13 @@ class DriverCheck:
             watched.finish()
             watched.conclude()
         return Verdict([watched.judge for watched in self._watched])
+
+
+def _judges_of(device_id: DeviceId) -> Sequence[type[RequestJudge]]:
+    entry = entry_of(device_id)
+    if entry is None or entry.judge is None:
+        return ()
+    return [find_class(entry.judge, RequestJudge)]
 
 
 class _Watched(LifecycleObserver):
@@ -110,7 +103,8 @@ class _Watched(LifecycleObserver):
         """Say whether an area's statements are to drivers of such a device."""
         if area is Area.MMIO:
             return self._registers is not None
-        return _AREAS.get(area, self._device) is self._device
+        # The areas of devices are called as these are; the others are of all.
+        return area.value not in names() or entry_named(area.value).device_id is self._device
 
     def activated(self) -> None:
         """Take note that there is something to judge when this life ends."""

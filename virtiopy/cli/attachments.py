@@ -1,21 +1,28 @@
-"""The devices that a command line can attach: each is an option and what builds the device.
+"""Devices of the command line: the value of a device's option, and what is built of it.
 
-A new device is one more line in ATTACHMENTS.
+Which devices there are, and their options, says `virtiopy/devices/registry.py`.
 """
 
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias, cast
 
-from virtiopy.cli.options import DeviceOptions, is_text, parse_size
+from virtiopy.cli.options import DeviceOptions, is_text, note, parse_size
 from virtiopy.devices.base import VirtioDevice
+from virtiopy.devices.entry import DeviceEntry, find
 from virtiopy.errors import ConfigError
 
 if TYPE_CHECKING:
     from virtiopy.devices.streams import Stream
     from virtiopy.host.disk import CacheMode
+    from virtiopy.vhost.user.rings import Lease
+
+    _Build: TypeAlias = Callable[[DeviceOptions], VirtioDevice]
+    _BuildServed: TypeAlias = Callable[[DeviceOptions], tuple[VirtioDevice, Lease | None]]
+    _ChooseMode: TypeAlias = Callable[[DeviceOptions, str], "ModeChoice"]
+    _OpenVhostUser: TypeAlias = Callable[[Path, DeviceOptions], VirtioDevice]
 
 
 #: How a value begins that names a backend's socket in place of an image.
@@ -39,10 +46,6 @@ class ModeChoice:
 
 #: The best mode that a device can be had in, where none is asked for.
 AUTO = "auto"
-
-
-def _auto(mode: str) -> ModeChoice:
-    return ModeChoice(mode, required=False, quiet=True)
 
 
 def vhost_user_path(options: DeviceOptions) -> Path | None:
@@ -69,11 +72,11 @@ def choose_mode(options: DeviceOptions, default: str) -> ModeChoice:
     """Return the device's own mode, or else the VM's."""
     if vhost_user_path(options) is not None:
         return ModeChoice("vhost-user")
-    mode = options.choice("mode", ("trapped", "ioeventfd"), _without_auto(default))
+    mode = options.choice("mode", ("trapped", "ioeventfd"), _without_native(default))
     return ModeChoice(mode)
 
 
-def _without_auto(default: str) -> str:
+def _without_native(default: str) -> str:
     return "ioeventfd" if default in {AUTO, "native"} else default
 
 
@@ -84,7 +87,7 @@ def choose_disk_mode(options: DeviceOptions, default: str) -> ModeChoice:
     if needs_storage_daemon(options):
         return ModeChoice(options.choice("mode", ("vhost-user",), "vhost-user"))
     mode = options.choice("mode", ("trapped", "ioeventfd", "native", AUTO), default)
-    return _auto("native") if mode == AUTO else ModeChoice(mode)
+    return ModeChoice("native", required=False, quiet=True) if mode == AUTO else ModeChoice(mode)
 
 
 def choose_net_mode(options: DeviceOptions, default: str) -> ModeChoice:
@@ -92,8 +95,8 @@ def choose_net_mode(options: DeviceOptions, default: str) -> ModeChoice:
     if vhost_user_path(options) is not None:
         return ModeChoice("vhost-user")
     modes = ("trapped", "ioeventfd", "vhost")
+    default = _without_native(default)
     vhost, mode = options.text("vhost", ""), options.text("mode", "")
-    default = _without_auto(default)
     if not vhost:
         return ModeChoice(options.choice("mode", modes, default))
     options.choice("vhost", ("on", "off", "auto"), vhost)
@@ -105,44 +108,49 @@ def choose_net_mode(options: DeviceOptions, default: str) -> ModeChoice:
     return ModeChoice("vhost", required=vhost == "on")
 
 
-@dataclass(slots=True, frozen=True)
-class Attachment:
-    """An option: its name, the prefix of its devices' names, how it is written, its builder.
+def parse(entry: DeviceEntry, text: str) -> DeviceOptions:
+    """Take a value of a device's option apart; raises ConfigError."""
+    option = entry.option
+    if not option.has_main and text:
+        text = f",{text}"
+    return DeviceOptions(option.name, text, (*option.keys, "mode"), option.repeatable)
 
-    `keys` may follow the first part of its value as key=value, `repeatable` ones several times;
-    every device knows `mode` too. Without `has_main` there is no first part: the value is
-    key=value,... and may be left out.
-    `build` is given the value, taken apart; it raises ConfigError with a remedy.
+
+def mode_of(entry: DeviceEntry, options: DeviceOptions, default: str) -> ModeChoice:
+    """Find a device's mode out from its option's value, given the VM's; raises ConfigError."""
+    if entry.choose_mode is None:
+        return choose_mode(options, default)
+    return cast("_ChooseMode", find(entry.choose_mode))(options, default)
+
+
+def build(entry: DeviceEntry, options: DeviceOptions) -> VirtioDevice:
+    """Make a device; raises ConfigError, with the remedy, and HostError."""
+    if (socket := vhost_user_path(options)) is None:
+        return cast("_Build", find(entry.build))(options)
+    if entry.vhost_user is None:
+        raise ConfigError(
+            f"virtiopy has no {entry.kind} that another process serves: leave vhost-user= out."
+        )
+    return cast("_OpenVhostUser", find(entry.vhost_user))(socket, options)
+
+
+def build_served(entry: DeviceEntry, options: DeviceOptions) -> "tuple[VirtioDevice, Lease | None]":
+    """Make a device to be served, and what its rings claim while they are worked.
+
+    Raises as `build` does.
     """
-
-    option: str
-    prefix: str
-    metavar: str
-    help: str
-    keys: tuple[str, ...]
-    build: Callable[[DeviceOptions], VirtioDevice]
-    has_main: bool = True
-    repeatable: tuple[str, ...] = ()
-    #: Finds the mode out from the value, given the VM's; raises ConfigError.
-    choose_mode: Callable[[DeviceOptions, str], ModeChoice] = choose_mode
-
-    def parse(self, text: str) -> DeviceOptions:
-        """Take a value of the option apart; raises ConfigError."""
-        if not self.has_main and text:
-            text = f",{text}"
-        return DeviceOptions(self.option, text, (*self.keys, "mode"), self.repeatable)
+    if entry.build_served is None:
+        return build(entry, options), None
+    return cast("_BuildServed", find(entry.build_served))(options)
 
 
 def build_disk(options: DeviceOptions) -> VirtioDevice:
     """Make a block device of `PATH[,readonly=on][,cache=MODE][,...]`."""
-    from virtiopy.devices.blk import ID_BYTES, POLL_US, Blk
+    from virtiopy.devices.blk import ID_BYTES, Blk
+    from virtiopy.devices.diskbacking import POLL_US
     from virtiopy.host.disk import CacheMode, DiskImage
     from virtiopy.virtqueue.layout import QUEUE_SIZE_MAX, valid_queue_size
 
-    if (socket := vhost_user_path(options)) is not None:
-        from virtiopy.vhost.user.device import open_blk
-
-        return open_blk(socket)
     cache = CacheMode(options.choice("cache", list(CacheMode), CacheMode.WRITEBACK))
     if needs_storage_daemon(options):
         return build_formatted_disk(options, cache)
@@ -169,6 +177,35 @@ def build_disk(options: DeviceOptions) -> VirtioDevice:
         threads=options.number("workers", 1, 1, num_queues),
         poll_us=options.number("poll-us", POLL_US, 0, POLL_MAX),
     )
+
+
+#: How large the rings of a disk that is served are taken to be, by which its driver is told how
+#: many segments a request may have (seg_max): it asks before the frontend has said. QEMU and
+#: cloud-hypervisor have as many.
+SERVED_QUEUE_SIZE = "128"
+
+
+def build_served_disk(options: DeviceOptions) -> "tuple[VirtioDevice, Lease | None]":
+    """Make a block device to be served; its rings claim the image while they are worked."""
+    from virtiopy.devices.blk import Blk
+    from virtiopy.host.disk import DiskImage
+
+    if needs_storage_daemon(options):
+        raise ConfigError(
+            f"{options.main} is no raw image: qemu-storage-daemon can serve it over vhost-user."
+        )
+    options.prefer("queue-size", SERVED_QUEUE_SIZE)
+    options.prefer("claimed", "off")
+    device = build_disk(options)
+    assert isinstance(device, Blk)
+    if not isinstance(device.disk, DiskImage):
+        return device, None
+    try:
+        device.disk.claim()
+    except ConfigError as error:
+        note(f"{error} Until then no frontend can use it here.")
+    device.disk.release()
+    return device, device.disk
 
 
 def needs_storage_daemon(options: DeviceOptions) -> bool:
@@ -208,6 +245,13 @@ def build_formatted_disk(options: DeviceOptions, cache: "CacheMode") -> VirtioDe
         device = VhostUserBlk(daemon.connect(), daemon.connect, release=daemon.close)
         opened.pop_all()
     return device
+
+
+def connect_disk(socket: Path, options: DeviceOptions) -> VirtioDevice:
+    """Make the block device that another process serves at a socket; raises ConfigError."""
+    from virtiopy.vhost.user.device import open_blk
+
+    return open_blk(socket)
 
 
 def build_rng(options: DeviceOptions) -> VirtioDevice:
@@ -294,10 +338,6 @@ def build_net(options: DeviceOptions) -> VirtioDevice:
         parse_mac,
     )
 
-    if (socket := vhost_user_path(options)) is not None:
-        from virtiopy.vhost.user.device import open_net
-
-        return open_net(socket, parse_mac(text) if (text := options.text("mac", "")) else None)
     name = options.word("tap", "")
     if not name:
         raise ConfigError("--net has no tap: write it as in --net tap=tap0,create=on.")
@@ -322,70 +362,9 @@ def build_net(options: DeviceOptions) -> VirtioDevice:
     return device
 
 
-ATTACHMENTS = [
-    Attachment(
-        "--disk",
-        "blk",
-        "PATH|URL[,format=FORMAT][,readonly=on][,cache=writeback|writethrough|none][,serial=ID]"
-        "[,queues=N][,queue-size=N][,workers=N][,poll-us=N]"
-        "[,mode=trapped|ioeventfd|native|auto], or vhost-user=SOCKET",
-        "Attach a raw image or block device; or one that another process serves at a socket. "
-        "`workers` threads in C work its queues in native mode, one a queue at most; each polls "
-        "for up to `poll-us` microseconds before it sleeps. "
-        "Images in another format, by the file's name or `format`, as qcow2, vmdk, vhdx or vdi, "
-        "and http and nbd URLs, are served by qemu-storage-daemon.",
-        (
-            *("readonly", "cache", "serial", "queues", "queue-size", "format"),
-            *("workers", "poll-us"),
-        ),
-        build_disk,
-        choose_mode=choose_disk_mode,
-    ),
-    Attachment(
-        "--rng",
-        "rng",
-        "[mode=trapped|ioeventfd]",
-        "Attach an entropy device.",
-        (),
-        build_rng,
-        has_main=False,
-    ),
-    Attachment(
-        "--balloon",
-        "balloon",
-        "[target=SIZE][,stats=SECONDS][,deflate-on-oom=on][,mode=trapped|ioeventfd]",
-        "Attach a memory balloon.",
-        ("target", "stats", "deflate-on-oom"),
-        build_balloon,
-        has_main=False,
-    ),
-    Attachment(
-        "--console",
-        "console",
-        "TARGET[,port=NAME:TARGET]...[,wait=on][,mode=trapped|ioeventfd]",
-        "Attach a console whose host's side is TARGET: stdio (Ctrl-a x ends the run), pty[:LINK], "
-        "socket:PATH or file:PATH; `port` adds a named channel. Output that finds nobody at a "
-        "pty or socket is dropped, or with wait=on held for the first who comes.",
-        ("wait",),
-        build_console,
-        repeatable=("port",),
-    ),
-    Attachment(
-        "--net",
-        "net",
-        "tap=NAME[,create=on][,address=IP/PREFIX][,bridge=NAME][,netns=NAME][,mac=MAC][,mtu=N]"
-        "[,queues=N][,pcap=FILE][,vhost=on|off|auto][,poll-us=N]"
-        "[,mode=trapped|ioeventfd|vhost], or vhost-user=SOCKET[,mac=MAC]",
-        "Attach a network device to a tap, which is there or with create=on is made and taken "
-        "away again. `pcap` records its frames. vhost=on has the kernel's vhost-net work the "
-        "rings, vhost=auto where that can be had. vhost-user=SOCKET attaches one that another "
-        "process serves.",
-        (
-            *("tap", "create", "address", "bridge", "netns", "mac", "mtu", "queues", "pcap"),
-            *("vhost", "poll-us", "vhost-user"),
-        ),
-        build_net,
-        has_main=False,
-        choose_mode=choose_net_mode,
-    ),
-]
+def connect_net(socket: Path, options: DeviceOptions) -> VirtioDevice:
+    """Make the network device that another process serves at a socket; raises ConfigError."""
+    from virtiopy.host.tapconfig import parse_mac
+    from virtiopy.vhost.user.device import open_net
+
+    return open_net(socket, parse_mac(text) if (text := options.text("mac", "")) else None)

@@ -3,24 +3,37 @@
 import json
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 import click
 
-from virtiopy.cli.attachments import ATTACHMENTS, VHOST_USER, Attachment, vhost_user_path
+from virtiopy.cli import attachments
+from virtiopy.cli.attachments import VHOST_USER, vhost_user_path
+from virtiopy.cli.devices import (
+    DeviceCommand,
+    count_options,
+    measured_by,
+    measured_devices,
+    measured_entries,
+    parameter_of,
+)
 from virtiopy.cli.options import DeviceOptions, Seconds, accelerator_option, note
-from virtiopy.errors import ConfigError
+from virtiopy.devices.entry import DeviceEntry, find
+from virtiopy.devices.entry import Workload as DeviceWorkload
+from virtiopy.errors import ConfigError, HostError
 from virtiopy.files import check_output, write_output
 
 if TYPE_CHECKING:
     from virtiopy.devices.base import VirtioDevice
     from virtiopy.exits.backend import Backend
     from virtiopy.exits.model import Comparison
-    from virtiopy.exits.runner import Setup
+    from virtiopy.exits.runner import Setup, Surroundings
+
+Texts: TypeAlias = tuple[str, ...]
 
 #: What --exit-free says: which of registers with exits and without are compared.
 EXIT_FREE = {"off": (False,), "on": (True,), "both": (False, True)}
@@ -29,9 +42,6 @@ MODES = ("trapped", "ioeventfd", "native", "vhost", "vhost-user")
 
 #: Requests in flight at most: what the guest has room for (guest_drivers/virtio/workload.h).
 DEPTH_MAX = 128
-
-_DEFAULT_PACKETS = 10_000
-_DEFAULT_REQUESTS = 1_000
 
 
 def _modes(context: click.Context, parameter: click.Parameter, value: str) -> list[str]:
@@ -47,42 +57,15 @@ def _modes(context: click.Context, parameter: click.Parameter, value: str) -> li
 
 
 @click.command(
+    cls=DeviceCommand,
+    device_params=measured_devices,
     epilog="""Examples: what a packet costs, and what a read from a disk does:
 
 \b
   virtiopy exits --net tap=t0,create=on
   virtiopy exits --net tap=t0,create=on --direction receive --depth 32 --html exits.html
   virtiopy exits --disk disk.img --requests 1000 --modes trapped,ioeventfd --json exits.json
-"""
-)
-@click.option(
-    "--net",
-    metavar="tap=NAME[,create=on][,netns=NAME]...",
-    help="Measure a network device, on this tap: written as for `virtiopy run`.",
-)
-@click.option(
-    "--disk",
-    metavar="PATH[,cache=MODE]...",
-    help="Measure a block device on this image, by random reads of 4 KiB. It is opened for "
-    "reading, and nothing on it changes.",
-)
-@click.option(
-    "--packets",
-    type=click.IntRange(1),
-    metavar="N",
-    help=f"Packets to count, with --net.  [default: {_DEFAULT_PACKETS}]",
-)
-@click.option(
-    "--requests",
-    type=click.IntRange(1),
-    metavar="N",
-    help=f"Requests to count, with --disk.  [default: {_DEFAULT_REQUESTS}]",
-)
-@click.option(
-    "--direction",
-    type=click.Choice(["send", "receive"]),
-    help="What the guest does with packets. To be received they are sent to the tap from here, "
-    "which takes root.  [default: send]",
+""",
 )
 @click.option(
     "--depth",
@@ -133,10 +116,6 @@ def _modes(context: click.Context, parameter: click.Parameter, value: str) -> li
 )
 def command(
     *,
-    net: str | None,
-    disk: str | None,
-    packets: int | None,
-    requests: int | None,
     direction: str | None,
     depth: int,
     modes: list[str],
@@ -145,6 +124,7 @@ def command(
     timeout: float,
     json_path: Path | None,
     html_path: Path | None,
+    **given: tuple[str, ...] | int | None,
 ) -> int:
     """Compare what each way of doing I/O costs, in exits and in time.
 
@@ -164,18 +144,8 @@ def command(
     from virtiopy.exits.runner import compare
     from virtiopy.vm.slots import IoMode
 
-    if (net is None) == (disk is None):
-        raise ConfigError("There is one device to measure: give either --net or --disk.")
-    if net is not None:
-        if requests is not None:
-            raise ConfigError("--requests is for --disk: with --net, give --packets.")
-        setup = network_setup(net, packets or _DEFAULT_PACKETS, depth, direction or "send")
-    else:
-        assert disk is not None
-        if packets is not None or direction is not None:
-            what = "--direction" if packets is None else "--packets"
-            raise ConfigError(f"{what} is for --net: with --disk, give --requests.")
-        setup = disk_setup(disk, requests or _DEFAULT_REQUESTS, depth)
+    entry, text = _device(given)
+    setup = device_setup(entry, text, _count(entry, given), depth, direction)
     setup = replace(setup, accelerator=accel, timeout=timeout, note=note)
     render = None if html_path is None else _page()
     for path in (json_path, html_path):
@@ -202,75 +172,101 @@ def command(
     return 0
 
 
-def network_setup(text: str, packets: int, depth: int, direction: str) -> "Setup":
-    """Describe a workload on the tap that `text` names, as --net does."""
+def _device(given: Mapping[str, object]) -> tuple[DeviceEntry, str]:
+    """Return the one device to measure, and the value of its option; raises ConfigError."""
+    measured = measured_entries()
+    found = [(entry, text) for entry in measured for text in cast("Texts", given[entry.name])]
+    if len(found) != 1:
+        options = ", ".join(entry.option.name for entry in measured)
+        raise ConfigError(
+            f"There is one device to measure, and {len(found)} are given: give one of {options}, "
+            "once."
+        )
+    return found[0]
+
+
+def _count(entry: DeviceEntry, given: Mapping[str, object]) -> int | None:
+    """Return how many requests the user wants; raises ConfigError where it is not said so."""
+    option = _workload(entry).count_option
+    for other in count_options():
+        if other != option and given[parameter_of(other)] is not None:
+            those = "/".join(each.option.name for each in measured_by(other))
+            raise ConfigError(f"{other} is for {those}: with {entry.option.name}, give {option}.")
+    count = given[parameter_of(option)]
+    assert count is None or isinstance(count, int)
+    return count
+
+
+def device_setup(
+    entry: DeviceEntry, text: str, count: int | None, depth: int, direction: str | None
+) -> "Setup":
+    """Describe the workload of a device that `text`, its option's value, says."""
     from virtiopy.exits.model import Workload
     from virtiopy.exits.runner import Setup, nothing_else
-    from virtiopy.exits.traffic import frames_for
 
-    attachment = _attachment("net")
-    options = _options(attachment, text)
-    receives = direction == "receive"
-    frames = frames_for(options.text("tap", ""), options.text("netns", "") or None)
+    workload = _workload(entry)
+    if direction is not None and direction not in workload.directions:
+        raise ConfigError(
+            f"--direction {direction} is not for {entry.option.name}: leave it out, or give one of "
+            f"{', '.join(workload.directions)}."
+        )
+    way = workload.directions[direction or next(iter(workload.directions))]
+    options = _options(entry, text)
+    for key, value in workload.adds.items():
+        if not options.text(key, ""):
+            text = f"{text},{key}={value}"
+    options = _options(entry, text)
+    count = count or workload.count
     return Setup(
-        workload=Workload("net", "packet", "received" if receives else "sent", packets, depth),
-        guest="net",
-        arguments=f"net.mode=measure net.frames={packets} net.depth={depth} "
-        f"net.receive={int(receives)}",
-        name="net0",
-        build=partial(attachment.build, options),
-        serve=_backend(attachment, text),
-        surroundings=frames if receives else nothing_else,
+        workload=Workload(entry.name, workload.unit, way.what, count, depth),
+        guest=entry.guest_driver,
+        arguments=way.arguments.format(count=count, depth=depth),
+        name=f"{entry.name}0",
+        build=partial(attachments.build, entry, options),
+        serve=_backend(entry, text),
+        surroundings=_surroundings(way.surroundings, options) or nothing_else,
     )
 
 
-def disk_setup(text: str, requests: int, depth: int) -> "Setup":
-    """Describe a workload on the image that `text` names, as --disk does."""
-    from virtiopy.exits.model import Workload
-    from virtiopy.exits.runner import Setup
-
-    attachment = _attachment("blk")
-    options = _options(attachment, text)
-    if not options.text("readonly", ""):
-        text = f"{text},readonly=on"
-        options = attachment.parse(text)
-    return Setup(
-        workload=Workload("blk", "read", "of 4 KiB", requests, depth),
-        guest="blk",
-        arguments=f"blk.requests={requests} blk.depth={depth}",
-        name="blk0",
-        build=partial(attachment.build, options),
-        serve=_backend(attachment, text),
-    )
+def _workload(entry: DeviceEntry) -> DeviceWorkload:
+    assert entry.workload is not None
+    return entry.workload
 
 
-def _attachment(prefix: str) -> Attachment:
-    return next(each for each in ATTACHMENTS if each.prefix == prefix)
+def _surroundings(place: str | None, options: DeviceOptions) -> "Surroundings | None":
+    if place is None:
+        return None
+    return cast("Callable[[DeviceOptions], Surroundings]", find(place))(options)
 
 
-def _options(attachment: Attachment, text: str) -> DeviceOptions:
-    options = attachment.parse(text)
+def _options(entry: DeviceEntry, text: str) -> DeviceOptions:
+    options = attachments.parse(entry, text)
     if given := {"mode", "vhost"} & set(options.keys):
         raise ConfigError(
-            f"{attachment.option} has {given.pop()}=...: name the modes with --modes instead."
+            f"{entry.option.name} has {given.pop()}=...: name the modes with --modes instead."
         )
     if vhost_user_path(options) is not None:
         raise ConfigError(
-            f"{attachment.option} names a vhost-user backend, which has no other mode to compare: "
+            f"{entry.option.name} names a vhost-user backend, which has no other mode to compare: "
             "name what it serves, and a backend is started for it."
         )
     return options
 
 
-def _backend(attachment: Attachment, text: str) -> "Callable[[], Backend]":
+def _backend(entry: DeviceEntry, text: str) -> "Callable[[], Backend]":
     """Return what starts a process that serves the device which `text` describes."""
     from virtiopy.exits.backend import Backend
 
     def attach(socket: Path) -> "VirtioDevice":
         path = str(socket).replace(",", ",,")
-        return attachment.build(attachment.parse(f"{VHOST_USER}{path}"))
+        return attachments.build(entry, attachments.parse(entry, f"{VHOST_USER}{path}"))
 
-    return lambda: Backend(attachment.prefix, text, attach)
+    def serve() -> Backend:
+        if entry.vhost_user is None or not entry.served:
+            raise HostError(f"virtiopy has no {entry.kind} that another process serves.")
+        return Backend(entry.name, text, attach)
+
+    return serve
 
 
 def _page() -> "Callable[[Comparison], str]":

@@ -9,14 +9,12 @@ from pathlib import Path
 
 import click
 
-from virtiopy.cli.machines import (
-    MachineOptions,
-    attachment_options,
-    machine_options,
-    open_machine,
-)
+from virtiopy.cli.attachments import parse
+from virtiopy.cli.devices import DeviceCommand, attach_options
+from virtiopy.cli.machines import MachineOptions, machine_options, open_machine
 from virtiopy.cli.main import EXIT_GUEST_FAILED
-from virtiopy.cli.options import DeviceOptions, note
+from virtiopy.cli.options import note
+from virtiopy.devices.registry import entries, entry_named
 from virtiopy.files import check_output
 
 #: What makes a kernel quick to boot, and quiet: there is nobody here to protect it from.
@@ -25,17 +23,10 @@ WORDS = (
     "lsm= audit=0 ima=off no_timer_check rcupdate.rcu_expedited=1"
 )
 
-#: The module of each kind of device, by the prefix of its option.
-_MODULES = {
-    "blk": ("virtio_blk", "ext4", "crc32c_generic"),
-    "net": ("virtio_net", "af_packet"),
-    "console": ("virtio_console",),
-    "balloon": ("virtio_balloon",),
-    "rng": ("virtio_rng",),
-}
-
 
 @click.command(
+    cls=DeviceCommand,
+    device_params=attach_options,
     context_settings={"ignore_unknown_options": False},
     epilog="""Examples:
 
@@ -46,7 +37,6 @@ _MODULES = {
   virtiopy linux --net tap=t0,create=on,address=192.0.2.1/24 -- ping -c 3 192.0.2.1
 """,
 )
-@attachment_options
 @click.option(
     "--kernel",
     type=click.Path(path_type=Path),
@@ -131,7 +121,7 @@ def command(
     )
     cache = cache_folder()
     found = LinuxKernel.of(kernel) if kernel is not None else find_kernel(cache, note)
-    wanted = [name for prefix in attached if attached[prefix] for name in _MODULES[prefix]]
+    wanted = [name for entry in entries() if attached[entry.name] for name in entry.linux_modules]
     contents = initramfs.Contents(
         found, (*wanted, *modules), initramfs.programs_for(words, programs)
     )
@@ -184,21 +174,13 @@ def guest_addresses(nets: tuple[str, ...]) -> list[str]:
     """Return the guest's address on each network device: the one after the host's, or "-"."""
     addresses = []
     for text in nets:
-        keys = DeviceOptions("--net", f",{text}", _net_keys()).text("address", "")
-        if not keys:
+        address = parse(entry_named("net"), text).text("address", "")
+        if not address:
             addresses.append("-")
             continue
-        host = ipaddress.ip_interface(keys)
+        host = ipaddress.ip_interface(address)
         addresses.append(f"{host.ip + 1}/{host.network.prefixlen}")
     return addresses
-
-
-def _net_keys() -> tuple[str, ...]:
-    from virtiopy.cli.attachments import ATTACHMENTS
-
-    return next(
-        (*attachment.keys, "mode") for attachment in ATTACHMENTS if attachment.prefix == "net"
-    )
 
 
 def terminal_size() -> str:

@@ -3,16 +3,16 @@
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from virtiopy.cli.attachments import ATTACHMENTS, AUTO, ModeChoice
+from virtiopy.cli import attachments
 from virtiopy.cli.check import DriverChecking, driver_check_option, unusual_device_options
 from virtiopy.cli.options import Seconds, accelerator_option, note, parse_size
 from virtiopy.cli.signals import ended_by_signals
+from virtiopy.devices.registry import entries
 from virtiopy.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,22 +20,6 @@ if TYPE_CHECKING:
 
 #: What --exit-free says, as Machine is told it.
 EXIT_FREE = {"on": True, "off": False, "auto": None}
-
-#: An option whose value may be left out.
-_option_without_value = partial(click.option, is_flag=False, flag_value="")
-
-
-def attachment_options(function: Callable[..., int]) -> Callable[..., int]:
-    """Give a subcommand the options that attach devices."""
-    for attachment in reversed(ATTACHMENTS):
-        function = (click.option if attachment.has_main else _option_without_value)(
-            attachment.option,
-            attachment.prefix,
-            multiple=True,
-            metavar=attachment.metavar,
-            help=attachment.help,
-        )(function)
-    return function
 
 
 @dataclass(slots=True, frozen=True)
@@ -192,16 +176,17 @@ def open_machine(
     )
     if options.pcap is not None:
         attached["net"] = with_pcap(attached["net"], options.pcap)
-    # Who watches the queues watches them in Python.
-    mode = "ioeventfd" if options.mode == AUTO and checking.watches else options.mode
-    for attachment in ATTACHMENTS:
-        for number, text in enumerate(attached[attachment.prefix]):
-            parsed = attachment.parse(text)
-            choice = attachment.choose_mode(parsed, mode)
-            device = attachment.build(parsed)
+    # What watches the queues watches them in Python.
+    watched = options.mode == attachments.AUTO and checking.watches
+    mode = "ioeventfd" if watched else options.mode
+    for entry in entries():
+        for number, text in enumerate(attached[entry.name]):
+            parsed = attachments.parse(entry, text)
+            choice = attachments.mode_of(entry, parsed, mode)
+            device = attachments.build(entry, parsed)
             machine.add_device(
                 device,
-                f"{attachment.prefix}{number}",
+                f"{entry.name}{number}",
                 IoMode(choice.mode),
                 refused=_refused(choice),
                 watch=checking.prepare(device),
@@ -211,7 +196,7 @@ def open_machine(
     return machine, checking
 
 
-def _refused(choice: ModeChoice) -> Callable[[str], None] | None:
+def _refused(choice: attachments.ModeChoice) -> Callable[[str], None] | None:
     """Return what is told why a device is not in the mode that was chosen; None for an error."""
     if choice.required:
         return None

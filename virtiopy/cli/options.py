@@ -34,7 +34,8 @@ class DeviceOptions:
             key, equals, value = part.partition("=")
             if not equals or key not in known:
                 raise ConfigError(
-                    f"{option} does not know {part!r}: use {', '.join(f'{k}=...' for k in known)}."
+                    f"{option} does not know {part!r}: use {', '.join(f'{k}=...' for k in known)}"
+                    f"{'; a comma of a value is written twice' if not equals else ''}."
                 )
             if key in self._lists:
                 self._lists[key].append(value)

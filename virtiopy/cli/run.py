@@ -6,12 +6,8 @@ from pathlib import Path
 
 import click
 
-from virtiopy.cli.machines import (
-    MachineOptions,
-    attachment_options,
-    machine_options,
-    open_machine,
-)
+from virtiopy.cli.devices import DeviceCommand, attach_options
+from virtiopy.cli.machines import MachineOptions, machine_options, open_machine
 from virtiopy.cli.main import EXIT_GUEST_FAILED
 from virtiopy.errors import ConfigError
 from virtiopy.files import check_output
@@ -22,6 +18,8 @@ _GUEST_TIMEOUT = 60.0
 
 
 @click.command(
+    cls=DeviceCommand,
+    device_params=attach_options,
     epilog="""Example: exercise a scratch disk's driver and device, destroying what is on the disk:
 
 \b
@@ -31,9 +29,8 @@ _GUEST_TIMEOUT = 60.0
 \b
 A kernel, its console on the terminal; Ctrl-a x ends it:
   virtiopy run --kernel vmlinuz --initrd initrd.img --disk disk.img
-"""
+""",
 )
-@attachment_options
 @click.option(
     "--guest",
     metavar="NAME|ELF",

@@ -8,33 +8,22 @@ from typing import TYPE_CHECKING
 
 import click
 
-from virtiopy.cli.attachments import (
-    ATTACHMENTS,
-    AUTO,
-    Attachment,
-    ModeChoice,
-    needs_storage_daemon,
-    vhost_user_path,
-)
-from virtiopy.cli.options import note
+from virtiopy.cli import attachments
+from virtiopy.cli.attachments import build_served, parse, vhost_user_path
+from virtiopy.cli.devices import DeviceCommand, served_device
 from virtiopy.devices.base import VirtioDevice
+from virtiopy.devices.entry import DeviceEntry
+from virtiopy.devices.registry import entry_named
 from virtiopy.errors import ConfigError
 from virtiopy.eventloop import READABLE, EventLoop
 
 if TYPE_CHECKING:
     from virtiopy.vhost.user.rings import Lease
 
-#: The devices that can be served, by the names of their options.
-SERVED = {
-    attachment.prefix: attachment for attachment in ATTACHMENTS if attachment.prefix != "balloon"
-}
-
-#: How large a disk's rings are taken to be, by which its driver is told how many segments a request
-#: may have (seg_max): it asks before the frontend has said. QEMU and cloud-hypervisor have as many.
-QUEUE_SIZE = "128"
-
 
 @click.command(
+    cls=DeviceCommand,
+    device_params=served_device,
     epilog="""Example: give QEMU a disk, 4 queues wide:
 
 \b
@@ -44,9 +33,8 @@ QUEUE_SIZE = "128"
     -device vhost-user-blk-pci,chardev=blk,num-queues=4
 
 docs/vhost-user.md has network devices, libvirt and other VMMs, and systemd.
-"""
+""",
 )
-@click.argument("device", type=click.Choice(list(SERVED)))
 @click.argument("options", default="")
 @click.option(
     "--socket",
@@ -85,11 +73,11 @@ def command(
         source, name = _source(path, socket_fd, connect=connect)
         if isinstance(source, socket.socket):
             stack.callback(source.close)
-        served, mode = _build(SERVED[device], options)
-        stack.enter_context(contextlib.closing(served))
+        served, lease, mode = _build(entry_named(device), options)
+        stack.callback(served.close)
         loop = stack.enter_context(EventLoop("serve"))
         # Closed on this thread, as the loop ran here: nothing is done beside it any more.
-        server = Server(served, loop, source, kept=path is None, lease=_lease(served))
+        server = Server(served, loop, source, kept=path is None, lease=lease)
         stack.enter_context(server)
         _delegate(served, mode)
         loop.watch(ended, READABLE, lambda events: loop.stop(), "signals")
@@ -133,27 +121,22 @@ def _inherited(fd: int) -> socket.socket:
     return listener
 
 
-def _build(attachment: Attachment, text: str) -> tuple[VirtioDevice, ModeChoice]:
-    """Build the device, and say who is to work its rings."""
-    options = attachment.parse(text)
+def _build(
+    entry: DeviceEntry, text: str
+) -> "tuple[VirtioDevice, Lease | None, attachments.ModeChoice]":
+    """Build the device, what its rings claim, and say what is to work them."""
+    options = parse(entry, text)
     if given := {"vhost", "vhost-user"} & set(options.keys):
         raise ConfigError(f"{given.pop()}=... is for virtiopy's own VM: leave it out.")
-    mode = attachment.choose_mode(options, AUTO)
-    if mode.mode not in {"ioeventfd", "native"}:
-        raise ConfigError(f"mode={mode.mode} is for virtiopy's own VM: leave it out.")
+    if options.text("mode", "native") not in {"native", "ioeventfd", attachments.AUTO}:
+        raise ConfigError("mode=... is for virtiopy's own VM: leave it out.")
     if vhost_user_path(options) is not None:
         raise ConfigError("What is served already can only be attached: name an image.")
-    if attachment.prefix == "blk" and needs_storage_daemon(options):
-        raise ConfigError(
-            f"{options.main} is no raw image: qemu-storage-daemon can serve it over vhost-user."
-        )
-    if attachment.prefix == "blk":
-        options.prefer("queue-size", QUEUE_SIZE)
-        options.prefer("claimed", "off")
-    return attachment.build(options), mode
+    served, lease = build_served(entry, options)
+    return served, lease, attachments.mode_of(entry, options, attachments.AUTO)
 
 
-def _delegate(served: VirtioDevice, choice: ModeChoice) -> None:
+def _delegate(served: VirtioDevice, choice: attachments.ModeChoice) -> None:
     """Have a thread in C work the device's rings where that is the mode and can be had."""
     from virtiopy.errors import HostError
     from virtiopy.worker.native import open_native
@@ -165,21 +148,6 @@ def _delegate(served: VirtioDevice, choice: ModeChoice) -> None:
     except (ConfigError, HostError):
         if choice.required:
             raise
-
-
-def _lease(served: VirtioDevice) -> "Lease | None":
-    """Return what a disk's rings claim while they are worked; say so where another has it now."""
-    from virtiopy.devices.blk import Blk
-    from virtiopy.host.disk import DiskImage
-
-    if not isinstance(served, Blk) or not isinstance(served.disk, DiskImage):
-        return None
-    try:
-        served.disk.claim()
-    except ConfigError as error:
-        note(f"{error} Until then no frontend can use it here.")
-    served.disk.release()
-    return served.disk
 
 
 def _signals_as_file(stack: contextlib.ExitStack) -> int:

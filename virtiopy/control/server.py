@@ -4,7 +4,7 @@
     {"device": "balloon0", "target": 67108864}
 
 What goes wrong is answered by {"error": "a sentence"}. A new command is a function, and its
-entry in COMMANDS.
+entry in COMMANDS; what one device can do is among its `commands` (devices/base.py).
 """
 
 import errno
@@ -12,19 +12,21 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from virtiopy.closing import Closing
 from virtiopy.control.client import Answer, Json
-from virtiopy.devices.balloon import Balloon
+from virtiopy.devices.base import DeviceCommand
+from virtiopy.devices.entry import DeviceEntry
+from virtiopy.devices.registry import entries
 from virtiopy.errors import ConfigError, VirtiopyError
 from virtiopy.eventloop import READABLE, WRITABLE
 from virtiopy.sizes import parse_size
-from virtiopy.spec import DeviceId, DeviceStatus
+from virtiopy.spec import DeviceStatus
 from virtiopy.vm.machine import Machine
-from virtiopy.vm.slots import IoMode, Slot
+from virtiopy.vm.slots import Slot
 
 log = logging.getLogger(__name__)
 
@@ -92,39 +94,31 @@ def _describe(slot: Slot) -> Answer:
         }
 
 
-def balloon(machine: Machine, arguments: Arguments) -> Answer:
-    """Set the target of a balloon, which need not be named where there is one."""
-    target = arguments.size("target")
-    balloons = {slot.name: slot for slot in machine.slots if isinstance(slot.device, Balloon)}
-    slot = _choose(balloons, arguments.text("device"), "balloon", "balloon")
-    assert isinstance(slot.device, Balloon)
-    slot.device.set_target(target)
-    return {"device": slot.name, "target": target}
-
-
 def mode(machine: Machine, arguments: Arguments) -> Answer:
-    """Have a network device or a disk worked in another mode: see `Slot.change_mode`.
-
-    Where no device is named, it is the one network device, or for native mode the one disk.
-    """
+    """Have a device worked in another mode: see `Slot.change_mode`."""
     wanted = arguments.text("mode")
     if wanted is None:
         raise ConfigError('The request has no mode: write "mode": "vhost" or "mode": "ioeventfd".')
-    name = arguments.text("device")
-    disks = {slot.name: slot for slot in machine.slots if slot.device.device_id is DeviceId.BLOCK}
-    if name in disks or (wanted == IoMode.NATIVE and name is None):
-        slot = _choose(disks, name, "disk", "disk")
-    else:
-        nets = {slot.name: slot for slot in machine.net}
-        slot = _choose(nets, name, "network device", "net")
+    # Any that another worker can have, where the mode is none of another worker's.
+    can = [entry for entry in entries() if wanted in entry.device_class.workers] or [
+        entry for entry in entries() if entry.device_class.workers
+    ]
+    kinds = {entry.device_id for entry in can}
+    slot = _choose(
+        {slot.name: slot for slot in machine.slots if slot.device.device_id in kinds},
+        arguments.text("device"),
+        can,
+    )
     slot.change_mode(wanted)
     return {"device": slot.name, "mode": slot.mode.value}
 
 
-def _choose(found: Mapping[str, Slot], name: str | None, kind: str, option: str) -> Slot:
-    """Return the slot of this name, which need not be given where there is one."""
+def _choose(found: Mapping[str, Slot], name: str | None, entries: Sequence[DeviceEntry]) -> Slot:
+    """Return the slot of this name, which need not be given where there is one of `entries`."""
+    kind = " or ".join(entry.kind for entry in entries)
     if not found:
-        raise ConfigError(f"The machine has no {kind}: start it with --{option}.")
+        options = " or ".join(entry.option.name for entry in entries)
+        raise ConfigError(f"The machine has no {kind}: start it with {options}.")
     if name is None and len(found) == 1:
         (name,) = found
     there = f"give the device as one of {', '.join(found)}."
@@ -136,10 +130,42 @@ def _choose(found: Mapping[str, Slot], name: str | None, kind: str, option: str)
 
 
 COMMANDS: Mapping[str, Command] = {
-    "status": Command(status),
-    "balloon": Command(balloon, ("device", "target")),
     "mode": Command(mode, ("device", "mode")),
+    "status": Command(status),
 }
+
+
+def device_commands() -> Mapping[str, DeviceCommand]:
+    """Return the commands that devices have of their own (`VirtioDevice.commands`), by name."""
+    found: dict[str, DeviceCommand] = {}
+    for entry in entries():
+        found.update(entry.device_class.commands)
+    return found
+
+
+def _of_a_device(name: str, command: DeviceCommand) -> Command:
+    """Return the command that finds the device and has it do a command of its own."""
+
+    def run(machine: Machine, arguments: Arguments) -> Answer:
+        slot = _choose(
+            {slot.name: slot for slot in machine.slots if name in slot.device.commands},
+            arguments.text("device"),
+            [entry for entry in entries() if name in entry.device_class.commands],
+        )
+        answer = slot.device.commands[name].run(slot.device, arguments)
+        return {"device": slot.name, **answer}
+
+    return Command(run, ("device", *command.keys))
+
+
+def _command_named(name: Json) -> Command:
+    if isinstance(name, str):
+        if name in COMMANDS:
+            return COMMANDS[name]
+        if (own := device_commands().get(name)) is not None:
+            return _of_a_device(name, own)
+    names = ", ".join([*COMMANDS, *device_commands()])
+    raise ConfigError(f"There is no command {json.dumps(name)}: give one of {names}.")
 
 
 def execute(machine: Machine, line: bytes) -> Answer:
@@ -152,11 +178,7 @@ def execute(machine: Machine, line: bytes) -> Answer:
         if not isinstance(request, dict):
             raise ConfigError('The request is no object: write {"command": "status"}.')
         name = request.pop("command", None)
-        command = COMMANDS.get(name) if isinstance(name, str) else None
-        if command is None:
-            raise ConfigError(
-                f"There is no command {json.dumps(name)}: give one of {', '.join(COMMANDS)}."
-            )
+        command = _command_named(name)
         if unknown := [key for key in request if key not in command.keys]:
             known = ", ".join(command.keys) or "nothing else"
             raise ConfigError(f"{name} does not know {unknown[0]!r}: it takes {known}.")

@@ -11,10 +11,17 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import ClassVar
 
 from virtiopy._native import ffi
-from virtiopy.devices.base import DeviceHost, Fact, VirtioDevice
+from virtiopy.devices.base import (
+    CommandArguments,
+    DeviceCommand,
+    DeviceHost,
+    Fact,
+    VirtioDevice,
+)
 from virtiopy.errors import ConfigError, DriverError
 from virtiopy.eventloop import EventLoop
 from virtiopy.memory import GuestMemory
@@ -107,6 +114,13 @@ _POISON_OFFSET = ffi.offsetof("struct virtio_balloon_config", "poison_val")
 _STATISTICS = {int(statistic): statistic.name for statistic in Statistic}
 
 
+def _set_target(device: VirtioDevice, arguments: CommandArguments) -> Mapping[str, Fact]:
+    assert isinstance(device, Balloon)
+    target = arguments.size("target")
+    device.set_target(target)
+    return {"target": target}
+
+
 @dataclass(slots=True, eq=False)
 class _Batch:
     """Requests of one queue that a worker serves together."""
@@ -127,6 +141,9 @@ class Balloon(VirtioDevice):
 
     device_id: ClassVar[DeviceId] = DeviceId.BALLOON
     feature_bits = BalloonFeature
+    commands = MappingProxyType(
+        {"balloon": DeviceCommand("Set the target of a balloon.", ("target",), _set_target)}
+    )
 
     # There is no free_page_vq. Linux numbers the queues that there are without gaps, so what is
     # reporting_vq to it may be queue 3, or 2.

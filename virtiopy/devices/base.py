@@ -8,7 +8,7 @@ device answers through the `DeviceHost` that it was attached to.
 import contextlib
 import enum
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import ClassVar, Protocol
@@ -58,6 +58,29 @@ class SharedMemoryRegion:
     length: int
 
 
+class CommandArguments(Protocol):
+    """What a user's command says; each method raises ConfigError for what it should not say."""
+
+    def text(self, key: str) -> str | None:
+        """Return a string, or None where there is none."""
+
+    def size(self, key: str) -> int:
+        """Return a size in bytes, which is a number or written as 64M."""
+
+
+@dataclass(slots=True, frozen=True)
+class DeviceCommand:
+    """What a user can have a device do while it runs, by `virtiopy ctl`.
+
+    `run` is given the device, whose lock is not held, and the arguments, under `keys`; it returns
+    what the user is told, and raises ConfigError.
+    """
+
+    help: str
+    keys: tuple[str, ...]
+    run: Callable[["VirtioDevice", CommandArguments], Mapping[str, Fact]]
+
+
 class VirtioDevice:
     """A virtio device, worked by one thread at a time: whoever calls it holds `lock`.
 
@@ -79,6 +102,15 @@ class VirtioDevice:
 
     #: The largest size of each virtqueue: QueueSizeMax, a power of 2.
     queue_sizes: Sequence[int]
+
+    #: How many virtqueues VMMs count as one: a network device has them in pairs.
+    queues_in_one: ClassVar[int] = 1
+
+    #: The modes in which another worker can have some of its rings, by name: see `delegate`.
+    workers: ClassVar[frozenset[str]] = frozenset()
+
+    #: What a user can have it do, by the command's name.
+    commands: ClassVar[Mapping[str, DeviceCommand]] = MappingProxyType({})
 
     #: The shared memory regions of the device, by their ID (shmid): what they are for says its
     #: section.
@@ -197,6 +229,13 @@ class VirtioDevice:
     def undelegated(self, index: int) -> contextlib.AbstractContextManager[None]:
         """Have no other worker work a queue meanwhile, nor use its notifiers."""
         return contextlib.nullcontext()
+
+    def discards_while_disabled(self, index: int) -> bool:
+        """Say whether buffers of a queue that no `enable_queues` names are taken and discarded.
+
+        Else they stay where they are (vhost-user, Ring states).
+        """
+        return False
 
     def enable_queues(self, indexes: Iterable[int]) -> None:
         """Use these queues and no others, where no control command of the driver's says it."""

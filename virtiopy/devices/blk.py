@@ -9,12 +9,13 @@ import enum
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Protocol
 
 from virtiopy._native import ffi
 from virtiopy.devices.base import Fact, VirtioDevice
 from virtiopy.devices.batches import Batches
-from virtiopy.devices.delegation import Backing, OpenWorker
+from virtiopy.devices.delegation import OpenWorker
+from virtiopy.devices.diskbacking import POLL_US, DiskBacking, FileDisk
 from virtiopy.devices.rings import DelegatedRings
 from virtiopy.errors import ConfigError
 from virtiopy.spec import DeviceId, feature_mask, has_feature
@@ -79,9 +80,6 @@ class Status(enum.IntEnum):
     UNSUPP = 2
 
 
-#: How long another worker of the queues polls before it sleeps, microseconds.
-POLL_US = 50
-
 #: Reads that a kick has served at once where the host has the data in memory, and how long they
 #: may be, bytes: a worker costs more than they do. The others are left to workers, and the loop to
 #: other devices.
@@ -135,39 +133,6 @@ class Disk(Protocol):
         """Give up the disk."""
 
 
-@runtime_checkable
-class FileDisk(Protocol):
-    """A disk that is one file, for another worker to use; sizes in bytes."""
-
-    size: int
-    readonly: bool
-    #: What offsets, lengths and memory have to be multiples of: 1, or direct I/O's.
-    alignment: int
-    #: Whether the file is in memory, so that reading it never waits (tmpfs).
-    in_memory: bool
-
-    def fileno(self) -> int:
-        """Return the open file."""
-
-
-@dataclass(slots=True, frozen=True)
-class DiskBacking(Backing):
-    """What another worker needs of a block device: it may look at `disk` at any time.
-
-    It is to have `threads` threads that poll for `poll_us` microseconds at most before they sleep.
-    """
-
-    device: "Blk"
-    disk: FileDisk
-    threads: int
-    poll_us: int
-
-    @property
-    def writeback(self) -> bool:
-        """Whether completed writes may be volatile until a flush, now."""
-        return self.device.writeback
-
-
 @dataclass(slots=True, frozen=True)
 class Request:
     """struct virtio_blk_req (5.2.6), taken apart; `sector` is in 512-byte sectors."""
@@ -206,6 +171,7 @@ class Blk(VirtioDevice):
     """
 
     device_id: ClassVar[DeviceId] = DeviceId.BLOCK
+    workers: ClassVar[frozenset[str]] = frozenset({"native"})
     feature_bits = BlkFeature
 
     def __init__(

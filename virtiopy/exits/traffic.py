@@ -9,6 +9,7 @@ from pathlib import Path
 
 from virtiopy.closing import Closing
 from virtiopy.devices.base import VirtioDevice
+from virtiopy.devices.entry import Options
 from virtiopy.devices.net.control import MAC_SIZE
 from virtiopy.errors import ConfigError, HostError
 from virtiopy.host.tap import NAMESPACES
@@ -28,13 +29,14 @@ _PAUSE = 0.001
 
 
 def frames_for(
-    name: str, netns: str | None
+    options: Options,
 ) -> Callable[[VirtioDevice], contextlib.AbstractContextManager[object]]:
-    """Return what makes a FrameSource for the network device on a tap."""
+    """Return what makes a FrameSource for the network device on the tap that the options name."""
 
     def make(device: VirtioDevice) -> FrameSource:
         # 5.1.4: the configuration space begins with the address.
-        return FrameSource(name, device.config_space()[:MAC_SIZE], netns)
+        mac = device.config_space()[:MAC_SIZE]
+        return FrameSource(options.text("tap", ""), mac, options.text("netns", "") or None)
 
     return make
 

@@ -17,7 +17,6 @@ from virtiopy.eventloop import EventLoop
 from virtiopy.memory import GuestMemory
 from virtiopy.metrics.exitlog import ExitLog, MergedExits, add_up
 from virtiopy.metrics.measurement import MEASUREMENT_PORT, PORT_NAME, Measurement, MeasurementPort
-from virtiopy.spec import DeviceId
 from virtiopy.vm.bus import Place
 from virtiopy.vm.cputhread import CpuThread
 from virtiopy.vm.dispatch import ExitDispatch
@@ -125,11 +124,6 @@ class Machine(Closing):
     def slots(self) -> Sequence[Slot]:
         """The devices, in the order of their addresses."""
         return self._slots.all
-
-    @property
-    def net(self) -> Sequence[Slot]:
-        """The network devices, in the order of their slots."""
-        return [slot for slot in self.slots if slot.device.device_id is DeviceId.NETWORK]
 
     def add_device(
         self,

@@ -1,7 +1,7 @@
 """Rings of block requests for a thread in C (blk.c)."""
 
 from virtiopy._native import CData, ffi, lib
-from virtiopy.devices.blk import DiskBacking, FileDisk
+from virtiopy.devices.diskbacking import DiskBacking, FileDisk
 from virtiopy.worker.thread import NativeRing
 
 _SECTOR_SIZE = 512

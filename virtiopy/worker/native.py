@@ -4,8 +4,8 @@ import contextlib
 from collections.abc import Sequence
 
 from virtiopy.closing import Closing
-from virtiopy.devices.blk import DiskBacking
 from virtiopy.devices.delegation import Backing, DelegatedQueue, RingWorker
+from virtiopy.devices.diskbacking import DiskBacking
 from virtiopy.errors import ConfigError, HostError
 from virtiopy.virtqueue.native import NativeQueue, is_enabled
 from virtiopy.virtqueue.queue import Chain, Virtqueue

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 from virtiopy._native import ffi
 from virtiopy.conformance.hostile.acts import BUFFER, Act, Stage
-from virtiopy.conformance.hostile.chains import INDIRECT, MAX_LENGTH, NEXT, TOP, WRITE
-from virtiopy.conformance.hostile.indirect import FEATURE, Entry, table
+from virtiopy.conformance.hostile.indirect import table
+from virtiopy.conformance.hostile.malformed import INDIRECT_FEATURE
 from virtiopy.conformance.sessions.memory import END, HOLE
 from virtiopy.virtqueue.layout import DESCRIPTOR_SIZE
+from virtiopy.virtqueue.malformed import INDIRECT, MAX_LENGTH, NEXT, TOP, WRITE, Entry
 
 #: How often a chain is made available while it changes.
 ROUNDS = 16
@@ -155,7 +156,7 @@ CHANGES = (
     Act("length-changes", "2.7.13", descriptors(lengths), ruinous=True),
     Act("flags-change", "2.7.13", descriptors(flags), ruinous=True),
     Act("next-changes", "2.7.13", descriptors(nexts), ruinous=True),
-    Act("table-changes", "2.7.13", indirect, FEATURE, ruinous=True),
+    Act("table-changes", "2.7.13", indirect, INDIRECT_FEATURE, ruinous=True),
     Act("head-changes", "2.7.13", available_entries, ruinous=True),
     Act("idx-changes", "2.7.13", available_idx, ruinous=True),
     Act("content-changes", "2.7.13", content, ruinous=True),

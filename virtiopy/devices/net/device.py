@@ -57,6 +57,9 @@ class Net(VirtioDevice):
     device_id: ClassVar[DeviceId] = DeviceId.NETWORK
     feature_bits = NetFeature
 
+    queues_in_one = 2
+    workers: ClassVar[frozenset[str]] = frozenset({"vhost"})
+
     #: VMMs keep controlq for themselves.
     vmm_features = feature_mask([NetFeature.VIRTIO_NET_F_CTRL_VQ])
 
@@ -335,6 +338,10 @@ class Net(VirtioDevice):
         for ring in pair.queues:
             pair.start(ring, self.terms, self.filter)
         self._redirect()
+
+    def discards_while_disabled(self, index: int) -> bool:
+        """Say so of a transmitq: see `enable_queues`."""
+        return index % 2 == 1
 
     def enable_queues(self, indexes: Iterable[int]) -> None:
         """Use the pairs whose queues these are: a frontend may keep controlq to itself.

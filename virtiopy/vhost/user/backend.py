@@ -15,7 +15,7 @@ from virtiopy.closing import Closing
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.errors import DriverError, PeerError
 from virtiopy.eventloop import READABLE, EventLoop, Timer, Watch
-from virtiopy.spec import DeviceId, feature_mask, has_feature
+from virtiopy.spec import feature_mask, has_feature
 from virtiopy.transport.observer import LifecycleObserver
 from virtiopy.vhost.user.connection import Connection, DisconnectedError, close_all
 from virtiopy.vhost.user.inflight import Inflight
@@ -279,11 +279,7 @@ class Backend(LifecycleObserver, Closing):
         self._rings.disable()
 
     def _get_queue_num(self, message: Message) -> Message:
-        count = len(self._rings)
-        if self.device.device_id is DeviceId.NETWORK:
-            # Pairs, by custom.
-            count //= 2
-        return Message(message.request, u64(count))
+        return Message(message.request, u64(len(self._rings) // self.device.queues_in_one))
 
     def _set_status(self, message: Message) -> None:
         self._rings.set_status(to_u64(message) & 0xFF)

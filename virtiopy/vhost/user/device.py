@@ -13,11 +13,14 @@ import select
 import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import ClassVar
 
 from virtiopy import eventfds
 from virtiopy._native import ffi
 from virtiopy.devices.base import DeviceHost, Fact, VirtioDevice
+from virtiopy.devices.blk import BlkFeature
 from virtiopy.devices.delegation import Notifiers
+from virtiopy.devices.net.features import NetFeature
 from virtiopy.errors import ConfigError, PeerError
 from virtiopy.eventloop import READABLE, EventLoop, Timer, Watch
 from virtiopy.spec import DeviceId, DeviceStatus, Feature, feature_mask, has_feature
@@ -40,9 +43,6 @@ QUEUES_MAX = 64
 #: What the device status is before features are negotiated (3.1.1).
 _STARTED = DeviceStatus.ACKNOWLEDGE | DeviceStatus.DRIVER
 
-#: Feature bits that are the rings' and the transport's (6); all others are the device's.
-_RESERVED = range(24, 50)
-
 
 class VhostUserDevice(VirtioDevice):
     """The device at the other end of `stream`, a connection to a backend; the socket is closed.
@@ -51,8 +51,9 @@ class VhostUserDevice(VirtioDevice):
     is called when the device is closed. Raises ConfigError for a backend that is of no use here.
     """
 
-    #: The device type's feature bits that can be made use of.
-    usable: int = ~feature_mask(_RESERVED)
+    #: The device type's feature bits that can be carried: those whose requests go by the rings that
+    #: there are, and whose fields are in `config_size`. A bit that is not here is not offered.
+    usable: ClassVar[int]
 
     #: Bytes of the configuration space.
     config_size: int
@@ -424,6 +425,31 @@ class VhostUserBlk(VhostUserDevice):
     device_id = DeviceId.BLOCK
     #: Up to the fields for secure erase: backends refuse to read beyond what they know.
     config_size = ffi.offsetof("struct virtio_blk_config", "write_zeroes_may_unmap") + 4
+    #: All but SECURE_ERASE and ZONED, whose fields come later.
+    usable = feature_mask(
+        [
+            BlkFeature.VIRTIO_BLK_F_SIZE_MAX,
+            BlkFeature.VIRTIO_BLK_F_SEG_MAX,
+            BlkFeature.VIRTIO_BLK_F_GEOMETRY,
+            BlkFeature.VIRTIO_BLK_F_RO,
+            BlkFeature.VIRTIO_BLK_F_BLK_SIZE,
+            BlkFeature.VIRTIO_BLK_F_FLUSH,
+            BlkFeature.VIRTIO_BLK_F_TOPOLOGY,
+            BlkFeature.VIRTIO_BLK_F_CONFIG_WCE,
+            BlkFeature.VIRTIO_BLK_F_MQ,
+            BlkFeature.VIRTIO_BLK_F_DISCARD,
+            BlkFeature.VIRTIO_BLK_F_WRITE_ZEROES,
+            BlkFeature.VIRTIO_BLK_F_LIFETIME,
+        ]
+    )
+
+
+#: GUEST_UFO, HOST_UFO, GUEST_USO4, GUEST_USO6, HOST_USO and GUEST_HDRLEN (5.1.3), which no device
+#: of virtiopy's own offers.
+_FURTHER_OFFLOADS = (10, 14, 54, 55, 56, 59)
+
+#: Bytes of a MAC address.
+MAC_SIZE = 6
 
 
 class VhostUserNet(VhostUserDevice):
@@ -436,16 +462,36 @@ class VhostUserNet(VhostUserDevice):
     device_id = DeviceId.NETWORK
     config_size = ffi.offsetof("struct virtio_net_config", "max_virtqueue_pairs")
 
-    #: CTRL_VQ and what needs it; MTU, SPEED_DUPLEX and STATUS, which are in the VMM's hand.
-    usable = VhostUserDevice.usable & ~feature_mask([2, 3, 16, 17, 18, 19, 20, 21, 22, 23, 55, 63])
+    #: Offloads and mergeable buffers, which go with each frame, and `mac`. What takes a controlq
+    #: (RSS, hash reports, coalescing, offloads at run time) cannot be commanded; MTU, SPEED_DUPLEX
+    #: and STATUS are in the VMM's hand.
+    usable = feature_mask(
+        [
+            NetFeature.VIRTIO_NET_F_CSUM,
+            NetFeature.VIRTIO_NET_F_GUEST_CSUM,
+            NetFeature.VIRTIO_NET_F_MAC,
+            NetFeature.VIRTIO_NET_F_GUEST_TSO4,
+            NetFeature.VIRTIO_NET_F_GUEST_TSO6,
+            NetFeature.VIRTIO_NET_F_GUEST_ECN,
+            NetFeature.VIRTIO_NET_F_HOST_TSO4,
+            NetFeature.VIRTIO_NET_F_HOST_TSO6,
+            NetFeature.VIRTIO_NET_F_HOST_ECN,
+            NetFeature.VIRTIO_NET_F_MRG_RXBUF,
+            *_FURTHER_OFFLOADS,
+        ]
+    )
 
     def __init__(
         self, stream: socket.socket, reconnect: Callable[[], socket.socket], *, mac: bytes | None
     ) -> None:
         self._mac = mac
         super().__init__(stream, reconnect)
+        mac_bit = feature_mask([NetFeature.VIRTIO_NET_F_MAC])
         if mac is not None:
-            self.features |= 1 << 5
+            self.features |= mac_bit
+        elif not any(self._config[:MAC_SIZE]):
+            # The backend has no configuration space to say its address in.
+            self.features &= ~mac_bit
 
     def _count_queues(self, said: int | None) -> int:
         return 2

@@ -9,7 +9,7 @@ from virtiopy.closing import Closing
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.errors import ConfigError, PeerError
 from virtiopy.eventloop import EventLoop
-from virtiopy.spec import DeviceId, DeviceStatus, feature_mask, has_feature
+from virtiopy.spec import DeviceStatus, feature_mask, has_feature
 from virtiopy.transport.interrupts import CONFIG, InterruptSource
 from virtiopy.transport.lifecycle import Lifecycle
 from virtiopy.vhost.user.inflight import Inflight
@@ -227,7 +227,7 @@ class Rings(Closing):
     def enable(self, ring: Ring, enabled: bool) -> None:
         """Enable or disable a ring; raises PeerError or QueueError where it cannot start."""
         ring.enabled = enabled
-        if not enabled and not self._works_disabled(ring):
+        if not enabled and not self._device.discards_while_disabled(ring.index):
             self._stop(ring)
         self._enable_queues()
         self._start_if_ready(ring)
@@ -260,7 +260,7 @@ class Rings(Closing):
         if ring.queue is not None or not ring.kick_is_set or features is None:
             return
         has_states = has_feature(features, VHOST_USER_F_PROTOCOL_FEATURES)
-        if has_states and not ring.enabled and not self._works_disabled(ring):
+        if has_states and not ring.enabled and not self._device.discards_while_disabled(ring.index):
             return
         if not self.lifecycle.active and not self.lifecycle.accepts(
             f"ring {ring.index} does not start"
@@ -286,10 +286,6 @@ class Rings(Closing):
         if ring.was_used:
             ring.notify()
         self._work(ring)
-
-    def _works_disabled(self, ring: Ring) -> bool:
-        """Say whether a disabled ring is worked: what is sent is discarded (Ring states)."""
-        return self._device.device_id is DeviceId.NETWORK and ring.index % 2 == 1
 
     def _enable_queues(self) -> None:
         if self.features is None or not self.lifecycle.active:

@@ -1,0 +1,196 @@
+"""What an entry of the registry says of a device: its names, its option, and where its parts are.
+
+Parts that lie above this folder, as the device's driver in the conformance suite does, are named by
+their place, "package.module:name", and imported when they are wanted: an entry imports nothing, and
+no arrow points up.
+"""
+
+import importlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Protocol, TypeVar
+
+from virtiopy.devices.base import VirtioDevice
+from virtiopy.spec import DeviceId
+
+_T = TypeVar("_T")
+
+
+class Options(Protocol):
+    """The value of a device's option, taken apart: MAIN,key=value,...
+
+    Each method raises ConfigError, with the remedy, for a value that is none.
+    """
+
+    #: The option's name, as "--disk".
+    option: str
+
+    #: What comes before the first key.
+    main: str
+
+    @property
+    def keys(self) -> Sequence[str]:
+        """The keys that were given."""
+
+    def text(self, key: str, default: str) -> str:
+        """Return a value as it was written."""
+
+    def texts(self, key: str) -> Sequence[str]:
+        """Return the values of a repeatable key, in their order."""
+
+    def flag(self, key: str, *, default: bool = False) -> bool:
+        """Return an on/off value."""
+
+    def choice(self, key: str, choices: Iterable[str], default: str) -> str:
+        """Return a value that is one of `choices`."""
+
+    def number(self, key: str, default: int, least: int, most: int) -> int:
+        """Return a whole number from `least` to `most`."""
+
+
+def find(place: str) -> object:
+    """Return what is at a place, "package.module:name"."""
+    module, _, name = place.partition(":")
+    found: object = getattr(importlib.import_module(module), name)
+    return found
+
+
+def find_class(place: str, base: type[_T]) -> type[_T]:
+    """Return the class at a place, which is a subclass of `base`."""
+    found = find(place)
+    if not isinstance(found, type) or not issubclass(found, base):
+        raise TypeError(f"{place} is no {base.__name__}")
+    return found
+
+
+@dataclass(slots=True, frozen=True)
+class Option:
+    """The option of the command line that attaches a device.
+
+    `keys` may follow the first part of its value as key=value, `repeatable` ones several times;
+    every device knows `mode` too. Without `has_main` there is no first part: the value is
+    key=value,... and may be left out.
+    """
+
+    name: str
+    metavar: str
+    help: str
+    keys: tuple[str, ...] = ()
+    repeatable: tuple[str, ...] = ()
+    has_main: bool = True
+
+
+@dataclass(slots=True, frozen=True)
+class Direction:
+    """One way that a workload goes: what it is called, the guest's arguments for it.
+
+    In `arguments`, {count} and {depth} stand for the requests in all, and those in flight.
+    `surroundings` is the place of what goes on outside of the guest meanwhile: a function of the
+    Options, which returns an exits.runner.Surroundings.
+    """
+
+    what: str
+    arguments: str
+    surroundings: str | None = None
+
+
+@dataclass(slots=True, frozen=True)
+class Workload:
+    """What `virtiopy exits` measures of a device: requests of the guest driver's, each a `unit`.
+
+    `metavar` and `help` are of the device's option there. `count` is how many requests there are
+    where the user says nothing, and `count_option` is where they say it. `directions` are the
+    choices of --direction, the first for users who make none. `adds` are options of the device, by
+    key, where they are not given.
+    """
+
+    metavar: str
+    help: str
+    unit: str
+    count: int
+    directions: Mapping[str, Direction]
+    count_option: str = "--requests"
+    adds: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(slots=True, frozen=True)
+class Example:
+    """A request that any device of the type serves: what it reads, and what it answers."""
+
+    readable: bytes
+    answer: bytes
+    queue: int = 0
+
+
+@dataclass(slots=True, frozen=True)
+class DeviceEntry:
+    """A device of virtiopy's."""
+
+    #: What it is called on the command line and in reports; its devices are NAME0, NAME1, ...
+    name: str
+
+    device_id: DeviceId
+
+    #: What it is, in a sentence: "block device".
+    kind: str
+
+    #: The place of its class.
+    device: str
+
+    option: Option
+
+    #: The place of what makes the device of the option's value: it is given Options, and raises
+    #: ConfigError, with the remedy, and HostError.
+    build: str
+
+    #: The place of what finds the mode out from the value, given the VM's mode; None where the
+    #: device has no mode but those that every device has.
+    choose_mode: str | None = None
+
+    #: The place of what makes the VM's side of one that another process serves, of its socket's
+    #: path and the Options; None where there is no such thing.
+    vhost_user: str | None = None
+
+    #: Whether it can be served to another VMM.
+    served: bool = True
+
+    #: The place of what makes it in order to be served, where that differs: it is given Options,
+    #: and returns the device and the Lease (vhost.user.rings) of its rings.
+    build_served: str | None = None
+
+    #: The guest driver that exercises it, where that has another name.
+    guest: str = ""
+
+    #: What `virtiopy exits` measures of it, if it does.
+    workload: Workload | None = None
+
+    #: The place of its driver in the conformance suite; or what a driver is made of, that sends
+    #: this one request in every way.
+    suite_driver: str | None = None
+    example: Example | None = None
+
+    #: The places of what makes it for the suite, by the names of `inproc:NAME`; one is made of the
+    #: option without a value where there are none.
+    rigs: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+    #: The place of what judges its driver's requests, if anything does.
+    judge: str | None = None
+
+    #: The modules of Linux that `virtiopy linux` loads where there is such a device.
+    linux_modules: tuple[str, ...] = ()
+
+    @property
+    def device_class(self) -> type[VirtioDevice]:
+        """Its class."""
+        return find_class(self.device, VirtioDevice)
+
+    @property
+    def guest_driver(self) -> str:
+        """The name of the guest driver that exercises it."""
+        return self.guest or self.name
+
+    @property
+    def feature_prefix(self) -> str:
+        """How the names of its own feature bits begin in the specification."""
+        return f"VIRTIO_{self.name.upper()}_F_"

@@ -1,0 +1,205 @@
+"""The devices that virtiopy has: one entry each.
+
+A new device is a file in this folder, an entry in _OWN, a guest driver and a test module. The rest
+follows from the entry: its option of `virtiopy run`, its name for `serve`, `exits` and
+`conformance`, the names of its feature bits, its facts in `ctl`.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+from virtiopy.devices.entry import DeviceEntry, Direction, Example, Option, Workload
+from virtiopy.errors import ConfigError
+from virtiopy.spec import DeviceId
+
+__all__ = ["Example", "entries", "entry_named", "entry_of", "names", "registered"]
+
+_CLI = "virtiopy.cli.attachments"
+_RIGS = "virtiopy.conformance.targets.builders"
+_SUITE = "virtiopy.conformance.drivers"
+
+_OWN = (
+    DeviceEntry(
+        name="blk",
+        device_id=DeviceId.BLOCK,
+        kind="block device",
+        device="virtiopy.devices.blk:Blk",
+        option=Option(
+            "--disk",
+            "PATH|URL[,format=FORMAT][,readonly=on][,cache=writeback|writethrough|none][,serial=ID]"
+            "[,queues=N][,queue-size=N][,workers=N][,poll-us=N]"
+            "[,mode=trapped|ioeventfd|native|auto], or vhost-user=SOCKET",
+            "Attach a raw image or block device; or one that another process serves at a socket. "
+            "In native mode `workers` threads in C work its queues, one a queue at most, and each "
+            "polls for up to `poll-us` microseconds before it sleeps. "
+            "Images in another format, by the file's name or `format`, as qcow2, vmdk, vhdx or "
+            "vdi, and http and nbd URLs, are served by qemu-storage-daemon.",
+            keys=(
+                *("readonly", "cache", "serial", "queues", "queue-size", "format"),
+                *("workers", "poll-us"),
+            ),
+        ),
+        build=f"{_CLI}:build_disk",
+        build_served=f"{_CLI}:build_served_disk",
+        choose_mode=f"{_CLI}:choose_disk_mode",
+        vhost_user=f"{_CLI}:connect_disk",
+        workload=Workload(
+            "PATH[,cache=MODE]...",
+            "Measure a block device on this image, by random reads of 4 KiB. It is opened for "
+            "reading, and nothing on it changes.",
+            unit="read",
+            count=1_000,
+            directions={
+                "read": Direction("of 4 KiB", "blk.requests={count} blk.depth={depth}"),
+            },
+            adds={"readonly": "on"},
+        ),
+        suite_driver=f"{_SUITE}.blk:BlkDriver",
+        rigs={
+            "blk": f"{_RIGS}:build_blk",
+            "blk-readonly": f"{_RIGS}:build_readonly_blk",
+            "blk-writethrough": f"{_RIGS}:build_writethrough_blk",
+        },
+        judge="virtiopy.check.blk:BlkJudge",
+        linux_modules=("virtio_blk", "ext4", "crc32c_generic"),
+    ),
+    DeviceEntry(
+        name="rng",
+        device_id=DeviceId.ENTROPY,
+        kind="entropy device",
+        device="virtiopy.devices.rng:Rng",
+        option=Option(
+            "--rng", "[mode=trapped|ioeventfd]", "Attach an entropy device.", has_main=False
+        ),
+        build=f"{_CLI}:build_rng",
+        suite_driver=f"{_SUITE}.rng:RngDriver",
+        rigs={"rng": f"{_RIGS}:build_rng"},
+        judge="virtiopy.check.rng:RngJudge",
+        linux_modules=("virtio_rng",),
+    ),
+    DeviceEntry(
+        name="balloon",
+        device_id=DeviceId.BALLOON,
+        kind="balloon",
+        device="virtiopy.devices.balloon:Balloon",
+        option=Option(
+            "--balloon",
+            "[target=SIZE][,stats=SECONDS][,deflate-on-oom=on][,mode=trapped|ioeventfd]",
+            "Attach a memory balloon.",
+            keys=("target", "stats", "deflate-on-oom"),
+            has_main=False,
+        ),
+        build=f"{_CLI}:build_balloon",
+        # Its pages are the frontend's to give back to the host.
+        served=False,
+        suite_driver=f"{_SUITE}.balloon:BalloonDriver",
+        rigs={"balloon": f"{_RIGS}:build_balloon"},
+        judge="virtiopy.check.balloon:BalloonJudge",
+        linux_modules=("virtio_balloon",),
+    ),
+    DeviceEntry(
+        name="console",
+        device_id=DeviceId.CONSOLE,
+        kind="console",
+        device="virtiopy.devices.console:Console",
+        option=Option(
+            "--console",
+            "TARGET[,port=NAME:TARGET]...[,wait=on][,mode=trapped|ioeventfd]",
+            "Attach a console whose host's side is TARGET: stdio (Ctrl-a x ends the run), "
+            "pty[:LINK], socket:PATH or file:PATH; `port` adds a named channel. Output for a pty "
+            "or socket that no process has open is dropped, or with wait=on held for the first "
+            "that opens it.",
+            keys=("wait",),
+            repeatable=("port",),
+        ),
+        build=f"{_CLI}:build_console",
+        suite_driver=f"{_SUITE}.console:ConsoleDriver",
+        rigs={"console": f"{_RIGS}:build_console"},
+        judge="virtiopy.check.console:ConsoleJudge",
+        linux_modules=("virtio_console",),
+    ),
+    DeviceEntry(
+        name="net",
+        device_id=DeviceId.NETWORK,
+        kind="network device",
+        device="virtiopy.devices.net:Net",
+        option=Option(
+            "--net",
+            "tap=NAME[,create=on][,address=IP/PREFIX][,bridge=NAME][,netns=NAME][,mac=MAC][,mtu=N]"
+            "[,queues=N][,pcap=FILE][,vhost=on|off|auto][,poll-us=N]"
+            "[,mode=trapped|ioeventfd|vhost], or vhost-user=SOCKET[,mac=MAC]",
+            "Attach a network device to a tap, which is there or with create=on is made and taken "
+            "away again. `pcap` records its frames. vhost=on has the kernel's vhost-net work the "
+            "rings, vhost=auto where that can be had. vhost-user=SOCKET attaches one that another "
+            "process serves.",
+            keys=(
+                *("tap", "create", "address", "bridge", "netns", "mac", "mtu", "queues", "pcap"),
+                *("vhost", "poll-us", "vhost-user"),
+            ),
+            has_main=False,
+        ),
+        build=f"{_CLI}:build_net",
+        choose_mode=f"{_CLI}:choose_net_mode",
+        vhost_user=f"{_CLI}:connect_net",
+        workload=Workload(
+            "tap=NAME[,create=on][,netns=NAME]...",
+            "Measure a network device, on this tap: written as for `virtiopy run`.",
+            unit="packet",
+            count=10_000,
+            directions={
+                "send": Direction(
+                    "sent", "net.mode=measure net.frames={count} net.depth={depth} net.receive=0"
+                ),
+                "receive": Direction(
+                    "received",
+                    "net.mode=measure net.frames={count} net.depth={depth} net.receive=1",
+                    surroundings="virtiopy.exits.traffic:frames_for",
+                ),
+            },
+            count_option="--packets",
+        ),
+        suite_driver=f"{_SUITE}.net:NetDriver",
+        rigs={"net": f"{_RIGS}:build_net"},
+        judge="virtiopy.check.net:NetJudge",
+        linux_modules=("virtio_net", "af_packet"),
+    ),
+)
+
+# In the order of help texts.
+_entries: dict[str, DeviceEntry] = {entry.name: entry for entry in _OWN}
+
+
+def entries() -> Sequence[DeviceEntry]:
+    """Return every device's entry."""
+    return list(_entries.values())
+
+
+def names() -> Sequence[str]:
+    """Return what the devices are called."""
+    return list(_entries)
+
+
+def entry_named(name: str) -> DeviceEntry:
+    """Return the entry of a device; raises ConfigError for a name that is none."""
+    try:
+        return _entries[name]
+    except KeyError:
+        known = ", ".join(names())
+        raise ConfigError(f"There is no device {name!r}: give one of {known}.") from None
+
+
+def entry_of(device_id: DeviceId) -> DeviceEntry | None:
+    """Return the entry of a device type; None for one that virtiopy does not have."""
+    return next((entry for entry in entries() if entry.device_id is device_id), None)
+
+
+@contextlib.contextmanager
+def registered(entry: DeviceEntry) -> Iterator[DeviceEntry]:
+    """Have one device more, meanwhile: one of a user's, or of a test's."""
+    if entry.name in _entries or entry_of(entry.device_id) is not None:
+        raise ValueError(f"there is a device {entry.name}, or of type {entry.device_id.name}")
+    _entries[entry.name] = entry
+    try:
+        yield entry
+    finally:
+        del _entries[entry.name]
