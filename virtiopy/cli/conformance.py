@@ -68,7 +68,7 @@ virtiopy conformance compare A.json B.json puts two reports side by side.
 )
 @click.argument("target", required=False)
 @click.argument("pytest_options", nargs=-1, type=click.UNPROCESSED)
-@click.option("--device", metavar="NAME", help="What it is: blk, net, console, rng or balloon.")
+@click.option("--device", metavar="NAME", help="What it is: blk, for one.")
 @click.option("--spawn", metavar="COMMAND", help="Start a backend a test, at the socket {socket}.")
 @click.option(
     "--transport",

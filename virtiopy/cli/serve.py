@@ -10,7 +10,9 @@ import click
 
 from virtiopy.cli import attachments
 from virtiopy.cli.attachments import build_served, parse, vhost_user_path
+from virtiopy.cli.check import DriverChecking, driver_check_option
 from virtiopy.cli.devices import DeviceCommand, served_device
+from virtiopy.cli.main import EXIT_GUEST_FAILED
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.devices.entry import DeviceEntry
 from virtiopy.devices.registry import entry_named
@@ -55,8 +57,15 @@ docs/vhost-user.md has network devices, libvirt and other VMMs, and systemd.
     metavar="N",
     help="Listen at a socket that is open already, as file descriptor N (socket activation).",
 )
+@driver_check_option
 def command(
-    *, device: str, options: str, path: Path | None, connect: bool, socket_fd: int | None
+    *,
+    device: str,
+    options: str,
+    path: Path | None,
+    connect: bool,
+    socket_fd: int | None,
+    check_driver: str | None,
 ) -> int:
     """Serve DEVICE to another VMM over vhost-user, until SIGTERM or Ctrl-C.
 
@@ -64,8 +73,13 @@ def command(
     tap=NAME,... for net, a target for console. One frontend is served at a time; when it leaves,
     or breaks the protocol, the device waits for the next. A line says when the device can be had.
     SIGTERM ends what is in flight first.
+
+    With --check-driver, features, rings and requests of the frontend's driver are judged; what
+    went before is between the driver and its VMM.
     """
     from virtiopy.vhost.user.server import Server
+
+    checking = DriverChecking.open(check_driver, exit_free=False)
 
     with contextlib.ExitStack() as stack:
         # First of all: whoever sees the socket may end us.
@@ -76,16 +90,20 @@ def command(
         served, lease, mode = _build(entry_named(device), options)
         stack.callback(served.close)
         loop = stack.enter_context(EventLoop("serve"))
-        # Closed on this thread, as the loop ran here: nothing is done beside it any more.
         server = Server(served, loop, source, kept=path is None, lease=lease)
-        stack.enter_context(server)
-        _delegate(served, mode)
-        loop.watch(ended, READABLE, lambda events: loop.stop(), "signals")
-        click.echo(f"virtiopy: {device} {'connects to' if connect else 'is ready at'} {name}")
-        loop.run()
-        if loop.failure is not None:
-            raise loop.failure
-    return 0
+        # Closed on this thread, as the loop ran here: nothing is done beside it any more.
+        with server:
+            checking.watch_frontend(device, server.backend.lifecycle)
+            # What watches the queues watches them in Python.
+            if mode.required or not checking.watches:
+                _delegate(served, mode)
+            loop.watch(ended, READABLE, lambda events: loop.stop(), "signals")
+            click.echo(f"virtiopy: {device} {'connects to' if connect else 'is ready at'} {name}")
+            loop.run()
+            if loop.failure is not None:
+                raise loop.failure
+        kept = checking.finish(passed=False)
+    return 0 if kept else EXIT_GUEST_FAILED
 
 
 def _source(

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from virtiopy.devices.entry import DeviceEntry
 from virtiopy.devices.registry import entries
 from virtiopy.errors import ConfigError, VirtiopyError
 from virtiopy.eventloop import READABLE, WRITABLE
-from virtiopy.sizes import parse_size
+from virtiopy.sizes import SIZE_MAX, parse_size
 from virtiopy.spec import DeviceStatus
 from virtiopy.vm.machine import Machine
 from virtiopy.vm.slots import Slot
@@ -36,8 +37,11 @@ LINE_MAX = 16384
 #: Bytes that are taken from a client at a time, so that a flood of requests leaves the loop room.
 READ_SIZE = 4096
 
-#: Clients at a time; others wait to be accepted.
+#: Clients at a time; the next takes the place of the one that was idle the longest.
 CLIENTS_MAX = 16
+
+#: Seconds after which a client that asks nothing, or takes no answer, is idle.
+IDLE = 0.25
 
 #: Seconds until a client is accepted again after the host had no file descriptor for one.
 ACCEPT_PAUSE = 1.0
@@ -63,6 +67,9 @@ class Arguments:
             return parse_size(value)
         if not isinstance(value, int) or isinstance(value, bool):
             raise ConfigError(f'{key} is {json.dumps(value)}: give a size, as in "64M".')
+        if abs(value) > SIZE_MAX:
+            # Python writes no number of more than 4300 digits.
+            raise ConfigError(f'{key} is larger than any size: give one, as in "64M".')
         return value
 
 
@@ -220,6 +227,10 @@ class ControlServer(Closing):
             log.info("%s was gone already", self.path)
 
     def _accept(self, events: int) -> None:
+        if len(self._clients) == CLIENTS_MAX and not self._make_room():
+            self._watch.events = 0
+            self.machine.loop.call_later(IDLE, self._resume, "control socket")
+            return
         try:
             connection, _ = self._socket.accept()
         except (BlockingIOError, ConnectionAbortedError):
@@ -230,12 +241,18 @@ class ControlServer(Closing):
             self.machine.loop.call_later(ACCEPT_PAUSE, self._resume, "control socket")
             return
         self._clients.add(_Client(self, connection))
-        if len(self._clients) == CLIENTS_MAX:
-            self._watch.events = 0
+
+    def _make_room(self) -> bool:
+        """Close the client that was idle the longest; says whether there was one."""
+        client = min(self._clients, key=lambda client: client.active)
+        if time.monotonic() - client.active < IDLE:
+            return False
+        log.info("an idle client of %s makes room for another", self.path)
+        client.close()
+        return True
 
     def _resume(self) -> None:
-        if len(self._clients) < CLIENTS_MAX:
-            self._watch.events = READABLE
+        self._watch.events = READABLE
 
     def forget(self, client: "_Client") -> None:
         """Take note that a client is gone."""
@@ -253,6 +270,8 @@ class _Client:
         self._input = b""
         self._output = b""
         self._ended = False
+        #: When the client last sent a byte or took one, by the monotonic clock.
+        self.active = time.monotonic()
         self._watch = server.machine.loop.watch(
             connection.fileno(), READABLE, self._ready, f"client of {server.path}"
         )
@@ -263,6 +282,7 @@ class _Client:
         self._server.forget(self)
 
     def _ready(self, events: int) -> None:
+        self.active = time.monotonic()
         try:
             if not self._output:
                 self._receive()

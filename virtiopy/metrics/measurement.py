@@ -7,6 +7,7 @@ themselves are taken out again: ours by name, and the kernel's by an empty measu
 makes before (guest_drivers/virtio/workload.c).
 """
 
+import logging
 import threading
 import time
 from collections import Counter
@@ -19,9 +20,14 @@ from typing import Protocol
 from virtiopy.metrics.exitlog import ExitKind, ExitLog, MergedExits, add_up
 from virtiopy.vhost.worker import cpu_seconds, worker_threads
 
+log = logging.getLogger(__name__)
+
 #: The port, beside the debug console's.
 MEASUREMENT_PORT = 0xEA
 BEGIN = 1
+
+#: Measurements that are kept; a guest that marks without end adds no more.
+MEASUREMENTS_MAX = 1024
 
 #: What the port is called in exit counts.
 PORT_NAME = "measurement port"
@@ -81,6 +87,7 @@ class MeasurementPort:
         self._loop = loop
         self._lock = threading.Lock()
         self._begun: _Begun | None = None
+        self._full = False
 
     def register_name(self, offset: int) -> str:
         """Name the register, for the exit report."""
@@ -98,7 +105,14 @@ class MeasurementPort:
                 exits, kernel, clocks = self._exits.counts, self._statistics(), self._clocks()
                 self._begun = _Begun(exits, kernel, clocks, _read(clocks), time.monotonic())
             elif self._begun is not None:
-                self.measurements.append(self._end(self._begun))
+                if len(self.measurements) < MEASUREMENTS_MAX:
+                    self.measurements.append(self._end(self._begun))
+                elif not self._full:
+                    self._full = True
+                    log.warning(
+                        "the guest marks more than %d measurements: the others are left out",
+                        MEASUREMENTS_MAX,
+                    )
                 self._begun = None
 
     def _statistics(self) -> dict[str, int]:

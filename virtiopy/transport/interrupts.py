@@ -5,6 +5,7 @@ import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final, Literal, Protocol, TypeAlias
 
 from virtiopy import eventfds
@@ -141,24 +142,34 @@ class LevelInterrupt(StatusInterrupt):
             self._set_level(True)
 
 
-class PulseInterrupt(StatusInterrupt):
-    """An eventfd that is an irqfd: each event is a pulse, which no acknowledgement takes back."""
+@dataclass(slots=True)
+class Irqfd:
+    """An eventfd whose writes pulse an interrupt line; several devices may have it.
 
-    def __init__(self, eventfd: int) -> None:
+    `given_away` says that another process may have it, too.
+    """
+
+    fd: int
+    given_away: bool = False
+
+
+class PulseInterrupt(StatusInterrupt):
+    """An irqfd: each event is a pulse, which no acknowledgement takes back."""
+
+    def __init__(self, irqfd: Irqfd) -> None:
         super().__init__()
-        self.eventfd = eventfd
-        self._is_shared = False
+        self._irqfd = irqfd
 
     def interrupt(self) -> None:
         """Pulse the line."""
-        if self._is_shared:
-            eventfds.signal(self.eventfd)
+        if self._irqfd.given_away:
+            eventfds.signal(self._irqfd.fd)
         else:
-            os.eventfd_write(self.eventfd, 1)
+            os.eventfd_write(self._irqfd.fd, 1)
 
     def delegate(self, index: int) -> None:
         """Take note that another worker has the eventfd: it may be another process."""
-        self._is_shared = True
+        self._irqfd.given_away = True
         super().delegate(index)
 
     def acknowledged(self) -> None:

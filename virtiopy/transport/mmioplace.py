@@ -39,22 +39,22 @@ class MmioPlacement:
         )
 
     def _by_exits(self, device: VirtioDevice, name: str, site: Site) -> MmioTransport:
-        def set_level(level: bool) -> None:
-            site.wires.set_irq_line(self.gsi, level)
-
         return MmioTransport(
-            device, site.memory, LevelInterrupt(set_level), name=name, loop=site.loop
+            device,
+            site.memory,
+            LevelInterrupt(site.wires.level(self.gsi)),
+            name=name,
+            loop=site.loop,
         )
 
     def _by_eventfds(
         self, device: VirtioDevice, name: str, site: Site, release: ExitStack
     ) -> MmioTransport:
-        interrupt = _eventfd(release)
-        site.wires.add_irqfd(self.gsi, interrupt)
+        irqfd = site.wires.irqfd(self.gsi)
         transport = MmioTransport(
             device,
             site.memory,
-            PulseInterrupt(interrupt),
+            PulseInterrupt(irqfd),
             name=name,
             loop=site.loop,
             may_block=False,
@@ -69,7 +69,7 @@ class MmioPlacement:
                 site.loop,
                 index,
                 kick=kick,
-                call=interrupt,
+                call=irqfd.fd,
                 name=f"{name} queue {index}",
             )
             transport.lifecycle.notify_by({index: release.enter_context(notifiers)})

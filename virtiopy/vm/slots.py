@@ -2,6 +2,7 @@
 
 import contextlib
 import enum
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -19,14 +20,16 @@ from virtiopy.transport.registers import REGISTER_RANGE
 from virtiopy.vhost.kernel.pair import open_pair
 from virtiopy.vm.bus import Bus, Place
 from virtiopy.vm.codewatch import CodeWatch
+from virtiopy.vm.lines import Lines
 from virtiopy.worker.native import open_native
+
+log = logging.getLogger(__name__)
 
 #: Guest physical address of the first device's registers; the next ones follow it.
 MMIO_BASE = 0xD000_0000
 
-#: Interrupt lines of the devices: pins that only the IOAPIC has, so that the 8259 is no matter.
-FIRST_GSI = 16
-GSI_COUNT = 8
+#: The most devices.
+SLOT_COUNT = 32
 
 
 class IoMode(enum.StrEnum):
@@ -115,7 +118,8 @@ class Slots:
         exit_free: bool,
     ) -> None:
         self.all: list[Slot] = []
-        self._site = Site(memory, loop, accelerator)
+        self._lines = Lines(accelerator)
+        self._site = Site(memory, loop, self._lines)
         self._mmio = mmio
         self._exit_free = exit_free
         self._code_watch = (
@@ -130,6 +134,7 @@ class Slots:
         """Let go of every device; the loop does not run."""
         for slot in self.all:
             slot.release.close()
+        self._lines.close()
 
     def add(
         self,
@@ -151,10 +156,11 @@ class Slots:
         with contextlib.ExitStack() as release:
             release.callback(device.close)
             index = len(self.all)
-            if index == GSI_COUNT:
-                raise ConfigError(f"There are more than {GSI_COUNT} devices: leave some out.")
-            placement = MmioPlacement(MMIO_BASE + index * REGISTER_RANGE, FIRST_GSI + index)
+            if index == SLOT_COUNT:
+                raise ConfigError(f"There are more than {SLOT_COUNT} devices: leave some out.")
             trapped = mode is IoMode.TRAPPED
+            gsi = self._lines.take(release, trapped=trapped)
+            placement = MmioPlacement(MMIO_BASE + index * REGISTER_RANGE, gsi)
             transport = placement.plug(device, name, self._site, release, trapped=trapped)
             if self._code_watch is not None:
                 transport.lifecycle.queue_observers.append(self._code_watch)
@@ -169,10 +175,15 @@ class Slots:
             if self._exit_free:
                 placement.leave_out_exits(transport, self._site, release)
             seen = transport if watch is None else watch(name, transport, trapped)
-            self._mmio.add(Place(placement.address, placement.size, name, seen))
+            at = f"{placement.address:#x} (GSI {placement.gsi})"
+            self._mmio.add(Place(placement.address, placement.size, name, seen, at))
             release.callback(_reset, device)
             slot = Slot(name, device, transport, placement, release.pop_all(), mode, self._workers)
         self.all.append(slot)
+        log.info(
+            "%s: registers at %#x, interrupt line (GSI) %d, %s mode",
+            *(name, placement.address, placement.gsi, mode),
+        )
         return slot
 
     def _open_native(self, backing: Backing) -> RingWorker:

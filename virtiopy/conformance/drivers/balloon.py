@@ -71,6 +71,7 @@ class BalloonDriver(DeviceDriver):
 
     device_id: ClassVar[DeviceId] = DeviceId.BALLOON
     name: ClassVar[str] = "balloon"
+    queues = 2  # 5.5.2
 
     understood = (
         "VIRTIO_BALLOON_F_MUST_TELL_HOST",

@@ -84,6 +84,23 @@ class DeviceDriver:
     #: The queue that `good_request` goes to.
     main_queue: ClassVar[int] = 0
 
+    #: How many virtqueues a device has whose backend does not say.
+    queues: ClassVar[int] = 1
+
+    #: The feature without which it has so many, whatever the backend says.
+    more_queues: ClassVar[FeatureLike | None] = None
+
+    @classmethod
+    def count_queues(cls, said: int | None, features: int) -> int:
+        """Return how many virtqueues a device behind vhost-user has with these features.
+
+        `said` is what its backend says of their number (GET_QUEUE_NUM).
+        """
+        more = cls.more_queues
+        if said is None or (more is not None and not features & feature_mask(named.bits([more]))):
+            return cls.queues
+        return said
+
     @property
     def can_reconnect(self) -> bool:
         """Whether all that a backend has to know after a hot reconnect is in rings and features."""

@@ -78,6 +78,8 @@ class ConsoleDriver(DeviceDriver):
 
     device_id: ClassVar[DeviceId] = DeviceId.CONSOLE
     name: ClassVar[str] = "console"
+    queues = 2  # 5.3.2
+    more_queues = "VIRTIO_CONSOLE_F_MULTIPORT"
 
     understood = (
         "VIRTIO_CONSOLE_F_SIZE",

@@ -133,6 +133,13 @@ class NetDriver(DeviceDriver):
 
     device_id: ClassVar[DeviceId] = DeviceId.NETWORK
     name: ClassVar[str] = "net"
+    queues = 2  # 5.1.2
+
+    @classmethod
+    def count_queues(cls, said: int | None, features: int) -> int:
+        """Return how many virtqueues there are: the backend counts pairs, and not controlq."""
+        has_controls = features & feature_mask(named.bits(["VIRTIO_NET_F_CTRL_VQ"]))
+        return 2 * (said or 1) + bool(has_controls)
 
     understood = (
         "VIRTIO_NET_F_CSUM",

@@ -94,7 +94,8 @@ class Results:
                 for identity in result.clauses:
                     by_clause[identity].append(result)
         for clause in clauses:
-            if clause.area in {Area.BASIC, Area.SPLIT, Area.MMIO, Area(subject.device)}:
+            of_all = clause.area in {Area.BASIC, Area.SPLIT, Area.MMIO}
+            if of_all or clause.area.value == subject.device:
                 yield _clause_result(clause, by_clause[clause.id], subject)
 
 

@@ -13,6 +13,7 @@ from virtiopy.conformance.targets.backends import Backend, ServedDevice, Spawned
 from virtiopy.conformance.targets.builders import BUILDERS, Factory, Rig
 from virtiopy.conformance.targets.hosts import Host
 from virtiopy.devices.base import VirtioDevice
+from virtiopy.devices.registry import entry_of
 from virtiopy.errors import ConfigError
 from virtiopy.transport.mmio import MmioTransport
 from virtiopy.vhost.user.frontend import connect
@@ -21,8 +22,6 @@ from virtiopy.vhost.user.frontend import connect
 PATIENCE = 5.0
 
 TRANSPORTS = ("mmio", "vhost-user")
-
-_NAMES = {driver.device_id: name for name, driver in DRIVERS.items()}
 
 
 class Target(ABC):
@@ -58,7 +57,8 @@ class InprocTarget(Target):
         self._factory = factory
         self._transport = transport
         rig = self._build()
-        self.device = _NAMES.get(rig.device.device_id)
+        entry = entry_of(rig.device.device_id)
+        self.device = None if entry is None else entry.name
         rig.device.close()
         rig.host.close()
 

@@ -144,12 +144,19 @@ class VhostUserDevice(VirtioDevice):
         self._do(write)
         return taken
 
+    def _for_backend(self, driver_features: int) -> int:
+        """Leave out what the driver has of its VMM and not of the backend.
+
+        That is VIRTIO_F_RING_RESET, which the transport does by stopping a ring, and a MAC address.
+        """
+        return driver_features & self._backend_features
+
     def negotiated(self, driver_features: int) -> None:
         """Pass the outcome on: fields of the configuration space may depend on it."""
         super().negotiated(driver_features)
 
         def tell(frontend: VhostUserFrontend) -> None:
-            frontend.set_features(driver_features)
+            frontend.set_features(self._for_backend(driver_features))
             self._config = self._read_config(frontend)
 
         self._do(tell)
@@ -225,7 +232,7 @@ class VhostUserDevice(VirtioDevice):
     def _begin(self, frontend: VhostUserFrontend) -> None:
         """Set a session up for the driver that there is, from the start or in the middle."""
         frontend.set_status(_STARTED)
-        frontend.set_features(self.driver_features)
+        frontend.set_features(self._for_backend(self.driver_features))
         frontend.set_status(_STARTED | DeviceStatus.FEATURES_OK)
         frontend.set_memory(self.host.memory)
         if self._inflight is not None:
