@@ -8,7 +8,7 @@ then.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import ClassVar, Protocol, TypeAlias, runtime_checkable
 
 from virtiopy.virtqueue.queue import Chain, Virtqueue
 
@@ -52,8 +52,11 @@ class DelegatedQueue:
 class Backing:
     """What a worker needs of a device besides its queues: each device type has its own kinds.
 
-    It says what the buffers' content goes to and comes from, as a tap's file.
+    It says what the buffers' content goes to and comes from, as a tap's file. `kind` is what the
+    device is, in a sentence.
     """
+
+    kind: ClassVar[str] = "device"
 
 
 class QueueWorker(Protocol):

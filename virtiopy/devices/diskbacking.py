@@ -1,7 +1,7 @@
 """What another worker needs of a block device besides its queues: a disk that is one file."""
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 from virtiopy.devices.delegation import Backing
 
@@ -38,6 +38,8 @@ class DiskBacking(Backing):
 
     It is to have `threads` threads that poll for `poll_us` microseconds at most before they sleep.
     """
+
+    kind: ClassVar[str] = "block device"
 
     device: Cached
     disk: FileDisk

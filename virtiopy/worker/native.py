@@ -78,4 +78,4 @@ def open_native(backing: Backing) -> RingWorker:
         )
     if isinstance(backing, DiskBacking):
         return NativeWorker(backing)
-    raise ConfigError("Only disks are worked natively: use another mode.")
+    raise ConfigError(f"No {backing.kind} is worked natively: use another mode.")
