@@ -312,7 +312,7 @@ def test_there_are_no_other_modes(rig: Rig) -> None:
 
 def test_a_device_of_another_kind_stays_where_it_is(rig: Rig) -> None:
     slot = rig.machine.add_device(Rng(), "rng0", IOEVENTFD)
-    stays = "rng0 stays in ioeventfd mode: A device of type entropy cannot delegate"
+    stays = "rng0 stays in ioeventfd mode: An entropy device cannot delegate"
     with pytest.raises(ConfigError, match=stays):
         slot.change_mode(VHOST)
     with pytest.raises(ConfigError, match="cannot delegate its rings"):

@@ -21,7 +21,7 @@ from virtiopy.closing import Closing
 from virtiopy.control.client import Answer, Json
 from virtiopy.devices.base import DeviceCommand
 from virtiopy.devices.entry import DeviceEntry
-from virtiopy.devices.registry import entries
+from virtiopy.devices.registry import device_commands, entries
 from virtiopy.errors import ConfigError, VirtiopyError
 from virtiopy.eventloop import READABLE, WRITABLE
 from virtiopy.sizes import SIZE_MAX, parse_size
@@ -140,14 +140,6 @@ COMMANDS: Mapping[str, Command] = {
     "mode": Command(mode, ("device", "mode")),
     "status": Command(status),
 }
-
-
-def device_commands() -> Mapping[str, DeviceCommand]:
-    """Return the commands that devices have of their own (`VirtioDevice.commands`), by name."""
-    found: dict[str, DeviceCommand] = {}
-    for entry in entries():
-        found.update(entry.device_class.commands)
-    return found
 
 
 def _of_a_device(name: str, command: DeviceCommand) -> Command:

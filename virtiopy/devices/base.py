@@ -20,6 +20,9 @@ from virtiopy.memory import GuestMemory
 from virtiopy.spec import DeviceId
 from virtiopy.virtqueue.queue import BATCH, BATCHES_A_TURN, Chain, Virtqueue
 
+#: The fact of a device that another process is: how long that has been gone, in seconds.
+GONE_FOR = "gone_for"
+
 #: What a device tells of its state: a number, a word, or numbers by name.
 Fact = int | float | str | Mapping[str, int]
 
@@ -155,8 +158,9 @@ class VirtioDevice:
         From any thread. Raises HostError or ConfigError where it cannot be done: everything is
         as it was then.
         """
+        kind = self.device_id.name.lower()
         raise ConfigError(
-            f"A device of type {self.device_id.name.lower()} cannot delegate its rings: "
+            f"{'An' if kind[0] in 'aeiou' else 'A'} {kind} device cannot delegate its rings: "
             "leave it in the mode that it is in."
         )
 

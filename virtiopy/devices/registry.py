@@ -6,13 +6,12 @@ follows from the entry: its option of `virtiopy run`, its name for `serve`, `exi
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from virtiopy.devices.entry import DeviceEntry, Direction, Example, Option, Workload
+from virtiopy.devices.base import DeviceCommand
+from virtiopy.devices.entry import DeviceEntry, Direction, Option, Workload
 from virtiopy.errors import ConfigError
 from virtiopy.spec import DeviceId
-
-__all__ = ["Example", "entries", "entry_named", "entry_of", "names", "registered"]
 
 _CLI = "virtiopy.cli.attachments"
 _RIGS = "virtiopy.conformance.targets.builders"
@@ -191,6 +190,14 @@ def entry_named(name: str) -> DeviceEntry:
 def entry_of(device_id: DeviceId) -> DeviceEntry | None:
     """Return the entry of a device type; None for one that virtiopy does not have."""
     return next((entry for entry in entries() if entry.device_id is device_id), None)
+
+
+def device_commands() -> Mapping[str, DeviceCommand]:
+    """Return what users can have devices do (`VirtioDevice.commands`), by the commands' names."""
+    found: dict[str, DeviceCommand] = {}
+    for entry in entries():
+        found.update(entry.device_class.commands)
+    return found
 
 
 @contextlib.contextmanager

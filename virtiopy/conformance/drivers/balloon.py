@@ -71,6 +71,7 @@ class BalloonDriver(DeviceDriver):
 
     device_id: ClassVar[DeviceId] = DeviceId.BALLOON
     name: ClassVar[str] = "balloon"
+    config_size = 8
     queues = 2  # 5.5.2
 
     understood = (

@@ -84,6 +84,9 @@ class DeviceDriver:
     #: The queue that `good_request` goes to.
     main_queue: ClassVar[int] = 0
 
+    #: Bytes of the configuration space that every device of the type has, whatever it offers.
+    config_size: ClassVar[int] = 0
+
     #: How many virtqueues a device has whose backend does not say.
     queues: ClassVar[int] = 1
 

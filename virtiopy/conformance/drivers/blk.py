@@ -122,6 +122,7 @@ class BlkDriver(DeviceDriver):
 
     device_id: ClassVar[DeviceId] = DeviceId.BLOCK
     name: ClassVar[str] = "blk"
+    config_size = 8
     more_queues = "VIRTIO_BLK_F_MQ"  # 5.2.2
 
     understood = (

@@ -78,6 +78,7 @@ class ConsoleDriver(DeviceDriver):
 
     device_id: ClassVar[DeviceId] = DeviceId.CONSOLE
     name: ClassVar[str] = "console"
+    config_size = 12
     queues = 2  # 5.3.2
     more_queues = "VIRTIO_CONSOLE_F_MULTIPORT"
 

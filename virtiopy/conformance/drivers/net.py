@@ -133,6 +133,7 @@ class NetDriver(DeviceDriver):
 
     device_id: ClassVar[DeviceId] = DeviceId.NETWORK
     name: ClassVar[str] = "net"
+    config_size = 8
     queues = 2  # 5.1.2
 
     @classmethod
