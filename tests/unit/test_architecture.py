@@ -175,6 +175,7 @@ MAY_IMPORT = {
         "host",
         "linux",
         "memory",
+        "metrics",
         "sizes",
         "transport",
         "vhost",
