@@ -106,10 +106,15 @@ def mode(machine: Machine, arguments: Arguments) -> Answer:
     wanted = arguments.text("mode")
     if wanted is None:
         raise ConfigError('The request has no mode: write "mode": "vhost" or "mode": "ioeventfd".')
+    # Any that another worker can have, where the mode is none of another worker's.
+    can = [entry for entry in entries() if wanted in entry.device_class.workers] or [
+        entry for entry in entries() if entry.device_class.workers
+    ]
+    kinds = {entry.device_id for entry in can}
     slot = _choose(
-        {slot.name: slot for slot in machine.slots if slot.device.can_delegate},
+        {slot.name: slot for slot in machine.slots if slot.device.device_id in kinds},
         arguments.text("device"),
-        [entry for entry in entries() if entry.device_class.can_delegate],
+        can,
     )
     slot.change_mode(wanted)
     return {"device": slot.name, "mode": slot.mode.value}

@@ -58,7 +58,7 @@ class Net(VirtioDevice):
     feature_bits = NetFeature
 
     queues_in_one = 2
-    can_delegate = True
+    workers: ClassVar[frozenset[str]] = frozenset({"vhost"})
 
     #: VMMs keep controlq for themselves.
     vmm_features = feature_mask([NetFeature.VIRTIO_NET_F_CTRL_VQ])

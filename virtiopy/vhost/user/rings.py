@@ -66,6 +66,7 @@ class Rings(Closing):
             loop=loop,
             may_block=False,
         )
+        self.lifecycle.find_notifiers = lambda index: self._rings[index].notifiers
         #: What SET_FEATURES said, in this session.
         self.features: int | None = None
         self.inflight: Inflight | None = None
