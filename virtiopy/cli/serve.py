@@ -82,7 +82,7 @@ def command(
     checking = DriverChecking.open(check_driver, exit_free=False)
 
     with contextlib.ExitStack() as stack:
-        # First of all: whoever sees the socket may end us.
+        # First of all: a program that sees the socket may end this one.
         ended = _signals_as_file(stack)
         source, name = _source(path, socket_fd, connect=connect)
         if isinstance(source, socket.socket):
@@ -134,7 +134,7 @@ def _inherited(fd: int) -> socket.socket:
         listener.detach()
         raise ConfigError(
             f"File descriptor {fd} is no Unix socket that listens: "
-            "let whoever starts virtiopy bind one and listen."
+            "let the program that starts virtiopy bind one and listen."
         )
     return listener
 

@@ -314,7 +314,7 @@ class _Client:
 def _listen(path: Path) -> socket.socket:
     server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        # What the socket's inode has, its file gets (unix(7)): nobody else can connect, ever.
+        # What the socket's inode has, its file gets (unix(7)): no other user can ever connect.
         os.fchmod(server.fileno(), 0o600)
         try:
             server.bind(str(path))
@@ -337,7 +337,7 @@ def _listen(path: Path) -> socket.socket:
 
 
 def _remove_stale(path: Path) -> None:
-    """Remove a socket that nobody listens at. Raises ConfigError for anything else."""
+    """Remove a socket that no process listens at. Raises ConfigError for anything else."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
             probe.connect(str(path))

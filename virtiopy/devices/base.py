@@ -85,7 +85,7 @@ class DeviceCommand:
 
 
 class VirtioDevice:
-    """A virtio device, worked by one thread at a time: whoever calls it holds `lock`.
+    """A virtio device, worked by one thread at a time: the caller holds `lock`.
 
     That is the CPU's thread for register accesses, and for kicks in trapped mode; and the event
     loop's for kicks that come as eventfds, and for what comes from the host's side.

@@ -61,7 +61,7 @@ class FrameLink(Protocol):
         """Say whether the link is up, and take what made `state_fileno` readable."""
 
     def dropped(self) -> int:
-        """Count the frames that the link dropped itself, because nobody read them."""
+        """Count the frames that the link dropped itself, because they were not read."""
 
     def close(self) -> None:
         """Give up the link."""
