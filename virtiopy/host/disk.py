@@ -88,7 +88,7 @@ class DiskImage(Closing):
             self.in_memory = lib.vp_is_in_memory(self._fd) == 1
             self.can_punch_holes = not readonly and self._find_hole_punching()
         except OSError as error:
-            os.close(self._fd)
+            self.close()
             raise ConfigError(
                 f"The image {path} cannot be read as one ({error.strerror}): name a raw disk "
                 "image or a block device."
