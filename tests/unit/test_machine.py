@@ -778,9 +778,11 @@ def test_the_kernel_takes_the_acknowledgements_of_used_buffers_where_interrupts_
     memory: GuestMemory,
 ) -> None:
     accelerator = FakeAccelerator(has_read_only_memory=True)
-    with Machine(memory, accelerator, console=ignore) as machine:
+    with Machine(memory, accelerator, console=ignore, exit_free=True) as machine:
         machine.add_device(FakeDevice(), "rng0", IoMode.IOEVENTFD)
         machine.add_device(FakeDevice(), "rng1", IoMode.TRAPPED)
+        for slot in machine.slots:
+            slot.transport.lifecycle.activate()
         acknowledgements = [
             (address, value)
             for address, value in accelerator.kicks

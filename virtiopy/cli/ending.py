@@ -8,6 +8,7 @@ from pathlib import Path
 
 from virtiopy.cli.output import OutputError, PatientOutput
 from virtiopy.cli.signals import SignalError
+from virtiopy.devices.base import GONE_FOR
 from virtiopy.errors import ConfigError, GuestError, PeerError
 from virtiopy.files import STANDARD_OUTPUT
 from virtiopy.vm.machine import Machine, RunResult
@@ -104,8 +105,18 @@ def run_to_end(machine: Machine, timeout: float) -> Ending:
         return Ending(reason_of(error), machine.result, error)
     if result.status is not None:
         return Ending(Reason.EXIT, result)
-    late = GuestError(
-        f"The guest was not done after {timeout:g} seconds: give it more with --timeout, "
-        "or find out what it waits for."
+    late = f"The guest was not done after {timeout:g} seconds"
+    if gone := backends_gone(machine):
+        late += f": {gone}: start it again, and see why it ended."
+    else:
+        late += ": give it more with --timeout, or find out what it waits for."
+    return Ending(Reason.TIMEOUT, result, GuestError(late))
+
+
+def backends_gone(machine: Machine) -> str:
+    """Say which devices have no backend any more, and since when; nothing where all have."""
+    return ", ".join(
+        f"the vhost-user backend of {slot.name} left {seconds} seconds before that"
+        for slot in machine.slots
+        if (seconds := slot.device.facts().get(GONE_FOR)) is not None
     )
-    return Ending(Reason.TIMEOUT, result, late)

@@ -89,11 +89,20 @@ def cli() -> None:
 cli.params.append(verbose_option())
 
 
+def _is_ours_or_serious(record: logging.LogRecord) -> bool:
+    """Leave out what libraries tell of themselves, as pyroute2 does for each netlink message.
+
+    Their loggers have levels of their own, which they set when they are imported.
+    """
+    return record.name.startswith("virtiopy") or record.levelno >= logging.WARNING
+
+
 def main() -> None:
     """Run the command line; what is the user's fault ends in one sentence and status 2."""
     open_standard_files()
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
     for handler in logging.getLogger().handlers:
+        handler.addFilter(_is_ours_or_serious)
         handler.addFilter(RateLimit())
     try:
         status = cli.main(standalone_mode=False, prog_name="virtiopy")

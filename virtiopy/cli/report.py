@@ -12,6 +12,7 @@ from virtiopy.cli.ending import Ending
 from virtiopy.cli.options import note
 from virtiopy.cli.tapresults import TapReport
 from virtiopy.files import write_output
+from virtiopy.metrics.measurement import Measurement
 from virtiopy.vm.machine import Machine, RunResult
 
 _STYLES = {"passed": "green", "failed": "bold red", "skipped": "yellow"}
@@ -35,6 +36,21 @@ def show_tests(console: Console, report: TapReport) -> None:
     ]
     table.add_row("all", *cells)
     console.print(table)
+
+
+def show_measurement(console: Console, measurement: Measurement) -> None:
+    """Print what a measured part of a run cost: exits, and the time of each kind of thread."""
+    table = Table("Exit to userspace", "device", "register", "direction")
+    table.add_column("count", justify="right")
+    for kind, count in sorted(measurement.exits.items(), key=lambda item: (-item[1], item[0])):
+        table.add_row(kind.reason, kind.device, kind.register, kind.direction, str(count))
+    table.add_section()
+    table.add_row("all", "", "", "", str(measurement.exits.total()))
+    console.print(table)
+    spent = ", ".join(
+        f"{kind} {seconds:.2f} s" for kind, seconds in measurement.cpu_seconds.items() if seconds
+    )
+    console.print(f"It took {measurement.seconds:.2f} s; of CPU time: {spent}.")
 
 
 def show_exits(console: Console, result: RunResult) -> None:

@@ -19,7 +19,7 @@ from virtiopy.closing import Closing
 from virtiopy.control.client import Answer, Json
 from virtiopy.devices.base import DeviceCommand
 from virtiopy.devices.entry import DeviceEntry
-from virtiopy.devices.registry import entries
+from virtiopy.devices.registry import device_commands, entries
 from virtiopy.errors import ConfigError, VirtiopyError
 from virtiopy.eventloop import READABLE, WRITABLE
 from virtiopy.sizes import SIZE_MAX, parse_size
@@ -105,10 +105,15 @@ def mode(machine: Machine, arguments: Arguments) -> Answer:
     wanted = arguments.text("mode")
     if wanted is None:
         raise ConfigError('The request has no mode: write "mode": "vhost" or "mode": "ioeventfd".')
+    # Any that another worker can have, where the mode is none of another worker's.
+    can = [entry for entry in entries() if wanted in entry.device_class.workers] or [
+        entry for entry in entries() if entry.device_class.workers
+    ]
+    kinds = {entry.device_id for entry in can}
     slot = _choose(
-        {slot.name: slot for slot in machine.slots if slot.device.can_delegate},
+        {slot.name: slot for slot in machine.slots if slot.device.device_id in kinds},
         arguments.text("device"),
-        [entry for entry in entries() if entry.device_class.can_delegate],
+        can,
     )
     slot.change_mode(wanted)
     return {"device": slot.name, "mode": slot.mode.value}
@@ -134,14 +139,6 @@ COMMANDS: Mapping[str, Command] = {
     "mode": Command(mode, ("device", "mode")),
     "status": Command(status),
 }
-
-
-def device_commands() -> Mapping[str, DeviceCommand]:
-    """Return the commands that devices have of their own (`VirtioDevice.commands`), by name."""
-    found: dict[str, DeviceCommand] = {}
-    for entry in entries():
-        found.update(entry.device_class.commands)
-    return found
 
 
 def _of_a_device(name: str, command: DeviceCommand) -> Command:

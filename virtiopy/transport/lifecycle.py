@@ -6,7 +6,7 @@ in one place, `Lifecycle.refuse`, which says so in one line.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from virtiopy.complaints import Complaints
@@ -16,10 +16,11 @@ from virtiopy.errors import DriverError
 from virtiopy.eventloop import EventLoop
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import DeviceStatus, Feature, feature_names, has_feature
-from virtiopy.transport.interrupts import CONFIG, InterruptSink
+from virtiopy.transport.interrupts import CONFIG, InterruptSink, Progress
 from virtiopy.transport.observer import Act, LifecycleObserver, Refusal
 from virtiopy.transport.queueconfig import QueueConfig
-from virtiopy.virtqueue.formats import OpenQueue, open_queue
+from virtiopy.virtqueue.formats import OpenQueue, open_queue, ring_format
+from virtiopy.virtqueue.layout import USED_INDEX_OFFSET, USED_INDEX_SIZE, RingFormat
 from virtiopy.virtqueue.queue import RING_FEATURES, QueueObserver, Virtqueue
 
 log = logging.getLogger(__name__)
@@ -79,6 +80,8 @@ class Lifecycle:
         self._transport_features = features
         self._assumed_features = assumed_features
         self._notifiers: dict[int, KickNotifiers] = {}
+        #: Finds the notifiers of a queue whose transport has no fixed ones.
+        self.find_notifiers: Callable[[int], Notifiers | None] = self._notifiers.get
         self._complaints = Complaints(log)
         self._forget()
         device.attach(self, loop, may_block=may_block)
@@ -385,7 +388,7 @@ class Lifecycle:
 
     def notifiers(self, index: int) -> Notifiers | None:
         """Return the eventfds of a queue, if it has any."""
-        return self._notifiers.get(index)
+        return self.find_notifiers(index)
 
     def notify_by(self, notifiers: Mapping[int, KickNotifiers]) -> None:
         """Have queues kicked by eventfds, by queue index."""
@@ -393,7 +396,15 @@ class Lifecycle:
 
     def delegate_interrupt(self, index: int) -> None:
         """Take note that another worker sends the used buffer notifications of a queue."""
-        self.interrupts.delegate(index)
+        self.interrupts.delegate(index, self._progress(index))
+
+    def _progress(self, index: int) -> Progress | None:
+        """Return what says how far the worker of a queue has come, where that can be told."""
+        queue = self.queues.get(index)
+        if queue is None or ring_format(self.driver_features) is not RingFormat.SPLIT:
+            return None
+        place = queue.areas.device + USED_INDEX_OFFSET
+        return lambda: int.from_bytes(self.memory.read(place, USED_INDEX_SIZE), "little")
 
     def reclaim_interrupt(self, index: int) -> None:
         """Take note that the device sends them again."""

@@ -18,7 +18,6 @@ from virtiopy.transport.registers import (
     REGISTER_RANGE,
     VENDOR_ID,
     VERSION,
-    Interrupt,
     Register,
 )
 from virtiopy.virtqueue.formats import OpenQueue, open_queue
@@ -52,7 +51,6 @@ class MmioTransport(LifecycleObserver):
         self.device = device
         self.interrupt = interrupt
         self._page: RegisterPage | None = None
-        self._sees_acks = True
         self._forget_selectors()
         self.lifecycle = Lifecycle(
             device,
@@ -89,6 +87,8 @@ class MmioTransport(LifecycleObserver):
         if offset >= Register.Config:
             with self.device.lock:
                 return self._read_config(offset - Register.Config, size)
+        if offset == Register.InterruptStatus and size == 4:
+            return self.interrupt.read().to_bytes(4, "little")
         reader = _READERS.get(offset)
         if reader is None or size != 4:
             self._refuse_access("reads", offset, size)
@@ -130,15 +130,10 @@ class MmioTransport(LifecycleObserver):
 
     # Registers without exits
 
-    def show_on(self, page: RegisterPage, *, sees_acks: bool) -> None:
-        """Show every register on a page, which the guest reads in place of `read`.
-
-        Without `sees_acks` the transport does not see the driver acknowledge used buffers: see
-        `read_interrupt_status`.
-        """
+    def show_on(self, page: RegisterPage) -> None:
+        """Show every register on a page, which the guest may read in place of `read`."""
         with self.device.lock:
             self._page = page
-            self._sees_acks = sees_acks
             self._show()
 
     def _show(self) -> None:
@@ -150,14 +145,14 @@ class MmioTransport(LifecycleObserver):
         config = self.device.config_space()[: REGISTER_RANGE - Register.Config]
         registers[Register.Config : Register.Config + len(config)] = config
         with self.interrupt.lock:
-            status = self.read_interrupt_status().to_bytes(4, "little")
+            status = self.interrupt.read_status().to_bytes(4, "little")
             registers[Register.InterruptStatus : Register.InterruptStatus + 4] = status
             self._page.show(bytes(registers))
 
     def _show_interrupt_status(self) -> None:
         """Show InterruptStatus; the caller holds the interrupt's lock."""
         if self._page is not None:
-            self._page.set(Register.InterruptStatus, self.read_interrupt_status())
+            self._page.set(Register.InterruptStatus, self.interrupt.read_status())
 
     def config_changed(self, *, notify: bool) -> None:
         """Show the configuration space as it is now, before the driver is told."""
@@ -170,15 +165,6 @@ class MmioTransport(LifecycleObserver):
     def was_reset(self) -> None:
         """Give every register the value that it has after a reset."""
         self._forget_selectors()
-
-    def read_interrupt_status(self) -> int:
-        """Return InterruptStatus.
-
-        Where the kernel takes the driver's acknowledgements the transport does not see them: each
-        interrupt may be one for used buffers then.
-        """
-        unseen = not self._sees_acks and self.lifecycle.status & DeviceStatus.DRIVER_OK
-        return self.interrupt.read_status() | (Interrupt.USED_BUFFER if unseen else 0)
 
     # Feature bits, section 2.2
 
@@ -278,7 +264,7 @@ _READERS: dict[int, Reader] = {
         transport._queue_sel
     ),
     Register.QueueReady: MmioTransport._read_queue_ready,
-    Register.InterruptStatus: MmioTransport.read_interrupt_status,
+    Register.InterruptStatus: lambda transport: transport.interrupt.read_status(),
     Register.Status: lambda transport: transport.lifecycle.status,
     Register.SHMLenLow: _shared_memory_reader("length", high=False),
     Register.SHMLenHigh: _shared_memory_reader("length", high=True),

@@ -21,6 +21,8 @@ VIRTQ_AVAIL_F_NO_INTERRUPT = 1
 VIRTQ_USED_F_NO_NOTIFY = 1
 
 # Where a split virtqueue's used ring has its fields, and how large they are, bytes (2.7.8).
+USED_INDEX_OFFSET = 2
+USED_INDEX_SIZE = 2
 USED_HEADER_SIZE = 4
 USED_ELEMENT_SIZE = 8
 EVENT_SIZE = 2

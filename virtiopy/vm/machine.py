@@ -54,8 +54,9 @@ class Machine(Closing):
     nothing, as on a PC; else they end the run.
 
     `exit_free` has the guest read its devices' registers from memory, and the kernel take its
-    acknowledgements of used buffers where interrupts are irqfds: None where the accelerator can.
-    Raises HostError where it is asked for and cannot be had.
+    acknowledgements of used buffers where interrupts are irqfds. None does so where the
+    accelerator can, for drivers that cannot tell (transport.exitfree); True for all, or raises
+    HostError.
     """
 
     def __init__(
@@ -82,7 +83,12 @@ class Machine(Closing):
         self.loop = EventLoop("devices")
         self.dispatch = ExitDispatch(ignore_unassigned=ignore_unassigned)
         self._slots = Slots(
-            memory, accelerator, self.loop, self.dispatch.mmio, exit_free=self.exit_free
+            memory,
+            accelerator,
+            self.loop,
+            self.dispatch.mmio,
+            exit_free=self.exit_free,
+            always=exit_free is True,
         )
         self.measurement_port = MeasurementPort(self.cpus, loop=self.loop.name)
         for place in (

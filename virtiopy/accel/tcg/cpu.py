@@ -118,7 +118,7 @@ class TcgCpu(Closing):
         #: No access is answered any more: the last one was told to be the last.
         self._finished = False
         self._owed: Exit | None = None
-        self._answer: Answer = _nobody
+        self._answer: Answer = _no_answer
         self._map_memory()
         engine.hook_add(uc_const.UC_HOOK_INSN, self._on_in, None, 1, 0, x86_const.UC_X86_INS_IN)
         engine.hook_add(uc_const.UC_HOOK_INSN, self._on_out, None, 1, 0, x86_const.UC_X86_INS_OUT)
@@ -280,7 +280,7 @@ class TcgCpu(Closing):
         if error != uc_const.UC_ERR_OK:
             return self._cannot_run(error)
         if not self._tcg.stopped:
-            # Nobody asked for it, so it was HLT.
+            # No request stopped it, so it was HLT.
             if self._chips is None:
                 return Exit(ExitReason.HLT)
             self._halted = True
@@ -383,7 +383,7 @@ class TcgCpu(Closing):
         self._engine.ctl(uc_const.UC_CTL_TLB_FLUSH, uc_const.UC_CTL_IO_WRITE)
 
 
-def _nobody(access: IoExit | MmioExit) -> bool:
+def _no_answer(access: IoExit | MmioExit) -> bool:
     raise AssertionError(access)
 
 

@@ -23,7 +23,7 @@ class Request:
 
     The device reads `readable` and may write `room` bytes. `check` is given what is in those
     afterwards, and the length in the used ring, and raises AssertionError. `stimulus` is what the
-    host's side does to have the buffer used, once it is available; the device asks nobody.
+    host's side does to have the buffer used, once it is available; the device asks no host.
     """
 
     queue: int
@@ -83,6 +83,9 @@ class DeviceDriver:
 
     #: The queue that `good_request` goes to.
     main_queue: ClassVar[int] = 0
+
+    #: Bytes of the configuration space that every device of the type has, whatever it offers.
+    config_size: ClassVar[int] = 0
 
     #: How many virtqueues a device has whose backend does not say.
     queues: ClassVar[int] = 1
