@@ -199,3 +199,19 @@ def test_a_report_without_room_is_told_after_the_counts() -> None:
 
     assert_one_sentence(outcome, "/dev/full cannot be written (No space left")
     assert "Exit to userspace" in outcome.output
+
+
+def test_a_memory_file_that_another_program_cuts_ends_the_run(tmp_path: Path) -> None:
+    ram, path = tmp_path / "ram", tmp_path / "report.json"
+    with started(*FLOOD, "--timeout", "0", "--memory-path", ram, "--json", path) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        os.truncate(ram, 1 << 20)
+        _, errors = process.communicate(timeout=SOON)
+
+    assert process.returncode == 2
+    assert errors.decode() == (
+        f"virtiopy: The memory file {ram} was made smaller while the guest ran: let no other "
+        "program write to it.\n"
+    )
+    assert report_of(path)["reason"] == "host-fault"
