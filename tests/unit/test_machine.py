@@ -13,6 +13,7 @@ import pytest
 from virtiopy._native import ffi
 from virtiopy.boot import pvh
 from virtiopy.boot.elf import GuestImage, LoadSegment
+from virtiopy.cpu.activity import Activity
 from virtiopy.cpu.exits import Answer, Exit, ExitReason, InternalErrorExit, IoExit, MmioExit
 from virtiopy.cpu.x86 import CR0_PE, Registers, SystemRegisters
 from virtiopy.devices.base import VirtioDevice
@@ -80,6 +81,9 @@ class FakeCpu:
 
     def set_system_registers(self, state: SystemRegisters) -> None:
         self.system_registers = state
+
+    def activity(self) -> Activity:
+        return Activity.RUNNING
 
     def statistics(self) -> dict[str, int]:
         return dict(self.counters)

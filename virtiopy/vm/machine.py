@@ -23,6 +23,7 @@ from virtiopy.vm.cputhread import CpuThread
 from virtiopy.vm.dispatch import ExitDispatch
 from virtiopy.vm.ports import CONSOLE_PORT, EXIT_PORT, ConsolePort, ExitPort
 from virtiopy.vm.slots import IoMode, Slot, Slots, WatchTransport
+from virtiopy.vm.standing import NameCode, Standing, stand_of_cpu, stand_of_device
 
 #: How long a signal may wait for its handler, seconds.
 SIGNAL_LATENCY = 0.2
@@ -205,6 +206,16 @@ class Machine(Closing):
         assert self.memory.shrunk is not None
         os.eventfd_read(self.memory.shrunk)
         self._ended.set()
+
+    def standing(self, name_code: NameCode = lambda address: None) -> Standing:
+        """Say where the guest stands after a run; it cannot go on afterwards.
+
+        `name_code` names the code at an address. See `stand_of_cpu`.
+        """
+        return Standing(
+            [stand_of_cpu(cpu, name_code) for cpu in self.cpus],
+            [stand_of_device(slot.transport.lifecycle, slot.driver) for slot in self.slots],
+        )
 
     def _stop(self) -> None:
         for callback in self.on_stop:
