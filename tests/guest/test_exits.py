@@ -267,9 +267,12 @@ def test_where_nothing_can_be_measured_it_is_an_error(tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         ([], ["--net", "--disk"]),
-        (["--net", "tap=t0", "--disk", "IMAGE"], ["either --net or --disk"]),
+        (["--net", "tap=t0", "--disk", "IMAGE"], ["give one of --disk, --net, once"]),
         (["--disk", "IMAGE", "--packets", "5"], ["--packets", "--requests"]),
-        (["--disk", "IMAGE", "--direction", "send"], ["--direction", "--requests"]),
+        (
+            ["--disk", "IMAGE", "--direction", "send"],
+            ["--direction send is not for --disk", "leave it out"],
+        ),
         (["--net", "tap=t0", "--requests", "5"], ["--requests", "--packets"]),
         (["--disk", "IMAGE", "--modes", "trapped,polling"], ["polling", "ioeventfd"]),
         (["--disk", "IMAGE", "--modes", "trapped,trapped"], ["twice"]),
