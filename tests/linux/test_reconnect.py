@@ -21,7 +21,7 @@ pytestmark = pytest.mark.timeout(400)
 KILLS = 20
 
 #: Of each of the four jobs' files, and how much one request reads or writes of it.
-SIZE = 18 << 20
+SIZE = 26 << 20
 FIO = (f"--size={SIZE}", "--bsrange=4k-8k")
 
 #: What each backend writes before it is killed, bytes: all that can be in flight when it comes, so
