@@ -136,7 +136,7 @@ class EventLoop(Closing):
     def start(self, *, daemon: bool = False) -> None:
         """Run the loop on a thread of its own; again, after it was stopped.
 
-        Of a daemon nobody waits for the end: not even the interpreter, when a callback is stuck.
+        A daemon's end is not waited for: not even by the interpreter, when a callback is stuck.
         """
         self._stopping = False
         self._ended.clear()
@@ -165,7 +165,7 @@ class EventLoop(Closing):
             self._workers.shutdown()
         # Completions that came too late: what they hold is let go.
         self._soon.clear()
-        # Whoever is closed after the loop has nothing to unwatch any more.
+        # What is closed after the loop has nothing to unwatch any more.
         self._watches.clear()
         self._closed = True
         self._epoll.close()
@@ -195,7 +195,7 @@ class EventLoop(Closing):
             if self.on_failure is not None:
                 self.on_failure()
         finally:
-            # Whoever waits in call() is waiting for something that will not come.
+            # A thread that waits in call() waits for something that will not come.
             while self._soon:
                 callback, _ = self._soon.popleft()
                 if isinstance(callback, _Call):

@@ -90,7 +90,7 @@ class GuestMemory(Closing):
     def set_regions(self, regions: Iterable[Region]) -> None:
         """Have these regions from now on; raises ValueError where they overlap.
 
-        Whoever holds views or pointers from before has let go of them, or keeps the mapping.
+        A holder of views or pointers from before has let go of them, or keeps the mapping.
         """
         ascending = sorted(regions, key=lambda region: region.guest_address)
         for below, above in itertools.pairwise(ascending):
@@ -254,7 +254,7 @@ class GuestMemory(Closing):
 
 
 def seal_size(fd: int) -> None:
-    """Have a memfd keep its size: whoever it is given to cannot take the memory away (SIGBUS)."""
+    """Have a memfd keep its size: a process that has it cannot take the memory away (SIGBUS)."""
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
 
 

@@ -232,6 +232,18 @@ def test_a_mode_that_a_device_lacks_is_a_row_that_says_why(tmp_path: Path) -> No
 
 
 @needs_kvm
+def test_native_mode_leaves_the_loop_out(tmp_path: Path) -> None:
+    image = make_image(tmp_path / "disk.img")
+    arguments = ("--disk", image, "--requests", "50")
+    document = compare(tmp_path, *arguments, modes="ioeventfd,native", exit_free="on")
+
+    ioeventfd, native = (mode["measured"] for mode in document["modes"])
+    assert native["userspace_exits"] == 0
+    assert ioeventfd["userspace_exits"] == 0
+    assert native["cpu_seconds"]["loop"] < 0.1 * ioeventfd["cpu_seconds"]["loop"]
+
+
+@needs_kvm
 @needs_taps
 @pytest.mark.skipif(Path("/dev/vhost-net").exists(), reason="this host has /dev/vhost-net")
 def test_a_mode_that_the_host_lacks_is_a_row_that_says_why(

@@ -114,9 +114,11 @@ MAY_IMPORT = {
         "transport",
         "virtqueue",
         "vhost.kernel.pair",
+        "worker.native",
     ],
-    # Rings worked by a native thread: no device, no transport.
-    "worker": [*LOW, "virtqueue"],
+    # Rings worked by a native thread: no transport, and of devices only what they say of their
+    # backing.
+    "worker": [*LOW, "memory", "virtqueue", "devices.delegation", "devices.diskbacking"],
     # The generic commands ask no device's type.
     "control": [*LOW, *DEVICES, "eventloop", "sizes", "spec", "vm"],
     "statements": ["errors", "spec"],
@@ -179,6 +181,7 @@ MAY_IMPORT = {
         "vhost",
         "virtqueue",
         "vm",
+        "worker",
     ],
 }
 

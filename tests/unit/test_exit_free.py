@@ -250,6 +250,7 @@ class Worker:
 
     def interrupt(self) -> None:
         self.bench.driver.queues[self.index].used.idx += 1
+        assert self.notifiers.call is not None
         os.eventfd_write(self.notifiers.call, 1)
         assert self.bench.wires.take_interrupts(GSI) == 1
 

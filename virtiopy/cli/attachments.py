@@ -34,10 +34,18 @@ POLL_MAX = 1_000_000
 
 @dataclass(slots=True, frozen=True)
 class ModeChoice:
-    """The mode of a device; where it is not required, another will do that can be had."""
+    """The mode of a device; where it is not required, another will do that can be had.
+
+    A `quiet` one is the default: the user did not ask for it, and need not hear why it is not had.
+    """
 
     mode: str
     required: bool = True
+    quiet: bool = False
+
+
+#: The best mode that a device can be had in, where none is asked for.
+AUTO = "auto"
 
 
 def vhost_user_path(options: DeviceOptions) -> Path | None:
@@ -64,14 +72,22 @@ def choose_mode(options: DeviceOptions, default: str) -> ModeChoice:
     """Return the device's own mode, or else the VM's."""
     if vhost_user_path(options) is not None:
         return ModeChoice("vhost-user")
-    return ModeChoice(options.choice("mode", ("trapped", "ioeventfd"), default))
+    mode = options.choice("mode", ("trapped", "ioeventfd"), _without_native(default))
+    return ModeChoice(mode)
+
+
+def _without_native(default: str) -> str:
+    return "ioeventfd" if default in {AUTO, "native"} else default
 
 
 def choose_disk_mode(options: DeviceOptions, default: str) -> ModeChoice:
     """Return the mode of a disk; one that qemu-storage-daemon serves has no choice."""
-    if vhost_user_path(options) is None and needs_storage_daemon(options):
+    if vhost_user_path(options) is not None:
+        return ModeChoice("vhost-user")
+    if needs_storage_daemon(options):
         return ModeChoice(options.choice("mode", ("vhost-user",), "vhost-user"))
-    return choose_mode(options, default)
+    mode = options.choice("mode", ("trapped", "ioeventfd", "native", AUTO), default)
+    return ModeChoice("native", required=False, quiet=True) if mode == AUTO else ModeChoice(mode)
 
 
 def choose_net_mode(options: DeviceOptions, default: str) -> ModeChoice:
@@ -79,6 +95,7 @@ def choose_net_mode(options: DeviceOptions, default: str) -> ModeChoice:
     if vhost_user_path(options) is not None:
         return ModeChoice("vhost-user")
     modes = ("trapped", "ioeventfd", "vhost")
+    default = _without_native(default)
     vhost, mode = options.text("vhost", ""), options.text("mode", "")
     if not vhost:
         return ModeChoice(options.choice("mode", modes, default))
@@ -130,6 +147,7 @@ def build_served(entry: DeviceEntry, options: DeviceOptions) -> "tuple[VirtioDev
 def build_disk(options: DeviceOptions) -> VirtioDevice:
     """Make a block device of `PATH[,readonly=on][,cache=MODE][,...]`."""
     from virtiopy.devices.blk import ID_BYTES, Blk
+    from virtiopy.devices.diskbacking import POLL_US
     from virtiopy.host.disk import CacheMode, DiskImage
     from virtiopy.virtqueue.layout import QUEUE_SIZE_MAX, valid_queue_size
 
@@ -156,6 +174,8 @@ def build_disk(options: DeviceOptions) -> VirtioDevice:
         writeback=cache is not CacheMode.WRITETHROUGH,
         num_queues=num_queues,
         queue_size=queue_size,
+        threads=options.number("workers", 1, 1, num_queues),
+        poll_us=options.number("poll-us", POLL_US, 0, POLL_MAX),
     )
 
 

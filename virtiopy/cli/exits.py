@@ -38,7 +38,7 @@ Texts: TypeAlias = tuple[str, ...]
 #: What --exit-free says: which of registers with exits and without are compared.
 EXIT_FREE = {"off": (False,), "on": (True,), "both": (False, True)}
 
-MODES = ("trapped", "ioeventfd", "vhost", "vhost-user")
+MODES = ("trapped", "ioeventfd", "native", "vhost", "vhost-user")
 
 #: Requests in flight at most: what the guest has room for (guest_drivers/virtio/workload.h).
 DEPTH_MAX = 128

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from virtiopy.cli import attachments
 from virtiopy.cli.attachments import build_served, parse, vhost_user_path
 from virtiopy.cli.check import DriverChecking, driver_check_option
 from virtiopy.cli.devices import DeviceCommand, served_device
@@ -81,18 +82,21 @@ def command(
     checking = DriverChecking.open(check_driver, exit_free=False)
 
     with contextlib.ExitStack() as stack:
-        # First of all: whoever sees the socket may end us.
+        # First of all: a program that sees the socket may end this one.
         ended = _signals_as_file(stack)
         source, name = _source(path, socket_fd, connect=connect)
         if isinstance(source, socket.socket):
             stack.callback(source.close)
-        served, lease = _build(entry_named(device), options)
+        served, lease, mode = _build(entry_named(device), options)
         stack.callback(served.close)
         loop = stack.enter_context(EventLoop("serve"))
         server = Server(served, loop, source, kept=path is None, lease=lease)
         # Closed on this thread, as the loop ran here: nothing is done beside it any more.
         with server:
             checking.watch_frontend(device, server.backend.lifecycle)
+            # What watches the queues watches them in Python.
+            if mode.required or not checking.watches:
+                _delegate(served, mode)
             loop.watch(ended, READABLE, lambda events: loop.stop(), "signals")
             click.echo(f"virtiopy: {device} {'connects to' if connect else 'is ready at'} {name}")
             loop.run()
@@ -130,18 +134,38 @@ def _inherited(fd: int) -> socket.socket:
         listener.detach()
         raise ConfigError(
             f"File descriptor {fd} is no Unix socket that listens: "
-            "let whoever starts virtiopy bind one and listen."
+            "let the program that starts virtiopy bind one and listen."
         )
     return listener
 
 
-def _build(entry: DeviceEntry, text: str) -> "tuple[VirtioDevice, Lease | None]":
+def _build(
+    entry: DeviceEntry, text: str
+) -> "tuple[VirtioDevice, Lease | None, attachments.ModeChoice]":
+    """Build the device, what its rings claim, and say what is to work them."""
     options = parse(entry, text)
-    if given := {"mode", "vhost", "vhost-user"} & set(options.keys):
+    if given := {"vhost", "vhost-user"} & set(options.keys):
         raise ConfigError(f"{given.pop()}=... is for virtiopy's own VM: leave it out.")
+    if options.text("mode", "native") not in {"native", "ioeventfd", attachments.AUTO}:
+        raise ConfigError("mode=... is for virtiopy's own VM: leave it out.")
     if vhost_user_path(options) is not None:
         raise ConfigError("What is served already can only be attached: name an image.")
-    return build_served(entry, options)
+    served, lease = build_served(entry, options)
+    return served, lease, attachments.mode_of(entry, options, attachments.AUTO)
+
+
+def _delegate(served: VirtioDevice, choice: attachments.ModeChoice) -> None:
+    """Have a thread in C work the device's rings where that is the mode and can be had."""
+    from virtiopy.errors import HostError
+    from virtiopy.worker.native import open_native
+
+    if choice.mode != "native":
+        return
+    try:
+        served.delegate(open_native)
+    except (ConfigError, HostError):
+        if choice.required:
+            raise
 
 
 def _signals_as_file(stack: contextlib.ExitStack) -> int:

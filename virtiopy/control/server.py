@@ -106,10 +106,15 @@ def mode(machine: Machine, arguments: Arguments) -> Answer:
     wanted = arguments.text("mode")
     if wanted is None:
         raise ConfigError('The request has no mode: write "mode": "vhost" or "mode": "ioeventfd".')
+    # Any that another worker can have, where the mode is none of another worker's.
+    can = [entry for entry in entries() if wanted in entry.device_class.workers] or [
+        entry for entry in entries() if entry.device_class.workers
+    ]
+    kinds = {entry.device_id for entry in can}
     slot = _choose(
-        {slot.name: slot for slot in machine.slots if slot.device.can_delegate},
+        {slot.name: slot for slot in machine.slots if slot.device.device_id in kinds},
         arguments.text("device"),
-        [entry for entry in entries() if entry.device_class.can_delegate],
+        can,
     )
     slot.change_mode(wanted)
     return {"device": slot.name, "mode": slot.mode.value}
@@ -309,7 +314,7 @@ class _Client:
 def _listen(path: Path) -> socket.socket:
     server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        # What the socket's inode has, its file gets (unix(7)): nobody else can connect, ever.
+        # What the socket's inode has, its file gets (unix(7)): no other user can ever connect.
         os.fchmod(server.fileno(), 0o600)
         try:
             server.bind(str(path))
@@ -332,7 +337,7 @@ def _listen(path: Path) -> socket.socket:
 
 
 def _remove_stale(path: Path) -> None:
-    """Remove a socket that nobody listens at. Raises ConfigError for anything else."""
+    """Remove a socket that no process listens at. Raises ConfigError for anything else."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
             probe.connect(str(path))

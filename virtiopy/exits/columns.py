@@ -12,7 +12,7 @@ _MICROSECONDS = 1e6
 class Column:
     """A heading, its lines on a terminal, and the number for all requests.
 
-    The number is None where nobody counts.
+    The number is None where it is not counted.
     """
 
     heading: str

@@ -2,7 +2,7 @@
 
 What the user asked for and cannot be had raises ConfigError, when the stream is made. What
 happens later, such as a reader that goes away, is a matter of being connected or not. While
-nobody is there output is dropped and counted; with `wait` it waits for the first to come.
+no reader is there output is dropped and counted; with `wait` it waits for the first to come.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 #: The most buffers of one writev(2).
 IOV_MAX = 1024
 
-#: How often a pseudoterminal that nobody has open is looked at: nothing tells of an open(2).
+#: How often a pseudoterminal that no process has open is looked at: nothing tells of an open(2).
 PTY_POLL_SECONDS = 0.1
 
 #: How long a pseudoterminal's reader may take to read the rest, once the device is gone.
@@ -61,7 +61,7 @@ class Channel:
     def __init__(self, fd: int, name: str) -> None:
         self.fd = fd
         self.name = name
-        #: Bytes that nobody was there to take.
+        #: Bytes that found no reader.
         self.dropped = 0
         self._wanted = 0
         self._input_ended = False
@@ -275,7 +275,7 @@ class _Visited:
 
     def __init__(self, *, wait: bool) -> None:
         self.name = ""
-        #: Bytes that were dropped while nobody was there.
+        #: Bytes that were dropped while no reader was there.
         self.dropped = 0
         self._holds = wait
         self._channel: Channel | None = None
@@ -285,7 +285,7 @@ class _Visited:
 
     @property
     def connected(self) -> bool:
-        """Whether somebody is there."""
+        """Whether the other end is there."""
         return self._channel is not None and self._channel.is_open
 
     def _connect(self, fd: int) -> None:
@@ -314,7 +314,7 @@ class _Visited:
             self._invite()
 
     def _invite(self) -> None:
-        """Wait for somebody to come."""
+        """Wait for the other end to come."""
         raise NotImplementedError
 
     def read(self, count: int) -> bytes:
@@ -410,7 +410,7 @@ class SocketStream(_Visited):
             self._loop.unwatch(self._watch)
             self._watch = None
         self._listener.close()
-        # Somebody may have put another in its place.
+        # Another program may have put another in its place.
         with contextlib.suppress(OSError):
             if _identity(self._path) == self._identity:
                 self._path.unlink()
@@ -422,7 +422,7 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 def _remove_stale_socket(path: Path) -> None:
-    """Remove a socket that nobody listens at; raises ConfigError for anything else."""
+    """Remove a socket that no process listens at; raises ConfigError for anything else."""
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
             raise ConfigError(f"{path} exists and is no socket: name another path.")
@@ -437,7 +437,7 @@ def _remove_stale_socket(path: Path) -> None:
     except OSError as error:
         if not isinstance(error, BlockingIOError):
             return
-    raise ConfigError(f"Somebody listens at the socket {path} already: name another path.")
+    raise ConfigError(f"Another process listens at the socket {path} already: name another path.")
 
 
 class PtyStream(_Visited):
@@ -456,7 +456,7 @@ class PtyStream(_Visited):
                 f"There is no free pseudoterminal ({error.strerror}): mount /dev/pts, or raise "
                 "kernel.pty.max with sysctl."
             ) from error
-        # It is hung up while nobody has it open: see _poll.
+        # It is hung up while no process has it open: see _poll.
         tty.setraw(terminal)
         self.path = os.ttyname(terminal)
         os.close(terminal)
@@ -479,7 +479,7 @@ class PtyStream(_Visited):
         self._loop.call_soon(self._poll, self.name)
 
     def _poll(self) -> None:
-        """Look whether somebody has opened the terminal."""
+        """Look whether a process has opened the terminal."""
         with self._user.lock:
             if self._master < 0:
                 return

@@ -2,7 +2,7 @@
 
 A guest marks it by writing a byte to port 0xEA: 1 before its first request, 0 after its last. A
 port write is the cheapest mark that is also exact: the CPU stands still while its counters are
-read. It disturbs nothing where nobody listens: QEMU and real machines ignore it. The marks
+read. It disturbs nothing where the VMM has no such port: QEMU and real machines ignore it. Marks
 themselves are taken out again: ours by name, and the kernel's by an empty measurement that a guest
 makes before (guest_drivers/virtio/workload.c).
 """

@@ -6,7 +6,7 @@ in one place, `Lifecycle.refuse`, which says so in one line.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from virtiopy.complaints import Complaints
@@ -80,6 +80,8 @@ class Lifecycle:
         self._transport_features = features
         self._assumed_features = assumed_features
         self._notifiers: dict[int, KickNotifiers] = {}
+        #: Finds the notifiers of a queue whose transport has no fixed ones.
+        self.find_notifiers: Callable[[int], Notifiers | None] = self._notifiers.get
         self._complaints = Complaints(log)
         self._forget()
         device.attach(self, loop, may_block=may_block)
@@ -386,7 +388,7 @@ class Lifecycle:
 
     def notifiers(self, index: int) -> Notifiers | None:
         """Return the eventfds of a queue, if it has any."""
-        return self._notifiers.get(index)
+        return self.find_notifiers(index)
 
     def notify_by(self, notifiers: Mapping[int, KickNotifiers]) -> None:
         """Have queues kicked by eventfds, by queue index."""

@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from virtiopy.accel.base import Accelerator
 from virtiopy.devices.base import VirtioDevice
-from virtiopy.devices.delegation import OpenWorker
+from virtiopy.devices.delegation import Backing, OpenWorker, RingWorker
 from virtiopy.errors import ConfigError, HostError
 from virtiopy.eventloop import EventLoop
 from virtiopy.memory import GuestMemory
@@ -21,6 +21,7 @@ from virtiopy.vhost.kernel.pair import open_pair
 from virtiopy.vm.bus import Bus, Place
 from virtiopy.vm.codewatch import CodeWatch
 from virtiopy.vm.lines import Lines
+from virtiopy.worker.native import open_native
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,8 @@ class IoMode(enum.StrEnum):
     TRAPPED = "trapped"
     #: A kick is an eventfd, and the event loop works the ring; interrupts by an irqfd.
     IOEVENTFD = "ioeventfd"
+    #: The same eventfd and irqfd, and a thread in C of this process works the ring.
+    NATIVE = "native"
     #: The same eventfd and irqfd, given to the kernel's vhost with the rings.
     VHOST = "vhost"
     #: The same, given to another process over a socket.
@@ -124,7 +127,10 @@ class Slots:
         self._code_watch = (
             CodeWatch(memory, accelerator.code_written) if accelerator.translates else None
         )
-        self._workers: Mapping[IoMode, OpenWorker] = {IoMode.VHOST: partial(open_pair, memory)}
+        self._workers: Mapping[IoMode, OpenWorker] = {
+            IoMode.NATIVE: self._open_native,
+            IoMode.VHOST: partial(open_pair, memory),
+        }
 
     def close(self) -> None:
         """Let go of every device; the loop does not run."""
@@ -181,6 +187,12 @@ class Slots:
             *(name, placement.address, placement.gsi, mode),
         )
         return slot
+
+    def _open_native(self, backing: Backing) -> RingWorker:
+        """Open a worker without the interpreter: an OpenWorker."""
+        if self._code_watch is not None:
+            raise HostError("The software CPU has to see what devices write: use mode=ioeventfd.")
+        return open_native(backing)
 
 
 def _reset(device: VirtioDevice) -> None:

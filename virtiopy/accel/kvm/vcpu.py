@@ -20,7 +20,7 @@ _SEGMENTS = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")
 _TABLES = ("gdt", "idt")
 _CONTROL = ("cr0", "cr2", "cr3", "cr4", "cr8", "efer")
 
-#: Interrupts KVM_RUN where io_uring may not be used. Nobody handles it; see `Vcpu.stop`.
+#: Interrupts KVM_RUN where io_uring may not be used. It has no handler; see `Vcpu.stop`.
 KICK_SIGNAL = signal.SIGRTMIN + 3
 
 
@@ -29,7 +29,7 @@ class Vcpu(Closing):
 
     def __init__(self, fd: int, mmap_size: int) -> None:
         self.fd = fd
-        # Unmapped with its last view; an exit that somebody still holds, a traceback say, has one.
+        # Unmapped with its last view; an exit that is still held, by a traceback say, has one.
         self._data = memoryview(mmap.mmap(fd, mmap_size))
         self._run = ffi.cast("struct kvm_run *", ffi.from_buffer("char[]", self._data))
         self._stop_event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)

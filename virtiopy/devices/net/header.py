@@ -77,7 +77,7 @@ class TxRules:
 
         The host's own parser never sees a field that was not looked at: unknown flags and the
         unused num_buffers are left out (5.1.9.2.2, 5.1.9.2), as is csum_start without NEEDS_CSUM;
-        and hdr_len, on which nobody may rely, is at most the frame's length (5.1.9.2.2).
+        and hdr_len, on which no reader may rely, is at most the frame's length (5.1.9.2.2).
         """
         if header == _NO_OFFLOADS:
             return header

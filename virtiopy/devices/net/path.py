@@ -241,7 +241,7 @@ class Receiver:
         return None
 
     def drop(self) -> None:
-        """Take frames from the link for nobody. Raises OSError when the link is gone."""
+        """Take frames from the link, and drop them. Raises OSError when the link is gone."""
         for _ in range(DROPS):
             try:
                 self._link.read(self._pair, [self._overflow])

@@ -38,7 +38,7 @@ class Guard(Closing):
         return self._guard is not None and bool(lib.vp_guard_hit(self._guard))
 
     def close(self) -> None:
-        """Guard no more: nobody reads the mapping."""
+        """Guard no more: the mapping is not read any more."""
         if self._guard is not None:
             lib.vp_guard_free(self._guard)
             self._guard = None
@@ -280,8 +280,8 @@ class DirtyLog(Closing):
     """The frontend's log of the pages of guest memory that were written: SET_LOG_BASE.
 
     `fd` is from here on this object's to close; raises PeerError. `eventfd` is written when the log
-    is lost, or has no bit for what is to be marked: the connection is to be ended, for whoever
-    migrates the guest would miss the page.
+    is lost, or has no bit for what is to be marked: the connection is to be ended, as the
+    frontend that migrates the guest would miss the page.
     """
 
     def __init__(self, area: LogArea, fd: int, eventfd: int) -> None:

@@ -45,7 +45,7 @@ class Rings(Closing):
     They lead the device's `lifecycle`, and its notifications go to the rings' call eventfds.
     `fail` is called with the reason where the frontend's session cannot go on. The `lease` is
     claimed while any ring is worked, so that a guest can migrate to a backend on the same host.
-    Whoever calls holds the device's lock.
+    The caller holds the device's lock.
     """
 
     def __init__(
@@ -66,6 +66,7 @@ class Rings(Closing):
             loop=loop,
             may_block=False,
         )
+        self.lifecycle.find_notifiers = lambda index: self._rings[index].notifiers
         #: What SET_FEATURES said, in this session.
         self.features: int | None = None
         self.inflight: Inflight | None = None

@@ -15,7 +15,7 @@ from virtiopy.vhost.user.rings import Lease
 
 log = logging.getLogger(__name__)
 
-#: Seconds until a socket is tried again at which nobody listened, or whose frontend has gone.
+#: Seconds until a socket is tried again at which no frontend listened, or whose frontend has gone.
 CONNECT_PAUSE = 0.5
 
 #: Seconds until a frontend is accepted again after one that could not be.
@@ -26,7 +26,7 @@ _BACKLOG = 8
 
 
 def listen(path: Path) -> socket.socket:
-    """Make a socket to be served, in place of one that nobody listens to any more.
+    """Make a socket to be served, in place of one that no backend listens at any more.
 
     Raises ConfigError, with the remedy.
     """
@@ -70,7 +70,7 @@ def _remove_if_dead(path: Path) -> None:
             return
         except BlockingIOError:
             pass
-    raise ConfigError(f"Somebody serves {path} already: name another path for the socket.")
+    raise ConfigError(f"Another process serves {path} already: name another path for the socket.")
 
 
 class Server(Closing):
@@ -158,13 +158,13 @@ class Server(Closing):
         if self._closing or self.backend.connected:
             return
         stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        # One that accepts nobody is not waited for (EAGAIN, unix(7)).
+        # One that accepts no connection is not waited for (EAGAIN, unix(7)).
         stream.setblocking(False)
         try:
             stream.connect(str(self._source))
         except OSError as error:
             stream.close()
-            log.debug("nobody at %s: %s", self._source, error.strerror)
+            log.debug("no frontend listens at %s: %s", self._source, error.strerror)
             self._loop.call_later(CONNECT_PAUSE, self._connect, "connect to the frontend")
             return
         log.info("connected to a frontend")
