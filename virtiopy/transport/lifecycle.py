@@ -20,7 +20,13 @@ from virtiopy.transport.interrupts import CONFIG, InterruptSink, Progress
 from virtiopy.transport.observer import Act, LifecycleObserver, Refusal
 from virtiopy.transport.queueconfig import QueueConfig
 from virtiopy.virtqueue.formats import OpenQueue, open_queue, ring_format
-from virtiopy.virtqueue.layout import USED_INDEX_OFFSET, USED_INDEX_SIZE, RingFormat
+from virtiopy.virtqueue.layout import (
+    AVAILABLE_INDEX_OFFSET,
+    AVAILABLE_INDEX_SIZE,
+    USED_INDEX_OFFSET,
+    USED_INDEX_SIZE,
+    RingFormat,
+)
 from virtiopy.virtqueue.queue import RING_FEATURES, QueueObserver, Virtqueue
 
 log = logging.getLogger(__name__)
@@ -40,6 +46,9 @@ class KickNotifiers(Notifiers, Protocol):
 
     def forget_kicks(self) -> None:
         """Drop the kicks that were sent and not taken: their queue is no more."""
+
+    def look(self) -> None:
+        """Have the queue looked at soon, by whatever works it, without a kick."""
 
 
 class Lifecycle:
@@ -198,6 +207,27 @@ class Lifecycle:
         for observer in self.observers:
             observer.activated()
         self.device.activate(self.queues if self.running else {})
+        for index in list(self.queues):
+            self._look(index)
+
+    def _look(self, index: int) -> None:
+        """Have a queue worked that has buffers from before it was, when no kick was to come.
+
+        Linux's balloon driver makes one available before DRIVER_OK, for statistics.
+        """
+        if not self.running or not self._may_have_buffers(index):
+            return
+        if (notifiers := self._notifiers.get(index)) is not None:
+            notifiers.look()
+        else:
+            self.work(index)
+
+    def _may_have_buffers(self, index: int) -> bool:
+        """Say whether a queue that was just made has buffers, as far as that can be told."""
+        if ring_format(self.driver_features) is not RingFormat.SPLIT:
+            return True
+        place = self.queues[index].areas.driver + AVAILABLE_INDEX_OFFSET
+        return any(self.memory.read(place, AVAILABLE_INDEX_SIZE))
 
     def needs_reset(self, reason: str) -> None:
         """Set DEVICE_NEEDS_RESET and say so to a driver that is up (2.1.2)."""
@@ -267,6 +297,7 @@ class Lifecycle:
             self._make(index, config)
             if self.running and index in self.queues:
                 self.device.start_queue(index, self.queues[index])
+                self._look(index)
 
     def reset_queue(self, index: int) -> None:
         """Reset a queue (2.6.1); it can be configured again."""
@@ -337,12 +368,18 @@ class Lifecycle:
 
     def kick(self, index: int) -> None:
         """Take an available buffer notification, while the device runs (2.1.2)."""
-        queue = self.queues.get(index)
-        if queue is None or not self.running:
+        if index not in self.queues or not self.running:
             self._refuse_kick(index)
             return
         for observer in self.observers:
             observer.kicked(index)
+        self.work(index)
+
+    def work(self, index: int) -> None:
+        """Have the device look at a queue, if it works it."""
+        queue = self.queues.get(index)
+        if queue is None or not self.running:
+            return
         try:
             self.device.handle(queue)
         except DriverError as error:
