@@ -90,10 +90,10 @@ class MmioTransport(LifecycleObserver):
             return f"undefined {offset:#05x}"
 
     # An access that 4.2.2.2 forbids means one thing on every accelerator, whether registers are
-    # read by exits or not: a read gives the bytes that lie there, as on the page; a store of 8 bytes
-    # at a multiple of 8 is two of 4 bytes, the lower first; any other store has no effect. Some
-    # accelerators make the two stores themselves, and a page tells of no read: there is no warning
-    # then.
+    # read by exits or not: a read gives the bytes that lie there, as on the page; a store of 8
+    # bytes at a multiple of 8 is two of 4 bytes, the lower first; any other store has no effect.
+    # Some accelerators make the two stores themselves, and a page tells of no read: there is no
+    # warning then.
 
     def read(self, offset: int, size: int) -> bytes:
         """Return what the driver reads."""
