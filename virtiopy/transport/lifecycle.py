@@ -57,7 +57,8 @@ class Lifecycle:
     Notifications to the driver go to `interrupts`. Messages call the device `name`. `features` are
     what rings and transport offer besides the device, and `assumed_features` what the driver has
     accepted without the device being told. `open_queue` opens the queues that are configured here;
-    a transport may open them itself, and call `start_queue`.
+    a transport may open them itself, and call `start_queue`. A `transitional` one can have a legacy
+    driver (2.2.3) at its other end.
 
     `loop` is for what the device does of itself; `may_block` says whether kicks may wait for what
     they cause. The caller holds the device's lock.
@@ -72,6 +73,7 @@ class Lifecycle:
         name: str | None = None,
         features: int = RING_FEATURES,
         assumed_features: int = 0,
+        transitional: bool = False,
         open_queue: OpenQueue = open_queue,
         loop: EventLoop | None = None,
         may_block: bool = True,
@@ -88,6 +90,7 @@ class Lifecycle:
         self.open_queue = open_queue
         self._transport_features = features
         self._assumed_features = assumed_features
+        self._transitional = transitional
         self._notifiers: dict[int, KickNotifiers] = {}
         #: Finds the notifiers of a queue whose transport has no fixed ones.
         self.find_notifiers: Callable[[int], Notifiers | None] = self._notifiers.get
@@ -133,6 +136,11 @@ class Lifecycle:
             self._offered = self.device.offered(self.device.features | self._transport_features)
         return self._offered
 
+    @property
+    def serves_legacy_drivers(self) -> bool:
+        """Whether a driver may leave VIRTIO_F_VERSION_1 out."""
+        return self._transitional and self.device.serves_legacy_drivers
+
     def objections(self) -> list[tuple[str, str]]:
         """Say why the device cannot work with `driver_features`, each with the section (2.2.2)."""
         features = self.driver_features | self._assumed_features
@@ -140,8 +148,12 @@ class Lifecycle:
         if unknown := features & ~self.offered:
             names = self.feature_names(unknown)
             found.append((f"the driver accepts {names}, which the device does not offer", "2.2.1"))
-        if not has_feature(features, Feature.VIRTIO_F_VERSION_1):
-            found.append(("the driver does not accept VIRTIO_F_VERSION_1", "6.1"))
+        if not has_feature(features, Feature.VIRTIO_F_VERSION_1) and not self.serves_legacy_drivers:
+            fact = "the driver does not accept VIRTIO_F_VERSION_1"
+            if self._transitional:
+                fact += ", as legacy drivers do: have the VMM offer no legacy device (in QEMU "
+                fact += "disable-legacy=on)"
+            found.append((fact, "6.1"))
         elif not self.device.accepts(features):
             reasons = self.device.objections(features) or [
                 f"the driver accepts features that do not go together: "
