@@ -254,12 +254,16 @@ class EventLoop(Closing):
     def call_later(
         self, seconds: float, callback: Callable[[], None], name: str, *, every: bool = False
     ) -> Timer:
-        """Call back in `seconds`, and with `every` again each so many; on the loop's thread."""
+        """Call back in `seconds`, and with `every` again each so many; from any thread."""
         if every and seconds <= 0:
             raise ValueError(f"a timer every {seconds} seconds")
         period = seconds if every else None
         timer = Timer(time.monotonic() + seconds, period, callback, name)
-        self._push_timer(timer)
+        if self.in_thread or self._thread is None:
+            self._push_timer(timer)
+        else:
+            # The loop may be waiting, for longer than this.
+            self.call_soon(lambda: self._push_timer(timer), name)
         return timer
 
     def _push_timer(self, timer: Timer) -> None:

@@ -121,6 +121,7 @@ from virtiopy.vhost.user.server import listen
 loop = EventLoop()
 backend = Backend(Rng(), loop, lambda: os._exit(0))
 with listen(Path(sys.argv[1])) as listener:
+    listener.setblocking(True)
     stream, _ = listener.accept()
 backend.connect(stream)
 loop.run()

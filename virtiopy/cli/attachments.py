@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, cast
 
-from virtiopy.cli.options import DeviceOptions, is_text, note, parse_size
+from virtiopy.cli.options import DeviceOptions, is_text, note, parse_mode, parse_size
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.devices.entry import DeviceEntry, find
 from virtiopy.errors import ConfigError
+from virtiopy.sockets import OWNER_ONLY
 
 if TYPE_CHECKING:
     from virtiopy.devices.streams import Stream
@@ -273,15 +274,16 @@ def build_balloon(options: DeviceOptions) -> VirtioDevice:
 
 
 def build_console(options: DeviceOptions) -> VirtioDevice:
-    """Make a console device of `TARGET[,port=NAME:TARGET]...[,wait=on]`."""
+    """Make a console device of `TARGET[,port=NAME:TARGET]...[,wait=on][,socket-mode=MODE]`."""
     from virtiopy.devices.console import Console
     from virtiopy.devices.streams import Stream
 
     wait = options.flag("wait")
+    mode = parse_mode(options.text("socket-mode", f"{OWNER_ONLY:o}"))
     with contextlib.ExitStack() as opened:
 
         def open_stream(text: str) -> Stream:
-            stream = open_target(text, wait=wait)
+            stream = open_target(text, wait=wait, socket_mode=mode)
             opened.callback(stream.close)
             return stream
 
@@ -300,7 +302,7 @@ def build_console(options: DeviceOptions) -> VirtioDevice:
     return console
 
 
-def open_target(text: str, *, wait: bool) -> "Stream":
+def open_target(text: str, *, wait: bool, socket_mode: int = OWNER_ONLY) -> "Stream":
     """Open the host's side of a port; a pseudoterminal's name is printed."""
     import click
 
@@ -315,7 +317,7 @@ def open_target(text: str, *, wait: bool) -> "Stream":
         click.echo(f"virtiopy: {stream.path} is a console's terminal", err=True)
         return stream
     if kind == "socket" and rest:
-        return SocketStream(Path(rest), wait=wait)
+        return SocketStream(Path(rest), wait=wait, mode=socket_mode)
     if kind == "file" and rest:
         return FileStream(Path(rest))
     raise ConfigError(

@@ -14,6 +14,7 @@ from virtiopy.cli.tapresults import TapReport
 from virtiopy.files import write_output
 from virtiopy.metrics.measurement import Measurement
 from virtiopy.vm.machine import Machine, RunResult
+from virtiopy.vm.standing import Standing
 
 _STYLES = {"passed": "green", "failed": "bold red", "skipped": "yellow"}
 
@@ -95,6 +96,37 @@ def show_facts(console: Console, machine: Machine) -> None:
         console.print(table)
 
 
+def show_standing(console: Console, ending: Ending) -> None:
+    """Print where a guest stands that did not end by itself."""
+    if ending.standing is None:
+        return
+    console.print("Where the guest stands:")
+    for line in ending.standing.lines():
+        console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _standing(standing: Standing | None) -> dict[str, object] | None:
+    if standing is None:
+        return None
+    return {
+        "cpus": [
+            {
+                "number": cpu.number,
+                "activity": cpu.activity,
+                "rip": cpu.rips[-1],
+                "symbol": cpu.symbol,
+                "spins": cpu.spins,
+                "interrupts_enabled": cpu.interrupts_enabled,
+            }
+            for cpu in standing.cpus
+        ],
+        "devices": [
+            {"name": device.name, "status": device.status, "facts": list(device.facts)}
+            for device in standing.devices
+        ],
+    }
+
+
 def light_exits(result: RunResult) -> int | None:
     """Return how many exits never reached userspace; None where KVM's count cannot tell.
 
@@ -142,6 +174,7 @@ def write_json(
         "passed": passed,
         "status": result.status,
         "reason": ending.reason,
+        "standing": _standing(ending.standing),
         "complaint": str(ending.error) if ending.error is not None else None,
         "seconds": round(result.seconds, 6),
         "devices": [

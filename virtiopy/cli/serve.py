@@ -13,11 +13,13 @@ from virtiopy.cli.attachments import build_served, parse, vhost_user_path
 from virtiopy.cli.check import DriverChecking, driver_check_option
 from virtiopy.cli.devices import DeviceCommand, served_device
 from virtiopy.cli.main import EXIT_GUEST_FAILED
+from virtiopy.cli.options import parse_mode
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.devices.entry import DeviceEntry
 from virtiopy.devices.registry import entry_named
 from virtiopy.errors import ConfigError
 from virtiopy.eventloop import READABLE, EventLoop
+from virtiopy.sockets import OWNER_ONLY
 
 if TYPE_CHECKING:
     from virtiopy.vhost.user.rings import Lease
@@ -57,6 +59,12 @@ docs/vhost-user.md has network devices, libvirt and other VMMs, and systemd.
     metavar="N",
     help="Listen at a socket that is open already, as file descriptor N (socket activation).",
 )
+@click.option(
+    "--socket-mode",
+    type=parse_mode,
+    metavar="MODE",
+    help="Who may connect to --socket, as in 0660; 0600 where it is not given, whatever the umask.",
+)
 @driver_check_option
 def command(
     *,
@@ -65,6 +73,7 @@ def command(
     path: Path | None,
     connect: bool,
     socket_fd: int | None,
+    socket_mode: int | None,
     check_driver: str | None,
 ) -> int:
     """Serve DEVICE to another VMM over vhost-user, until SIGTERM or Ctrl-C.
@@ -84,7 +93,7 @@ def command(
     with contextlib.ExitStack() as stack:
         # First of all: a program that sees the socket may end this one.
         ended = _signals_as_file(stack)
-        source, name = _source(path, socket_fd, connect=connect)
+        source, name = _source(path, socket_fd, socket_mode, connect=connect)
         if isinstance(source, socket.socket):
             stack.callback(source.close)
         served, lease, mode = _build(entry_named(device), options)
@@ -107,18 +116,21 @@ def command(
 
 
 def _source(
-    path: Path | None, socket_fd: int | None, *, connect: bool
+    path: Path | None, socket_fd: int | None, socket_mode: int | None, *, connect: bool
 ) -> tuple[socket.socket | Path, str]:
     """Return the socket to listen at, or the path to connect to, and what to call it."""
     from virtiopy.vhost.user.server import listen
 
     if (path is None) == (socket_fd is None):
         raise ConfigError("Say where the device is to be had: give one of --socket, --socket-fd.")
+    if socket_mode is not None and (path is None or connect):
+        raise ConfigError("--socket-mode is for a --socket that virtiopy makes: leave it out.")
     if path is None:
         if connect:
             raise ConfigError("--connect needs a --socket to connect to.")
         return _inherited(socket_fd or 0), f"file descriptor {socket_fd}"
-    return (path if connect else listen(path)), str(path)
+    mode = OWNER_ONLY if socket_mode is None else socket_mode
+    return (path if connect else listen(path, mode)), str(path)
 
 
 def _inherited(fd: int) -> socket.socket:

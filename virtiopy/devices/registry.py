@@ -103,12 +103,12 @@ _OWN = (
         device="virtiopy.devices.console:Console",
         option=Option(
             "--console",
-            "TARGET[,port=NAME:TARGET]...[,wait=on][,mode=trapped|ioeventfd]",
+            "TARGET[,port=NAME:TARGET]...[,wait=on][,socket-mode=MODE][,mode=trapped|ioeventfd]",
             "Attach a console whose host's side is TARGET: stdio (Ctrl-a x ends the run), "
             "pty[:LINK], socket:PATH or file:PATH; `port` adds a named channel. Output for a pty "
             "or socket that no process has open is dropped, or with wait=on held for the first "
-            "that opens it.",
-            keys=("wait",),
+            "that opens it. A socket is its owner's alone, or what socket-mode=0660 says.",
+            keys=("wait", "socket-mode"),
             repeatable=("port",),
         ),
         build=f"{_CLI}:build_console",

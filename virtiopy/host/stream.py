@@ -11,8 +11,6 @@ import fcntl
 import logging
 import os
 import select
-import socket
-import stat
 import termios
 import threading
 import time
@@ -24,6 +22,7 @@ from virtiopy.devices.streams import Size, StreamUser
 from virtiopy.errors import ConfigError, DriverError
 from virtiopy.eventloop import READABLE, WRITABLE, EventLoop, Watch
 from virtiopy.files import create_output, is_special
+from virtiopy.sockets import OWNER_ONLY, SocketFile, bind_listener
 from virtiopy.virtqueue.buffers import Buffers, total
 
 log = logging.getLogger(__name__)
@@ -357,22 +356,20 @@ class _Visited:
 class SocketStream(_Visited):
     """A Unix socket at `path` that clients connect to; the second waits until the first leaves.
 
-    A socket that was left behind there is replaced; ours is removed at the end.
+    A socket that was left behind there is replaced; ours is removed at the end. `mode` says who
+    may connect.
     """
 
-    def __init__(self, path: Path, *, wait: bool = False) -> None:
+    def __init__(self, path: Path, *, wait: bool = False, mode: int = OWNER_ONLY) -> None:
         super().__init__(wait=wait)
         self.name = f"socket {path}"
-        self._path = path
         self._watch: Watch | None = None
-        _remove_stale_socket(path)
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        taken = f"Another process listens at the socket {path} already: name another path."
         try:
-            self._listener.bind(str(path))
+            self._listener = bind_listener(path, taken=taken, mode=mode)
             self._listener.listen(1)
-            self._identity = _identity(path)
+            self._file = SocketFile.at(path)
         except OSError as error:
-            self._listener.close()
             raise ConfigError(
                 f"No socket can be made at {path} ({error.strerror or error}): name a path of up "
                 "to 107 bytes in a directory that you may write."
@@ -410,34 +407,7 @@ class SocketStream(_Visited):
             self._loop.unwatch(self._watch)
             self._watch = None
         self._listener.close()
-        # Another program may have put another in its place.
-        with contextlib.suppress(OSError):
-            if _identity(self._path) == self._identity:
-                self._path.unlink()
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    status = path.lstat()
-    return status.st_dev, status.st_ino
-
-
-def _remove_stale_socket(path: Path) -> None:
-    """Remove a socket that no process listens at; raises ConfigError for anything else."""
-    try:
-        if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise ConfigError(f"{path} exists and is no socket: name another path.")
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
-            probe.connect(str(path))
-    except FileNotFoundError:
-        return
-    except ConnectionRefusedError:
-        with contextlib.suppress(OSError):
-            path.unlink()
-        return
-    except OSError as error:
-        if not isinstance(error, BlockingIOError):
-            return
-    raise ConfigError(f"Another process listens at the socket {path} already: name another path.")
+        self._file.close()
 
 
 class PtyStream(_Visited):

@@ -21,6 +21,7 @@ from virtiopy.vhost.kernel.pair import open_pair
 from virtiopy.vm.bus import Bus, Place
 from virtiopy.vm.codewatch import CodeWatch
 from virtiopy.vm.lines import Lines
+from virtiopy.vm.standing import DriverWatch
 from virtiopy.worker.native import open_native
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ class Slot:
     transport: Transport
     placement: Placement
     release: contextlib.ExitStack
+    driver: DriverWatch
     _mode: IoMode
     _workers: Mapping[IoMode, OpenWorker]
 
@@ -180,7 +182,11 @@ class Slots:
             at = f"{placement.address:#x} (GSI {placement.gsi})"
             self._mmio.add(Place(placement.address, placement.size, name, seen, at))
             release.callback(_reset, device)
-            slot = Slot(name, device, transport, placement, release.pop_all(), mode, self._workers)
+            driver = DriverWatch()
+            transport.lifecycle.observers.append(driver)
+            slot = Slot(
+                name, device, transport, placement, release.pop_all(), driver, mode, self._workers
+            )
         self.all.append(slot)
         log.info(
             "%s: registers at %#x, interrupt line (GSI) %d, %s mode",

@@ -12,6 +12,7 @@ from dataclasses import fields
 from virtiopy._native import CData, ffi, lib
 from virtiopy.accel.kvm.statistics import read_statistics
 from virtiopy.closing import Closing
+from virtiopy.cpu.activity import Activity
 from virtiopy.cpu.exits import Answer, Exit, IoExit, MmioExit, decode
 from virtiopy.cpu.x86 import DescriptorTable, Registers, Segment, SystemRegisters
 from virtiopy.errors import HostError
@@ -197,6 +198,16 @@ class Vcpu(Closing):
         done = self._ioctl("KVM_SET_MSRS", msrs)
         if done < len(values):
             raise HostError(f"KVM_SET_MSRS refuses register {msrs.entries[done].index:#x}.")
+
+    def activity(self) -> Activity:
+        """Say what the vCPU does when it is run (api.rst 4.38)."""
+        state = ffi.new("struct kvm_mp_state *")
+        self._ioctl("KVM_GET_MP_STATE", state)
+        if state.mp_state == lib.KVM_MP_STATE_RUNNABLE:
+            return Activity.RUNNING
+        return (
+            Activity.HALTED if state.mp_state == lib.KVM_MP_STATE_HALTED else Activity.NOT_STARTED
+        )
 
     def set_cpuid(self, cpuid: CData) -> None:
         """Say what the guest's CPUID instruction answers, a `struct kvm_cpuid2 *`."""

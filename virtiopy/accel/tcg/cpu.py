@@ -38,6 +38,7 @@ from virtiopy.accel.tcg.layout import (
 from virtiopy.accel.tcg.paging import LinearMemory, PageFault
 from virtiopy.accel.tcg.state import REGISTER_ORDER, TcgState
 from virtiopy.closing import Closing
+from virtiopy.cpu.activity import Activity
 from virtiopy.cpu.exits import (
     Answer,
     Exit,
@@ -187,6 +188,10 @@ class TcgCpu(Closing):
         with self.lock:
             self._stop_wanted = True
             self._look_around()
+
+    def activity(self) -> Activity:
+        """Say whether the CPU is halted."""
+        return Activity.HALTED if self._halted else Activity.RUNNING
 
     def interrupts_changed(self) -> None:
         """Look at the interrupt chips again; `lock` is held."""
