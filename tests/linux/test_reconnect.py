@@ -40,7 +40,7 @@ def requests_in_flight(pid: int) -> int:
     start, end = (int(address, 16) for address in found.groups())
     with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
         memory.seek(start)
-        area = ffi.from_buffer(memory.read(end - start))
+        area = ffi.from_buffer("char[]", memory.read(end - start))
     # Regions are of one size, and each begins at a multiple of 64 bytes.
     head, entry = (
         ffi.sizeof(f"struct vhost_user_{name}") for name in ("queue_region", "desc_state")

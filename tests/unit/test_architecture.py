@@ -1,5 +1,6 @@
 import ast
 import graphlib
+import re
 from pathlib import Path
 
 import pytest
@@ -278,3 +279,14 @@ def test_struct_layouts_are_declared_in_one_place() -> None:
     assert _importers("struct") <= {"virtiopy.cpu.x86"}
     assert _importers("ctypes") == set()
     assert _importers("cffi") <= {"virtiopy._native.build"}
+
+
+def test_tables_of_pages_scroll_on_a_narrow_screen() -> None:
+    # A phone is narrower than most of our tables, which would run off its edge.
+    pages = list(PACKAGE.rglob("*.html.j2"))
+    assert len(pages) >= 3
+    for page in pages:
+        text = page.read_text()
+        bare = re.findall(r'(?<!<div class="scroll">)(?<!<div class="scroll">\n)<table', text)
+        assert bare == [], page
+        assert ".scroll { overflow-x: auto; }" in text, page
