@@ -99,6 +99,10 @@ class VirtioDevice:
     #: The device type's own feature bits (a mask) that are offered.
     features: int = 0
 
+    #: Whether it also serves legacy drivers (2.2.3), which accept no VIRTIO_F_VERSION_1, where its
+    #: transport can: their rings are those of others, their fields little-endian as here.
+    serves_legacy_drivers: ClassVar[bool] = False
+
     #: Those of them that a VMM may see to by itself where another process serves the device: its
     #: driver has them, and the device is not told.
     vmm_features: int = 0

@@ -171,6 +171,7 @@ class Blk(VirtioDevice):
     """
 
     device_id: ClassVar[DeviceId] = DeviceId.BLOCK
+    serves_legacy_drivers = True
     workers: ClassVar[frozenset[str]] = frozenset({"native"})
     feature_bits = BlkFeature
 

@@ -231,6 +231,7 @@ class Console(VirtioDevice):
     """
 
     device_id: ClassVar[DeviceId] = DeviceId.CONSOLE
+    serves_legacy_drivers = True
     feature_bits = ConsoleFeature
 
     def __init__(

@@ -55,6 +55,7 @@ class Net(VirtioDevice):
     """
 
     device_id: ClassVar[DeviceId] = DeviceId.NETWORK
+    serves_legacy_drivers = True
     feature_bits = NetFeature
 
     queues_in_one = 2

@@ -6,8 +6,12 @@ from dataclasses import dataclass
 from virtiopy._native import ffi
 from virtiopy.virtqueue.buffers import Buffers, gather, split_at
 
-#: Bytes of the header, whatever is negotiated of what this device offers (5.1.9).
+#: Bytes of the header that the link has before each frame, and the driver, whatever it negotiates
+#: of what this device offers (5.1.9).
 HEADER_SIZE = ffi.sizeof("struct virtio_net_hdr_v1")
+
+#: The header of a legacy driver without MRG_RXBUF: it has no num_buffers (5.1.9, legacy interface).
+LEGACY_HEADER_SIZE = ffi.offsetof("struct virtio_net_hdr_v1", "num_buffers")
 
 #: An Ethernet header: destination, source, EtherType.
 ETHERNET_HEADER = 14

@@ -63,6 +63,7 @@ class Rings(Closing):
             memory,
             self,
             assumed_features=device.vmm_features,
+            transitional=True,
             loop=loop,
             may_block=False,
         )
