@@ -84,7 +84,7 @@ enum virtio_mmio_register {
 /* "QEMU" in VendorID; for what is known to differ from the specification there. */
 #define VIRTIO_VENDOR_QEMU		0x554d4551
 
-#define VIRTIO_DEVICES_MAX		16
+#define VIRTIO_DEVICES_MAX		32
 
 struct virtio_device {
 	/* From the command line. */

@@ -9,8 +9,9 @@ import pytest
 
 from tests.conformance.runs import REPOSITORY, WholeRuns, run_suite
 from virtiopy.conformance.report.document import read
+from virtiopy.conformance.targets.builders import BUILDERS
 
-DEVICES = ["blk", "blk-readonly", "blk-writethrough", "net", "console", "rng", "balloon"]
+DEVICES = list(BUILDERS)
 
 #: Statements that a backend of others' does not meet: by the test that shows it.
 QEMU_DIFFERENCES = {

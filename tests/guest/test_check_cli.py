@@ -7,7 +7,8 @@ from xml.etree import ElementTree
 import pytest
 
 from tests.guest.accelerators import needs_unicorn
-from tests.guest.support import assert_one_sentence, make_image, virtiopy
+from tests.guest.support import VIRTIOPY, assert_one_sentence, make_image, virtiopy
+from tests.guest.vhost_user import Backend
 
 pytestmark = needs_unicorn
 
@@ -73,6 +74,22 @@ def test_a_report_of_no_form_is_refused_before_the_run(tmp_path: Path) -> None:
 def test_a_report_that_cannot_be_written_is_refused_before_the_run(tmp_path: Path) -> None:
     outcome = virtiopy("run", "--accel", "tcg", f"--check-driver={tmp_path / 'no' / 'r.json'}")
     assert_one_sentence(outcome, "cannot be written")
+
+
+@pytest.mark.parametrize(("mistake", "status"), [("blk-beyond", 1), ("none", 0)])
+def test_a_served_device_judges_the_driver_of_its_frontend(
+    tmp_path: Path, mistake: str, status: int
+) -> None:
+    image, path = make_image(tmp_path / "disk.img"), tmp_path / "blk.sock"
+    command = [*VIRTIOPY, "serve", "blk", str(image), "--socket", str(path), "--check-driver"]
+    with Backend(command, path) as backend:
+        outcome = virtiopy(
+            *("run", "--accel", "tcg", "--disk", f"vhost-user={path}"),
+            *("--guest", "mistakes", "--append", f"mistake={mistake}"),
+        )
+        assert outcome.status == 0, outcome.errors
+    assert backend.process.returncode == status, backend.output
+    assert ("5.2.6.1:2 MUST NOT" in backend.output) == bool(status)
 
 
 def test_the_statements_are_listed() -> None:

@@ -1,8 +1,9 @@
 import json
+from pathlib import Path
 
 import pytest
 
-from tests.guest.support import virtiopy
+from tests.guest.support import assert_one_sentence, make_image, needs_kvm, virtiopy
 from virtiopy import __version__
 
 
@@ -43,3 +44,33 @@ def test_doctor_draws_a_table_for_people() -> None:
     outcome = virtiopy("doctor")
     assert outcome.status == 0
     assert "Remedy" in outcome.output
+
+
+@needs_kvm
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("-v", "run", "--guest", "greet", "--rng"),
+        ("run", "-v", "--guest", "greet", "--rng"),
+        ("run", "--guest", "greet", "--rng", "--verbose"),
+    ],
+)
+def test_verbose_tells_where_devices_are_wherever_it_stands(command: tuple[str, ...]) -> None:
+    outcome = virtiopy(*command)
+    assert outcome.status == 0
+    where = "rng0: registers at 0xd0000000, interrupt line (GSI) 16, ioeventfd mode"
+    assert f"INFO virtiopy.vm.slots: {where}" in outcome.errors
+
+
+@needs_kvm
+def test_without_verbose_nothing_is_told() -> None:
+    assert virtiopy("run", "--guest", "greet", "--rng").errors == ""
+
+
+@needs_kvm
+def test_a_path_with_a_comma_is_written_with_two(tmp_path: Path) -> None:
+    image = make_image(tmp_path / "a,b.img")
+    told = virtiopy("run", "--guest", "greet", "--disk", image)
+    assert_one_sentence(told, "does not know 'b.img'", "written twice")
+    outcome = virtiopy("run", "--guest", "greet", "--disk", str(image).replace(",", ",,"))
+    assert outcome.status == 0, outcome.errors

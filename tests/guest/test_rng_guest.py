@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.guest.accelerators import each_accelerator
+from tests.guest.accelerators import each_accelerator, needs_unicorn
 from tests.guest.support import (
     assert_one_sentence,
     needs_kvm,
@@ -53,3 +53,22 @@ def test_two_entropy_devices_are_driven_each_in_its_mode(tmp_path: Path) -> None
 @needs_kvm
 def test_a_value_that_means_nothing_to_the_option_ends_in_a_sentence() -> None:
     assert_one_sentence(virtiopy("run", "--rng", "/dev/hwrng"), "--rng", "/dev/hwrng", "mode")
+
+
+@pytest.mark.parametrize(
+    ("name", "devices"),
+    [pytest.param("tcg", 32, marks=needs_unicorn), pytest.param("kvm", 10, marks=needs_kvm)],
+)
+def test_more_devices_than_interrupt_lines_are_all_driven(
+    tmp_path: Path, name: str, devices: int
+) -> None:
+    modes = [f"mode={mode}" for mode in ("ioeventfd", "ioeventfd", "trapped")]
+    options = [word for n in range(devices) for word in ("--rng", modes[n % len(modes)])]
+    outcome = run_guest(tmp_path, "rng", *options, "--accel", name, "--timeout", "90")
+
+    assert outcome.status == 0, outcome.errors
+    assert outcome.failures() == []
+    tested = {t["description"].split()[0].rstrip(":") for t in outcome.report["tests"]}
+    assert tested == {f"rng{number}" for number in range(devices)}
+    lines = [device["gsi"] for device in outcome.report["devices"]]
+    assert len(set(lines)) < devices

@@ -136,6 +136,19 @@ def test_a_frontend_is_told_that_a_network_devices_link_went_down(tmp_path: Path
             assert driver.frontend.get_config(2, status) == b"\0\0"
 
 
+@needs_taps
+def test_what_a_library_says_of_netlink_is_in_no_log(tmp_path: Path) -> None:
+    path, log = tmp_path / "net.sock", tmp_path / "net.log"
+    with Namespace() as namespace:
+        options = f"tap=t0,create=on,netns={namespace.name},address=192.0.2.1/24"
+        command = [*VIRTIOPY, "-v", "-v", "serve", "net", options, "--socket", str(path)]
+        with Backend(command, path, log) as backend:
+            VhostUserFrontend(connect(path)).close()
+    assert "a frontend is here" in backend.output
+    details = [line for line in backend.output.splitlines() if line.startswith("DEBUG")]
+    assert [line for line in details if not line.startswith("DEBUG virtiopy.")] == []
+
+
 def packets(namespace: Namespace) -> socket.socket:
     """Open a socket for the frames of this test on the tap."""
     kind = socket.htons(ETH_P_TEST)

@@ -1,5 +1,6 @@
 """The VM's devices, in other processes: virtiopy serve, and qemu-storage-daemon."""
 
+import re
 import shutil
 import socket
 import subprocess
@@ -166,6 +167,48 @@ def test_a_backend_that_is_killed_again_and_again_loses_nothing(
         assert holds_final_pattern(image)
 
 
+def test_a_backend_that_left_for_good_is_named_when_time_is_up(tmp_path: Path, image: Path) -> None:
+    path = tmp_path / "blk.sock"
+    with serve("blk", str(image), path) as backend:
+        counters = Path("/proc", str(backend.process.pid), "io")
+        done = threading.Event()
+
+        def kill() -> None:
+            """Kill it when a guest reads from it."""
+            while "a frontend is here" not in backend.output:
+                if done.wait(0.01):
+                    return
+            begin = bytes_read(counters)
+            while bytes_read(counters) < begin + (256 << 10):
+                if done.wait(0.01):
+                    return
+            backend.kill()
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        try:
+            outcome = run_guest(
+                tmp_path,
+                *("blk", "--disk", f"vhost-user={path}", "--timeout", "10"),
+                *("--append", "blk.requests=1000000000"),
+            )
+        finally:
+            done.set()
+            killer.join()
+    assert outcome.status == 2
+    assert re.search(
+        r"virtiopy: The guest was not done after 10 seconds: the vhost-user backend of blk0 left "
+        r"\d+\.\d seconds before that: start it again",
+        outcome.errors,
+    )
+
+
+def bytes_read(counters: Path) -> int:
+    found = re.search(r"^rchar: (\d+)$", counters.read_text(), re.MULTILINE)
+    assert found is not None
+    return int(found[1])
+
+
 def test_sigterm_completes_what_is_in_flight_and_takes_the_socket_away(
     tmp_path: Path, image: Path
 ) -> None:
@@ -218,7 +261,7 @@ def test_a_fault_of_the_users_is_one_sentence(
 
 
 def test_it_does_not_serve_in_place_of_a_file(tmp_path: Path, image: Path) -> None:
-    assert_one_sentence(virtiopy("serve", "rng", "--socket", image), "file at")
+    assert_one_sentence(virtiopy("serve", "rng", "--socket", image), "is no socket")
     assert image.stat().st_size == 4 << 20
 
 

@@ -23,7 +23,7 @@ from virtiopy.closing import Closing
 MEMORY = 384
 
 #: How long Linux may take until it is up, and QEMU for what it is asked, seconds.
-PATIENCE = 120.0
+PATIENCE = 240.0
 
 #: What Linux says when fio has verified what it wrote, and when the host has answered its ping.
 SOUND = r"round \d+ is sound"
@@ -135,14 +135,15 @@ class Qemu(Closing):
         ]
         if incoming:
             command += ["-incoming", f"unix:{self._migration}"]
-        with (folder / "qemu.log").open("wb") as log:
+        self._output = folder / "qemu.log"
+        with self._output.open("wb") as log:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
-        self.until(control.exists, "its control socket is there")
         self._control = socket.socket(socket.AF_UNIX)
         self._control.settimeout(PATIENCE)
-        self._control.connect(str(control))
+        # It is bound before it listens.
+        self.until(lambda: self._control.connect_ex(str(control)) == 0, "it takes commands")
         self._lines = self._control.makefile("rw")
         self._lines.readline()
         self.ask("qmp_capabilities")
@@ -175,9 +176,15 @@ class Qemu(Closing):
         """Wait until something is so."""
         deadline = time.monotonic() + PATIENCE
         while not is_so():
-            assert self.process.poll() is None, f"QEMU has ended before {what}"
-            assert time.monotonic() < deadline, f"not after {PATIENCE:.0f} s: {what}"
+            end = self.console[-1000:]
+            assert self.process.poll() is None, f"QEMU has ended before {what}; {end}"
+            assert time.monotonic() < deadline, f"not after {PATIENCE:.0f} s: {what}; {end}"
             time.sleep(0.01)
+
+    @property
+    def output(self) -> str:
+        """What QEMU itself has said."""
+        return self._output.read_text()
 
     @property
     def console(self) -> str:

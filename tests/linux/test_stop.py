@@ -9,7 +9,7 @@ from tests.guest.vhost_user import Backend, serve
 from tests.linux.ram import PINGED, SOUND, Qemu, RamLinux, disk_options, net_options
 from tests.namespace import Namespace, needs_taps
 
-pytestmark = [needs_taps, pytest.mark.timeout(300)]
+pytestmark = [needs_taps, pytest.mark.timeout(600)]
 
 STOPS = 20
 
@@ -50,5 +50,6 @@ def test_a_guest_that_is_stopped_many_times_loses_nothing(
             qemu.ask("stop")
             qemu.ask("cont")
         qemu.until_said(SOUND, PINGED)
+    assert "warning" not in qemu.output
     assert "goes on from the used ring" not in disk.output + net.output
     assert "needs a reset" not in disk.output + net.output

@@ -112,3 +112,23 @@ def test_a_refusal_says_what_the_guest_did_where(size: int, is_write: bool, word
     assert words in str(error)
     assert isinstance(error, UnassignedAccessError)
     assert isinstance(error, GuestError)
+
+
+def test_a_refusal_says_where_devices_are() -> None:
+    bus = Bus("guest physical address")
+    for number in range(2):
+        start = 0xD000_0000 + number * 0x1000
+        bus.add(Place(start, 0x1000, f"rng{number}", Nothing(), f"{start:#x} (GSI {16 + number})"))
+    sentence = str(bus.refuse(0x10, 1, False))
+    assert (
+        "mend the guest (rng0 is at 0xd0000000 (GSI 16), rng1 is at 0xd0001000 (GSI 17)), or"
+        in (sentence)
+    )
+
+
+def test_a_refusal_names_a_few_of_many_devices() -> None:
+    bus = Bus("guest physical address")
+    for number in range(32):
+        bus.add(Place(number * 16, 16, f"d{number}", Nothing(), f"{number}"))
+    sentence = str(bus.refuse(0x1000, 1, False))
+    assert "(d0 is at 0, d1 is at 1, d2 is at 2, ..., d31 is at 31)" in sentence

@@ -4,6 +4,7 @@ import json
 import socket
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from tests.openfiles import open_files
 from virtiopy.accel.base import Accelerator
 from virtiopy.control.client import ask
-from virtiopy.control.server import CLIENTS_MAX, LINE_MAX, ControlServer
+from virtiopy.control.server import CLIENTS_MAX, IDLE, LINE_MAX, ControlServer
 from virtiopy.devices.balloon import Balloon
 from virtiopy.devices.rng import Rng
 from virtiopy.errors import ConfigError, HostError
@@ -45,6 +46,9 @@ class NoAccelerator:
 
     def create_cpu(self, number: int = 0, count: int = 1) -> NoCpu:
         return NoCpu()
+
+    def set_irq_line(self, gsi: int, level: bool) -> None:
+        pass
 
     def add_irqfd(self, gsi: int, eventfd: int) -> None:
         pass
@@ -186,6 +190,10 @@ def test_a_machine_without_a_balloon_says_so(path: Path) -> None:
         ({"command": "balloon", "target": "much"}, "much"),
         ({"command": "balloon", "target": -4096}, "-4096"),
         ({"command": "balloon", "target": 1}, "4096"),
+        ({"command": "balloon", "target": "9" * 4299}, "larger than any size"),
+        ({"command": "balloon", "target": "9" * 4299 + "K"}, "larger than any size"),
+        ({"command": "balloon", "target": 10**4298}, "larger than any size"),
+        ({"command": "balloon", "target": -(10**4298)}, "larger than any size"),
         ({"command": "balloon", "target": "17M"}, "16777216"),
         ({"command": "balloon", "target": 0, "device": "balloon1"}, "balloon0"),
         ({"command": "balloon", "target": 0, "device": "rng0"}, "balloon0"),
@@ -252,13 +260,48 @@ def test_a_client_that_leaves_with_answers_due_is_forgotten(
     assert "memory" in ask(path, {"command": "status"})
 
 
-def test_more_clients_than_are_served_wait_for_their_turn(machine: Machine, path: Path) -> None:
+def _busy(client: Client) -> None:
+    client.send(b'{"command": "status"}\n')
+    client.receive()
+
+
+def test_clients_that_ask_nothing_keep_no_other_waiting(machine: Machine, path: Path) -> None:
     clients = [Client(path) for _ in range(CLIENTS_MAX)]
     for client in clients:
-        client.send(b'{"command": "status"}\n')
-        client.receive()
+        _busy(client)
+    # The one that asked last is not idle, and stays.
+    for _ in range(3):
+        begun = time.monotonic()
+        assert "memory" in ask(path, {"command": "status"})
+        assert time.monotonic() - begun < 0.5 + IDLE
+    assert clients[0].ends()
+    for client in clients:
+        client.close()
+
+
+def test_the_client_that_was_idle_the_longest_makes_room(machine: Machine, path: Path) -> None:
+    clients = [Client(path) for _ in range(CLIENTS_MAX)]
+    for client in [*clients, clients[0]]:
+        _busy(client)
+    late = Client(path)
+    _busy(late)
+    assert clients[1].ends()
+    _busy(clients[0])
+    for client in [*clients, late]:
+        client.close()
+
+
+def test_clients_that_are_at_work_are_not_sent_away(
+    machine: Machine, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("virtiopy.control.server.IDLE", 3600.0)
+    clients = [Client(path) for _ in range(CLIENTS_MAX)]
+    for client in clients:
+        _busy(client)
     late = Client(path)
     late.send(b'{"command": "status"}\n')
+    for client in clients:
+        _busy(client)
     clients.pop().close()
     assert "memory" in late.receive()
     for client in [*clients, late]:

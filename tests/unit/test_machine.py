@@ -13,6 +13,7 @@ import pytest
 from virtiopy._native import ffi
 from virtiopy.boot import pvh
 from virtiopy.boot.elf import GuestImage, LoadSegment
+from virtiopy.cpu.activity import Activity
 from virtiopy.cpu.exits import Answer, Exit, ExitReason, InternalErrorExit, IoExit, MmioExit
 from virtiopy.cpu.x86 import CR0_PE, Registers, SystemRegisters
 from virtiopy.devices.base import VirtioDevice
@@ -80,6 +81,9 @@ class FakeCpu:
 
     def set_system_registers(self, state: SystemRegisters) -> None:
         self.system_registers = state
+
+    def activity(self) -> Activity:
+        return Activity.RUNNING
 
     def statistics(self) -> dict[str, int]:
         return dict(self.counters)
@@ -298,12 +302,48 @@ def test_each_device_has_a_page_of_registers_and_an_interrupt_line(bench: Bench)
     ]
 
 
-def test_a_ninth_device_is_refused_and_the_eight_stay(bench: Bench) -> None:
-    for number in range(8):
+def test_a_device_too_many_is_refused_and_the_others_stay(bench: Bench) -> None:
+    for number in range(32):
         bench.machine.add_device(FakeDevice(), f"rng{number}", IoMode.TRAPPED)
-    with pytest.raises(ConfigError, match=r"^There are more than 8 devices: leave some out\.$"):
-        bench.machine.add_device(FakeDevice(), "rng8", IoMode.TRAPPED)
-    assert [slot.placement.gsi for slot in bench.machine.slots] == list(range(16, 24))
+    with pytest.raises(ConfigError, match=r"^There are more than 32 devices: leave some out\.$"):
+        bench.machine.add_device(FakeDevice(), "rng32", IoMode.TRAPPED)
+    assert [slot.placement.gsi for slot in bench.machine.slots] == list(range(16, 24)) * 4
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [(IoMode.TRAPPED, IoMode.IOEVENTFD), (IoMode.IOEVENTFD, IoMode.TRAPPED)],
+)
+def test_a_level_and_a_pulse_share_no_line(bench: Bench, first: IoMode, then: IoMode) -> None:
+    modes = [*[first] * 9, then, then, first]
+    for number, mode in enumerate(modes):
+        bench.machine.add_device(FakeDevice(), f"rng{number}", mode)
+    assert [slot.placement.gsi for slot in bench.machine.slots] == [*range(16, 24), 16, 5, 5, 17]
+
+
+def test_devices_on_one_line_have_one_irqfd(bench: Bench) -> None:
+    for number in range(10):
+        bench.machine.add_device(FakeDevice(), f"rng{number}", IoMode.IOEVENTFD)
+    assert bench.accelerator.irqfds == list(range(16, 24))
+    calls = [slot.transport.lifecycle.notifiers(0) for slot in bench.machine.slots]
+    assert calls[0] is not None
+    assert calls[8] is not None
+    assert calls[0].call == calls[8].call
+
+
+def test_a_line_is_high_while_any_of_its_devices_raises_it(bench: Bench) -> None:
+    slots = [bench.machine.add_device(FakeDevice(), f"rng{n}", IoMode.TRAPPED) for n in range(9)]
+    first, ninth = slots[0], slots[8]
+    for slot in (first, ninth):
+        slot.transport.lifecycle.status = 15
+        slot.transport.lifecycle.config_changed()
+    acknowledge = b"\2\0\0\0"
+    # The second is an edge, too, for a driver that takes the line by its edges.
+    assert bench.accelerator.lines == [(16, True), (16, False), (16, True)]
+    bench.run(mmio_write(first.placement.address + Register.InterruptACK, acknowledge))
+    assert bench.accelerator.lines[3:] == []
+    bench.run(mmio_write(ninth.placement.address + Register.InterruptACK, acknowledge))
+    assert bench.accelerator.lines[3:] == [(16, False)]
 
 
 def test_a_device_that_is_refused_leaves_its_slot_to_the_next(bench: Bench) -> None:
@@ -611,6 +651,38 @@ def test_an_interrupt_before_the_thread_begins_leaves_it_without_a_turn(
     assert bench.cpu.counters["exits"] == exits
 
 
+def test_a_memory_file_that_another_program_cuts_ends_the_run_in_a_sentence(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "ram"
+    accelerator = FakeAccelerator()
+    with (
+        GuestMemory.allocate(2 << 20, path=path) as memory,
+        Machine(memory, accelerator, console=ignore) as machine,
+    ):
+        memory.write(0x10_0000, b"was here")
+
+        def use_what_is_gone() -> None:
+            os.truncate(path, 0x8_0000)
+            assert memory.read(0x10_0000, 8) == bytes(8)
+            accelerator.cpu.spin()
+
+        accelerator.cpu.script = [use_what_is_gone]
+        with pytest.raises(HostError, match=rf"^The memory file {path} was made smaller while"):
+            machine.run(PATIENCE)
+
+
+def test_a_memory_file_that_stays_ends_no_run(tmp_path: Path) -> None:
+    path = tmp_path / "ram"
+    accelerator = FakeAccelerator()
+    with (
+        GuestMemory.allocate(2 << 20, path=path) as memory,
+        Machine(memory, accelerator, console=ignore) as machine,
+    ):
+        accelerator.cpu.script = [quit_with(0)]
+        assert machine.run(PATIENCE).status == 0
+
+
 # Several CPUs
 
 
@@ -742,9 +814,11 @@ def test_the_kernel_takes_the_acknowledgements_of_used_buffers_where_interrupts_
     memory: GuestMemory,
 ) -> None:
     accelerator = FakeAccelerator(has_read_only_memory=True)
-    with Machine(memory, accelerator, console=ignore) as machine:
+    with Machine(memory, accelerator, console=ignore, exit_free=True) as machine:
         machine.add_device(FakeDevice(), "rng0", IoMode.IOEVENTFD)
         machine.add_device(FakeDevice(), "rng1", IoMode.TRAPPED)
+        for slot in machine.slots:
+            slot.transport.lifecycle.activate()
         acknowledgements = [
             (address, value)
             for address, value in accelerator.kicks

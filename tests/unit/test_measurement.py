@@ -2,8 +2,15 @@ import threading
 import time
 from collections import Counter
 
-from virtiopy.metrics.exitlog import ExitKind, ExitLog
-from virtiopy.metrics.measurement import PORT_NAME, Measurement, MeasurementPort
+import pytest
+
+from virtiopy.metrics.exitlog import ADDRESSES_MAX, ExitKind, ExitLog
+from virtiopy.metrics.measurement import (
+    MEASUREMENTS_MAX,
+    PORT_NAME,
+    Measurement,
+    MeasurementPort,
+)
 
 KICK = ExitKind("MMIO", "net0", "QueueNotify", "write")
 MARK = ExitKind("IO", PORT_NAME, "mark", "write")
@@ -129,3 +136,43 @@ def test_time_that_reading_the_counters_takes_is_left_out() -> None:
 
     [measured] = rig.port.measurements
     assert measured.cpu_seconds["vcpu"] < 0.1
+
+
+def test_marks_without_end_are_kept_up_to_a_number_and_told_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    rig = Rig()
+    for _ in range(MEASUREMENTS_MAX + 10):
+        rig.mark(BEGIN)
+        rig.mark(END)
+    assert len(rig.port.measurements) == MEASUREMENTS_MAX
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+def test_what_all_cpus_did_is_measured_and_their_time_added_up() -> None:
+    first, second = Rig(), Rig()
+    port = MeasurementPort([first, second], loop="devices")
+    port.write(0, BEGIN)
+    first.kick()
+    for _ in range(2):
+        second.kick()
+    _work_for(0.02)
+    port.write(0, END)
+
+    [measured] = port.measurements
+    assert measured.exits == {KICK: 3}
+    assert measured.kernel["exits"] == 3
+    # Both rigs are on this thread, whose time counts for each.
+    assert measured.cpu_seconds["vcpu"] >= 0.04
+
+
+def test_addresses_without_a_device_are_counted_one_by_one_up_to_a_number() -> None:
+    log = ExitLog()
+    for address in range(ADDRESSES_MAX + 10):
+        log.count_unassigned("MMIO", address, "read")
+    log.count_unassigned("MMIO", 0, "read")
+    log.count_unassigned("IO", 1 << 20, "write")
+    assert log.counts[ExitKind("MMIO", "unassigned", "0x0", "read")] == 2
+    assert log.counts[ExitKind("MMIO", "unassigned", "other addresses", "read")] == 10
+    assert log.counts[ExitKind("IO", "unassigned", "other addresses", "write")] == 1
+    assert len(log.counts) == ADDRESSES_MAX + 2

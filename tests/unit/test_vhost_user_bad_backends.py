@@ -25,7 +25,7 @@ from virtiopy.closing import Closing
 from virtiopy.errors import ConfigError, PeerError
 from virtiopy.eventloop import EventLoop
 from virtiopy.memory import GuestMemory
-from virtiopy.spec import DeviceStatus, Feature, has_feature
+from virtiopy.spec import DeviceStatus, Feature, feature_mask, has_feature
 from virtiopy.statements.index import load_index
 from virtiopy.vhost.user import device as device_module
 from virtiopy.vhost.user import frontend as frontend_module
@@ -353,10 +353,10 @@ class Vm(Closing):
         with self.device.lock:
             self.device.attach(self, self.loop, may_block=False)
 
-    def start(self) -> None:
-        """Do what the transport does at FEATURES_OK and DRIVER_OK."""
+    def start(self, features: int = 0) -> None:
+        """Do what the transport does at FEATURES_OK and DRIVER_OK, with these features as well."""
         with self.device.lock:
-            self.device.negotiated(FEATURES)
+            self.device.negotiated(FEATURES | features)
             self.device.activate({0: SplitQueue(self.memory, 16, self.driver.areas)})
 
     def close(self) -> None:
@@ -409,6 +409,16 @@ def test_a_backend_is_told_the_device_status_and_driver_ok_when_its_rings_are_se
         if message.request in (Request.SET_STATUS, Request.SET_MEM_TABLE, Request.SET_VRING_ENABLE)
     ]
     assert told == [0x03, 0x0B, Request.SET_MEM_TABLE, Request.SET_VRING_ENABLE, 0x0F]
+
+
+def test_a_backend_is_told_of_no_feature_that_it_does_not_offer(tmp_path: Path) -> None:
+    path = tmp_path / "blk.sock"
+    with FakeBackend(path) as backend, Vm(path) as vm:
+        vm.start(feature_mask([Feature.VIRTIO_F_RING_RESET]))
+        assert_works(vm, backend, 0)
+    told = [to_u64(one) for one in backend.asked if one.request == Request.SET_FEATURES]
+    assert told
+    assert [features & ~backend.features for features in told] == [0] * len(told)
 
 
 def test_a_backend_gets_its_own_in_flight_area_back_before_a_ring_starts(tmp_path: Path) -> None:

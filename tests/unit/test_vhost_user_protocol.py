@@ -18,7 +18,7 @@ from virtiopy.devices.console import Console
 from virtiopy.devices.net import Net
 from virtiopy.host.disk import DiskImage
 from virtiopy.host.stream import FileStream
-from virtiopy.spec import DeviceStatus, feature_mask
+from virtiopy.spec import DeviceStatus, feature_mask, has_feature
 from virtiopy.vhost.user.backend import PROTOCOL_FEATURES
 from virtiopy.vhost.user.connection import Connection
 from virtiopy.vhost.user.messages import (
@@ -526,3 +526,26 @@ def test_a_base_that_a_frontend_makes_up_has_no_buffer_served_again(
     assert f"ring 0 goes on from the used ring's idx, 1, and not from the base, {base}" in (
         caplog.text
     )
+
+
+# VHOST_USER_PROTOCOL_F_CONFIG, which QEMU has no use for with a network device
+
+
+@pytest.mark.parametrize("owned", [True, False])
+def test_qemu_is_not_offered_a_network_devices_configuration_space(
+    tmp_path: Path, owned: bool
+) -> None:
+    """QEMU alone asks before it owns the session, and warns its user of what it does not take."""
+    with (
+        Served(Net(FakeNetLink(), mac=MAC), tmp_path / "net.sock") as served,
+        Connection(served.connect()) as raw,
+    ):
+        if owned:
+            raw.send(Message(Request.SET_OWNER))
+        offered = to_u64(ask(raw, Message(Request.GET_PROTOCOL_FEATURES)))
+        assert has_feature(offered, ProtocolFeature.CONFIG) is owned
+
+
+def test_qemu_is_offered_a_disks_configuration_space(raw: Connection) -> None:
+    offered = to_u64(ask(raw, Message(Request.GET_PROTOCOL_FEATURES)))
+    assert has_feature(offered, ProtocolFeature.CONFIG)

@@ -325,6 +325,14 @@ struct kvm_sregs {
 	...;
 };
 
+#define KVM_MP_STATE_RUNNABLE ...
+#define KVM_MP_STATE_HALTED ...
+
+struct kvm_mp_state {
+	uint32_t mp_state;
+	...;
+};
+
 struct kvm_fpu {
 	uint8_t fpr[8][16];
 	uint16_t fcw, fsw;
@@ -738,7 +746,7 @@ struct vp_tcg {
 	struct vp_tcg_cpu *cpu;
 	struct vp_tcg_syscall *syscall;
 	struct vp_tcg_exceptions *exceptions;
-	int eflags, native_events;
+	int eflags, native_events, has_mmu;
 	uint32_t stop_wanted, window_wanted, shadow, stopped;
 	int32_t exception;
 	uint64_t deadline;

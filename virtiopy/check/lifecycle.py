@@ -102,7 +102,12 @@ class LifecycleJudge(LifecycleObserver):
     # The device status field (2.1, 3.1.1)
 
     def status_written(self, before: int, written: int) -> None:
-        """Judge a write of the device status field."""
+        """Judge a write of the device status field.
+
+        Over vhost-user the frontend writes it, in steps of its own.
+        """
+        if not self._sees_status:
+            return
         self._judge.note(f"writes {written:#x} to the device status")
         if written == 0:
             self._is_fresh = False

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from virtiopy.check.dress import Dressing
     from virtiopy.check.watch import DriverCheck
     from virtiopy.devices.base import VirtioDevice
+    from virtiopy.transport.lifecycle import Lifecycle
     from virtiopy.transport.placement import Transport
     from virtiopy.vm.slots import WatchTransport
 
@@ -112,6 +113,11 @@ class DriverChecking:
     make_dressing: "Callable[[], Dressing] | None" = None
     variant: str | None = None
 
+    @property
+    def watches(self) -> bool:
+        """Whether there is a judge, or anything put over the devices."""
+        return self.check is not None or self.make_dressing is not None
+
     @classmethod
     def open(
         cls,
@@ -162,6 +168,11 @@ class DriverChecking:
             )
 
         return watch
+
+    def watch_frontend(self, name: str, lifecycle: "Lifecycle") -> None:
+        """Judge the driver that a vhost-user frontend speaks for, where that is asked for."""
+        if self.check is not None:
+            self.check.watch_frontend(name, lifecycle)
 
     def finish(self, *, passed: bool) -> bool:
         """Show and write the verdict; says whether no MUST was broken.

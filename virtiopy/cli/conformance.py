@@ -68,7 +68,7 @@ virtiopy conformance compare A.json B.json puts two reports side by side.
 )
 @click.argument("target", required=False)
 @click.argument("pytest_options", nargs=-1, type=click.UNPROCESSED)
-@click.option("--device", metavar="NAME", help="What it is: blk, net, console, rng or balloon.")
+@click.option("--device", metavar="NAME", help="What it is: blk, for one.")
 @click.option("--spawn", metavar="COMMAND", help="Start a backend a test, at the socket {socket}.")
 @click.option(
     "--transport",
@@ -150,7 +150,7 @@ def command(
     options += [f"--virtio-report={report}" for report in reports]
     # A module of the user's is imported from where they are.
     sys.path.insert(0, str(Path.cwd()))
-    # Nobody's settings but the suite's own: whatever folder this is.
+    # The suite's own settings alone: whatever folder this is.
     alone = ["-c", "/dev/null", "-p", "no:cacheprovider", "--strict-markers"]
     # Of the package itself: the command line has it before pytest looks at its plugins.
     alone += ["-W", "ignore:Module already imported"]
@@ -164,7 +164,7 @@ def _list_clauses(part: str | None) -> None:
     """Show every statement: its tests, or why there is none."""
     from virtiopy.conformance.clauses.listing import listing
 
-    # Whoever searches the list does not want it wrapped.
+    # A program that searches the list does not want it wrapped.
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
     for line in listing(part, width):
         click.echo(line)

@@ -7,13 +7,49 @@ from pathlib import Path
 import click
 
 from virtiopy.cli.options import Seconds, parse_size
+from virtiopy.devices.base import DeviceCommand
+from virtiopy.devices.registry import device_commands
 from virtiopy.sizes import format_size
 
 #: How often a status is looked at that is waited for.
 POLL_SECONDS = 0.02
 
 
+class _Commands(click.Group):
+    """The commands here, and those that devices have of their own."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Name them all."""
+        return sorted({*super().list_commands(ctx), *device_commands()})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command; a device's own is sent as it is given."""
+        found = super().get_command(ctx, cmd_name)
+        if found is None and (own := device_commands().get(cmd_name)) is not None:
+            return _device_command(cmd_name, own)
+        return found
+
+
+def _device_command(name: str, command: DeviceCommand) -> click.Command:
+    keys = [*command.keys, "device"]
+
+    def send(**given: str | None) -> int:
+        from virtiopy.control.client import ask
+
+        path = click.get_current_context().obj
+        words = {key: given[key.replace("-", "_")] for key in keys}
+        answer = ask(path, {"command": name, **words})
+        told = " ".join(f"{key} {value}" for key, value in answer.items() if key != "device")
+        click.echo(f"{answer['device']}: {told}")
+        return 0
+
+    options = [click.Option([f"--{key}"], metavar=key.upper()) for key in command.keys]
+    device = click.Option(["--device"], metavar="NAME", help="Which one, where there are several.")
+    return click.Command(name, callback=send, params=[*options, device], help=command.help)
+
+
 @click.group(
+    cls=_Commands,
     epilog="""Example: take half of a guest's memory back, and see how far it is:
 
 \b
@@ -21,7 +57,7 @@ POLL_SECONDS = 0.02
   virtiopy ctl vm.sock balloon --target 8M
   virtiopy ctl vm.sock status
   virtiopy ctl vm.sock balloon --target 0
-"""
+""",
 )
 @click.argument("path", type=click.Path(path_type=Path))
 @click.pass_context
@@ -79,13 +115,14 @@ def set_balloon(path: Path, *, target: int, device: str | None, wait: float | No
 
 
 @command.command("mode", epilog="Example: virtiopy ctl vm.sock mode vhost")
-@click.argument("mode", type=click.Choice(["ioeventfd", "vhost"]))
-@click.option("--device", metavar="NAME", help="Which network device, where there are several.")
+@click.argument("mode", type=click.Choice(["ioeventfd", "native", "vhost"]))
+@click.option("--device", metavar="NAME", help="Which network device or disk.")
 @click.pass_obj
 def change_mode(path: Path, *, mode: str, device: str | None) -> int:
-    """Have a network device's rings worked by the event loop, or by the kernel's vhost.
+    """Have a device's rings worked by the event loop, a thread in C, or the kernel's vhost.
 
-    No frame is lost by it. Where the driver has not started the device yet, it will be in this
+    A thread in C works disks, and vhost works network devices. No request and no frame is lost by
+    it. Where the driver has not started the device yet, it will be in this
     mode when it does.
     """
     from virtiopy.control.client import ask

@@ -10,7 +10,7 @@ import click
 
 from virtiopy.boot.symbols import symbol_at
 from virtiopy.cli.attachments import open_target
-from virtiopy.cli.ending import Ending, Reason, run_to_end
+from virtiopy.cli.ending import Ending, Reason, backends_gone, run_to_end
 from virtiopy.cli.main import EXIT_ERROR, EXIT_GUEST_FAILED
 from virtiopy.devices.streams import Stream
 from virtiopy.errors import GuestError
@@ -26,7 +26,7 @@ DEFAULT_WORDS = "console=ttyS0 reboot=a panic=-1"
 DEFAULT_MEMORY = 512 << 20
 
 _PANIC = "Kernel panic - not syncing"
-_LINES_SHOWN = 12
+_LINES_SHOWN = 24
 
 
 class SerialOutput:
@@ -84,7 +84,7 @@ def run_to_the_end(
     A panic is 1, with the last lines on standard error. What ended the run otherwise is in the
     ending, to be raised. A `timeout` of 0 is none.
     """
-    ending = run_to_end(machine, timeout)
+    ending = run_to_end(machine, timeout, kernel)
     if ending.error is None or not isinstance(ending.error, OSError):
         output.flush()
     if ending.reason is Reason.TIMEOUT:
@@ -93,18 +93,27 @@ def run_to_the_end(
             "Give it more with --timeout, or find out what it waits for."
         )
         return EXIT_ERROR, replace(ending, error=late)
+    if ending.reason is Reason.GUEST_FAULT:
+        click.echo(f"virtiopy: {ending.error} {_last_lines(output)}", err=True)
+        return EXIT_GUEST_FAILED, replace(ending, error=None)
     if ending.result.status is None or ending.error is not None:
         return EXIT_ERROR, ending
     if output.panicked:
-        click.echo("virtiopy: the kernel panicked; its last lines:", err=True)
-        # Where they are on the screen already, the last of all will do.
-        for line in list(output.lines)[-1 if output.shown else -_LINES_SHOWN :]:
-            click.echo(f"    {line}", err=True)
+        click.echo(f"virtiopy: the kernel panicked. {_last_lines(output)}", err=True)
         return EXIT_GUEST_FAILED, ending
     if pc.power is PowerEvent.RESET:
         # A restart that was asked for is an end like any other here.
         return 0, ending
     return ending.result.status, ending
+
+
+def _last_lines(output: SerialOutput) -> str:
+    """Word the last lines; where they are on the screen already, the last of all will do."""
+    lines = [line for line in output.lines if line.strip()]
+    if not lines:
+        return "It had said nothing on the serial port."
+    shown = lines[-1 if output.shown else -_LINES_SHOWN :]
+    return "\n    ".join(["Its last lines:", *shown])
 
 
 def _where(machine: Machine, output: SerialOutput, kernel: Path) -> str:
@@ -120,4 +129,4 @@ def _where(machine: Machine, output: SerialOutput, kernel: Path) -> str:
         f"{slot.name} has device status {slot.transport.lifecycle.status:#x}"
         for slot in machine.slots
     )
-    return "; ".join([*cpus, said, *([devices] if devices else [])]) + "."
+    return "; ".join(filter(None, [*cpus, said, devices, backends_gone(machine)])) + "."

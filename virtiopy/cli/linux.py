@@ -15,9 +15,10 @@ from virtiopy.cli.machines import MachineOptions, machine_options, open_machine
 from virtiopy.cli.main import EXIT_GUEST_FAILED
 from virtiopy.cli.options import note
 from virtiopy.devices.registry import entries, entry_named
+from virtiopy.errors import ConfigError
 from virtiopy.files import check_output
 
-#: What makes a kernel quick to boot, and quiet: there is nobody here to protect it from.
+#: What makes a kernel quick to boot, and quiet: there is no other user here to protect it from.
 WORDS = (
     "quiet loglevel=1 nokaslr mitigations=off random.trust_cpu=on cryptomgr.notests pci=off "
     "lsm= audit=0 ima=off no_timer_check rcupdate.rcu_expedited=1"
@@ -35,6 +36,7 @@ WORDS = (
   virtiopy linux -- uname -a
   virtiopy linux --disk d.img -- 'mkfs.ext2 /dev/vda && mount /dev/vda /mnt && df /mnt'
   virtiopy linux --net tap=t0,create=on,address=192.0.2.1/24 -- ping -c 3 192.0.2.1
+  virtiopy linux --disk d.img --exits -- dd if=/dev/vda of=/dev/null bs=4k count=100 iflag=direct
 """,
 )
 @click.option(
@@ -60,6 +62,12 @@ WORDS = (
     metavar="NAME",
     help="One more of the kernel's modules to insert, with those that it needs.",
 )
+@click.option(
+    "--exits",
+    "show_exits",
+    is_flag=True,
+    help="Show what COMMAND cost in exits, without the boot, on standard error.",
+)
 @machine_options
 @click.argument("words", nargs=-1, metavar="[-- COMMAND...]")
 def command(
@@ -68,6 +76,7 @@ def command(
     append: str,
     programs: tuple[str, ...],
     modules: tuple[str, ...],
+    show_exits: bool,
     accel: str,
     mode: str,
     exit_free: str,
@@ -92,6 +101,8 @@ def command(
     after that of the host's side, where this was given one. One word is a line for the shell; more
     are a program and its arguments. The status is COMMAND's.
     """
+    from rich.console import Console
+
     from virtiopy.boot.kernel import open_kernel
     from virtiopy.boot.parameters import Initrd
     from virtiopy.cli import kernelrun, report
@@ -127,8 +138,14 @@ def command(
     )
     typed = not words or sys.stdin.isatty()
     task = initramfs.Task(
-        words, guest_addresses(attached["net"]), interactive=typed, size=terminal_size()
+        words,
+        guest_addresses(attached["net"]),
+        interactive=typed,
+        size=terminal_size(),
+        measured=show_exits,
     )
+    if show_exits and not words:
+        raise ConfigError("--exits measures a command: give one after --.")
     image = unpacked(found.image, cache)
     initrd = Initrd(cache / "initramfs", initramfs.build(contents, task, cache))
     with contextlib.ExitStack() as stack:
@@ -157,6 +174,8 @@ def command(
         def show() -> None:
             nonlocal kept
             kept = checking.finish(passed=ending.error is None and status == 0)
+            for measurement in machine.measurement_port.measurements if show_exits else ():
+                report.show_measurement(Console(stderr=True), measurement)
 
         save = partial(
             report.write_json,

@@ -17,6 +17,9 @@ EXIT_GUEST_FAILED = 1
 EXIT_ERROR = 2
 EXIT_SIGNAL = 128  # and the signal's number
 
+#: Where click keeps how often -v was given.
+_VERBOSITY = "virtiopy.verbosity"
+
 #: Subcommand: its one line of help. The module of the same name has it as `command`.
 SUBCOMMANDS = {
     "run": "Run a guest driver or a kernel in a VM with virtio devices, and count its exits.",
@@ -44,6 +47,8 @@ class LazyGroup(click.Group):
             return None
         module = importlib.import_module(f"virtiopy.cli.{cmd_name}")
         command: click.Command = module.command
+        if not any("-v" in parameter.opts for parameter in command.params):
+            command.params.append(verbose_option())
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -52,24 +57,53 @@ class LazyGroup(click.Group):
             formatter.write_dl(list(SUBCOMMANDS.items()))
 
 
+def verbose_option() -> click.Option:
+    """Make the option -v, which may stand before a subcommand and after it."""
+    return click.Option(
+        ["-v", "--verbose"],
+        count=True,
+        expose_value=False,
+        is_eager=True,
+        callback=_be_verbose,
+        help="Tell what goes on; twice for every detail.",
+    )
+
+
+def _be_verbose(ctx: click.Context, option: click.Parameter, count: int) -> None:
+    root = ctx.find_root()
+    root.meta[_VERBOSITY] = verbosity = root.meta.get(_VERBOSITY, 0) + count
+    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbosity, 2)]
+    logging.getLogger().setLevel(level)
+
+
 @click.group(
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Example: virtiopy run --disk disk.img",
 )
 @click.version_option(__version__, prog_name="virtiopy")
-@click.option("-v", "--verbose", count=True, help="Tell what goes on; twice for every detail.")
-def cli(verbose: int) -> None:
+def cli() -> None:
     """Attach disks to a KVM test VM, and see what virtio costs."""
-    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
-    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(RateLimit())
+
+
+cli.params.append(verbose_option())
+
+
+def _is_ours_or_serious(record: logging.LogRecord) -> bool:
+    """Leave out what libraries tell of themselves, as pyroute2 does for each netlink message.
+
+    Their loggers have levels of their own, which they set when they are imported.
+    """
+    return record.name.startswith("virtiopy") or record.levelno >= logging.WARNING
 
 
 def main() -> None:
     """Run the command line; what is the user's fault ends in one sentence and status 2."""
     open_standard_files()
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_is_ours_or_serious)
+        handler.addFilter(RateLimit())
     try:
         status = cli.main(standalone_mode=False, prog_name="virtiopy")
         sys.stdout.flush()

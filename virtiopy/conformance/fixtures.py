@@ -1,7 +1,7 @@
 """The fixtures of the suite: what its tests are written with."""
 
 from collections.abc import Iterator
-from typing import cast
+from types import ModuleType
 
 import pytest
 
@@ -15,13 +15,8 @@ from virtiopy.conformance.collection import (
     progress_of,
     target_of,
 )
-from virtiopy.conformance.drivers import driver_of
-from virtiopy.conformance.drivers.balloon import BalloonDriver
+from virtiopy.conformance.drivers import DRIVERS, driver_of
 from virtiopy.conformance.drivers.base import DeviceDriver
-from virtiopy.conformance.drivers.blk import BlkDriver
-from virtiopy.conformance.drivers.console import ConsoleDriver
-from virtiopy.conformance.drivers.net import NetDriver
-from virtiopy.conformance.drivers.rng import RngDriver
 from virtiopy.conformance.effort import Effort
 from virtiopy.conformance.problems import NotApplicableError
 from virtiopy.conformance.report.results import Subject
@@ -81,34 +76,19 @@ def driver(session: Session) -> DeviceDriver:
     return driver_of(session)
 
 
-@pytest.fixture
-def blk(driver: DeviceDriver) -> BlkDriver:
-    """Give the driver of a block device: the test is one of block devices."""
-    return cast("BlkDriver", driver)
+def _driver_of_device(name: str) -> object:
+    @pytest.fixture(name=name)
+    def give(driver: DeviceDriver) -> DeviceDriver:
+        return driver
+
+    return give
 
 
-@pytest.fixture
-def net(driver: DeviceDriver) -> NetDriver:
-    """Give the driver of a network device: the test is one of network devices."""
-    return cast("NetDriver", driver)
-
-
-@pytest.fixture
-def console(driver: DeviceDriver) -> ConsoleDriver:
-    """Give the driver of a console device: the test is one of console devices."""
-    return cast("ConsoleDriver", driver)
-
-
-@pytest.fixture
-def rng(driver: DeviceDriver) -> RngDriver:
-    """Give the driver of an entropy device: the test is one of entropy devices."""
-    return cast("RngDriver", driver)
-
-
-@pytest.fixture
-def balloon(driver: DeviceDriver) -> BalloonDriver:
-    """Give the driver of a balloon device: the test is one of balloon devices."""
-    return cast("BalloonDriver", driver)
+#: A plugin with a fixture a device, called as that is, which gives its driver: a test that asks for
+#: `blk` is one of block devices. pytest looks for fixtures in modules.
+DRIVER_FIXTURES = ModuleType(f"{__name__}.drivers")
+for _name in DRIVERS:
+    setattr(DRIVER_FIXTURES, _name, _driver_of_device(_name))
 
 
 @pytest.fixture
@@ -133,7 +113,7 @@ def effort(request: pytest.FixtureRequest, session: Session) -> Effort:
 
 @pytest.fixture
 def judge(request: pytest.FixtureRequest, session: Session, driver: DeviceDriver) -> Judge:
-    """Give what says how the device takes what its driver does to it; the device is started."""
+    """Give the judge of how the device takes what its driver does to it; the device is started."""
     driver.start()
     judge = request.node.stash[JUDGE] = Judge(session, driver)
     return judge

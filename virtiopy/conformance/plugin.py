@@ -10,7 +10,7 @@ import pytest
 
 _OPTIONS = (
     ("target", "TARGET", "inproc:NAME, vhost-user:SOCKET or python:MODULE:FACTORY"),
-    ("device", "DEVICE", "what the target is: blk, net, console, rng or balloon"),
+    ("device", "DEVICE", "what the target is: blk, for one"),
     ("transport", "TRANSPORT", "mmio or vhost-user, for targets of this process"),
     ("spawn", "COMMAND", "starts a vhost-user backend for each test, at the socket {socket}"),
     ("walks", "N", "how many random walks of a driver's there are (25)"),
@@ -78,7 +78,12 @@ def pytest_pycollect_makeitem(
 def _load(config: pytest.Config) -> ModuleType:
     from virtiopy.conformance import collection, fixtures
 
-    for plugin in (collection, fixtures):
-        if not config.pluginmanager.is_registered(plugin):
-            config.pluginmanager.register(plugin, plugin.__name__)
+    plugins = {
+        collection.__name__: collection,
+        fixtures.__name__: fixtures,
+        fixtures.DRIVER_FIXTURES.__name__: fixtures.DRIVER_FIXTURES,
+    }
+    for name, plugin in plugins.items():
+        if not config.pluginmanager.has_plugin(name):
+            config.pluginmanager.register(plugin, name)
     return collection

@@ -51,7 +51,7 @@ class DiedError(DeviceError):
 
 
 class WedgedError(DeviceError):
-    """The device, or the thread or process that serves it, does not come back from a request."""
+    """The device, or the process that serves it, does not come back from what it was asked."""
 
 
 class LeftError(DeviceError):

@@ -7,11 +7,10 @@ What goes wrong is answered by {"error": "a sentence"}. A new command is a funct
 entry in COMMANDS; what one device can do is among its `commands` (devices/base.py).
 """
 
-import errno
 import json
 import logging
-import os
 import socket
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +19,11 @@ from virtiopy.closing import Closing
 from virtiopy.control.client import Answer, Json
 from virtiopy.devices.base import DeviceCommand
 from virtiopy.devices.entry import DeviceEntry
-from virtiopy.devices.registry import entries
+from virtiopy.devices.registry import device_commands, entries
 from virtiopy.errors import ConfigError, VirtiopyError
 from virtiopy.eventloop import READABLE, WRITABLE
-from virtiopy.sizes import parse_size
+from virtiopy.sizes import SIZE_MAX, parse_size
+from virtiopy.sockets import SocketFile, bind_listener
 from virtiopy.spec import DeviceStatus
 from virtiopy.vm.machine import Machine
 from virtiopy.vm.slots import Slot
@@ -36,8 +36,11 @@ LINE_MAX = 16384
 #: Bytes that are taken from a client at a time, so that a flood of requests leaves the loop room.
 READ_SIZE = 4096
 
-#: Clients at a time; others wait to be accepted.
+#: Clients at a time; the next takes the place of the one that was idle the longest.
 CLIENTS_MAX = 16
+
+#: Seconds after which a client that asks nothing, or takes no answer, is idle.
+IDLE = 0.25
 
 #: Seconds until a client is accepted again after the host had no file descriptor for one.
 ACCEPT_PAUSE = 1.0
@@ -63,6 +66,9 @@ class Arguments:
             return parse_size(value)
         if not isinstance(value, int) or isinstance(value, bool):
             raise ConfigError(f'{key} is {json.dumps(value)}: give a size, as in "64M".')
+        if abs(value) > SIZE_MAX:
+            # Python writes no number of more than 4300 digits.
+            raise ConfigError(f'{key} is larger than any size: give one, as in "64M".')
         return value
 
 
@@ -99,10 +105,15 @@ def mode(machine: Machine, arguments: Arguments) -> Answer:
     wanted = arguments.text("mode")
     if wanted is None:
         raise ConfigError('The request has no mode: write "mode": "vhost" or "mode": "ioeventfd".')
+    # Any that another worker can have, where the mode is none of another worker's.
+    can = [entry for entry in entries() if wanted in entry.device_class.workers] or [
+        entry for entry in entries() if entry.device_class.workers
+    ]
+    kinds = {entry.device_id for entry in can}
     slot = _choose(
-        {slot.name: slot for slot in machine.slots if slot.device.can_delegate},
+        {slot.name: slot for slot in machine.slots if slot.device.device_id in kinds},
         arguments.text("device"),
-        [entry for entry in entries() if entry.device_class.can_delegate],
+        can,
     )
     slot.change_mode(wanted)
     return {"device": slot.name, "mode": slot.mode.value}
@@ -128,14 +139,6 @@ COMMANDS: Mapping[str, Command] = {
     "mode": Command(mode, ("device", "mode")),
     "status": Command(status),
 }
-
-
-def device_commands() -> Mapping[str, DeviceCommand]:
-    """Return the commands that devices have of their own (`VirtioDevice.commands`), by name."""
-    found: dict[str, DeviceCommand] = {}
-    for entry in entries():
-        found.update(entry.device_class.commands)
-    return found
 
 
 def _of_a_device(name: str, command: DeviceCommand) -> Command:
@@ -197,7 +200,7 @@ class ControlServer(Closing):
         self.path = path
         self._clients: set[_Client] = set()
         self._socket = _listen(path)
-        self._inode = os.stat(path).st_ino
+        self._file = SocketFile.at(path)
         self._watch = machine.loop.watch(
             self._socket.fileno(), READABLE, self._accept, f"control socket {path}"
         )
@@ -208,13 +211,13 @@ class ControlServer(Closing):
             client.close()
         self.machine.loop.unwatch(self._watch)
         self._socket.close()
-        try:
-            if os.stat(self.path).st_ino == self._inode:
-                self.path.unlink()
-        except FileNotFoundError:
-            log.info("%s was gone already", self.path)
+        self._file.close()
 
     def _accept(self, events: int) -> None:
+        if len(self._clients) == CLIENTS_MAX and not self._make_room():
+            self._watch.events = 0
+            self.machine.loop.call_later(IDLE, self._resume, "control socket")
+            return
         try:
             connection, _ = self._socket.accept()
         except (BlockingIOError, ConnectionAbortedError):
@@ -225,12 +228,18 @@ class ControlServer(Closing):
             self.machine.loop.call_later(ACCEPT_PAUSE, self._resume, "control socket")
             return
         self._clients.add(_Client(self, connection))
-        if len(self._clients) == CLIENTS_MAX:
-            self._watch.events = 0
+
+    def _make_room(self) -> bool:
+        """Close the client that was idle the longest; says whether there was one."""
+        client = min(self._clients, key=lambda client: client.active)
+        if time.monotonic() - client.active < IDLE:
+            return False
+        log.info("an idle client of %s makes room for another", self.path)
+        client.close()
+        return True
 
     def _resume(self) -> None:
-        if len(self._clients) < CLIENTS_MAX:
-            self._watch.events = READABLE
+        self._watch.events = READABLE
 
     def forget(self, client: "_Client") -> None:
         """Take note that a client is gone."""
@@ -248,6 +257,8 @@ class _Client:
         self._input = b""
         self._output = b""
         self._ended = False
+        #: When the client last sent a byte or took one, by the monotonic clock.
+        self.active = time.monotonic()
         self._watch = server.machine.loop.watch(
             connection.fileno(), READABLE, self._ready, f"client of {server.path}"
         )
@@ -258,6 +269,7 @@ class _Client:
         self._server.forget(self)
 
     def _ready(self, events: int) -> None:
+        self.active = time.monotonic()
         try:
             if not self._output:
                 self._receive()
@@ -295,41 +307,12 @@ class _Client:
 
 
 def _listen(path: Path) -> socket.socket:
-    server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        # What the socket's inode has, its file gets (unix(7)): nobody else can connect, ever.
-        os.fchmod(server.fileno(), 0o600)
-        try:
-            server.bind(str(path))
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-            _remove_stale(path)
-            server.bind(str(path))
-        server.listen()
+        server = bind_listener(path, taken=f"Another machine listens at {path}: name another path.")
     except OSError as error:
-        server.close()
         raise ConfigError(
             f"No control socket can be made at {path} ({error.strerror or error}): "
             "name a short path in a folder that you can write to."
         ) from error
-    except ConfigError:
-        server.close()
-        raise
+    server.listen()
     return server
-
-
-def _remove_stale(path: Path) -> None:
-    """Remove a socket that nobody listens at. Raises ConfigError for anything else."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            if path.is_socket():
-                path.unlink()
-                return
-        except OSError:
-            log.debug("no socket is at %s", path)
-        else:
-            raise ConfigError(f"Another machine listens at {path}: name another path.")
-    raise ConfigError(f"{path} exists and is no socket: name another path.")

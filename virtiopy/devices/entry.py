@@ -23,11 +23,13 @@ class Options(Protocol):
     Each method raises ConfigError, with the remedy, for a value that is none.
     """
 
-    #: The option's name, as "--disk".
-    option: str
+    @property
+    def option(self) -> str:
+        """The option's name, as "--disk"."""
 
-    #: What comes before the first key.
-    main: str
+    @property
+    def main(self) -> str:
+        """What comes before the first key."""
 
     @property
     def keys(self) -> Sequence[str]:
@@ -47,6 +49,35 @@ class Options(Protocol):
 
     def number(self, key: str, default: int, least: int, most: int) -> int:
         """Return a whole number from `least` to `most`."""
+
+
+@dataclass(slots=True, frozen=True)
+class NoOptions:
+    """Options of which none was given."""
+
+    option: str
+    main: str = ""
+    keys: Sequence[str] = ()
+
+    def text(self, key: str, default: str) -> str:
+        """Return the default."""
+        return default
+
+    def texts(self, key: str) -> Sequence[str]:
+        """Return nothing."""
+        return ()
+
+    def flag(self, key: str, *, default: bool = False) -> bool:
+        """Return the default."""
+        return default
+
+    def choice(self, key: str, choices: Iterable[str], default: str) -> str:
+        """Return the default."""
+        return default
+
+    def number(self, key: str, default: int, least: int, most: int) -> int:
+        """Return the default."""
+        return default
 
 
 def find(place: str) -> object:

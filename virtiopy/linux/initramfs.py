@@ -52,6 +52,8 @@ class Task:
     interactive: bool = True
     #: The size of the terminal, as stty(1) takes it.
     size: str = ""
+    #: Whether what the command costs is to be measured.
+    measured: bool = False
 
 
 def find_busybox() -> Path:
@@ -151,6 +153,7 @@ def _last(task: Task) -> bytes:
         "NETWORK": " ".join(task.network),
         "QUIET_INPUT": "" if task.interactive else "1",
         "SIZE": task.size,
+        "MEASURE": "1" if task.measured else "",
     }
     lines = [f"{name}={shlex.quote(value)}\n" for name, value in settings.items()]
     archive.file("virtiopy/settings", "".join(lines).encode())

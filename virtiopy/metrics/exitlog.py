@@ -8,6 +8,10 @@ from typing import TypeVar
 Key = TypeVar("Key")
 
 
+#: What stands for a device in the counts of accesses to none.
+UNASSIGNED = "unassigned"
+
+
 @dataclass(slots=True, frozen=True, order=True)
 class ExitKind:
     """Exits that count as one kind.
@@ -22,14 +26,29 @@ class ExitKind:
     direction: str = ""
 
 
+#: Addresses without a device that are counted one by one; the others are counted together.
+ADDRESSES_MAX = 256
+
+
 class ExitLog:
     """Counts the exits of one vCPU to userspace; its thread alone counts."""
 
     def __init__(self) -> None:
         self.counts: Counter[ExitKind] = Counter()
+        self._addresses = 0
 
     def count(self, kind: ExitKind) -> None:
         """Count one exit."""
+        self.counts[kind] += 1
+
+    def count_unassigned(self, reason: str, address: int, direction: str) -> None:
+        """Count one exit for an access where no device is; a guest may try every address."""
+        kind = ExitKind(reason, UNASSIGNED, f"{address:#x}", direction)
+        if kind not in self.counts:
+            if self._addresses == ADDRESSES_MAX:
+                kind = ExitKind(reason, UNASSIGNED, "other addresses", direction)
+            else:
+                self._addresses += 1
         self.counts[kind] += 1
 
 

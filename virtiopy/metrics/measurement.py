@@ -2,11 +2,12 @@
 
 A guest marks it by writing a byte to port 0xEA: 1 before its first request, 0 after its last. A
 port write is the cheapest mark that is also exact: the CPU stands still while its counters are
-read. It disturbs nothing where nobody listens: QEMU and real machines ignore it. The marks
+read. It disturbs nothing where the VMM has no such port: QEMU and real machines ignore it. Marks
 themselves are taken out again: ours by name, and the kernel's by an empty measurement that a guest
 makes before (guest_drivers/virtio/workload.c).
 """
 
+import logging
 import threading
 import time
 from collections import Counter
@@ -17,11 +18,16 @@ from pathlib import Path
 from typing import Protocol
 
 from virtiopy.metrics.exitlog import ExitKind, ExitLog, MergedExits, add_up
-from virtiopy.vhost.worker import cpu_seconds, worker_threads
+from virtiopy.vhost.worker import cpu_seconds, native_threads, worker_threads
+
+log = logging.getLogger(__name__)
 
 #: The port, beside the debug console's.
 MEASUREMENT_PORT = 0xEA
 BEGIN = 1
+
+#: Measurements that are kept; a guest that marks without end adds no more.
+MEASUREMENTS_MAX = 1024
 
 #: What the port is called in exit counts.
 PORT_NAME = "measurement port"
@@ -36,7 +42,8 @@ class Measurement:
     `exits` are those to userspace, `kernel` the growth of the accelerator's counters, both of all
     CPUs together. `seconds` is wall-clock time; `cpu_seconds` the CPU time by kind of thread:
     "vcpu" (all of them), "loop",
-    "workers" (of the loop, for what blocks), "vhost" (the kernel's) and "backend" (a vhost-user
+    "workers" (of the loop, for what blocks), "native" (that work rings in C), "vhost" (the
+    kernel's) and "backend" (a vhost-user
     backend's), with 0 where there is none.
     """
 
@@ -81,6 +88,7 @@ class MeasurementPort:
         self._loop = loop
         self._lock = threading.Lock()
         self._begun: _Begun | None = None
+        self._full = False
 
     def register_name(self, offset: int) -> str:
         """Name the register, for the exit report."""
@@ -98,7 +106,14 @@ class MeasurementPort:
                 exits, kernel, clocks = self._exits.counts, self._statistics(), self._clocks()
                 self._begun = _Begun(exits, kernel, clocks, _read(clocks), time.monotonic())
             elif self._begun is not None:
-                self.measurements.append(self._end(self._begun))
+                if len(self.measurements) < MEASUREMENTS_MAX:
+                    self.measurements.append(self._end(self._begun))
+                elif not self._full:
+                    self._full = True
+                    log.warning(
+                        "the guest marks more than %d measurements: the others are left out",
+                        MEASUREMENTS_MAX,
+                    )
                 self._begun = None
 
     def _statistics(self) -> dict[str, int]:
@@ -125,6 +140,7 @@ class MeasurementPort:
             "vcpu": [_cpu_clock(cpu.thread) for cpu in self._cpus if cpu.thread is not None],
             "loop": [_cpu_clock(t) for t in threads if t.name == self._loop],
             "workers": [_cpu_clock(t) for t in threads if t.name.startswith(workers)],
+            "native": [partial(cpu_seconds, path) for path in native_threads()],
             "vhost": [partial(cpu_seconds, path) for path in worker_threads(*owners)],
             "backend": [partial(cpu_seconds, path) for path in self.backend_threads()],
         }

@@ -12,14 +12,15 @@ from typing import ClassVar, Protocol
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.eventloop import EventLoop
 from virtiopy.memory import GuestMemory
+from virtiopy.transport.interrupts import Irqfd
 from virtiopy.transport.lifecycle import Lifecycle
 
 
 class Wires(Protocol):
-    """What executes the guest, as far as a transport is wired to it (accel.base.Accelerator)."""
+    """What a transport is wired to: the interrupt lines, and what executes the guest."""
 
-    def set_irq_line(self, gsi: int, level: bool) -> None:
-        """Set the level of an interrupt line."""
+    def level(self, gsi: int) -> Callable[[bool], None]:
+        """Return what sets one device's level of an interrupt line, which others may have, too."""
 
     def add_ioeventfd(self, address: int, value: int, eventfd: int) -> Callable[[], None]:
         """Turn 32-bit writes of `value` at guest physical `address` into writes to `eventfd`.
@@ -27,8 +28,8 @@ class Wires(Protocol):
         Returns what ends that, while the eventfd is open.
         """
 
-    def add_irqfd(self, gsi: int, eventfd: int) -> None:
-        """Make a write to `eventfd` pulse an interrupt line."""
+    def irqfd(self, gsi: int) -> Irqfd:
+        """Return the eventfd whose writes pulse an interrupt line; it stays the VM's."""
 
     def add_read_only_memory(
         self, guest_address: int, size: int, host_address: int
@@ -92,5 +93,10 @@ class Placement(Protocol):
         What has to be let go of in the end goes to `release`. Raises ConfigError or HostError.
         """
 
-    def leave_out_exits(self, transport: Transport, site: Site, release: ExitStack) -> None:
-        """Have the guest read registers without exits; `transport` is what `plug` returned."""
+    def leave_out_exits(
+        self, transport: Transport, site: Site, release: ExitStack, *, always: bool
+    ) -> None:
+        """Have the guest read registers without exits; `transport` is what `plug` returned.
+
+        Unless `always`, only as far as each register reads as it should at every moment.
+        """

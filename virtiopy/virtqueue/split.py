@@ -49,7 +49,8 @@ from virtiopy.virtqueue.queue import (
 log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True, frozen=True, eq=False)
+# Not frozen: that would double what it costs to make one.
+@dataclass(slots=True, eq=False)
 class SplitChain:
     """A descriptor chain (queue.Chain): its token is the index of its first descriptor."""
 

@@ -6,6 +6,9 @@ from typing import Protocol
 
 from virtiopy.errors import GuestError
 
+#: How many devices a message names.
+_NAMED = 4
+
 
 class BusDevice(Protocol):
     """Answers accesses at offsets from the start of its range."""
@@ -22,12 +25,16 @@ class BusDevice(Protocol):
 
 @dataclass(slots=True, frozen=True)
 class Place:
-    """A device's range on a bus: [start, start + size)."""
+    """A device's range on a bus: [start, start + size).
+
+    `at` says where it is, for messages about accesses to where no device is; "" leaves it out.
+    """
 
     start: int
     size: int
     name: str
     device: BusDevice
+    at: str = ""
 
 
 class UnassignedAccessError(GuestError):
@@ -66,10 +73,18 @@ class Bus:
         return self._places[index]
 
     def refuse(self, address: int, size: int, is_write: bool) -> UnassignedAccessError:
-        """Word the complaint about an access to an `address` that nobody answers at."""
+        """Word the complaint about an access to an `address` that no device answers at."""
         done = "wrote" if is_write else "read"
         plural = "s" if size > 1 else ""
         return UnassignedAccessError(
             f"The guest {done} {size} byte{plural} at {self.kind} {address:#x}, where no device "
-            "is: mend the guest, or let such accesses pass with --unassigned ignore."
+            f"is: mend the guest{self._directions()}, or let such accesses pass with --unassigned "
+            "ignore."
         )
+
+    def _directions(self) -> str:
+        """Say where devices are."""
+        places = [f"{place.name} is at {place.at}" for place in self._places if place.at]
+        if len(places) > _NAMED:
+            places = [*places[: _NAMED - 1], f"..., {places[-1]}"]
+        return f" ({', '.join(places)})" if places else ""

@@ -37,7 +37,7 @@ class ExitDispatch:
             if not self._ignore_unassigned:
                 raise bus.refuse(address, len(data), is_write)
             if log is not None:
-                log.count(ExitKind(reason, "unassigned", f"{address:#x}", direction))
+                log.count_unassigned(reason, address, direction)
             if not is_write:
                 data[:] = b"\xff" * len(data)
             return

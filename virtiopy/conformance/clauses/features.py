@@ -1,16 +1,10 @@
-"""Feature bits by name (2.2): all that the specification has, whoever offers them."""
+"""Feature bits by name (2.2): all that the specification has, offered or not."""
 
 from collections.abc import Iterable
 
+from virtiopy.devices.registry import entry_of
 from virtiopy.spec import DeviceId, feature_mask, has_feature
 from virtiopy.statements.index import load_index
-
-_OF_DEVICE = {
-    DeviceId.NETWORK: "VIRTIO_NET_F_",
-    DeviceId.BLOCK: "VIRTIO_BLK_F_",
-    DeviceId.CONSOLE: "VIRTIO_CONSOLE_F_",
-    DeviceId.BALLOON: "VIRTIO_BALLOON_F_",
-}
 
 #: Bit numbers by the specification's names.
 FEATURES = load_index().features
@@ -18,8 +12,7 @@ FEATURES = load_index().features
 
 def names(features: int, device_id: DeviceId) -> list[str]:
     """Name the bits of a feature set of a device, in ascending order; unknown ones by number."""
-    mine = _prefixes(device_id)
-    known = {bit: name for name, bit in FEATURES.items() if name.startswith(mine)}
+    known = {bit: name for name, bit in _meaningful(device_id).items()}
     bits = [bit for bit in range(features.bit_length()) if features >> bit & 1]
     return [known.get(bit, f"bit {bit}") for bit in bits]
 
@@ -31,12 +24,19 @@ def bits(features: Iterable[int | str]) -> list[int]:
 
 def of_device(device_id: DeviceId) -> int:
     """Return every feature bit that means something to a device of this type."""
-    mine = _prefixes(device_id)
-    return feature_mask(bit for name, bit in FEATURES.items() if name.startswith(mine))
+    return feature_mask(_meaningful(device_id).values())
 
 
-def _prefixes(device_id: DeviceId) -> tuple[str, ...]:
-    return tuple(filter(None, ["VIRTIO_F_", _OF_DEVICE.get(device_id)]))
+def _meaningful(device_id: DeviceId) -> dict[str, int]:
+    """Return the feature bits that mean something to a device type, by name."""
+    entry = entry_of(device_id)
+    mine = ("VIRTIO_F_",) if entry is None else ("VIRTIO_F_", entry.feature_prefix)
+    found = {name: bit for name, bit in FEATURES.items() if name.startswith(mine)}
+    if entry is not None:
+        # Where the specification has no section of such a device.
+        own = entry.device_class.feature_bits or ()
+        found.update((bit.name, bit.value) for bit in own)
+    return found
 
 
 #: What features require (5.1.3.1): of each set one at least. CTRL_RX_EXTRA is not in that list; it

@@ -25,9 +25,9 @@ class Request:
 
     The device reads `readable` and may write `room` bytes. `check` is given what is in those
     afterwards, and the length in the used ring, and raises AssertionError. `stimulus` is what the
-    host's side does to have the buffer used, once it is available; without one the device uses it
-    by itself. `parts` are the offsets at which the parts of either side begin, such as a header or
-    a status: each is a descriptor of its own, unless a framing says otherwise.
+    host's side does to have the buffer used, once it is available; the device asks no host where
+    there is none. `parts` are the offsets at which the parts of either side begin, such as a header
+    or a status: each is a descriptor of its own, unless a framing says otherwise.
     """
 
     queue: int
@@ -89,6 +89,26 @@ class DeviceDriver:
 
     #: The queue that `good_request` goes to.
     main_queue: ClassVar[int] = 0
+
+    #: Bytes of the configuration space that every device of the type has, whatever it offers.
+    config_size: ClassVar[int] = 0
+
+    #: How many virtqueues a device has whose backend does not say.
+    queues: ClassVar[int] = 1
+
+    #: The feature without which it has so many, whatever the backend says.
+    more_queues: ClassVar[FeatureLike | None] = None
+
+    @classmethod
+    def count_queues(cls, said: int | None, features: int) -> int:
+        """Return how many virtqueues a device behind vhost-user has with these features.
+
+        `said` is what its backend says of their number (GET_QUEUE_NUM).
+        """
+        more = cls.more_queues
+        if said is None or (more is not None and not features & feature_mask(named.bits([more]))):
+            return cls.queues
+        return said
 
     @property
     def given_away(self) -> Sequence[tuple[int, int]]:

@@ -150,6 +150,8 @@ class BlkDriver(DeviceDriver):
 
     device_id: ClassVar[DeviceId] = DeviceId.BLOCK
     name: ClassVar[str] = "blk"
+    config_size = 8
+    more_queues = "VIRTIO_BLK_F_MQ"  # 5.2.2
 
     understood = (
         "VIRTIO_BLK_F_SIZE_MAX",
@@ -291,7 +293,7 @@ class BlkDriver(DeviceDriver):
     def disk(self) -> BlkHost:
         """The host's side of the disk; the test is not applicable where the suite has no hand."""
         if not isinstance(self.session.host, BlkHost):
-            raise NotApplicableError("nobody here can look at this backend's disk or change it")
+            raise NotApplicableError("the suite cannot look at this backend's disk or change it")
         return self.session.host
 
 

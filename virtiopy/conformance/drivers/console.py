@@ -78,6 +78,9 @@ class ConsoleDriver(DeviceDriver):
 
     device_id: ClassVar[DeviceId] = DeviceId.CONSOLE
     name: ClassVar[str] = "console"
+    config_size = 12
+    queues = 2  # 5.3.2
+    more_queues = "VIRTIO_CONSOLE_F_MULTIPORT"
 
     understood = (
         "VIRTIO_CONSOLE_F_SIZE",
@@ -212,7 +215,7 @@ class ConsoleDriver(DeviceDriver):
     def terminal(self, port: int = 0) -> Terminal:
         """Return the host's side of a port; not applicable where the suite has no hand in it."""
         if not isinstance(self.session.host, ConsoleHost):
-            raise NotApplicableError("nobody here is at the other end of this backend's ports")
+            raise NotApplicableError("the suite is not at the other end of this backend's ports")
         return self.session.host.terminals[port]
 
     @property

@@ -133,6 +133,14 @@ class NetDriver(DeviceDriver):
 
     device_id: ClassVar[DeviceId] = DeviceId.NETWORK
     name: ClassVar[str] = "net"
+    config_size = 8
+    queues = 2  # 5.1.2
+
+    @classmethod
+    def count_queues(cls, said: int | None, features: int) -> int:
+        """Return how many virtqueues there are: the backend counts pairs, and not controlq."""
+        has_controls = features & feature_mask(named.bits(["VIRTIO_NET_F_CTRL_VQ"]))
+        return 2 * (said or 1) + bool(has_controls)
 
     understood = (
         "VIRTIO_NET_F_CSUM",
@@ -189,7 +197,7 @@ class NetDriver(DeviceDriver):
     def link(self) -> Link:
         """The host's end of the link; not applicable where the suite has no hand in it."""
         if not isinstance(self.session.host, NetHost):
-            raise NotApplicableError("nobody here has the other end of this backend's link")
+            raise NotApplicableError("the suite does not have the other end of this backend's link")
         return self.session.host.link
 
     @property

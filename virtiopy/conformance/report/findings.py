@@ -150,7 +150,8 @@ class Findings:
             for identity in result.clauses:
                 by_clause[identity].append(result)
         for clause in clauses:
-            if clause.area in {Area.BASIC, Area.SPLIT, Area.MMIO, Area(subject.device)}:
+            of_all = clause.area in {Area.BASIC, Area.SPLIT, Area.MMIO}
+            if of_all or clause.area.value == subject.device:
                 yield self._clause(clause, by_clause[clause.id], subject)
 
     def _clause(self, clause: Clause, tests: Sequence[Result], subject: Subject) -> ClauseResult:

@@ -46,7 +46,7 @@ class _StalledError(Exception):
 
 
 class Judge:
-    """What watches a device while its driver misbehaves."""
+    """Watches a device while its driver misbehaves."""
 
     def __init__(self, session: Session, driver: DeviceDriver) -> None:
         #: How the device took each act, in their order: reports count them.

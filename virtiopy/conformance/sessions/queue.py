@@ -56,7 +56,7 @@ class SessionQueue(DriverQueue):
         """Put a chain into the descriptor table and return its head; see DriverQueue."""
         head = super().place(pieces, direct=direct, table=table)
         self._writable += [piece for piece in pieces if piece.writable]
-        # What another chain with this head came to is nobody's any more.
+        # What another chain with this head came to is not waited for any more.
         self.completed.pop(head, None)
         return head
 

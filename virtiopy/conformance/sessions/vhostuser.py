@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from virtiopy.closing import Closing
+from virtiopy.conformance.drivers import driver_class_of
 from virtiopy.conformance.problems import LeftError, NotApplicableError, WedgedError
 from virtiopy.conformance.sessions.base import Session
 from virtiopy.conformance.sessions.queue import SessionQueue
@@ -15,28 +16,15 @@ from virtiopy.conformance.sessions.trace import Trace
 from virtiopy.conformance.targets.backends import Backend
 from virtiopy.conformance.targets.hosts import Host
 from virtiopy.errors import PeerError
-from virtiopy.spec import DeviceId, DeviceStatus, Feature, has_feature
+from virtiopy.spec import DeviceId, DeviceStatus, Feature
 from virtiopy.vhost.user.connection import Connection
 from virtiopy.vhost.user.frontend import InflightFile, RefusedError, VhostUserFrontend
 from virtiopy.vhost.user.messages import Flag, Message, ProtocolFeature
 from virtiopy.vhost.vring import Vring
 from virtiopy.virtqueue.queue import QueueState
 
-#: Entries that a queue may have, where nobody can ask the backend: what VMMs set up.
+#: Entries that a queue may have, where the backend cannot be asked: what VMMs set up.
 QUEUE_SIZE_MAX = 256
-
-#: How many queues a device has whose backend does not say (5.1.2, 5.2.2, 5.3.2, 5.4.2, 5.5.2).
-_QUEUES = {
-    DeviceId.NETWORK: 2,
-    DeviceId.BLOCK: 1,
-    DeviceId.CONSOLE: 2,
-    DeviceId.ENTROPY: 1,
-    DeviceId.BALLOON: 2,
-}
-
-_NET_F_CTRL_VQ = 17
-_BLK_F_MQ = 12
-_CONSOLE_F_MULTIPORT = 1
 
 
 class TracedConnection(Connection):
@@ -257,14 +245,7 @@ class VhostUserSession(Session):
         """How many virtqueues there are with what was negotiated."""
         with self._peer():
             said = self.frontend.queue_count()
-        has_controls = has_feature(self.features, _NET_F_CTRL_VQ)
-        if self.device_id is DeviceId.NETWORK:
-            return 2 * (said or 1) + has_controls
-        multi = {DeviceId.BLOCK: _BLK_F_MQ, DeviceId.CONSOLE: _CONSOLE_F_MULTIPORT}
-        bit = multi.get(self.device_id)
-        if said is None or (bit is not None and not has_feature(self.features, bit)):
-            return _QUEUES[self.device_id]
-        return said
+        return driver_class_of(self.device_id).count_queues(said, self.features)
 
     def queue_size_max(self, index: int) -> int:
         """Return what a queue may have; vhost-user has no message to ask."""

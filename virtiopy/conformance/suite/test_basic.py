@@ -14,9 +14,6 @@ from virtiopy.spec import DeviceStatus, Feature, feature_mask, has_feature
 
 VERSION_1 = Feature.VIRTIO_F_VERSION_1
 
-#: Bytes of the configuration space that every device of a type has, whatever it offers.
-CONFIG_SIZES = {"blk": 8, "net": 8, "console": 12, "rng": 0, "balloon": 8}
-
 #: VIRTIO_F_NOTIFY_ON_EMPTY and VIRTIO_F_ANY_LAYOUT, which a transitional device may offer (6.3):
 #: its VMM decides whether the device of a vhost-user backend is one.
 TRANSITIONAL = feature_mask([24, 27])
@@ -206,7 +203,7 @@ def test_a_device_works_again_after_each_reset(session: Session, driver: DeviceD
 def test_configuration_fields_can_be_read_before_features_ok(
     session: Session, driver: DeviceDriver
 ) -> None:
-    size = CONFIG_SIZES[driver.name]
+    size = driver.config_size
     if not size:
         raise NotApplicableError("the device has no configuration space")
     session.reset()

@@ -3,8 +3,10 @@
 A class that takes another's place is made with the same arguments, as a subclass of it is.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from typing import cast
 
 from virtiopy.conformance.targets.disks import BlkHost
 from virtiopy.conformance.targets.hosts import BalloonHost, ConsoleHost, Host, Link, NetHost
@@ -12,7 +14,9 @@ from virtiopy.devices.balloon import Balloon
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.devices.blk import Blk
 from virtiopy.devices.console import Console
+from virtiopy.devices.entry import DeviceEntry, NoOptions, Options, find
 from virtiopy.devices.net import Net
+from virtiopy.devices.registry import entries
 from virtiopy.devices.rng import Rng
 
 #: The MAC address of `inproc:net`.
@@ -82,13 +86,29 @@ def build_balloon(kind: type[Balloon] = Balloon) -> Rig:
     return Rig(device, BalloonHost(device))
 
 
+class _Builders(Mapping[str, Factory]):
+    """What makes each device of virtiopy's, and its variants, for the suite."""
+
+    def __getitem__(self, name: str) -> Factory:
+        for entry in entries():
+            if (place := entry.rigs.get(name)) is not None:
+                return cast("Factory", find(place))
+            if not entry.rigs and entry.name == name:
+                return partial(_build_by_default, entry)
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for entry in entries() for name in entry.rigs or [entry.name])
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+
+def _build_by_default(entry: DeviceEntry) -> VirtioDevice:
+    return cast("Callable[[Options], VirtioDevice]", find(entry.build))(
+        NoOptions(entry.option.name)
+    )
+
+
 #: By the name that stands in `inproc:NAME`.
-BUILDERS: dict[str, Factory] = {
-    "blk": build_blk,
-    "blk-readonly": build_readonly_blk,
-    "blk-writethrough": build_writethrough_blk,
-    "net": build_net,
-    "console": build_console,
-    "rng": build_rng,
-    "balloon": build_balloon,
-}
+BUILDERS = _Builders()

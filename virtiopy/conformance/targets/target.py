@@ -16,6 +16,7 @@ from virtiopy.conformance.targets.backends import Backend, ServedDevice, Spawned
 from virtiopy.conformance.targets.builders import BUILDERS, Factory, Rig
 from virtiopy.conformance.targets.hosts import Host
 from virtiopy.devices.base import VirtioDevice
+from virtiopy.devices.registry import entry_of
 from virtiopy.errors import ConfigError
 from virtiopy.transport.mmio import MmioTransport
 from virtiopy.vhost.user.frontend import connect
@@ -27,8 +28,6 @@ PATIENCE = 5.0
 _CHECK_PATIENCE = 2.0
 
 TRANSPORTS = ("mmio", "vhost-user")
-
-_NAMES = {driver.device_id: name for name, driver in DRIVERS.items()}
 
 
 class Target(ABC):
@@ -64,7 +63,8 @@ class InprocTarget(Target):
         self._factory = factory
         self._transport = transport
         rig = self._build()
-        self.device = _NAMES.get(rig.device.device_id)
+        entry = entry_of(rig.device.device_id)
+        self.device = None if entry is None else entry.name
         rig.device.close()
         rig.host.close()
 
@@ -110,7 +110,7 @@ class InprocTarget(Target):
 
 
 class SocketTarget(Target):
-    """Whoever listens at a vhost-user socket, session after session."""
+    """A backend that listens at a vhost-user socket, session after session."""
 
     def __init__(self, path: Path, device: str) -> None:
         self.name = f"vhost-user:{path}"
@@ -119,7 +119,7 @@ class SocketTarget(Target):
         self._path = path
 
     def check(self) -> None:
-        """Connect once: if nobody is there it is the user's fault, and later the backend's."""
+        """Connect once: if no backend is there it is the user's fault, and later the backend's."""
         connect(self._path).close()
 
     def open(self, trace: Trace, patience: float = PATIENCE) -> Session:

@@ -15,7 +15,7 @@ from virtiopy.closing import Closing
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.errors import DriverError, PeerError
 from virtiopy.eventloop import READABLE, EventLoop, Timer, Watch
-from virtiopy.spec import feature_mask, has_feature
+from virtiopy.spec import DeviceId, feature_mask, has_feature
 from virtiopy.transport.observer import LifecycleObserver
 from virtiopy.vhost.user.connection import Connection, DisconnectedError, close_all
 from virtiopy.vhost.user.inflight import Inflight
@@ -75,7 +75,7 @@ MESSAGES_A_TURN = 64
 class Backend(LifecycleObserver, Closing):
     """`device` for one frontend after the other, worked on `loop`'s thread; it is the caller's.
 
-    `on_disconnect` is called when a frontend has gone, whoever ended it.
+    `on_disconnect` is called when a frontend has gone, or was disconnected.
     """
 
     def __init__(
@@ -98,6 +98,8 @@ class Backend(LifecycleObserver, Closing):
         self._deadline: Timer | None = None
         self._channel: Connection | None = None
         self._protocol_features = 0
+        #: Whether SET_OWNER came.
+        self._is_owned = False
         self._lost = loop.watch(self.memory.lost, READABLE, self._memory_lost, "memory lost")
 
     def close(self) -> None:
@@ -194,6 +196,7 @@ class Backend(LifecycleObserver, Closing):
             self._rings.close()
         self._set_channel(None)
         self._protocol_features = 0
+        self._is_owned = False
         connection.close()
         self._on_disconnect()
 
@@ -213,7 +216,7 @@ class Backend(LifecycleObserver, Closing):
         """Say that the rings are broken until a reset, or until they are stopped (2.1.2)."""
         self._rings.signal_errors()
         if self.memory.was_shrunk:
-            # Later: whoever calls has buffers of it.
+            # Later: the caller has buffers of it.
             os.eventfd_write(self.memory.lost, 1)
 
     # Messages
@@ -260,7 +263,12 @@ class Backend(LifecycleObserver, Closing):
         self._rings.set_features(features)
 
     def _get_protocol_features(self, message: Message) -> Message:
-        return Message(message.request, u64(PROTOCOL_FEATURES))
+        offered = PROTOCOL_FEATURES
+        if self.device.device_id is DeviceId.NETWORK and not self._is_owned:
+            # QEMU, which alone asks before it owns the session, keeps the configuration space of
+            # a network device itself, and warns of each backend that offers one.
+            offered &= ~feature_mask([ProtocolFeature.CONFIG])
+        return Message(message.request, u64(offered))
 
     def _set_protocol_features(self, message: Message) -> None:
         features = to_u64(message)
@@ -269,7 +277,8 @@ class Backend(LifecycleObserver, Closing):
         self._protocol_features = features
 
     def _set_owner(self, message: Message) -> None:
-        """Take the session's start: there is nothing to prepare."""
+        """Take the session's start."""
+        self._is_owned = True
 
     def _reset_owner(self, message: Message) -> None:
         self._rings.disable()
@@ -315,7 +324,7 @@ class Backend(LifecycleObserver, Closing):
         return Message(message.request, u64(0))
 
     def _set_log_fd(self, message: Message) -> None:
-        """Take an eventfd for writes to the log: optional, and nobody waits for it."""
+        """Take an eventfd for writes to the log: optional, and no answer waits for it."""
 
     # What rings are about
 

@@ -11,13 +11,14 @@ import logging
 import os
 import select
 import socket
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import ClassVar
 
 from virtiopy import eventfds
 from virtiopy._native import ffi
-from virtiopy.devices.base import DeviceHost, Fact, VirtioDevice
+from virtiopy.devices.base import GONE_FOR, DeviceHost, Fact, VirtioDevice
 from virtiopy.devices.blk import BlkFeature
 from virtiopy.devices.delegation import Notifiers
 from virtiopy.devices.net.features import NetFeature
@@ -47,7 +48,7 @@ _STARTED = DeviceStatus.ACKNOWLEDGE | DeviceStatus.DRIVER
 class VhostUserDevice(VirtioDevice):
     """The device at the other end of `stream`, a connection to a backend; the socket is closed.
 
-    `reconnect` makes another connection, and raises ConfigError where there is nobody; `release`
+    `reconnect` makes another connection, and raises ConfigError where no backend is; `release`
     is called when the device is closed. Raises ConfigError for a backend that is of no use here.
     """
 
@@ -71,6 +72,8 @@ class VhostUserDevice(VirtioDevice):
         #: How often another backend took over.
         self.reconnects = 0
         self._frontend: VhostUserFrontend | None = None
+        #: When the last backend left (time.monotonic), if none is there.
+        self._left_at: float | None = None
         self._inflight: InflightFile | None = None
         self._delegated: dict[int, Notifiers] = {}
         self._watches: list[Watch] = []
@@ -144,12 +147,19 @@ class VhostUserDevice(VirtioDevice):
         self._do(write)
         return taken
 
+    def _for_backend(self, driver_features: int) -> int:
+        """Leave out what the driver has of its VMM and not of the backend.
+
+        That is VIRTIO_F_RING_RESET, which the transport does by stopping a ring, and a MAC address.
+        """
+        return driver_features & self._backend_features
+
     def negotiated(self, driver_features: int) -> None:
         """Pass the outcome on: fields of the configuration space may depend on it."""
         super().negotiated(driver_features)
 
         def tell(frontend: VhostUserFrontend) -> None:
-            frontend.set_features(driver_features)
+            frontend.set_features(self._for_backend(driver_features))
             self._config = self._read_config(frontend)
 
         self._do(tell)
@@ -194,7 +204,7 @@ class VhostUserDevice(VirtioDevice):
             self._retry.cancel()
         trying = self._trying
         if trying is not None:
-            # Whoever waits for an answer there waits no more.
+            # A worker that waits for an answer there waits no more.
             with contextlib.suppress(OSError):
                 trying.shutdown(socket.SHUT_RDWR)
         self._drop_frontend()
@@ -204,9 +214,11 @@ class VhostUserDevice(VirtioDevice):
         self._release()
 
     def facts(self) -> Mapping[str, Fact]:
-        """Tell whether there is a backend, and how many there were."""
-        backend = "connected" if self._frontend is not None else "gone"
-        return {"backend": backend, "reconnects": self.reconnects}
+        """Tell whether there is a backend, else since when, in seconds, and how many there were."""
+        if self._left_at is None:
+            return {"backend": "connected", "reconnects": self.reconnects}
+        gone_for = round(time.monotonic() - self._left_at, 1)
+        return {"backend": "gone", GONE_FOR: gone_for, "reconnects": self.reconnects}
 
     def handle(self, queue: Virtqueue) -> None:
         """Serve nothing: kicks go to the backend."""
@@ -225,7 +237,7 @@ class VhostUserDevice(VirtioDevice):
     def _begin(self, frontend: VhostUserFrontend) -> None:
         """Set a session up for the driver that there is, from the start or in the middle."""
         frontend.set_status(_STARTED)
-        frontend.set_features(self.driver_features)
+        frontend.set_features(self._for_backend(self.driver_features))
         frontend.set_status(_STARTED | DeviceStatus.FEATURES_OK)
         frontend.set_memory(self.host.memory)
         if self._inflight is not None:
@@ -323,6 +335,8 @@ class VhostUserDevice(VirtioDevice):
     def _gone(self, reason: str) -> None:
         """Give the backend up, and look for another; from any thread."""
         log.warning("the vhost-user backend is gone: %s", reason)
+        if self._left_at is None:
+            self._left_at = time.monotonic()
         self._drop_frontend()
         if self.loop is not None and not self._closed:
             self.loop.call_soon(self._retry_later, "vhost-user reconnect")
@@ -393,6 +407,7 @@ class VhostUserDevice(VirtioDevice):
         except PeerError as error:
             self._gone(str(error))
             return
+        self._left_at = None
         self._watch_frontend()
         if self._config != before:
             self.host.config_changed()

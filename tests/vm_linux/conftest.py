@@ -1,0 +1,134 @@
+"""One boot of Linux with every device, which all tests of this folder share."""
+
+import contextlib
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import ip_interface
+from pathlib import Path
+
+import pytest
+
+from tests.guest.accelerators import has_unicorn
+from tests.vm_linux.machine import Linux, Typist
+from virtiopy.devices.balloon import Balloon
+from virtiopy.devices.blk import Blk
+from virtiopy.devices.console import Console
+from virtiopy.devices.net import Net
+from virtiopy.devices.rng import Rng
+from virtiopy.devices.streams import Size
+from virtiopy.host.disk import DiskImage
+from virtiopy.host.tap import Tap
+from virtiopy.host.tapconfig import TapConfig, default_mac
+from virtiopy.linux.cache import cache_folder
+from virtiopy.linux.kernels import NoKernelError, find_kernel
+from virtiopy.linux.programs import find_program, libraries
+
+DISK_SIZE = 64 << 20
+HOST, GUEST = "192.0.2.1", "192.0.2.2"
+MTU = 1400
+PORT = "org.example.echo"
+#: Programs of the host's that the guest runs from a disk, by their Debian package.
+PROGRAMS = {
+    "fio": "fio",
+    "mkfs.ext4": "e2fsprogs",
+    "e2fsck": "e2fsprogs",
+    "ethtool": "ethtool",
+    "blkdiscard": "util-linux",
+}
+#: Mounts that disk, and makes `host` the command that runs a program of it.
+MOUNT_PROGRAMS = """
+mkdir /opt && mount -t ext4 -o ro /dev/vdc /opt
+for folder in dev proc sys tmp; do mount --bind /$folder /opt/$folder; done
+printf '#!/bin/sh\\nname=$1; shift; exec chroot /opt /usr/bin/$name "$@"\\n' >/bin/host
+chmod +x /bin/host
+"""
+
+
+@dataclass(slots=True)
+class Rig:
+    """Linux, and the host's side of its devices."""
+
+    linux: Linux
+    folder: Path
+    namespace: str
+    console: Typist
+    port: Typist
+    balloon: Balloon
+    net: Net
+
+    @property
+    def disk(self) -> Path:
+        return self.folder / "disk.img"
+
+
+def needs(*tools: str) -> None:
+    """Skip where a tool of the host's is missing, naming its package."""
+    for tool in tools:
+        if shutil.which(tool, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None:
+            pytest.skip(f"{tool} is missing: apt-get install {PROGRAMS.get(tool, tool)}")
+
+
+def make_disk_of_programs(image: Path, folder: Path) -> None:
+    """Make an image with the programs, and the libraries that they need: too many for memory."""
+    for name in ("dev", "proc", "sys", "tmp"):
+        (folder / name).mkdir(parents=True)
+    for program in map(find_program, PROGRAMS):
+        copy_into(folder, program, folder / "usr" / "bin" / program.name)
+        for library in libraries(program):
+            copy_into(folder, library, folder / str(library).lstrip("/"))
+    subprocess.run(["/usr/sbin/mkfs.ext4", "-q", "-d", folder, image, "160M"], check=True)
+
+
+def copy_into(folder: Path, source: Path, target: Path) -> None:
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, target)
+
+
+@pytest.fixture(scope="session")
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    if not has_unicorn():
+        pytest.skip("unicorn is not installed")
+    if os.geteuid() != 0 or not Path("/dev/net/tun").exists():
+        pytest.skip("a tap takes root and /dev/net/tun")
+    needs("ip", "busybox", *PROGRAMS)
+    try:
+        find_kernel(cache_folder())
+    except NoKernelError as error:
+        pytest.skip(str(error))
+    folder = tmp_path_factory.mktemp("linux")
+    (folder / "disk.img").touch()
+    os.truncate(folder / "disk.img", DISK_SIZE)
+    (folder / "second.img").write_bytes(bytes(8 << 20))
+    make_disk_of_programs(folder / "programs.img", folder / "programs")
+    namespace = f"vm-linux-{os.getpid()}"
+    with contextlib.ExitStack() as stack:
+        subprocess.run(["ip", "netns", "add", namespace], check=True)
+        stack.callback(subprocess.run, ["ip", "netns", "del", namespace], check=True)
+        tap = TapConfig(
+            "tap0", create=True, address=ip_interface(f"{HOST}/24"), mtu=MTU, netns=namespace
+        )
+        console, port = Typist(Size(80, 24)), Typist()
+        balloon = Balloon(statistics_interval=1)
+        net = Net(Tap(tap), mac=default_mac(tap))
+        devices = {
+            "blk0": Blk(DiskImage(folder / "disk.img"), serial="0123456789"),
+            "blk1": Blk(DiskImage(folder / "second.img", readonly=True)),
+            "blk2": Blk(DiskImage(folder / "programs.img", readonly=True)),
+            "net0": net,
+            "console0": Console(console, {PORT: port}),
+            "balloon0": balloon,
+            "rng0": Rng(),
+        }
+        linux = stack.enter_context(Linux(devices))
+        linux.sh(MOUNT_PROGRAMS)
+        linux.sh(f"ip address add {GUEST}/24 dev eth0; ip link set eth0 up")
+        yield Rig(linux, folder, namespace, console, port, balloon, net)
+
+
+@pytest.fixture
+def linux(rig: Rig) -> Linux:
+    return rig.linux

@@ -1,0 +1,152 @@
+"""`virtiopy linux` and `virtiopy run --kernel`, as a user has them."""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.guest.accelerators import needs_unicorn
+from tests.guest.support import VIRTIOPY, Outcome, assert_one_sentence
+from tests.unit.test_elf import MIB, XEN_NOTE, build
+from virtiopy.linux.cache import cache_folder
+from virtiopy.linux.kernels import NoKernelError, find_kernel
+
+pytestmark = [
+    pytest.mark.timeout(300),
+    needs_unicorn,
+    pytest.mark.skipif(shutil.which("busybox") is None, reason="busybox-static is missing"),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kernel() -> Path:
+    try:
+        return find_kernel(cache_folder()).image
+    except NoKernelError as error:
+        pytest.skip(str(error))
+
+
+def virtiopy(*arguments: str | Path) -> Outcome:
+    done = subprocess.run(
+        [*VIRTIOPY, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=280,
+        stdin=subprocess.DEVNULL,
+    )
+    return Outcome(done.returncode, done.stdout, done.stderr, {})
+
+
+def test_a_command_needs_no_arguments_besides(kernel: Path) -> None:
+    done = virtiopy("linux", "--accel", "tcg", "--", "uname", "-sr")
+    assert done.status == 0, done.errors
+    assert done.output == f"Linux {kernel.name.removeprefix('vmlinuz-')}\n"
+    assert done.errors == ""
+
+
+def test_the_status_and_the_exits_are_the_commands(tmp_path: Path) -> None:
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(MIB))
+    report = tmp_path / "report.json"
+    line = "printf written | dd of=/dev/vda conv=fsync 2>/dev/null; ls /dev/vda; exit 42"
+    done = virtiopy(
+        *("linux", "--accel", "tcg", "--disk", image, "--exits", "--json", report, "--", line)
+    )
+    assert done.status == 42, done.errors
+    assert done.output == "/dev/vda\n"
+    assert image.read_bytes().startswith(b"written")
+    assert "InterruptACK" in done.errors
+    assert json.loads(report.read_text())["status"] == 42
+
+
+# A kernel by its file
+
+
+def run(kernel: Path, *arguments: str | Path) -> Outcome:
+    return virtiopy("run", "--accel", "tcg", "--serial", "stdout", "--kernel", kernel, *arguments)
+
+
+def guest(tmp_path: Path, code: str) -> Path:
+    """A kernel of a few instructions of 32-bit protected mode."""
+    path = tmp_path / "kernel.elf"
+    data = bytes.fromhex(code)
+    path.write_bytes(build((MIB, bytes(16) + data, len(data) + 16), notes=(XEN_NOTE,)))
+    return path
+
+
+#: mov dx, 0x3f8; mov al, 'h'; out dx, al; mov al, 10; out dx, al
+SAY_H = "66baf803 b068 ee b00a ee"
+
+
+def test_power_off_ends_with_0(tmp_path: Path) -> None:
+    # mov dx, 0x600; mov al, 5 << 2 | 1 << 5; out dx, al; jmp $
+    done = run(guest(tmp_path, SAY_H + "66ba0006 b034 ee ebfe"))
+    assert (done.status, done.output) == (0, "h\n"), done.errors
+
+
+def test_rubbish_in_the_power_registers_ends_nothing(tmp_path: Path) -> None:
+    # mov dx, 0x600; mov eax, -1; out dx, eax; in eax, dx; mov al, 7; out 0xf4, al; jmp $
+    done = run(guest(tmp_path, "66ba0006 b8ffffffff ef ed b007 e6f4 ebfe"))
+    assert done.status == 7, done.errors
+
+
+def test_a_triple_fault_ends_with_1_and_the_last_line(tmp_path: Path) -> None:
+    done = run(guest(tmp_path, SAY_H + "0f0b"))
+    assert done.status == 1, done.errors
+    assert "triple-faulted at rip 0x100" in done.errors
+    assert "Its last lines:\n    h\n" in done.errors
+
+
+def test_a_silent_kernel_is_told_where_it_is(tmp_path: Path) -> None:
+    done = run(guest(tmp_path, "ebfe"), "--timeout", "0.5", "--rng")
+    assert done.status == 2
+    told = done.errors.splitlines()[-1]
+    for words in (
+        "CPU 0 is at rip 0x100010",
+        "said nothing on the serial port",
+        "rng0 has device status 0x0",
+        "--timeout",
+    ):
+        assert words in told
+
+
+def test_a_kernel_that_spoke_is_told_with_what_it_said_last(tmp_path: Path) -> None:
+    done = run(guest(tmp_path, SAY_H + "ebfe"), "--timeout", "0.5")
+    assert 'it said last "h"' in done.errors
+
+
+def test_a_panic_ends_with_1_and_the_last_lines(kernel: Path) -> None:
+    # Without an initrd there is nothing to be the first process.
+    done = virtiopy(
+        *("run", "--accel", "tcg", "--serial", "none", "--kernel", kernel),
+        *("--append", "quiet nokaslr mitigations=off random.trust_cpu=on cryptomgr.notests"),
+    )
+    assert done.status == 1, done.errors
+    assert "the kernel panicked" in done.errors
+    assert "Unable to mount root fs" in done.errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--kernel", os.devnull], "is no kernel that can be booted"),
+        (["--kernel", __file__], "is no kernel that can be booted"),
+        (["--kernel", "/nonexistent"], "cannot be read"),
+        (["--initrd", os.devnull], "is for a kernel: name one with --kernel"),
+        (["--guest", "blk", "--kernel", os.devnull], "leave one of them out"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_sentence(arguments: list[str], words: str) -> None:
+    assert_one_sentence(virtiopy("run", *arguments), words)
+
+
+def test_no_such_program_is_told_before_the_boot() -> None:
+    assert_one_sentence(virtiopy("linux", "--", "frobnicate", "now"), "no program frobnicate")
+
+
+def test_exits_need_a_command() -> None:
+    assert_one_sentence(virtiopy("linux", "--exits"), "give one after --")
