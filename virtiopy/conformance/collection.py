@@ -391,9 +391,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     for path in paths:
         reports.write(path, document(results))
     if results.cut_short:
-        hopeless = _hopeless(config)
-        status = pytest.ExitCode.USAGE_ERROR if hopeless else pytest.ExitCode.TESTS_FAILED
-        session.exitstatus = status
+        # Where another target could be tested, the run has a verdict.
+        vain = set(results.subjects) <= set(_hopeless(config))
+        session.exitstatus = pytest.ExitCode.USAGE_ERROR if vain else pytest.ExitCode.TESTS_FAILED
         return
     # What was remarked on failed no test.
     remarks = any(result.remarks for result in results)

@@ -6,7 +6,7 @@ from random import Random
 import pytest
 
 from virtiopy.conformance.drivers.base import Framing
-from virtiopy.conformance.drivers.blk import SECTOR, BlkDriver, Status, Type, pattern
+from virtiopy.conformance.drivers.blk import SECTOR, BlkDriver, Field, Status, Type, pattern
 from virtiopy.conformance.effort import Effort
 from virtiopy.conformance.models.diskwork import DiskWork, take
 from virtiopy.conformance.problems import BlockedError, NotApplicableError
@@ -51,6 +51,19 @@ def test_each_request_has_its_status_written(session: Session, blk: BlkDriver, k
     room = SECTOR * blk.block if kind == Type.IN else 0
     for _ in range(3):
         blk.ask(blk.request(kind, data=data, room=room, status=None))
+
+
+@pytest.mark.clause("5.2.6:4")
+@pytest.mark.parametrize("kind", [Type.IN, Type.OUT])
+def test_a_request_at_and_beyond_the_end_has_its_status_written(
+    blk: BlkDriver, kind: Type
+) -> None:
+    blk.start()
+    end = blk.field(Field.capacity)
+    data = pattern(blk.block) if kind == Type.OUT else b""
+    room = SECTOR * blk.block if kind == Type.IN else 0
+    for sector in (end - blk.block, end, end + blk.block, 1 << 55):
+        blk.ask(blk.request(kind, sector, data, room, status=None))
 
 
 # As many sectors as capacity says
