@@ -97,7 +97,7 @@ def test_the_names_in_json_are_those_of_the_schema(reports: Reports) -> None:
 
 def test_the_reference_has_every_name_in_json_every_outcome_and_every_verdict() -> None:
     reference = (Path(__file__).parents[2] / "docs" / "conformance.md").read_text()
-    named = set(re.findall(r"`(?:\w+\[\]\.)?([a-z ]+)`", reference))
+    named = set(re.findall(r"`(?:\w+\[\]\.)?([a-z_ ]+)`", reference))
     kinds = (Document, SubjectRecord, ClauseRecord, ResultRecord)
     names = {name for kind in kinds for name in _names(kind)}
     values = {item.value for kind in (Outcome, Verdict) for item in kind}

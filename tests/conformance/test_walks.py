@@ -92,7 +92,7 @@ def test_a_walk_finds_what_is_broken_and_shows_it_in_a_few_steps(
     said = walk(tmp_path, "--virtio-walks=200")
     assert failure in said
     assert "During handling" not in said
-    found = re.search(r"--virtio-replay=(\S+)", said)
+    found = re.search(r"--virtio-replay=(/\S+)", said)
     assert found is not None, said
     path = tmp_path / "walk.txt"
     shutil.move(found[1], path)

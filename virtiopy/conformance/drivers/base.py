@@ -167,6 +167,21 @@ class DeviceDriver:
         head = queue.place(pieces, direct=framing.direct, table=table)
         return Sent(request, head, pieces)
 
+    def place_some(self, requests: Iterable[Request], framing: Framing = WHOLE) -> list[Sent]:
+        """Place as many of these requests as there are descriptors for; at least the first.
+
+        A device may have smaller queues than the suite would fill.
+        """
+        sent: list[Sent] = []
+        for request in requests:
+            try:
+                sent.append(self.place(request, framing))
+            except IndexError:
+                if not sent:
+                    raise
+                break
+        return sent
+
     def offer(self, *sent: Sent) -> None:
         """Make requests of one queue available, with one update of idx, and kick if asked to."""
         [index] = {one.request.queue for one in sent}

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import islice
 from random import Random
 
-from virtiopy.conformance.drivers.base import WHOLE, Framing, Request, Sent
+from virtiopy.conformance.drivers.base import WHOLE, Framing, Request
 from virtiopy.conformance.drivers.blk import (
     REQUESTQ,
     SECTOR,
@@ -129,21 +129,21 @@ class DiskWork:
     # Doing them
 
     def do(self, *jobs: Job, framing: Framing = WHOLE) -> None:
-        """Have jobs done together: all are available before the first is waited for."""
+        """Have jobs done together: all that there is room for, before the first is waited for."""
         session = self.blk.session
         outer = session.allocator
         session.allocator = Allocator(*self._arena)
         try:
-            sent = [(job, self._place(job, framing)) for job in jobs]
-            for queue in dict.fromkeys(job.request.queue for job in jobs):
-                self.blk.offer(*(one for job, one in sent if job.request.queue == queue))
-            for job, one in sent:
-                self.finish(job, self.blk.finish(one))
+            left = list(jobs)
+            while left:
+                sent = self.blk.place_some((job.request for job in left), framing)
+                for queue in dict.fromkeys(one.request.queue for one in sent):
+                    self.blk.offer(*(one for one in sent if one.request.queue == queue))
+                for job, one in zip(left, sent, strict=False):
+                    self.finish(job, self.blk.finish(one))
+                del left[: len(sent)]
         finally:
             session.allocator = outer
-
-    def _place(self, job: Job, framing: Framing) -> Sent:
-        return self.blk.place(job.request, framing)
 
     def finish(self, job: Job, content: bytes) -> None:
         """Hold a job's answer, which is OK, against the model."""

@@ -32,7 +32,7 @@ def test_requests_are_carried_out_one_by_one_and_several_at_once(driver: DeviceD
         for request in driver.requests():
             driver.do(request)
     for count in (2, 3, 5, 8):
-        sent = [driver.place(driver.good_request()) for _ in range(count)]
+        sent = driver.place_some(driver.good_request() for _ in range(count))
         driver.offer(*sent)
         for one in sent:
             driver.finish(one)
@@ -297,7 +297,7 @@ def test_in_order_uses_buffers_in_the_order_they_came(
     session: Session, driver: DeviceDriver
 ) -> None:
     driver.start([*session_features(session), "VIRTIO_F_IN_ORDER"])
-    sent = [driver.place(driver.good_request()) for _ in range(8)]
+    sent = driver.place_some(driver.good_request() for _ in range(8))
     driver.offer(*sent)
     used = session.wait_used(driver.main_queue, len(sent))
     # The last of a batch may stand for all of it (2.7.9), and then is the only one.

@@ -248,8 +248,7 @@ def test_buffers_are_served_when_only_kicks_that_are_asked_for_are_sent(
 ) -> None:
     driver.start(without=without)
     for count in (1, 2, 5, 8, 3):
-        requests = [driver.good_request() for _ in range(count)]
-        sent = [driver.place(request) for request in requests]
+        sent = driver.place_some(driver.good_request() for _ in range(count))
         driver.offer(*sent)
         for one in sent:
             driver.finish(one)

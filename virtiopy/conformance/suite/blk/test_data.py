@@ -6,7 +6,15 @@ from random import Random
 import pytest
 
 from virtiopy.conformance.drivers.base import Framing
-from virtiopy.conformance.drivers.blk import SECTOR, BlkDriver, Field, Status, Type, pattern
+from virtiopy.conformance.drivers.blk import (
+    REQUESTQ,
+    SECTOR,
+    BlkDriver,
+    Field,
+    Status,
+    Type,
+    pattern,
+)
 from virtiopy.conformance.effort import Effort
 from virtiopy.conformance.models.diskwork import DiskWork, take
 from virtiopy.conformance.problems import BlockedError, NotApplicableError
@@ -55,9 +63,7 @@ def test_each_request_has_its_status_written(session: Session, blk: BlkDriver, k
 
 @pytest.mark.clause("5.2.6:4")
 @pytest.mark.parametrize("kind", [Type.IN, Type.OUT])
-def test_a_request_at_and_beyond_the_end_has_its_status_written(
-    blk: BlkDriver, kind: Type
-) -> None:
+def test_a_request_at_and_beyond_the_end_has_its_status_written(blk: BlkDriver, kind: Type) -> None:
     blk.start()
     end = blk.field(Field.capacity)
     data = pattern(blk.block) if kind == Type.OUT else b""
@@ -282,8 +288,8 @@ def test_writes_that_a_reset_cuts_off_are_done_or_not(session: Session, blk: Blk
     random = Random(2)
     for batch in take(work.random(random, area=range(most), together=8, kinds=("write",)), 6):
         work.check(0, most)
-        for job in batch:
-            blk.send(job.request)
+        for sent in blk.place_some(job.request for job in batch):
+            blk.offer(sent)
         session.reset()
         work.model.cut_off()
         blk.start()
@@ -347,7 +353,9 @@ def test_data_is_the_same_in_any_framing(
     size = 8 * SECTOR * work.block
     if work.capacity * SECTOR < size:
         raise NotApplicableError(f"the disk has {work.capacity} sectors")
-    for cuts in framings(size):
+    # No chain is longer than the queue (2.7.5.3.1), which some devices have short.
+    room = session.queues[REQUESTQ].size - len(("header", "data", "status"))
+    for cuts in (cuts for cuts in framings(size) if len(cuts) <= room):
         # The data of a write is behind the header's 16 bytes.
         behind = [16, *(16 + cut for cut in cuts)]
         work.do(work.write(0, size // SECTOR), framing=Framing(behind, None, direct))
