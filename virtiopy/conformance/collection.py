@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from virtiopy.conformance.drivers import DRIVERS
+from virtiopy.conformance.drivers import DRIVERS, driver_of
 from virtiopy.conformance.marks import SUITE, suite_files
 from virtiopy.conformance.problems import BlockedError, NotApplicableError
 from virtiopy.conformance.progress import Progress
@@ -15,7 +15,14 @@ from virtiopy.conformance.report import github, reports, summary
 from virtiopy.conformance.report.comparison import sides
 from virtiopy.conformance.report.document import SPECIFICATION, document
 from virtiopy.conformance.report.findings import Findings
-from virtiopy.conformance.report.results import Outcome, Remark, Result, Results, failure_of
+from virtiopy.conformance.report.results import (
+    Outcome,
+    Remark,
+    Result,
+    Results,
+    Subject,
+    failure_of,
+)
 from virtiopy.conformance.report.verdict import Judge, Verdict
 from virtiopy.conformance.sessions.base import Session
 from virtiopy.conformance.sessions.trace import Trace
@@ -144,6 +151,19 @@ def target_of(node: pytest.Item) -> Target:
         if TARGET in parent.stash:
             return parent.stash[TARGET]
     return node.config.stash[TARGET]
+
+
+def note_subject(config: pytest.Config, target: Target, session: Session) -> None:
+    """Note what a target is, as the first session with it shows: reports name what was tested."""
+    subjects = config.stash[RESULTS].subjects
+    if target.name not in subjects:
+        subjects[target.name] = Subject(
+            target.name,
+            session.device_id,
+            driver_of(session).name,
+            session.transport,
+            session.offered,
+        )
 
 
 def in_suite(item: pytest.Item) -> bool:

@@ -8,10 +8,10 @@ import pytest
 from virtiopy.conformance.collection import (
     JUDGE,
     PATIENCE_KEY,
-    RESULTS,
     SESSION,
     THOROUGH,
     TRACE,
+    note_subject,
     progress_of,
     target_of,
 )
@@ -19,7 +19,6 @@ from virtiopy.conformance.drivers import DRIVERS, driver_of
 from virtiopy.conformance.drivers.base import DeviceDriver
 from virtiopy.conformance.effort import Effort
 from virtiopy.conformance.problems import NotApplicableError
-from virtiopy.conformance.report.results import Subject
 from virtiopy.conformance.report.verdict import Judge
 from virtiopy.conformance.sessions.base import Session
 from virtiopy.conformance.sessions.trace import Trace
@@ -53,14 +52,7 @@ def session(request: pytest.FixtureRequest, virtio_target: Target) -> Iterator[S
         pytest.exit(str(error), returncode=pytest.ExitCode.USAGE_ERROR)
     node.stash[SESSION] = session
     with session:
-        if virtio_target.name not in node.config.stash[RESULTS].subjects:
-            node.config.stash[RESULTS].subjects[virtio_target.name] = Subject(
-                virtio_target.name,
-                session.device_id,
-                driver_of(session).name,
-                session.transport,
-                session.offered,
-            )
+        note_subject(node.config, virtio_target, session)
         for mark in node.iter_markers("feature"):
             session.require(*mark.args)
         for mark in node.iter_markers("unless_feature"):

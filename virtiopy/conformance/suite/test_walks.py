@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from virtiopy.conformance.clauses.features import names
-from virtiopy.conformance.collection import PATIENCE_KEY, RESULTS, TRACE, WALKS, Walks
+from virtiopy.conformance.collection import PATIENCE_KEY, RESULTS, TRACE, WALKS, Walks, note_subject
 from virtiopy.conformance.drivers import driver_of
 from virtiopy.conformance.problems import (
     BlockedError,
@@ -38,6 +38,7 @@ def test_a_random_walk(request: pytest.FixtureRequest, virtio_target: Target, wa
     def go(steps: Sequence[Step], patience: float) -> None:
         trace = request.node.stash[TRACE] = Trace()
         with virtio_target.open(trace, patience) as session:
+            note_subject(request.config, virtio_target, session)
             Walk(session, driver_of(session)).run(steps)
 
     if walks.replay is not None:
