@@ -1,5 +1,7 @@
 """What a 64-bit kernel does with its CPU: ring 3 and back, by system calls and exceptions."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -358,3 +360,22 @@ def test_cpuid_tells_the_frequencies_and_no_way_to_speculate() -> None:
     assert (denominator, crystal) == (1, 1_000_000_000)
     assert signature == 0x30669
     assert features >> 31 == 1
+
+
+def test_tlb_misses_come_to_native_code_from_the_first_engine_on() -> None:
+    """In a process of its own, whose first engine lies elsewhere in memory than later ones."""
+    program = (
+        "from virtiopy.accel import select\n"
+        "from virtiopy.memory import GuestMemory\n"
+        "from virtiopy.accel.tcg import cpu\n"
+        "for _ in range(3):\n"
+        "    with GuestMemory.allocate(1 << 20) as memory:\n"
+        "        accelerator = select('tcg', memory)\n"
+        "        made = accelerator.create_cpu()\n"
+        "        print(made.native_mmu)\n"
+        "        made.close()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.split() == ["True"] * 3

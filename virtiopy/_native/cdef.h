@@ -738,7 +738,7 @@ struct vp_tcg {
 	struct vp_tcg_cpu *cpu;
 	struct vp_tcg_syscall *syscall;
 	struct vp_tcg_exceptions *exceptions;
-	int eflags, native_events;
+	int eflags, native_events, has_mmu;
 	uint32_t stop_wanted, window_wanted, shadow, stopped;
 	int32_t exception;
 	uint64_t deadline;

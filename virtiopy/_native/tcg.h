@@ -94,6 +94,7 @@ struct vp_tcg {
 	uint32_t region_count, cpuid_count;
 	struct vp_tcg_region regions[VP_TCG_REGIONS];
 	struct vp_cpuid cpuid[48];
+	int has_mmu;
 	struct vp_tcg_mmu *mmu;		/* tcg_mmu.c */
 };
 

@@ -154,6 +154,11 @@ class TcgCpu(Closing):
         """Return nothing: Unicorn counts nothing."""
         return {}
 
+    @property
+    def native_mmu(self) -> bool:
+        """Whether TLB misses in 64-bit mode are seen to by native code: without, all is slower."""
+        return bool(self._tcg.has_mmu)
+
     # Running
 
     def run(self, answer: Answer) -> Exit | None:
@@ -463,7 +468,8 @@ def _find_state(engine: Uc, handle: int, tcg: CData) -> None:
         engine.reg_write(register, mark)
     places = find_cpu(handle)
     tcg.cpu, tcg.syscall, tcg.exceptions = places.cpu, places.syscall, places.exceptions
-    if lib.vp_tcg_take_over_mmu(os.fsencode(uclib._name), tcg, places.state) < 0:
+    tcg.has_mmu = lib.vp_tcg_take_over_mmu(os.fsencode(uclib._name), tcg, places.state)
+    if tcg.has_mmu < 0:
         raise HostError("The host has no memory for the software CPU: give the guest less.")
     TcgState(tcg.cpu, tcg.exceptions).check()
     for number in _SYSCALL_MSRS:

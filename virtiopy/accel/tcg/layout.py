@@ -125,9 +125,11 @@ def find_cpu(engine: int) -> CpuPlaces:
             address = int(ffi.cast("uint64_t *", engine + known.pointer)[0])
             if _offsets_in(process.read(address, _REACH), known.pointer) == known:
                 return _places(address, known)
-        for address, offsets in _candidates(engine, process):
-            _known.append(offsets)
-            return _places(address, offsets)
+        # Other words of the engine may point at what lies before the CPU: the nearest is its own.
+        found = min(_candidates(engine, process), key=lambda one: one[1].cpu, default=None)
+        if found is not None:
+            _known.append(found[1])
+            return _places(*found)
     finally:
         process.close()
     raise HostError(
