@@ -14,11 +14,13 @@ SOURCES := pyproject.toml setup.py scripts/setup \
 # What the slowest tests cost stands at the end of each stage: cuts follow figures.
 PYTEST := $(BIN)/pytest --durations=25 --durations-min=1
 
-.PHONY: demo check test quick parallel vms lab lint setup nightly clean
+.PHONY: demo check test quick parallel vms guests kernels lab lint setup nightly clean
 
 # Stages come one after the other, as they would disturb one another's times; -k goes on to the next
-# when one has failed.
+# when one has failed. But for the last two, which boot VMs and mostly wait for them.
+ifndef SIDE_BY_SIDE
 .NOTPARALLEL:
+endif
 
 demo: $(VENV)/ready-run
 	scripts/demo
@@ -36,9 +38,17 @@ quick: $(VENV)/ready-dev
 parallel: $(VENV)/ready-dev
 	$(PYTEST) $(PARALLEL)
 
-# These boot VMs and make taps, one after the other.
+# These boot VMs and make taps, each row one after the other: guests of our own, and whole kernels.
 vms: $(VENV)/ready-dev
-	$(PYTEST) tests --ignore tests/conformance --ignore tests/unit
+	$(MAKE) SIDE_BY_SIDE=1 --jobs 2 --keep-going --output-sync=line guests kernels
+
+KERNELS := tests/lab tests/linux tests/vm_linux
+
+guests: $(VENV)/ready-dev
+	$(PYTEST) tests --ignore tests/conformance --ignore tests/unit $(KERNELS:%=--ignore %)
+
+kernels: $(VENV)/ready-dev
+	$(PYTEST) $(KERNELS)
 
 lab: $(VENV)/ready-dev
 	$(BIN)/pytest -m 'lab and not nightly'

@@ -136,7 +136,7 @@ class EventLoop(Closing):
     def start(self, *, daemon: bool = False) -> None:
         """Run the loop on a thread of its own; again, after it was stopped.
 
-        Of a daemon nobody waits for the end: not even the interpreter, when a callback is stuck.
+        A daemon's end is not waited for: not even by the interpreter, when a callback is stuck.
         """
         self._stopping = False
         self._ended.clear()
@@ -165,7 +165,7 @@ class EventLoop(Closing):
             self._workers.shutdown()
         # Completions that came too late: what they hold is let go.
         self._soon.clear()
-        # Whoever is closed after the loop has nothing to unwatch any more.
+        # What is closed after the loop has nothing to unwatch any more.
         self._watches.clear()
         self._closed = True
         self._epoll.close()
@@ -195,7 +195,7 @@ class EventLoop(Closing):
             if self.on_failure is not None:
                 self.on_failure()
         finally:
-            # Whoever waits in call() is waiting for something that will not come.
+            # A thread that waits in call() waits for something that will not come.
             while self._soon:
                 callback, _ = self._soon.popleft()
                 if isinstance(callback, _Call):
@@ -254,12 +254,16 @@ class EventLoop(Closing):
     def call_later(
         self, seconds: float, callback: Callable[[], None], name: str, *, every: bool = False
     ) -> Timer:
-        """Call back in `seconds`, and with `every` again each so many; on the loop's thread."""
+        """Call back in `seconds`, and with `every` again each so many; from any thread."""
         if every and seconds <= 0:
             raise ValueError(f"a timer every {seconds} seconds")
         period = seconds if every else None
         timer = Timer(time.monotonic() + seconds, period, callback, name)
-        self._push_timer(timer)
+        if self.in_thread or self._thread is None:
+            self._push_timer(timer)
+        else:
+            # The loop may be waiting, for longer than this.
+            self.call_soon(lambda: self._push_timer(timer), name)
         return timer
 
     def _push_timer(self, timer: Timer) -> None:

@@ -21,6 +21,7 @@ from virtiopy._native import ffi, lib
 from virtiopy.closing import Closing
 from virtiopy.errors import ConfigError, DriverError, HostError
 from virtiopy.files import is_marked, mark
+from virtiopy.guard import Guard
 
 PAGE_SIZE = 4096
 HUGE_PAGE_SIZE = 2 << 20
@@ -84,13 +85,18 @@ class GuestMemory(Closing):
         #: The least that can be given back to the host, bytes: see `discard`.
         self.granule = granule
         self.regions: Sequence[Region] = ()
+        #: An eventfd, written when memory is used that another process took away by making its
+        #: file smaller; None where the memory is in no file.
+        self.shrunk: int | None = None
+        self._path: Path | None = None
         self._fds: list[int] = []
+        self._guards: list[Guard] = []
         self.set_regions(regions)
 
     def set_regions(self, regions: Iterable[Region]) -> None:
         """Have these regions from now on; raises ValueError where they overlap.
 
-        Whoever holds views or pointers from before has let go of them, or keeps the mapping.
+        A holder of views or pointers from before has let go of them, or keeps the mapping.
         """
         ascending = sorted(regions, key=lambda region: region.guest_address)
         for below, above in itertools.pairwise(ascending):
@@ -111,7 +117,8 @@ class GuestMemory(Closing):
         """Make `size` bytes of zeroed memory at guest physical address 0, leaving out the hole.
 
         With `path` the memory is that file, laid out as the guest's addresses are but for the
-        hole: others see it while the guest runs, and it stays afterwards. A file that holds
+        hole: others see it while the guest runs, and it stays afterwards. What they take away by
+        making it smaller reads as zeroes: see `shrunk` and `check_file`. A file that holds
         anything is zeroed if an earlier guest's memory is in it, or with `reset`.
 
         Raises ConfigError for a size or file that cannot be used, HostError where the host has
@@ -151,10 +158,32 @@ class GuestMemory(Closing):
             ) from error
         memory = cls(regions, granule=max(granule, _huge_block_size(fd)))
         memory._fds.append(fd)
+        if path is not None:
+            memory._guard(path)
         return memory
+
+    def _guard(self, path: Path) -> None:
+        """Have a file that shrinks be no SIGBUS: see `check_file`."""
+        self._path = path
+        self.shrunk = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._fds.append(self.shrunk)
+        for region in self.regions:
+            page = max(PAGE_SIZE, _huge_block_size(region.fd))
+            self._guards.append(Guard(region.host_address, region.size, page, self.shrunk))
+
+    def check_file(self) -> None:
+        """Raise HostError if another process has made the memory's file smaller."""
+        if self._path is not None and os.fstat(self._fds[0]).st_size < self.size:
+            raise HostError(
+                f"The memory file {self._path} was made smaller while the guest ran: let no other "
+                "program write to it."
+            )
 
     def close(self) -> None:
         """Unmap the memory and close the files behind it."""
+        for guard in self._guards:
+            guard.close()
+        self._guards.clear()
         for region in self.regions:
             region.close()
         while self._fds:
@@ -254,7 +283,7 @@ class GuestMemory(Closing):
 
 
 def seal_size(fd: int) -> None:
-    """Have a memfd keep its size: whoever it is given to cannot take the memory away (SIGBUS)."""
+    """Have a memfd keep its size: a process that has it cannot take the memory away (SIGBUS)."""
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
 
 

@@ -121,6 +121,7 @@ from virtiopy.vhost.user.server import listen
 loop = EventLoop()
 backend = Backend(Rng(), loop, lambda: os._exit(0))
 with listen(Path(sys.argv[1])) as listener:
+    listener.setblocking(True)
     stream, _ = listener.accept()
 backend.connect(stream)
 loop.run()
@@ -154,7 +155,7 @@ def test_a_command_may_go_on_in_the_next_line_within_its_quotes() -> None:
 def test_a_socket_that_nobody_serves_is_the_users_fault(tmp_path: Path) -> None:
     run = run_command("vhost-user:nobody.sock", "--device", "rng", folder=tmp_path)
     assert run.returncode == 2
-    assert "Nobody serves a device at nobody.sock" in run.stderr
+    assert "No backend serves a device at nobody.sock" in run.stderr
     assert "Traceback" not in run.stderr
     assert "Exit" not in run.stdout
 

@@ -95,6 +95,11 @@ def assert_one_sentence(outcome: Outcome, *words: str) -> None:
         assert word in lines[0], lines[0]
 
 
+def greeting(mode: str) -> str:
+    """What `virtiopy hello` says of a mode: the guest's line, and its exits, one for a byte."""
+    return f"{mode}: Hello, World! (exits: 1 HLT, 14 of the console port)\n"
+
+
 def make_image(path: Path, size: int = 4 << 20) -> Path:
     """Make an image whose every sector says its number, so that strays are seen."""
     path.write_bytes(b"".join(n.to_bytes(8, "big") * 64 for n in range(size // SECTOR)))

@@ -311,6 +311,9 @@ def test_interrupts_from_another_thread_disturb_no_instruction() -> None:
         def pester() -> None:
             while running:
                 pulse(it.accelerator)
+                # A device's thread waits for its next request here, and lets the CPU's have the
+                # interpreter, which each stop of the engine needs.
+                time.sleep(0)
 
         thread = threading.Thread(target=pester)
         thread.start()

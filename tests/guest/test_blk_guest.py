@@ -32,6 +32,9 @@ def image(tmp_path: Path) -> Path:
     [
         ",mode=trapped",
         ",mode=ioeventfd",
+        ",mode=native",
+        ",cache=writethrough,queues=4,workers=2,mode=native",
+        ",cache=none,queue-size=4,poll-us=0,mode=native",
         ",cache=writethrough,queues=4,queue-size=4,mode=trapped",
         ",cache=none,queues=2,queue-size=1024,serial=twenty-characters-ab,mode=ioeventfd",
     ],

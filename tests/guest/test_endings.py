@@ -13,6 +13,7 @@ from typing import IO, Any
 
 import pytest
 
+from tests.guest.accelerators import needs_unicorn
 from tests.guest.support import VIRTIOPY, assert_one_sentence, needs_kvm, run_guest, virtiopy
 
 #: Seconds within which a run ends that was told to; the machine may be busy.
@@ -199,3 +200,52 @@ def test_a_report_without_room_is_told_after_the_counts() -> None:
 
     assert_one_sentence(outcome, "/dev/full cannot be written (No space left")
     assert "Exit to userspace" in outcome.output
+
+
+def test_a_memory_file_that_another_program_cuts_ends_the_run(tmp_path: Path) -> None:
+    ram, path = tmp_path / "ram", tmp_path / "report.json"
+    with started(*FLOOD, "--timeout", "0", "--memory-path", ram, "--json", path) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        os.truncate(ram, 1 << 20)
+        _, errors = process.communicate(timeout=SOON)
+
+    assert process.returncode == 2
+    assert errors.decode() == (
+        f"virtiopy: The memory file {ram} was made smaller while the guest ran: let no other "
+        "program write to it.\n"
+    )
+    assert report_of(path)["reason"] == "host-fault"
+
+
+@pytest.mark.parametrize("accelerator", ["kvm", pytest.param("tcg", marks=needs_unicorn)])
+@pytest.mark.parametrize(
+    ("way", "words", "spins"),
+    [
+        ("spin", "(spin+0x0) spins", True),
+        ("halt", "is halted with interrupts off, and does not wake", False),
+    ],
+)
+def test_a_run_that_is_stopped_says_what_the_cpu_does(
+    tmp_path: Path, accelerator: str, way: str, words: str, *, spins: bool
+) -> None:
+    outcome = run_guest(
+        *(tmp_path, "misbehave", "--append", f"misbehave={way}", "--rng", "--timeout", "0.5"),
+        *("--accel", accelerator),
+    )
+
+    assert words in outcome.output
+    assert "rng0: no driver" in outcome.output
+    [cpu] = outcome.report["standing"]["cpus"]
+    assert cpu["spins"] is spins
+    assert cpu["symbol"].startswith(way)
+    assert outcome.report["standing"]["devices"] == [{"name": "rng0", "status": 0, "facts": []}]
+
+
+def test_cpus_that_the_guest_did_not_start_are_told() -> None:
+    outcome = virtiopy(
+        *("run", "--guest", "misbehave", "--append", "misbehave=spin", "--cpus", "2"),
+        *("--accel", "kvm", "--timeout", "0.5"),
+    )
+
+    assert "CPU 1 was not started: no INIT and SIPI came" in outcome.output

@@ -232,6 +232,18 @@ def test_a_mode_that_a_device_lacks_is_a_row_that_says_why(tmp_path: Path) -> No
 
 
 @needs_kvm
+def test_native_mode_leaves_the_loop_out(tmp_path: Path) -> None:
+    image = make_image(tmp_path / "disk.img")
+    arguments = ("--disk", image, "--requests", "50")
+    document = compare(tmp_path, *arguments, modes="ioeventfd,native", exit_free="on")
+
+    ioeventfd, native = (mode["measured"] for mode in document["modes"])
+    assert native["userspace_exits"] == 0
+    assert ioeventfd["userspace_exits"] == 0
+    assert native["cpu_seconds"]["loop"] < 0.1 * ioeventfd["cpu_seconds"]["loop"]
+
+
+@needs_kvm
 @needs_taps
 @pytest.mark.skipif(Path("/dev/vhost-net").exists(), reason="this host has /dev/vhost-net")
 def test_a_mode_that_the_host_lacks_is_a_row_that_says_why(
@@ -255,9 +267,12 @@ def test_where_nothing_can_be_measured_it_is_an_error(tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         ([], ["--net", "--disk"]),
-        (["--net", "tap=t0", "--disk", "IMAGE"], ["either --net or --disk"]),
+        (["--net", "tap=t0", "--disk", "IMAGE"], ["give one of --disk, --net, once"]),
         (["--disk", "IMAGE", "--packets", "5"], ["--packets", "--requests"]),
-        (["--disk", "IMAGE", "--direction", "send"], ["--direction", "--requests"]),
+        (
+            ["--disk", "IMAGE", "--direction", "send"],
+            ["--direction send is not for --disk", "leave it out"],
+        ),
         (["--net", "tap=t0", "--requests", "5"], ["--requests", "--packets"]),
         (["--disk", "IMAGE", "--modes", "trapped,polling"], ["polling", "ioeventfd"]),
         (["--disk", "IMAGE", "--modes", "trapped,trapped"], ["twice"]),
@@ -352,3 +367,62 @@ def test_a_page_without_the_plotting_library_names_the_remedy(
         virtiopy("exits", "--disk", image, "--html", tmp_path / "exits.html"),
         *("matplotlib", "virtiopy[plots]"),
     )
+
+
+@needs_kvm
+def test_a_disk_is_compared_in_the_modes_that_a_disk_can_have(tmp_path: Path) -> None:
+    path = tmp_path / "exits.json"
+    image = make_image(tmp_path / "disk.img")
+    options = ("--requests", "5", "--exit-free", "off", "--json", path)
+    assert virtiopy("exits", "--disk", image, *options).status == 0
+    modes = [row["mode"] for row in json.loads(path.read_text())["modes"]]
+    assert modes == ["trapped", "ioeventfd", "native", "vhost-user"]
+
+
+@needs_kvm
+def test_a_native_threads_time_is_told_apart(tmp_path: Path) -> None:
+    arguments = ("--disk", make_image(tmp_path / "disk.img"), "--requests", "200")
+    found = compare(tmp_path, *arguments, modes="ioeventfd,native")["by_mode"]
+    assert found["ioeventfd"]["cpu_seconds"]["native"] == 0
+    assert found["native"]["cpu_seconds"]["native"] > 0
+    assert found["native"]["cpu_seconds"]["vhost"] == 0
+    assert found["native"]["cpu_seconds"]["backend"] == 0
+
+
+@needs_kvm
+def test_each_plot_is_written_as_png_and_as_svg(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is missing")
+    folder = tmp_path / "plots"
+    arguments = ("--disk", make_image(tmp_path / "disk.img"), "--requests", "5")
+    for _ in range(2):  # what is ours is replaced
+        compare(tmp_path, *arguments, "--plots", folder)
+    names = {path.name for path in folder.iterdir()}
+    plots = {"compare-userspace", "compare-kernel", "compare-time", "mode-trapped"}
+    plots |= {"mode-ioeventfd"}
+    assert names == {f"{plot}.{form}" for plot in plots for form in ("svg", "png")}
+    for path in folder.iterdir():
+        start = path.read_bytes()[:8]
+        assert start == b"\x89PNG\r\n\x1a\n" if path.suffix == ".png" else start[:5] == b"<?xml"
+
+
+@needs_kvm
+def test_a_file_of_the_users_among_the_plots_stays(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is missing")
+    theirs = tmp_path / "mode-trapped.png"
+    theirs.write_text("a holiday")
+    outcome = virtiopy(
+        *("exits", "--disk", make_image(tmp_path / "disk.img"), "--requests", "5"),
+        *("--modes", "trapped", "--exit-free", "off", "--plots", tmp_path),
+    )
+    assert outcome.status == 2
+    assert "would replace a file that virtiopy did not make" in outcome.errors
+    assert theirs.read_text() == "a holiday"
+
+
+def test_a_folder_for_plots_that_cannot_be_made_is_told_before_the_guest_runs(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is missing")
+    image = make_image(tmp_path / "disk.img")
+    outcome = virtiopy("exits", "--disk", image, "--plots", tmp_path / "no" / "folder")
+    assert_one_sentence(outcome, "cannot be made", "name another")

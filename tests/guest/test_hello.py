@@ -1,6 +1,6 @@
 import pytest
 
-from tests.guest.support import assert_one_sentence, needs_kvm, virtiopy
+from tests.guest.support import assert_one_sentence, greeting, needs_kvm, virtiopy
 from virtiopy.accel.kvm.accelerator import KvmAccelerator
 from virtiopy.cpu.exits import ExitReason
 from virtiopy.memory import GuestMemory
@@ -39,7 +39,7 @@ def test_the_command_passes_or_says_that_the_host_lacks_the_mode(mode: Mode) -> 
     outcome = virtiopy("hello", "--mode", mode)
 
     if mode_works(mode, make_accelerator, TIMEOUT):
-        assert (outcome.status, outcome.output) == (0, f"{mode}: Hello, World!\n")
+        assert (outcome.status, outcome.output) == (0, greeting(mode))
     else:
         assert_one_sentence(outcome, f"cannot execute {mode} mode", "KVM_EXIT_SHUTDOWN")
 

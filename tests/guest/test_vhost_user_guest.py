@@ -261,7 +261,7 @@ def test_a_fault_of_the_users_is_one_sentence(
 
 
 def test_it_does_not_serve_in_place_of_a_file(tmp_path: Path, image: Path) -> None:
-    assert_one_sentence(virtiopy("serve", "rng", "--socket", image), "file at")
+    assert_one_sentence(virtiopy("serve", "rng", "--socket", image), "is no socket")
     assert image.stat().st_size == 4 << 20
 
 

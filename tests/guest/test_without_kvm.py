@@ -9,6 +9,7 @@ from tests.guest.support import (
     ISOLATED,
     VIRTIOPY,
     Outcome,
+    greeting,
     holds_final_pattern,
     make_image,
     needs_isolation,
@@ -42,7 +43,7 @@ def test_auto_runs_every_mode_on_the_software_cpu_and_says_so_once() -> None:
     outcome = without_kvm(*VIRTIOPY, "hello")
 
     assert outcome.status == 0, outcome.errors
-    assert outcome.output == "".join(f"{mode}: Hello, World!\n" for mode in Mode)
+    assert outcome.output == "".join(greeting(mode) for mode in Mode)
     notes = outcome.errors.splitlines()
     assert len(notes) == 1
     assert "Running on the software CPU (tcg)" in notes[0]

@@ -268,7 +268,7 @@ def test_the_image_is_closed_when_looking_for_holes_fails(
 ) -> None:
     patch_lib(vp_fallocate=lambda fd, mode, offset, length: -errno.EIO)
     before = open_files()
-    with pytest.raises(OSError, match="Input/output error"):
+    with pytest.raises(ConfigError, match="Input/output error"):
         DiskImage(image)
     assert open_files() == before
 
@@ -281,7 +281,7 @@ def test_the_image_is_closed_when_looking_for_the_alignment_fails(
 
     monkeypatch.setattr(os, "preadv", fail)
     before = open_files()
-    with pytest.raises(OSError, match="Input/output error"):
+    with pytest.raises(ConfigError, match="Input/output error"):
         DiskImage(image, cache=CacheMode.NONE)
     assert open_files() == before
 

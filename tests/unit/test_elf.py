@@ -390,11 +390,43 @@ def test_an_image_without_a_pvh_note_is_refused(tmp_path: Path, memory: GuestMem
         boot(memory, image)
 
 
-@pytest.mark.parametrize("address", [0, START_INFO, MIB - 1])
-def test_an_image_below_1_mib_is_refused(tmp_path: Path, memory: GuestMemory, address: int) -> None:
-    image = opened(tmp_path, build((MIB, b"x", 1), (address, b"low", 3)))
-    with pytest.raises(ConfigError, match="below 1 MiB"):
+@pytest.mark.parametrize(
+    ("address", "size", "parameters"),
+    [
+        (0, 3, START_INFO),
+        (START_INFO - 2, 3, 0x7000),
+        (START_INFO, 3, 0x7000),
+        (0xFFFF, 1, 0x1000),
+        (0x1_0000, 0x8_0000, START_INFO),
+        (0x4000, 0x9_4000, MIB + 0x1000),
+        (MIB - 1, 1, START_INFO),
+    ],
+)
+def test_the_boot_parameters_go_where_an_image_below_1_mib_is_not(
+    tmp_path: Path, memory: GuestMemory, address: int, size: int, parameters: int
+) -> None:
+    image = opened(tmp_path, build((MIB, b"x", 1), (address, b"low"[:size], size)))
+    cpu = boot(memory, image, "word")
+    assert cpu.registers.rbx == parameters
+    assert memory.read(address, size) == b"low"[:size].ljust(size, b"\0")
+    assert memory.read(MIB, 1) == b"x"
+    info = struct.unpack("<IIIIQQQQII", memory.read(parameters, 56))
+    assert memory.read(info[5], 5) == b"word\0"
+    assert info[7] - parameters == 0x1000
+
+
+def test_an_image_that_leaves_no_room_for_boot_parameters_is_refused(
+    tmp_path: Path, memory: GuestMemory
+) -> None:
+    image = opened(tmp_path, build((0, b"x", memory.size)))
+    with pytest.raises(ConfigError, match=r"leaves no 40 KiB.*--memory"):
         boot(memory, image)
+
+
+def test_an_image_where_the_acpi_tables_are_is_refused(tmp_path: Path, memory: GuestMemory) -> None:
+    image = opened(tmp_path, build((MIB, b"x", 1), (0xE_0000, b"low", 3)))
+    with pytest.raises(ConfigError, match="ACPI tables"):
+        prepare(memory, cast("Cpu", RecordingCpu()), image, BootParameters("", None, 0xE_0000))
 
 
 # The guests by name

@@ -419,6 +419,18 @@ def test_a_file_may_be_unwatched_after_the_loop_was_closed(pipe: tuple[int, int]
     loop.unwatch(watch)
 
 
+def test_a_timer_of_another_thread_wakes_a_loop_that_waits(loop: EventLoop) -> None:
+    ran = threading.Event()
+    waits = threading.Event()
+    loop.start()
+    loop.call_soon(waits.set, "the loop has nothing else to do")
+    assert waits.wait(5)
+
+    loop.call_later(0.01, ran.set, "timer")
+
+    assert ran.wait(5)
+
+
 def test_a_timer_wakes_a_loop_that_waits(loop: EventLoop) -> None:
     ran = threading.Event()
     begin = time.monotonic()

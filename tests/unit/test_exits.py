@@ -19,7 +19,14 @@ from virtiopy.metrics.exitlog import ExitKind
 from virtiopy.metrics.measurement import Measurement
 
 PACKETS = 100
-THREADS = {"vcpu": 0.01, "loop": 0.002, "workers": 0.0, "vhost": 0.0, "backend": 0.0}
+THREADS = {
+    "vcpu": 0.01,
+    "loop": 0.002,
+    "workers": 0.0,
+    "native": 0.0,
+    "vhost": 0.0,
+    "backend": 0.0,
+}
 WHY = "/dev/vhost-net is missing: load the vhost_net module."
 
 
@@ -191,9 +198,9 @@ def test_what_nobody_counted_is_null() -> None:
 # The terminal
 
 
-def shown(what: Comparison) -> str:
+def shown(what: Comparison, width: int = 80) -> str:
     stream = io.StringIO()
-    show(Console(file=stream, width=80), what)
+    show(Console(file=stream, width=width), what)
     return stream.getvalue()
 
 
@@ -202,6 +209,14 @@ def test_the_tables_fit_eighty_columns_and_cut_nothing_off() -> None:
 
     assert max(map(len, text.splitlines())) <= 80
     assert "…" not in text
+
+
+@pytest.mark.parametrize("width", [20, 40, 60])
+def test_on_a_narrow_terminal_no_number_is_cut(width: int) -> None:
+    wide, narrow = (re.findall(r"\d+\.\d\d|\d{3,}", shown(COMPARISON, w)) for w in (200, width))
+
+    assert narrow == wide
+    assert "…" not in shown(COMPARISON, width)
 
 
 def test_a_missing_mode_is_a_row_and_says_why() -> None:

@@ -216,12 +216,12 @@ REFUSED_WRITES = {
     ),
     "a read-only register": (
         [(Register.ConfigGeneration, 1)],
-        "the driver writes 4 bytes at 0xfc (ConfigGeneration) (4.2.2.2); the access has no effect",
+        "the driver writes 4 bytes at 0xfc (ConfigGeneration) (4.2.2.2); nothing is written",
     ),
     "a legacy register": (
         [(0x40, 1)],
         "the driver writes 4 bytes at 0x40: QueuePFN of a legacy device (4.2.4); "
-        "the access has no effect",
+        "nothing is written",
     ),
     "a configuration space that is not there": (
         [(Register.Config, 1)],
@@ -239,6 +239,30 @@ def test_a_write_that_changes_nothing_is_told(
     for register, value in writes:
         bench.driver.write(register, value)
     assert bench.told(caplog) == [f"entropy: {told}"]
+
+
+@pytest.mark.parametrize(
+    ("access", "told"),
+    [
+        (("writes", 0x24, 1), "1 byte at 0x24 (DriverFeaturesSel) (4.2.2.2); nothing is written"),
+        (("writes", 0x90, 8), "8 bytes at 0x90 (QueueDriverLow) (4.2.2.2); two writes of 4 bytes"),
+        (
+            ("reads", 0x70, 1),
+            "1 byte at 0x70 (Status) (4.2.2.2); it reads the bytes that lie there",
+        ),
+        (("reads", 0x101, 8), "8 bytes at 0x101 (Config) (4.2.2.2); it reads the bytes"),
+    ],
+)
+def test_an_access_of_a_width_that_is_forbidden_is_told(
+    bench: Bench, caplog: pytest.LogCaptureFixture, access: tuple[str, int, int], told: str
+) -> None:
+    does, offset, size = access
+    if does == "reads":
+        bench.transport.read(offset, size)
+    else:
+        bench.transport.write(offset, bytes(size))
+    (line,) = bench.told(caplog)
+    assert line.startswith(f"entropy: the driver {does} {told}")
 
 
 def test_a_sound_driver_is_told_nothing(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:

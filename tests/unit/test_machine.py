@@ -13,6 +13,7 @@ import pytest
 from virtiopy._native import ffi
 from virtiopy.boot import pvh
 from virtiopy.boot.elf import GuestImage, LoadSegment
+from virtiopy.cpu.activity import Activity
 from virtiopy.cpu.exits import Answer, Exit, ExitReason, InternalErrorExit, IoExit, MmioExit
 from virtiopy.cpu.x86 import CR0_PE, Registers, SystemRegisters
 from virtiopy.devices.base import VirtioDevice
@@ -80,6 +81,9 @@ class FakeCpu:
 
     def set_system_registers(self, state: SystemRegisters) -> None:
         self.system_registers = state
+
+    def activity(self) -> Activity:
+        return Activity.RUNNING
 
     def statistics(self) -> dict[str, int]:
         return dict(self.counters)
@@ -647,6 +651,38 @@ def test_an_interrupt_before_the_thread_begins_leaves_it_without_a_turn(
     assert bench.cpu.counters["exits"] == exits
 
 
+def test_a_memory_file_that_another_program_cuts_ends_the_run_in_a_sentence(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "ram"
+    accelerator = FakeAccelerator()
+    with (
+        GuestMemory.allocate(2 << 20, path=path) as memory,
+        Machine(memory, accelerator, console=ignore) as machine,
+    ):
+        memory.write(0x10_0000, b"was here")
+
+        def use_what_is_gone() -> None:
+            os.truncate(path, 0x8_0000)
+            assert memory.read(0x10_0000, 8) == bytes(8)
+            accelerator.cpu.spin()
+
+        accelerator.cpu.script = [use_what_is_gone]
+        with pytest.raises(HostError, match=rf"^The memory file {path} was made smaller while"):
+            machine.run(PATIENCE)
+
+
+def test_a_memory_file_that_stays_ends_no_run(tmp_path: Path) -> None:
+    path = tmp_path / "ram"
+    accelerator = FakeAccelerator()
+    with (
+        GuestMemory.allocate(2 << 20, path=path) as memory,
+        Machine(memory, accelerator, console=ignore) as machine,
+    ):
+        accelerator.cpu.script = [quit_with(0)]
+        assert machine.run(PATIENCE).status == 0
+
+
 # Several CPUs
 
 
@@ -778,9 +814,11 @@ def test_the_kernel_takes_the_acknowledgements_of_used_buffers_where_interrupts_
     memory: GuestMemory,
 ) -> None:
     accelerator = FakeAccelerator(has_read_only_memory=True)
-    with Machine(memory, accelerator, console=ignore) as machine:
+    with Machine(memory, accelerator, console=ignore, exit_free=True) as machine:
         machine.add_device(FakeDevice(), "rng0", IoMode.IOEVENTFD)
         machine.add_device(FakeDevice(), "rng1", IoMode.TRAPPED)
+        for slot in machine.slots:
+            slot.transport.lifecycle.activate()
         acknowledgements = [
             (address, value)
             for address, value in accelerator.kicks

@@ -306,7 +306,7 @@ def test_trapped_mode_is_for_a_whole_life(monkeypatch: pytest.MonkeyPatch, mode:
 
 
 def test_there_are_no_other_modes(rig: Rig) -> None:
-    with pytest.raises(ConfigError, match="trapped, ioeventfd, vhost"):
+    with pytest.raises(ConfigError, match="trapped, ioeventfd, native, vhost"):
         rig.slot.change_mode("vdpa")
 
 
@@ -317,7 +317,7 @@ def test_a_device_of_another_kind_stays_where_it_is(rig: Rig) -> None:
         slot.change_mode(VHOST)
     with pytest.raises(ConfigError, match="cannot delegate its rings"):
         rig.machine.add_device(Rng(), "rng1", VHOST)
-    assert [slot.name for slot in rig.machine.slots if slot.device.can_delegate] == ["net0"]
+    assert [slot.name for slot in rig.machine.slots if slot.device.workers] == ["net0"]
 
 
 def test_a_link_whose_frames_are_recorded_keeps_them(rig: Rig, tmp_path: Path) -> None:

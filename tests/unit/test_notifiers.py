@@ -177,14 +177,20 @@ def test_a_kick_counter_that_is_full_is_taken_back_too(bench: Bench) -> None:
     assert bench.device.kicks == [0]
 
 
-def test_while_the_interrupt_is_lent_each_may_be_for_used_buffers(bench: Bench) -> None:
+def test_what_a_worker_has_used_is_in_interrupt_status_until_it_is_acknowledged(
+    bench: Bench,
+) -> None:
     assert bench.driver.interrupts() == 0
     bench.notifiers[0].delegate()
     bench.notifiers[1].delegate()
-    assert bench.driver.interrupts() == Interrupt.USED_BUFFER
-    assert bench.driver.interrupts() == Interrupt.USED_BUFFER
+    assert bench.driver.interrupts() == 0
+    for index in (0, 1, 1):
+        bench.driver.queues[index].used.idx += 1
+        assert bench.driver.interrupts() == Interrupt.USED_BUFFER
+        assert bench.driver.interrupts() == 0
     bench.notifiers[0].reclaim()
     bench.driver.interrupts()
+    bench.driver.queues[1].used.idx += 1
     assert bench.driver.interrupts() == Interrupt.USED_BUFFER
 
 
@@ -200,7 +206,8 @@ def test_a_last_notification_is_not_lost_when_the_interrupt_is_taken_back(bench:
 def test_other_interrupts_are_told_apart_while_it_is_lent(bench: Bench) -> None:
     bench.notifiers[0].delegate()
     bench.device.host.config_changed()
-    assert bench.driver.interrupts() == Interrupt.USED_BUFFER | Interrupt.CONFIG_CHANGE
+    assert bench.driver.interrupts() == Interrupt.CONFIG_CHANGE
+    bench.driver.queues[0].used.idx += 1
     assert bench.driver.interrupts() == Interrupt.USED_BUFFER
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from virtiopy.cli.options import DeviceOptions, parse_size
+from virtiopy.cli.options import DeviceOptions, parse_mode, parse_size
 from virtiopy.errors import ConfigError
 
 
@@ -63,3 +63,15 @@ def test_a_repeatable_key_gives_its_values_in_order() -> None:
 
 def test_a_repeatable_key_may_be_left_out() -> None:
     assert DeviceOptions("--console", "stdio", ["wait"], ["port"]).texts("port") == []
+
+
+@pytest.mark.parametrize(("text", "mode"), [("0660", 0o660), ("600", 0o600), ("0777", 0o777)])
+def test_a_mode_of_a_socket_is_octal(text: str, mode: int) -> None:
+    assert parse_mode(text) == mode
+
+
+@pytest.mark.parametrize("text", ["", "8", "0888", "01777", "0o660", "rw-rw----", "7" * 4400])
+def test_what_is_no_mode_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(ConfigError, match="as in 0660") as refused:
+        parse_mode(text)
+    assert len(str(refused.value)) < 200

@@ -15,7 +15,7 @@ from virtiopy.devices.blk import Blk
 from virtiopy.devices.rng import Rng
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import DeviceStatus, Feature
-from virtiopy.transport.interrupts import CONFIG, InterruptSource
+from virtiopy.transport.interrupts import CONFIG, InterruptSource, Progress
 from virtiopy.transport.lifecycle import Lifecycle
 from virtiopy.virtqueue.driver import Allocator, DriverQueue, Piece
 
@@ -38,7 +38,7 @@ class Mailbox:
     def trigger(self, source: InterruptSource) -> None:
         self.sent.append("configuration" if source is CONFIG else f"used {source}")
 
-    def delegate(self, index: int) -> None: ...
+    def delegate(self, index: int, progress: Progress | None) -> None: ...
 
     def reclaim(self, index: int) -> None: ...
 

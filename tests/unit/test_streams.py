@@ -289,7 +289,7 @@ def test_a_socket_that_was_left_behind_is_replaced(path: Path) -> None:
 
 
 def test_a_socket_that_somebody_listens_at_is_refused(path: Path) -> None:
-    with closing(SocketStream(path)), pytest.raises(ConfigError, match="Somebody listens"):
+    with closing(SocketStream(path)), pytest.raises(ConfigError, match="Another process listens"):
         SocketStream(path)
 
 

@@ -53,7 +53,7 @@ def test_the_control_socket_switches(served: tuple[Rig, Path]) -> None:
 @pytest.mark.parametrize(
     ("request_", "words"),
     [
-        ({"mode": "vdpa"}, "There is no mode 'vdpa': use one of trapped, ioeventfd, vhost"),
+        ({"mode": "vdpa"}, "There is no mode 'vdpa': use one of trapped, ioeventfd, native, vhost"),
         ({}, "The request has no mode"),
         ({"mode": 3}, "mode is 3: give a string"),
         ({"mode": "vhost", "device": "rng0"}, "no network device 'rng0'.*one of net0"),

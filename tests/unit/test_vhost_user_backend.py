@@ -353,7 +353,10 @@ def test_it_listens_where_nobody_listens_any_more(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-def test_without_version_1_no_ring_starts(driver: Driver) -> None:
+def test_without_version_1_no_ring_starts_of_a_device_that_serves_no_legacy_driver(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Blk, "serves_legacy_drivers", False)
     driver.wanted = feature_mask([Feature.VIRTIO_F_EVENT_IDX])
     driver.start()
     driver.queues[0].driver.add([driver.piece(header(IN, 1)), driver.piece(SECTOR)])

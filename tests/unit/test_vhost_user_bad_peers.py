@@ -354,5 +354,5 @@ def test_a_frontend_that_accepts_nobody_does_not_hold_the_loop_up(tmp_path: Path
 @pytest.mark.timeout(20)
 def test_a_socket_at_which_as_many_wait_as_can_is_somebodys(tmp_path: Path) -> None:
     path = tmp_path / "backend.sock"
-    with full_socket(path), pytest.raises(ConfigError, match="Somebody serves"):
+    with full_socket(path), pytest.raises(ConfigError, match="Another process serves"):
         listen(path)

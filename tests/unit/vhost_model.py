@@ -183,7 +183,9 @@ class ModelVhostNet:
                 os.eventfd_write(error, 1)
             queue.enable_kicks()
             if queue.should_interrupt():
-                os.eventfd_write(self.rings[index].call, 1)
+                call = self.rings[index].call
+                assert call is not None
+                os.eventfd_write(call, 1)
 
     def _serve_one(self, index: int, queue: SplitQueue) -> bool:
         link, pair = self.kernel.link, self.kernel.pair_of(self.taps[index])

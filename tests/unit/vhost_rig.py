@@ -86,6 +86,7 @@ class Rig:
         """The irqfd."""
         notifiers = self.transport.lifecycle.notifiers(RX)
         assert notifiers is not None
+        assert notifiers.call is not None
         return notifiers.call
 
     # Frames that say their number

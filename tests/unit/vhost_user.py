@@ -1,5 +1,6 @@
 """A backend on a loop of its own, and a driver that reaches it as a VMM does."""
 
+import contextlib
 import os
 import select
 import socket
@@ -7,6 +8,7 @@ from pathlib import Path
 
 from virtiopy.closing import Closing
 from virtiopy.devices.base import VirtioDevice
+from virtiopy.errors import ConfigError
 from virtiopy.eventloop import EventLoop
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import Feature, feature_mask
@@ -16,6 +18,7 @@ from virtiopy.vhost.user.server import Server, listen
 from virtiopy.vhost.vring import Vring
 from virtiopy.virtqueue.driver import Allocator, DriverQueue, Piece, Used
 from virtiopy.virtqueue.queue import QueueState
+from virtiopy.worker.native import open_native
 
 FEATURES = feature_mask(
     [Feature.VIRTIO_F_VERSION_1, Feature.VIRTIO_F_INDIRECT_DESC, Feature.VIRTIO_F_EVENT_IDX]
@@ -26,13 +29,22 @@ PATIENCE = 10
 
 
 class Served(Closing):
-    """A device, served at `path` until it is closed."""
+    """A device, served at `path` until it is closed.
+
+    Threads in C work its rings where `native` says so and they can: the tests of conftest.NATIVE
+    are run both ways.
+    """
+
+    native = False
 
     def __init__(self, device: VirtioDevice, path: Path, lease: Lease | None = None) -> None:
         self.path = path
         self.device = device
         self.loop = EventLoop("backend")
         self.server = Server(device, self.loop, listen(path), lease=lease)
+        if self.native:
+            with contextlib.suppress(ConfigError):
+                device.delegate(open_native)
         self.loop.start()
 
     def close(self) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.unit.vhost_user import FEATURES, PATIENCE, Driver, Served, readable
+from virtiopy import eventfds
 from virtiopy.closing import Closing
 from virtiopy.devices.blk import Blk
 from virtiopy.errors import PeerError
@@ -284,6 +285,13 @@ def _memfd(name: str, size: int) -> int:
     return fd
 
 
+def _make_what_stays() -> None:
+    """Have the file that eventfds are signalled by, which the process makes once and keeps."""
+    eventfd = os.eventfd(0, os.EFD_CLOEXEC)
+    eventfds.signal(eventfd)
+    os.close(eventfd)
+
+
 class Bench(Closing):
     """A block device that is served, and what the process holds without a frontend.
 
@@ -300,6 +308,7 @@ class Bench(Closing):
         device = Blk(DiskImage(make_image(folder / "disk.img")), num_queues=2, queue_size=16)
         self.served = self._stack.enter_context(Served(device, folder / "blk.sock"))
         self._ends = 0
+        _make_what_stays()
         self._before = Holdings.now()
         # Once, so that whatever is made at the first need is there.
         self._serve_well()

@@ -325,6 +325,14 @@ struct kvm_sregs {
 	...;
 };
 
+#define KVM_MP_STATE_RUNNABLE ...
+#define KVM_MP_STATE_HALTED ...
+
+struct kvm_mp_state {
+	uint32_t mp_state;
+	...;
+};
+
 struct kvm_fpu {
 	uint8_t fpr[8][16];
 	uint16_t fcw, fsw;

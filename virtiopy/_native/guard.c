@@ -2,7 +2,7 @@
 /*
  * Memory that another process gave us can be taken away while we read it: it truncates the file, and
  * the next access raises SIGBUS, wherever in Python that is.  A guard makes the lost page one of
- * zeroes that is nobody's, and says that it did, so that only the connection ends.
+ * zeroes that is of no file, and says that it did, so that only the connection ends.
  */
 #include "native.h"
 
@@ -100,7 +100,7 @@ int vp_guard_hit(const struct vp_guard *guard)
 	return __atomic_load_n(&guard->hit, __ATOMIC_ACQUIRE);
 }
 
-/* Once the mapping is gone, and nobody reads it. */
+/* Once the mapping is gone, and is not read. */
 void vp_guard_free(struct vp_guard *guard)
 {
 	pthread_mutex_lock(&guards_mutex);

@@ -3,7 +3,7 @@
  * What is hooked into Unicorn: where translated code stops, exceptions, system calls, CPUID, the time.
  *
  * uc_emu_stop from another thread takes effect after any memory access, in the middle of an
- * instruction that is then executed again: `add` to memory would add twice.  So nobody calls it but
+ * instruction that is then executed again: `add` to memory would add twice.  So nothing calls it but
  * at_block, at the start of a block of code.
  *
  * Nothing is linked here: Unicorn is looked up in the process, where Python has loaded it.

@@ -13,7 +13,7 @@
 
 #include "engine.h"
 
-/* Of removals of a watch: nobody waits for them. */
+/* Of removals of a watch: no caller waits for them. */
 #define TAG_NONE UINT64_MAX
 
 struct uring {

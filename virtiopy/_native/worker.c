@@ -25,7 +25,7 @@
 #define DEPTH 256	/* jobs of an engine */
 #define EVENTS 64
 
-/* How often the thread is reminded to stop that somebody else's file keeps, ns. */
+/* How often the thread is reminded to stop that a peer's file keeps, ns. */
 #define REMIND (20 * 1000 * 1000)
 
 /* What an event is about, in the upper bits of its tag; below is a pointer. */

@@ -79,7 +79,7 @@ struct vp_ring {
 	int kick, call;
 	int device_fd;		/* a file to be told of when it is readable, or -1 */
 	struct vp_worker *worker;
-	/* Written by whoever owns the ring, under the worker's lock: see vp_worker_start_ring(). */
+	/* Written by the owner of the ring, under the worker's lock: see vp_worker_start_ring(). */
 	uint32_t starting, stopping, running;
 	uint32_t broken;	/* queue->fault says why: it is not touched any more */
 	uint32_t jobs;		/* slots that an engine has */

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Protocol
 
+from virtiopy.cpu.activity import Activity
 from virtiopy.cpu.exits import Answer, Exit
 from virtiopy.cpu.x86 import Registers, SystemRegisters
 
@@ -34,6 +35,9 @@ class Cpu(Protocol):
 
     def statistics(self) -> dict[str, int]:
         """Return the counters of the mechanism itself, by its names; empty where it has none."""
+
+    def activity(self) -> Activity:
+        """Say what the CPU, which is not running, does when it is run."""
 
     def close(self) -> None:
         """Free the CPU, which is not running."""

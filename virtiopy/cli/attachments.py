@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, cast
 
-from virtiopy.cli.options import DeviceOptions, is_text, note, parse_size
+from virtiopy.cli.options import DeviceOptions, is_text, note, parse_mode, parse_size
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.devices.entry import DeviceEntry, find
 from virtiopy.errors import ConfigError
+from virtiopy.sockets import OWNER_ONLY
 
 if TYPE_CHECKING:
     from virtiopy.devices.streams import Stream
@@ -34,10 +35,18 @@ POLL_MAX = 1_000_000
 
 @dataclass(slots=True, frozen=True)
 class ModeChoice:
-    """The mode of a device; where it is not required, another will do that can be had."""
+    """The mode of a device; where it is not required, another will do that can be had.
+
+    A `quiet` one is the default: the user did not ask for it, and need not hear why it is not had.
+    """
 
     mode: str
     required: bool = True
+    quiet: bool = False
+
+
+#: The best mode that a device can be had in, where none is asked for.
+AUTO = "auto"
 
 
 def vhost_user_path(options: DeviceOptions) -> Path | None:
@@ -64,14 +73,22 @@ def choose_mode(options: DeviceOptions, default: str) -> ModeChoice:
     """Return the device's own mode, or else the VM's."""
     if vhost_user_path(options) is not None:
         return ModeChoice("vhost-user")
-    return ModeChoice(options.choice("mode", ("trapped", "ioeventfd"), default))
+    mode = options.choice("mode", ("trapped", "ioeventfd"), _without_native(default))
+    return ModeChoice(mode)
+
+
+def _without_native(default: str) -> str:
+    return "ioeventfd" if default in {AUTO, "native"} else default
 
 
 def choose_disk_mode(options: DeviceOptions, default: str) -> ModeChoice:
     """Return the mode of a disk; one that qemu-storage-daemon serves has no choice."""
-    if vhost_user_path(options) is None and needs_storage_daemon(options):
+    if vhost_user_path(options) is not None:
+        return ModeChoice("vhost-user")
+    if needs_storage_daemon(options):
         return ModeChoice(options.choice("mode", ("vhost-user",), "vhost-user"))
-    return choose_mode(options, default)
+    mode = options.choice("mode", ("trapped", "ioeventfd", "native", AUTO), default)
+    return ModeChoice("native", required=False, quiet=True) if mode == AUTO else ModeChoice(mode)
 
 
 def choose_net_mode(options: DeviceOptions, default: str) -> ModeChoice:
@@ -79,6 +96,7 @@ def choose_net_mode(options: DeviceOptions, default: str) -> ModeChoice:
     if vhost_user_path(options) is not None:
         return ModeChoice("vhost-user")
     modes = ("trapped", "ioeventfd", "vhost")
+    default = _without_native(default)
     vhost, mode = options.text("vhost", ""), options.text("mode", "")
     if not vhost:
         return ModeChoice(options.choice("mode", modes, default))
@@ -130,6 +148,7 @@ def build_served(entry: DeviceEntry, options: DeviceOptions) -> "tuple[VirtioDev
 def build_disk(options: DeviceOptions) -> VirtioDevice:
     """Make a block device of `PATH[,readonly=on][,cache=MODE][,...]`."""
     from virtiopy.devices.blk import ID_BYTES, Blk
+    from virtiopy.devices.diskbacking import POLL_US
     from virtiopy.host.disk import CacheMode, DiskImage
     from virtiopy.virtqueue.layout import QUEUE_SIZE_MAX, valid_queue_size
 
@@ -156,6 +175,8 @@ def build_disk(options: DeviceOptions) -> VirtioDevice:
         writeback=cache is not CacheMode.WRITETHROUGH,
         num_queues=num_queues,
         queue_size=queue_size,
+        threads=options.number("workers", 1, 1, num_queues),
+        poll_us=options.number("poll-us", POLL_US, 0, POLL_MAX),
     )
 
 
@@ -253,15 +274,16 @@ def build_balloon(options: DeviceOptions) -> VirtioDevice:
 
 
 def build_console(options: DeviceOptions) -> VirtioDevice:
-    """Make a console device of `TARGET[,port=NAME:TARGET]...[,wait=on]`."""
+    """Make a console device of `TARGET[,port=NAME:TARGET]...[,wait=on][,socket-mode=MODE]`."""
     from virtiopy.devices.console import Console
     from virtiopy.devices.streams import Stream
 
     wait = options.flag("wait")
+    mode = parse_mode(options.text("socket-mode", f"{OWNER_ONLY:o}"))
     with contextlib.ExitStack() as opened:
 
         def open_stream(text: str) -> Stream:
-            stream = open_target(text, wait=wait)
+            stream = open_target(text, wait=wait, socket_mode=mode)
             opened.callback(stream.close)
             return stream
 
@@ -280,7 +302,7 @@ def build_console(options: DeviceOptions) -> VirtioDevice:
     return console
 
 
-def open_target(text: str, *, wait: bool) -> "Stream":
+def open_target(text: str, *, wait: bool, socket_mode: int = OWNER_ONLY) -> "Stream":
     """Open the host's side of a port; a pseudoterminal's name is printed."""
     import click
 
@@ -295,7 +317,7 @@ def open_target(text: str, *, wait: bool) -> "Stream":
         click.echo(f"virtiopy: {stream.path} is a console's terminal", err=True)
         return stream
     if kind == "socket" and rest:
-        return SocketStream(Path(rest), wait=wait)
+        return SocketStream(Path(rest), wait=wait, mode=socket_mode)
     if kind == "file" and rest:
         return FileStream(Path(rest))
     raise ConfigError(

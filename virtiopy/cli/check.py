@@ -113,6 +113,11 @@ class DriverChecking:
     make_dressing: "Callable[[], Dressing] | None" = None
     variant: str | None = None
 
+    @property
+    def watches(self) -> bool:
+        """Whether there is a judge, or anything put over the devices."""
+        return self.check is not None or self.make_dressing is not None
+
     @classmethod
     def open(
         cls,

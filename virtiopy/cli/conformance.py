@@ -136,7 +136,7 @@ def command(
     options += [f"--virtio-report={report}" for report in reports]
     # A module of the user's is imported from where they are.
     sys.path.insert(0, str(Path.cwd()))
-    # Nobody's settings but the suite's own: whatever folder this is.
+    # The suite's own settings alone: whatever folder this is.
     alone = ["-c", "/dev/null", "-p", "no:cacheprovider", "--strict-markers"]
     # Of the package itself: the command line has it before pytest looks at its plugins.
     alone += ["-W", "ignore:Module already imported"]
@@ -150,7 +150,7 @@ def _list_clauses(part: str | None) -> None:
     """Show every statement: its tests, or why there is none."""
     from virtiopy.conformance.clauses.listing import listing
 
-    # Whoever searches the list does not want it wrapped.
+    # A program that searches the list does not want it wrapped.
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
     for line in listing(part, width):
         click.echo(line)

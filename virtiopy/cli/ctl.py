@@ -115,13 +115,14 @@ def set_balloon(path: Path, *, target: int, device: str | None, wait: float | No
 
 
 @command.command("mode", epilog="Example: virtiopy ctl vm.sock mode vhost")
-@click.argument("mode", type=click.Choice(["ioeventfd", "vhost"]))
-@click.option("--device", metavar="NAME", help="Which network device, where there are several.")
+@click.argument("mode", type=click.Choice(["ioeventfd", "native", "vhost"]))
+@click.option("--device", metavar="NAME", help="Which network device or disk.")
 @click.pass_obj
 def change_mode(path: Path, *, mode: str, device: str | None) -> int:
-    """Have a network device's rings worked by the event loop, or by the kernel's vhost.
+    """Have a device's rings worked by the event loop, a thread in C, or the kernel's vhost.
 
-    No frame is lost by it. Where the driver has not started the device yet, it will be in this
+    A thread in C works disks, and vhost works network devices. No request and no frame is lost by
+    it. Where the driver has not started the device yet, it will be in this
     mode when it does.
     """
     from virtiopy.control.client import ask

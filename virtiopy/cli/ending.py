@@ -4,14 +4,17 @@ import enum
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from virtiopy.boot.symbols import symbol_at
 from virtiopy.cli.output import OutputError, PatientOutput
 from virtiopy.cli.signals import SignalError
 from virtiopy.devices.base import GONE_FOR
 from virtiopy.errors import ConfigError, GuestError, PeerError
 from virtiopy.files import STANDARD_OUTPUT
 from virtiopy.vm.machine import Machine, RunResult
+from virtiopy.vm.standing import Standing
 
 #: How long, in seconds without progress, a reader of the output is waited for when the guest did
 #: not end by itself.
@@ -31,6 +34,15 @@ class Reason(enum.StrEnum):
     HUNG_UP = "hung-up"  # SIGHUP
     OUTPUT_CLOSED = "output-closed"  # the reader of our output left
 
+
+#: The ends of a run after which the guest might have gone on, or failed.
+_STANDING = {
+    Reason.GUEST_FAULT,
+    Reason.PEER_FAULT,
+    Reason.INTERRUPTED,
+    Reason.TERMINATED,
+    Reason.HUNG_UP,
+}
 
 _SIGNALS = {signal.SIGTERM: Reason.TERMINATED, signal.SIGHUP: Reason.HUNG_UP}
 
@@ -54,11 +66,15 @@ def reason_of(error: BaseException) -> Reason:
 
 @dataclass(slots=True, frozen=True)
 class Ending:
-    """How a run ended, and what was counted until then; `error` is to be raised afterwards."""
+    """How a run ended, and what was counted until then; `error` is to be raised afterwards.
+
+    `standing` says where a guest was that did not end by itself.
+    """
 
     reason: Reason
     result: RunResult
     error: BaseException | None = None
+    standing: Standing | None = None
 
 
 def tell(
@@ -92,17 +108,20 @@ def tell(
         raise raised
 
 
-def run_to_end(machine: Machine, timeout: float) -> Ending:
+def run_to_end(machine: Machine, timeout: float, image: Path) -> Ending:
     """Run the guest for at most `timeout` seconds, or for ever with 0, whatever ends it.
 
-    Raises what kept the guest from running at all.
+    `image` is the guest's, with its symbols. Raises what kept the guest from running at all.
     """
+    name_code = partial(symbol_at, image)
     try:
         result = machine.run(timeout or None)
     except BaseException as error:
         if machine.result is None:
             raise
-        return Ending(reason_of(error), machine.result, error)
+        reason = reason_of(error)
+        standing = machine.standing(name_code) if reason in _STANDING else None
+        return Ending(reason, machine.result, error, standing)
     if result.status is not None:
         return Ending(Reason.EXIT, result)
     late = f"The guest was not done after {timeout:g} seconds"
@@ -110,7 +129,7 @@ def run_to_end(machine: Machine, timeout: float) -> Ending:
         late += f": {gone}: start it again, and see why it ended."
     else:
         late += ": give it more with --timeout, or find out what it waits for."
-    return Ending(Reason.TIMEOUT, result, GuestError(late))
+    return Ending(Reason.TIMEOUT, result, GuestError(late), machine.standing(name_code))
 
 
 def backends_gone(machine: Machine) -> str:

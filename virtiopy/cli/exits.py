@@ -25,12 +25,13 @@ from virtiopy.cli.options import DeviceOptions, Seconds, accelerator_option, not
 from virtiopy.devices.entry import DeviceEntry, find
 from virtiopy.devices.entry import Workload as DeviceWorkload
 from virtiopy.errors import ConfigError, HostError
-from virtiopy.files import check_output, write_output
+from virtiopy.files import check_output, open_output, write_output
 
 if TYPE_CHECKING:
     from virtiopy.devices.base import VirtioDevice
     from virtiopy.exits.backend import Backend
     from virtiopy.exits.model import Comparison
+    from virtiopy.exits.plots import Plot
     from virtiopy.exits.runner import Setup, Surroundings
 
 Texts: TypeAlias = tuple[str, ...]
@@ -38,13 +39,17 @@ Texts: TypeAlias = tuple[str, ...]
 #: What --exit-free says: which of registers with exits and without are compared.
 EXIT_FREE = {"off": (False,), "on": (True,), "both": (False, True)}
 
-MODES = ("trapped", "ioeventfd", "vhost", "vhost-user")
+MODES = ("trapped", "ioeventfd", "native", "vhost", "vhost-user")
 
 #: Requests in flight at most: what the guest has room for (guest_drivers/virtio/workload.h).
 DEPTH_MAX = 128
 
 
-def _modes(context: click.Context, parameter: click.Parameter, value: str) -> list[str]:
+def _modes(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> list[str] | None:
+    if value is None:
+        return None
     modes = value.split(",")
     if unknown := [mode for mode in modes if mode not in MODES]:
         raise ConfigError(
@@ -77,11 +82,10 @@ def _modes(context: click.Context, parameter: click.Parameter, value: str) -> li
 )
 @click.option(
     "--modes",
-    default=",".join(MODES),
-    show_default=True,
     callback=_modes,
     metavar="MODE,...",
-    help="What to compare. A mode that this host lacks becomes a row that says why.",
+    help=f"What to compare, of {', '.join(MODES)}: all that the device can have where it is not "
+    "given. A mode that this host lacks becomes a row that says why.",
 )
 @click.option(
     "--exit-free",
@@ -114,16 +118,24 @@ def _modes(context: click.Context, parameter: click.Parameter, value: str) -> li
     metavar="FILE",
     help="Write a page with plots to this file, which needs nothing from elsewhere.",
 )
+@click.option(
+    "--plots",
+    "plots_path",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Write each plot to this folder, as PNG and as SVG.",
+)
 def command(
     *,
     direction: str | None,
     depth: int,
-    modes: list[str],
+    modes: list[str] | None,
     exit_free: str,
     accel: str,
     timeout: float,
     json_path: Path | None,
     html_path: Path | None,
+    plots_path: Path | None,
     **given: tuple[str, ...] | int | None,
 ) -> int:
     """Compare what each way of doing I/O costs, in exits and in time.
@@ -148,13 +160,17 @@ def command(
     setup = device_setup(entry, text, _count(entry, given), depth, direction)
     setup = replace(setup, accelerator=accel, timeout=timeout, note=note)
     render = None if html_path is None else _page()
+    draw = None if plots_path is None else _plots(plots_path)
     for path in (json_path, html_path):
         if path is not None:
             check_output(path, "The report")
     begun = datetime.now(UTC).astimezone()
     with ended_by_signals():
         rows, accelerator = compare(
-            setup, [IoMode(mode) for mode in modes], EXIT_FREE[exit_free], progress=note
+            setup,
+            [IoMode(mode) for mode in modes or _modes_of(entry)],
+            EXIT_FREE[exit_free],
+            progress=note,
         )
     comparison = Comparison(
         command=shlex.join(["virtiopy", *sys.argv[1:]]),
@@ -169,7 +185,21 @@ def command(
         _write(json_path, json.dumps(document(comparison), indent=2) + "\n")
     if html_path is not None and render is not None:
         _write(html_path, render(comparison))
+    if plots_path is not None and draw is not None:
+        _write_plots(plots_path, draw(comparison))
     return 0
+
+
+def _modes_of(entry: DeviceEntry) -> list[str]:
+    """Return the modes that a device can have, whatever this host has."""
+    workers = cast("type[VirtioDevice]", find(entry.device)).workers
+    return [
+        mode
+        for mode in MODES
+        if mode in workers
+        or mode in {"trapped", "ioeventfd"}
+        or (mode == "vhost-user" and entry.vhost_user is not None)
+    ]
 
 
 def _device(given: Mapping[str, object]) -> tuple[DeviceEntry, str]:
@@ -273,11 +303,36 @@ def _page() -> "Callable[[Comparison], str]":
     try:
         from virtiopy.exits.page import render
     except ImportError as error:
-        raise ConfigError(
-            f"The plots of a page need what is not here ({error}): "
-            "install it with pip install 'virtiopy[plots]'."
-        ) from error
+        raise _no_plots(error) from error
     return render
+
+
+def _plots(folder: Path) -> "Callable[[Comparison], list[Plot]]":
+    """Return what draws the plots; raises ConfigError where they cannot be drawn or put there."""
+    try:
+        from virtiopy.exits.plots import every_plot
+    except ImportError as error:
+        raise _no_plots(error) from error
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"The folder {folder} for plots cannot be made ({error.strerror}): name another."
+        ) from error
+    return every_plot
+
+
+def _no_plots(error: ImportError) -> ConfigError:
+    return ConfigError(
+        f"The plots need what is not here ({error}): install it with pip install 'virtiopy[plots]'."
+    )
+
+
+def _write_plots(folder: Path, plots: "list[Plot]") -> None:
+    for plot in plots:
+        for suffix, content in (("svg", plot.svg_file()), ("png", plot.png_file())):
+            with open_output(folder / f"{plot.name}.{suffix}", "The plot") as stream:
+                stream.write(content)
 
 
 def _write(path: Path, text: str) -> None:

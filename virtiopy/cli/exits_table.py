@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from rich.console import Console
 from rich.table import Table
 
+from virtiopy.cli.tables import number_column, show_table
 from virtiopy.exits.columns import Columns, tables
 from virtiopy.exits.differences import handled_in_kernel
 from virtiopy.exits.model import Comparison, Row, format_number
@@ -21,7 +22,7 @@ def show(console: Console, comparison: Comparison) -> None:
         highlight=False,
     )
     for columns in tables(comparison.workload):
-        console.print(_table(comparison, columns))
+        show_table(console, _table(comparison, columns))
     _show_handled_in_kernel(console, comparison)
     for row in comparison.rows:
         if row.missing is not None:
@@ -32,7 +33,7 @@ def _table(comparison: Comparison, what: Columns) -> Table:
     table = Table(title=what.title, title_justify="left")
     table.add_column("mode")
     for column in what.columns:
-        table.add_column(column.lines, justify="right")
+        number_column(table, column.lines)
     for name, row in zip(_names(comparison.rows), comparison.rows, strict=True):
         if row.costs is None:
             table.add_row(name, _MISSING, *("-" for _ in what.columns[1:]))
@@ -55,9 +56,9 @@ def _show_handled_in_kernel(console: Console, comparison: Comparison) -> None:
     table = Table(title="Exits that never reached userspace", title_justify="left")
     table.add_column("mode")
     table.add_column("counter of the kernel")
-    table.add_column(f"a {unit}", justify="right")
+    number_column(table, f"a {unit}")
     for row, costs in comparison.measured:
         for counter, count in handled_in_kernel(costs).items():
             table.add_row(row.name, counter or "none", format_number(costs.each(count)))
     if table.row_count:
-        console.print(table)
+        show_table(console, table)

@@ -1,12 +1,25 @@
 """virtiopy hello: the smallest guest of each CPU mode."""
 
+from typing import TYPE_CHECKING
+
 import click
 
 from virtiopy.cli.main import EXIT_ERROR, EXIT_GUEST_FAILED
 from virtiopy.cli.options import accelerator_option, note
 
+if TYPE_CHECKING:
+    from virtiopy.metrics.exitlog import ExitLog
+
 TIMEOUT_SECONDS = 10.0
 MODES = ("real", "protected", "paged", "long")
+
+
+def _exits(log: "ExitLog") -> str:
+    """Count the exits by what they were about, as in "14 of the console port, 1 HLT"."""
+    counts = []
+    for kind, count in sorted(log.counts.items()):
+        counts.append(f"{count} of the {kind.device}" if kind.device else f"{count} {kind.reason}")
+    return f"exits: {', '.join(counts)}"
 
 
 @click.command(epilog="Example: virtiopy hello --mode long")
@@ -36,7 +49,7 @@ def command(modes: tuple[str, ...], accel: str) -> int:
         mode = Mode(name)
         result = run_hello(mode, make_accelerator, TIMEOUT_SECONDS)
         if result.passed:
-            click.echo(f"{mode}: {result.output.strip()}")
+            click.echo(f"{mode}: {result.output.strip()} ({_exits(result.exits)})")
         elif mode_works(mode, make_accelerator, TIMEOUT_SECONDS):
             click.echo(f"virtiopy: {result.explain()}", err=True)
             status = max(status, EXIT_GUEST_FAILED)

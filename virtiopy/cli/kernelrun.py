@@ -84,7 +84,7 @@ def run_to_the_end(
     A panic is 1, with the last lines on standard error. What ended the run otherwise is in the
     ending, to be raised. A `timeout` of 0 is none.
     """
-    ending = run_to_end(machine, timeout)
+    ending = run_to_end(machine, timeout, kernel)
     if ending.error is None or not isinstance(ending.error, OSError):
         output.flush()
     if ending.reason is Reason.TIMEOUT:

@@ -18,7 +18,7 @@ from virtiopy.devices.registry import entries, entry_named
 from virtiopy.errors import ConfigError
 from virtiopy.files import check_output
 
-#: What makes a kernel quick to boot, and quiet: there is nobody here to protect it from.
+#: What makes a kernel quick to boot, and quiet: there is no other user here to protect it from.
 WORDS = (
     "quiet loglevel=1 nokaslr mitigations=off random.trust_cpu=on cryptomgr.notests pci=off "
     "lsm= audit=0 ima=off no_timer_check rcupdate.rcu_expedited=1"

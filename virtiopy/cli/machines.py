@@ -52,11 +52,12 @@ def machine_options(function: Callable[..., int]) -> Callable[..., int]:
         accelerator_option,
         click.option(
             "--mode",
-            type=click.Choice(["trapped", "ioeventfd"]),
-            default="ioeventfd",
+            type=click.Choice(["auto", "trapped", "ioeventfd", "native"]),
+            default="auto",
             show_default=True,
-            help="How kicks travel: as exits to the CPU's thread, or as eventfds to the event loop."
-            " A device's own mode=... goes before.",
+            help="How kicks travel: as exits to the CPU's thread, as eventfds to the event loop, "
+            "or for disks as eventfds to a thread in C, auto's choice where it can be had. A "
+            "device's own mode=... goes before.",
         ),
         click.option(
             "--exit-free",
@@ -175,21 +176,31 @@ def open_machine(
     )
     if options.pcap is not None:
         attached["net"] = with_pcap(attached["net"], options.pcap)
+    # What watches the queues watches them in Python.
+    watched = options.mode == attachments.AUTO and checking.watches
+    mode = "ioeventfd" if watched else options.mode
     for entry in entries():
         for number, text in enumerate(attached[entry.name]):
             parsed = attachments.parse(entry, text)
-            choice = attachments.mode_of(entry, parsed, options.mode)
+            choice = attachments.mode_of(entry, parsed, mode)
             device = attachments.build(entry, parsed)
             machine.add_device(
                 device,
                 f"{entry.name}{number}",
                 IoMode(choice.mode),
-                refused=None if choice.required else note,
+                refused=_refused(choice),
                 watch=checking.prepare(device),
             )
     if options.control is not None:
         stack.enter_context(ControlServer(machine, options.control))
     return machine, checking
+
+
+def _refused(choice: attachments.ModeChoice) -> Callable[[str], None] | None:
+    """Return what is told why a device is not in the mode that was chosen; None for an error."""
+    if choice.required:
+        return None
+    return (lambda why: None) if choice.quiet else note
 
 
 def with_pcap(nets: tuple[str, ...], path: Path) -> tuple[str, ...]:

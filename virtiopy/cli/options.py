@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 from collections.abc import Callable, Iterable
 
 import click
@@ -98,6 +99,13 @@ def is_text(value: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def parse_mode(text: str) -> int:
+    """Return a file's mode that is written as in 0660; raises ConfigError."""
+    if not re.fullmatch("0?[0-7]{3}", text):
+        raise ConfigError(f"{shorten(text)!r} is no mode of a socket: write it as in 0660.")
+    return int(text, 8)
 
 
 class Seconds(click.FloatRange):

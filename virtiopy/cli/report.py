@@ -10,10 +10,12 @@ from rich.table import Table
 from virtiopy import __version__
 from virtiopy.cli.ending import Ending
 from virtiopy.cli.options import note
+from virtiopy.cli.tables import number_column, show_table
 from virtiopy.cli.tapresults import TapReport
 from virtiopy.files import write_output
 from virtiopy.metrics.measurement import Measurement
 from virtiopy.vm.machine import Machine, RunResult
+from virtiopy.vm.standing import Standing
 
 _STYLES = {"passed": "green", "failed": "bold red", "skipped": "yellow"}
 
@@ -24,7 +26,7 @@ def show_tests(console: Console, report: TapReport) -> None:
         return
     table = Table("Guest tests", title_justify="left")
     for outcome in _STYLES:
-        table.add_column(outcome, justify="right")
+        number_column(table, outcome)
     groups = report.by_group()
     for group, counts in groups.items():
         table.add_row(group, *(str(counts[outcome] or "") for outcome in _STYLES))
@@ -35,18 +37,18 @@ def show_tests(console: Console, report: TapReport) -> None:
         for style, total in zip(_STYLES.values(), totals, strict=True)
     ]
     table.add_row("all", *cells)
-    console.print(table)
+    show_table(console, table)
 
 
 def show_measurement(console: Console, measurement: Measurement) -> None:
     """Print what a measured part of a run cost: exits, and the time of each kind of thread."""
     table = Table("Exit to userspace", "device", "register", "direction")
-    table.add_column("count", justify="right")
+    number_column(table, "count")
     for kind, count in sorted(measurement.exits.items(), key=lambda item: (-item[1], item[0])):
         table.add_row(kind.reason, kind.device, kind.register, kind.direction, str(count))
     table.add_section()
     table.add_row("all", "", "", "", str(measurement.exits.total()))
-    console.print(table)
+    show_table(console, table)
     spent = ", ".join(
         f"{kind} {seconds:.2f} s" for kind, seconds in measurement.cpu_seconds.items() if seconds
     )
@@ -56,12 +58,12 @@ def show_measurement(console: Console, measurement: Measurement) -> None:
 def show_exits(console: Console, result: RunResult) -> None:
     """Print the exits to userspace, by reason, device and register, and the kernel's counts."""
     table = Table("Exit to userspace", "device", "register", "direction")
-    table.add_column("count", justify="right")
+    number_column(table, "count")
     for kind, count in sorted(result.exits.counts.items(), key=lambda item: (-item[1], item[0])):
         table.add_row(kind.reason, kind.device, kind.register, kind.direction, str(count))
     table.add_section()
     table.add_row("all", "", "", "", str(result.exits.total))
-    console.print(table)
+    show_table(console, table)
     show_kernel(console, result)
 
 
@@ -71,7 +73,7 @@ def show_kernel(console: Console, result: RunResult) -> None:
         console.print("The accelerator keeps no counters of its own.")
         return
     table = Table("Counted by the kernel")
-    table.add_column("count", justify="right")
+    number_column(table, "count")
     for name, count in result.kernel.items():
         if count:
             table.add_row(name, str(count))
@@ -79,20 +81,51 @@ def show_kernel(console: Console, result: RunResult) -> None:
     if light is not None:
         table.add_section()
         table.add_row("exits that the kernel handled itself", str(light))
-    console.print(table)
+    show_table(console, table)
 
 
 def show_facts(console: Console, machine: Machine) -> None:
     """Print the devices' modes, and what they have to tell, but for zeroes."""
     table = Table("Told by the devices", "what")
-    table.add_column("value", justify="right")
+    number_column(table, "value")
     for slot in machine.slots:
         table.add_row(slot.name, "mode", slot.mode)
         for name, value in slot.device.facts().items():
             if value:
                 table.add_row(slot.name, name, str(value))
     if table.row_count:
-        console.print(table)
+        show_table(console, table)
+
+
+def show_standing(console: Console, ending: Ending) -> None:
+    """Print where a guest stands that did not end by itself."""
+    if ending.standing is None:
+        return
+    console.print("Where the guest stands:")
+    for line in ending.standing.lines():
+        console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _standing(standing: Standing | None) -> dict[str, object] | None:
+    if standing is None:
+        return None
+    return {
+        "cpus": [
+            {
+                "number": cpu.number,
+                "activity": cpu.activity,
+                "rip": cpu.rips[-1],
+                "symbol": cpu.symbol,
+                "spins": cpu.spins,
+                "interrupts_enabled": cpu.interrupts_enabled,
+            }
+            for cpu in standing.cpus
+        ],
+        "devices": [
+            {"name": device.name, "status": device.status, "facts": list(device.facts)}
+            for device in standing.devices
+        ],
+    }
 
 
 def light_exits(result: RunResult) -> int | None:
@@ -142,6 +175,7 @@ def write_json(
         "passed": passed,
         "status": result.status,
         "reason": ending.reason,
+        "standing": _standing(ending.standing),
         "complaint": str(ending.error) if ending.error is not None else None,
         "seconds": round(result.seconds, 6),
         "devices": [

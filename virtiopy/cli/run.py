@@ -179,7 +179,7 @@ def _run_guest(
         machine.boot(image, append)
         if printed is not None:
             machine.on_stop.append(printed.hurry)
-        ending = run_to_end(machine, timeout)
+        ending = run_to_end(machine, timeout, image.path)
         results = parse_tap(output.text, whole=output.is_whole)
         passed = ending.result.status == 0 and results.passed
         kept = True
@@ -192,6 +192,7 @@ def _run_guest(
             report.show_tests(console, results)
             report.show_exits(console, ending.result)
             report.show_facts(console, machine)
+            report.show_standing(console, ending)
 
         save = partial(report.write_json, machine, ending, results, guest=guest, passed=passed)
         tell(ending, show, save, json_path, printed)
@@ -258,6 +259,7 @@ def _run_kernel(
             console = Console(stderr=shown or serial == "stdio")
             report.show_exits(console, ending.result)
             report.show_facts(console, machine)
+            report.show_standing(console, ending)
 
         save = partial(
             report.write_json,

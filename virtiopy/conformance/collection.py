@@ -21,7 +21,7 @@ from virtiopy.conformance.walks.steps import Step
 from virtiopy.conformance.walks.steps import load as load_steps
 from virtiopy.errors import ConfigError
 
-#: How many random walks there are, where nobody says.
+#: How many random walks there are, where it is not said.
 WALKS_COUNT = 25
 
 TARGET = pytest.StashKey[Target]()

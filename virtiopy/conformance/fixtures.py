@@ -93,7 +93,7 @@ def vhost_user(session: Session, driver: DeviceDriver) -> VhostUserSession:
 
 @pytest.fixture
 def judge(request: pytest.FixtureRequest, session: Session, driver: DeviceDriver) -> Judge:
-    """Give whoever says how the device takes what its driver does to it; the device is started."""
+    """Give the judge of how the device takes what its driver does to it; the device is started."""
     driver.start()
     judge = request.node.stash[JUDGE] = Judge(session, driver)
     return judge

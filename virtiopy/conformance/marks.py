@@ -30,7 +30,7 @@ def _clauses(function: ast.FunctionDef) -> Iterator[str]:
     for decorator in function.decorator_list:
         if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == "pytest.mark.clause":
             for argument in decorator.args:
-                # Whoever reads the list is not to run anything for it.
+                # A reader of the list is not to run anything for it.
                 if not isinstance(argument, ast.Constant):
                     raise TypeError(f"{function.name}: a clause is named by a literal")
                 yield str(argument.value)

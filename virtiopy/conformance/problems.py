@@ -22,7 +22,7 @@ def raised(error: BaseException) -> str:
 
 
 class WedgedError(DeviceError):
-    """The device, or whoever serves it, does not come back from what it was asked."""
+    """The device, or the process that serves it, does not come back from what it was asked."""
 
 
 class LeftError(DeviceError):

@@ -18,7 +18,7 @@ Answer: TypeAlias = Mapping[str, Json]
 def ask(path: Path, request: Mapping[str, Json], timeout: float = 10.0) -> Answer:
     """Send a request to the machine at `path` and return its answer.
 
-    Raises ConfigError where nobody listens and for what the machine calls an error, HostError
+    Raises ConfigError where no machine listens and for what the machine calls an error, HostError
     where no answer comes in `timeout` seconds.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:

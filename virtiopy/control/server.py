@@ -7,10 +7,8 @@ What goes wrong is answered by {"error": "a sentence"}. A new command is a funct
 entry in COMMANDS; what one device can do is among its `commands` (devices/base.py).
 """
 
-import errno
 import json
 import logging
-import os
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +23,7 @@ from virtiopy.devices.registry import device_commands, entries
 from virtiopy.errors import ConfigError, VirtiopyError
 from virtiopy.eventloop import READABLE, WRITABLE
 from virtiopy.sizes import SIZE_MAX, parse_size
+from virtiopy.sockets import SocketFile, bind_listener
 from virtiopy.spec import DeviceStatus
 from virtiopy.vm.machine import Machine
 from virtiopy.vm.slots import Slot
@@ -106,10 +105,15 @@ def mode(machine: Machine, arguments: Arguments) -> Answer:
     wanted = arguments.text("mode")
     if wanted is None:
         raise ConfigError('The request has no mode: write "mode": "vhost" or "mode": "ioeventfd".')
+    # Any that another worker can have, where the mode is none of another worker's.
+    can = [entry for entry in entries() if wanted in entry.device_class.workers] or [
+        entry for entry in entries() if entry.device_class.workers
+    ]
+    kinds = {entry.device_id for entry in can}
     slot = _choose(
-        {slot.name: slot for slot in machine.slots if slot.device.can_delegate},
+        {slot.name: slot for slot in machine.slots if slot.device.device_id in kinds},
         arguments.text("device"),
-        [entry for entry in entries() if entry.device_class.can_delegate],
+        can,
     )
     slot.change_mode(wanted)
     return {"device": slot.name, "mode": slot.mode.value}
@@ -196,7 +200,7 @@ class ControlServer(Closing):
         self.path = path
         self._clients: set[_Client] = set()
         self._socket = _listen(path)
-        self._inode = os.stat(path).st_ino
+        self._file = SocketFile.at(path)
         self._watch = machine.loop.watch(
             self._socket.fileno(), READABLE, self._accept, f"control socket {path}"
         )
@@ -207,11 +211,7 @@ class ControlServer(Closing):
             client.close()
         self.machine.loop.unwatch(self._watch)
         self._socket.close()
-        try:
-            if os.stat(self.path).st_ino == self._inode:
-                self.path.unlink()
-        except FileNotFoundError:
-            log.info("%s was gone already", self.path)
+        self._file.close()
 
     def _accept(self, events: int) -> None:
         if len(self._clients) == CLIENTS_MAX and not self._make_room():
@@ -307,41 +307,12 @@ class _Client:
 
 
 def _listen(path: Path) -> socket.socket:
-    server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        # What the socket's inode has, its file gets (unix(7)): nobody else can connect, ever.
-        os.fchmod(server.fileno(), 0o600)
-        try:
-            server.bind(str(path))
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-            _remove_stale(path)
-            server.bind(str(path))
-        server.listen()
+        server = bind_listener(path, taken=f"Another machine listens at {path}: name another path.")
     except OSError as error:
-        server.close()
         raise ConfigError(
             f"No control socket can be made at {path} ({error.strerror or error}): "
             "name a short path in a folder that you can write to."
         ) from error
-    except ConfigError:
-        server.close()
-        raise
+    server.listen()
     return server
-
-
-def _remove_stale(path: Path) -> None:
-    """Remove a socket that nobody listens at. Raises ConfigError for anything else."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            if path.is_socket():
-                path.unlink()
-                return
-        except OSError:
-            log.debug("no socket is at %s", path)
-        else:
-            raise ConfigError(f"Another machine listens at {path}: name another path.")
-    raise ConfigError(f"{path} exists and is no socket: name another path.")

@@ -102,7 +102,7 @@ class Ignored(enum.StrEnum):
 class Owner(enum.IntEnum):
     """Who has a page; a byte for each page of the guest's addresses."""
 
-    NOBODY = 0
+    NEITHER = 0
     GUEST = 1
     BALLOON = 2
 
@@ -275,7 +275,7 @@ class Balloon(VirtioDevice):
         self._started = True
         self._find_queues()
         for start, end in self._memory.ranges:
-            # Grown to the end of the range, which leaves a hole before it to nobody.
+            # Grown to the end of the range, which leaves a hole before it to neither.
             self._owners.extend(bytes(start // PAGE_SIZE - len(self._owners)))
             self._owners.extend(bytes([Owner.GUEST]) * ((end - start) // PAGE_SIZE))
 
@@ -396,7 +396,7 @@ class Balloon(VirtioDevice):
         unique = sorted(set(pfns))
         known = unique[: bisect_left(unique, len(self._owners))]
         pages = [pfn for pfn in known if self._owners[pfn] == owner]
-        memory = sum(self._owners[pfn] != Owner.NOBODY for pfn in known)
+        memory = sum(self._owners[pfn] != Owner.NEITHER for pfn in known)
         self._ignore(Ignored.REPEATED, len(pfns) - len(unique))
         self._ignore(Ignored.NOT_MEMORY, len(unique) - memory)
         self._ignore(otherwise, memory - len(pages))

@@ -5,6 +5,7 @@ was negotiated, hands it the queues that the driver has set up, and calls it for
 device answers through the `DeviceHost` that it was attached to.
 """
 
+import contextlib
 import enum
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -84,7 +85,7 @@ class DeviceCommand:
 
 
 class VirtioDevice:
-    """A virtio device, worked by one thread at a time: whoever calls it holds `lock`.
+    """A virtio device, worked by one thread at a time: the caller holds `lock`.
 
     That is the CPU's thread for register accesses, and for kicks in trapped mode; and the event
     loop's for kicks that come as eventfds, and for what comes from the host's side.
@@ -98,6 +99,10 @@ class VirtioDevice:
     #: The device type's own feature bits (a mask) that are offered.
     features: int = 0
 
+    #: Whether it also serves legacy drivers (2.2.3), which accept no VIRTIO_F_VERSION_1, where its
+    #: transport can: their rings are those of others, their fields little-endian as here.
+    serves_legacy_drivers: ClassVar[bool] = False
+
     #: Those of them that a VMM may see to by itself where another process serves the device: its
     #: driver has them, and the device is not told.
     vmm_features: int = 0
@@ -108,8 +113,8 @@ class VirtioDevice:
     #: How many virtqueues VMMs count as one: a network device has them in pairs.
     queues_in_one: ClassVar[int] = 1
 
-    #: Whether another worker can have some of its rings: see `delegate`.
-    can_delegate: ClassVar[bool] = False
+    #: The modes in which another worker can have some of its rings, by name: see `delegate`.
+    workers: ClassVar[frozenset[str]] = frozenset()
 
     #: What a user can have it do, by the command's name.
     commands: ClassVar[Mapping[str, DeviceCommand]] = MappingProxyType({})
@@ -228,6 +233,10 @@ class VirtioDevice:
         Buffers that the device only holds, for what is yet to come, stay in flight: they are the
         last that it popped of the queue.
         """
+
+    def undelegated(self, index: int) -> contextlib.AbstractContextManager[None]:
+        """Have no other worker work a queue meanwhile, nor use its notifiers."""
+        return contextlib.nullcontext()
 
     def discards_while_disabled(self, index: int) -> bool:
         """Say whether buffers of a queue that no `enable_queues` names are taken and discarded.

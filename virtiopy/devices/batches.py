@@ -26,7 +26,7 @@ class _Batch:
 class Batches:
     """The batches of `device` that workers have; `serve` serves a request, on a worker's thread.
 
-    Whoever calls holds the device's lock.
+    The caller holds the device's lock.
     """
 
     def __init__(self, device: VirtioDevice, serve: Callable[[Virtqueue, Chain], int]) -> None:

@@ -4,15 +4,20 @@ A request's life is `parse`, `execute`, `complete`. What the driver got wrong is
 status byte; only a chain without one goes back with nothing written.
 """
 
+import contextlib
 import enum
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from virtiopy._native import ffi
-from virtiopy.devices.base import VirtioDevice
+from virtiopy.devices.base import Fact, VirtioDevice
 from virtiopy.devices.batches import Batches
+from virtiopy.devices.delegation import OpenWorker
+from virtiopy.devices.diskbacking import POLL_US, DiskBacking, FileDisk
+from virtiopy.devices.rings import DelegatedRings
+from virtiopy.errors import ConfigError
 from virtiopy.spec import DeviceId, feature_mask, has_feature
 from virtiopy.virtqueue.buffers import Buffers, gather, scatter, split_at, total
 from virtiopy.virtqueue.queue import BATCH, BATCHES_A_TURN, Chain, Virtqueue
@@ -161,10 +166,13 @@ class Blk(VirtioDevice):
 
     `serial` is its device ID string, up to 20 ASCII characters. With `writeback` completed
     writes may stay volatile until a flush; without, each is stable when it completes.
-    `num_queues` request queues have `queue_size` entries each.
+    `num_queues` request queues have `queue_size` entries each. Another worker of them is to have
+    `threads` threads, which poll for `poll_us` microseconds at most before they sleep.
     """
 
     device_id: ClassVar[DeviceId] = DeviceId.BLOCK
+    serves_legacy_drivers = True
+    workers: ClassVar[frozenset[str]] = frozenset({"native"})
     feature_bits = BlkFeature
 
     def __init__(
@@ -175,6 +183,8 @@ class Blk(VirtioDevice):
         writeback: bool = True,
         num_queues: int = 1,
         queue_size: int = 256,
+        threads: int = 1,
+        poll_us: int = POLL_US,
     ) -> None:
         super().__init__()
         self.disk = disk
@@ -185,6 +195,9 @@ class Blk(VirtioDevice):
         self.features = self._offer(num_queues)
         self._initial_writeback = writeback
         self._batches = Batches(self, self.serve)
+        self._rings = DelegatedRings(self, self._serve_at_once)
+        self._threads = threads
+        self._poll_us = poll_us
         self._config = self._initial_config(num_queues, queue_size)
         self._commands: Mapping[int, Callable[[Request], int]] = {
             RequestType.IN: self._in,
@@ -245,6 +258,7 @@ class Blk(VirtioDevice):
             self.disk.measure()
             capacity = self.disk.size // SECTOR_SIZE
             self._config[:_CAPACITY_SIZE] = capacity.to_bytes(_CAPACITY_SIZE, "little")
+            self._rings.refresh()
             self.host.config_changed()
 
     def config_space(self) -> bytes:
@@ -267,6 +281,7 @@ class Blk(VirtioDevice):
     @writeback.setter
     def writeback(self, value: bool) -> None:
         self._config[_WRITEBACK_OFFSET] = value
+        self._rings.refresh()
 
     def negotiated(self, driver_features: int) -> None:
         """Take the cache mode that the negotiated features ask for."""
@@ -277,22 +292,83 @@ class Blk(VirtioDevice):
 
     def reset(self) -> None:
         """Forget the driver and its cache mode."""
+        self._rings.abandon_all()
         self._batches.drain()
         super().reset()
         self.writeback = self._initial_writeback
 
+    def halt(self) -> None:
+        """Stop work on all queues until a reset."""
+        super().halt()
+        self._rings.abandon_all()
+
     def close(self) -> None:
         """Close the disk."""
+        self._rings.close()
         self.disk.close()
+
+    # Its queues, and another worker of them
+
+    def activate(self, queues: Mapping[int, Virtqueue]) -> None:
+        """Start; delegate the queues where there is another worker."""
+        super().activate(queues)
+        self.refusal = None
+        self._rings.delegate_all()
+
+    def start_queue(self, index: int, queue: Virtqueue) -> None:
+        """Take a queue that the driver enables while the device runs."""
+        super().start_queue(index, queue)
+        self._rings.delegate(index)
 
     def stop_queue(self, index: int) -> None:
         """Forget a queue; what the workers have of it is waited for."""
+        self._rings.abandon(index)
         self._batches.drain()
         super().stop_queue(index)
 
     def settle(self, index: int) -> None:
-        """Complete what the workers have of a queue."""
+        """Reclaim a queue, and complete what the workers have of it."""
+        self._rings.reclaim(index)
         self._batches.settle(index)
+
+    def undelegated(self, index: int) -> contextlib.AbstractContextManager[None]:
+        """Have the device itself have a queue meanwhile."""
+        return self._rings.undelegated(index)
+
+    def delegate(self, open_worker: OpenWorker) -> None:
+        """Have another worker work the queues; raises ConfigError for a disk that is no file."""
+        with self.lock:
+            self.refusal = None
+            if self._rings.is_open:
+                self._rings.close()
+            if not isinstance(self.disk, FileDisk):
+                raise ConfigError(
+                    "This disk is not one file, so that only the device can work its rings: leave "
+                    "it in the mode that it is in."
+                )
+            backing = DiskBacking(self, self.disk, self._threads, self._poll_us)
+            self._rings.open(open_worker, backing)
+            for index in self.queues:
+                # Nothing may be in flight then.
+                self._batches.settle(index)
+            self._rings.delegate_all()
+
+    def reclaim(self) -> None:
+        """Have the device work all its queues again."""
+        with self.lock:
+            self.refusal = None
+            self._rings.close()
+
+    def facts(self) -> Mapping[str, Fact]:
+        """Tell who works the queues."""
+        return {
+            "queues_delegated": self._rings.delegated,
+            **({"delegation_refused": self.refusal} if self.refusal else {}),
+        }
+
+    def _serve_at_once(self, queue: Virtqueue, chains: Sequence[Chain]) -> None:
+        queue.push_many([(chain, self.serve(queue, chain)) for chain in chains])
+        self.notify(queue)
 
     # Kicks: in place, or where the caller may not wait, by the loop's workers
 

@@ -114,7 +114,7 @@ class Port:
             self.transmit()
 
     def connection_changed(self) -> None:
-        """Tell the driver, and go on with what waited for whoever went."""
+        """Tell the driver, and go on with what waited for the reader that went."""
         with self._device.guarded():
             if self.ready:
                 self._device.send_open(self)
@@ -231,6 +231,7 @@ class Console(VirtioDevice):
     """
 
     device_id: ClassVar[DeviceId] = DeviceId.CONSOLE
+    serves_legacy_drivers = True
     feature_bits = ConsoleFeature
 
     def __init__(
@@ -448,7 +449,7 @@ class Console(VirtioDevice):
             self.send_open(port)
 
     def send_open(self, port: Port) -> None:
-        """Say whether somebody is at the host's side."""
+        """Say whether a reader is at the host's side."""
         self._send(port.number, ControlEvent.PORT_OPEN, int(port.stream.connected))
 
     def send_size(self, port: Port) -> None:

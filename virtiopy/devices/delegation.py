@@ -8,9 +8,9 @@ then.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import ClassVar, Protocol, TypeAlias, runtime_checkable
 
-from virtiopy.virtqueue.queue import Virtqueue
+from virtiopy.virtqueue.queue import Chain, Virtqueue
 
 
 class Notifiers(Protocol):
@@ -20,8 +20,13 @@ class Notifiers(Protocol):
     is called with the device's lock held.
     """
 
-    kick: int
-    call: int
+    @property
+    def kick(self) -> int:
+        """The eventfd of the driver's kicks."""
+
+    @property
+    def call(self) -> int | None:
+        """The eventfd of interrupts; None where the driver wants none."""
 
     def delegate(self) -> None:
         """Leave both to another worker: the device gets no more kicks of this queue."""
@@ -41,14 +46,17 @@ class DelegatedQueue:
     ring: int
     queue: Virtqueue
     kick: int
-    call: int
+    call: int | None
 
 
 class Backing:
     """What a worker needs of a device besides its queues: each device type has its own kinds.
 
-    It says what the buffers' content goes to and comes from, as a tap's file.
+    It says what the buffers' content goes to and comes from, as a tap's file. `kind` is what the
+    device is, in a sentence.
     """
+
+    kind: ClassVar[str] = "device"
 
 
 class QueueWorker(Protocol):
@@ -81,6 +89,40 @@ class QueueWorker(Protocol):
         """Let go of all."""
 
 
+@runtime_checkable
+class RingWorker(Protocol):
+    """Another worker of virtqueues that are independent of each other, in this process.
+
+    It hands up the chains that it does not serve: they are what `pop_many` of a delegated queue
+    returns, and they are pushed as ever.
+    """
+
+    name: str
+
+    #: Eventfds, written when the device is to handle its delegated queues: chains were handed up,
+    #: or a queue was found broken, which the worker does not touch from then on.
+    attention: Sequence[int]
+
+    def look(self) -> None:
+        """Take note that `attention` was written, before the device handles the queues."""
+
+    def delegate(self, queue: DelegatedQueue) -> None:
+        """Take a virtqueue; raises ConfigError or HostError, and the device has it then."""
+
+    def reclaim(self, queue: Virtqueue) -> Sequence[Chain]:
+        """Give a virtqueue back, once the worker has completed what it began.
+
+        Returns the chains that it has handed up and the device has not popped yet: they are the
+        device's to complete.
+        """
+
+    def refresh(self) -> None:
+        """Take what has changed of the backing."""
+
+    def close(self) -> None:
+        """End; the worker has no virtqueues any more."""
+
+
 #: Makes a worker for a device with this backing. Raises ConfigError for one that it cannot work
 #: with, HostError where the host has no such worker.
-OpenWorker: TypeAlias = Callable[[Backing], QueueWorker]
+OpenWorker: TypeAlias = Callable[[Backing], QueueWorker | RingWorker]

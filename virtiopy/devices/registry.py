@@ -26,11 +26,17 @@ _OWN = (
         option=Option(
             "--disk",
             "PATH|URL[,format=FORMAT][,readonly=on][,cache=writeback|writethrough|none][,serial=ID]"
-            "[,queues=N][,queue-size=N][,mode=trapped|ioeventfd], or vhost-user=SOCKET",
+            "[,queues=N][,queue-size=N][,workers=N][,poll-us=N]"
+            "[,mode=trapped|ioeventfd|native|auto], or vhost-user=SOCKET",
             "Attach a raw image or block device; or one that another process serves at a socket. "
+            "In native mode `workers` threads in C work its queues, one a queue at most, and each "
+            "polls for up to `poll-us` microseconds before it sleeps. "
             "Images in another format, by the file's name or `format`, as qcow2, vmdk, vhdx or "
             "vdi, and http and nbd URLs, are served by qemu-storage-daemon.",
-            keys=("readonly", "cache", "serial", "queues", "queue-size", "format"),
+            keys=(
+                *("readonly", "cache", "serial", "queues", "queue-size", "format"),
+                *("workers", "poll-us"),
+            ),
         ),
         build=f"{_CLI}:build_disk",
         build_served=f"{_CLI}:build_served_disk",
@@ -97,12 +103,12 @@ _OWN = (
         device="virtiopy.devices.console:Console",
         option=Option(
             "--console",
-            "TARGET[,port=NAME:TARGET]...[,wait=on][,mode=trapped|ioeventfd]",
+            "TARGET[,port=NAME:TARGET]...[,wait=on][,socket-mode=MODE][,mode=trapped|ioeventfd]",
             "Attach a console whose host's side is TARGET: stdio (Ctrl-a x ends the run), "
             "pty[:LINK], socket:PATH or file:PATH; `port` adds a named channel. Output for a pty "
             "or socket that no process has open is dropped, or with wait=on held for the first "
-            "that opens it.",
-            keys=("wait",),
+            "that opens it. A socket is its owner's alone, or what socket-mode=0660 says.",
+            keys=("wait", "socket-mode"),
             repeatable=("port",),
         ),
         build=f"{_CLI}:build_console",

@@ -16,6 +16,7 @@ class Rng(VirtioDevice):
     """An entropy device; its random bytes are the host kernel's, from getrandom(2)."""
 
     device_id: ClassVar[DeviceId] = DeviceId.ENTROPY
+    serves_legacy_drivers = True
 
     queue_sizes = (64,)
 

@@ -28,7 +28,7 @@ class StreamUser(Protocol):
         """Say that more can be written."""
 
     def connection_changed(self) -> None:
-        """Say that somebody came to the host's side, or went."""
+        """Say that a reader came to the host's side, or went."""
 
     def size_changed(self) -> None:
         """Say that the terminal has another size."""
@@ -42,7 +42,7 @@ class Stream(Protocol):
 
     @property
     def connected(self) -> bool:
-        """Whether there is somebody at the host's side."""
+        """Whether there is a reader at the host's side."""
 
     @property
     def size(self) -> Size | None:
@@ -57,7 +57,7 @@ class Stream(Protocol):
     def write(self, buffers: Buffers) -> int:
         """Take bytes, and return how many; fewer than there are where more would block.
 
-        With nobody at the host's side they are all taken, and dropped. Raises DriverError
+        With no reader at the host's side they are all taken, and dropped. Raises DriverError
         for a buffer that is no memory any more: nothing of it is written.
         """
 

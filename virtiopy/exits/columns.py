@@ -12,7 +12,7 @@ _MICROSECONDS = 1e6
 class Column:
     """A heading, its lines on a terminal, and the number for all requests.
 
-    The number is None where nobody counts.
+    The number is None where it is not counted.
     """
 
     heading: str
@@ -49,7 +49,7 @@ _EVENTS: Sequence[Column] = (
     Column("time", "time", lambda costs: costs.seconds * _MICROSECONDS),
     Column("vCPU", "vCPU", lambda costs: _cpu(costs, "vcpu")),
     Column("loop", "loop", lambda costs: _cpu(costs, "loop", "workers")),
-    Column("vhost", "vhost", lambda costs: _cpu(costs, "vhost", "backend")),
+    Column("worker", "worker", lambda costs: _cpu(costs, "native", "vhost", "backend")),
 )
 
 

@@ -40,14 +40,11 @@ def render(comparison: Comparison) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    comparisons = [plots.compare_userspace(comparison), plots.compare_time(comparison)]
-    if any(costs.kernel for _, costs in comparison.measured):
-        comparisons.insert(1, plots.compare_kernel(comparison))
     return environment.get_template("page.html.j2").render(
         comparison=comparison,
         unit=comparison.workload.unit,
         version=__version__,
-        comparisons=comparisons,
+        comparisons=plots.comparisons(comparison),
         tables=tables(comparison.workload),
         modes=[_mode(comparison, row) for row in comparison.rows],
         interpreted=any(interprets(costs) for _, costs in comparison.measured),

@@ -1,4 +1,4 @@
-"""The plots of a page, drawn by matplotlib: each an SVG element, with its text as text."""
+"""The plots of a comparison, drawn by matplotlib, with their text as text where it is SVG."""
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,6 +39,7 @@ _COLORS = {
     _NO_COUNTER: _GREY,
     "vCPU thread": _BLUE,
     "loop thread": _ORANGE,
+    "native thread": _SKY,
     "vhost worker": _GREEN,
     "backend process": _PURPLE,
     "elapsed": "black",
@@ -49,8 +50,9 @@ _STYLE = Path(__file__).with_name("page.mplstyle")
 
 _MICROSECONDS = 1e6
 
-#: Inches.
+#: Inches, and dots for each in a PNG.
 _WIDTH = 10.0
+_DPI = 150
 _BAR = 0.42
 
 Shares = dict[str, float]
@@ -58,10 +60,35 @@ Shares = dict[str, float]
 
 @dataclass(slots=True, frozen=True)
 class Plot:
-    """A drawing: an `<svg>` element, which needs nothing from elsewhere."""
+    """A drawing; `name` is what a file of it is called."""
 
+    name: str
     title: str
-    svg: str
+    _figure: Figure
+
+    @property
+    def svg(self) -> str:
+        """An `<svg>` element, which needs nothing from elsewhere."""
+        # What comes before is for files of their own: it names a document type elsewhere.
+        document = self._draw("svg", dict.fromkeys(("Creator", "Date", "Format", "Type"))).decode()
+        element = document[document.index("<svg") :]
+        label = escape(self.title, quote=True)
+        return element.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
+
+    def svg_file(self) -> bytes:
+        """Return an SVG file, which says that virtiopy made it."""
+        return self._draw("svg", {"Creator": "virtiopy", "Title": self.title, "Date": None})
+
+    def png_file(self) -> bytes:
+        """Return a PNG file, which says that virtiopy made it."""
+        return self._draw("png", {"Software": "virtiopy", "Title": self.title})
+
+    def _draw(self, form: str, metadata: Mapping[str, str | None]) -> bytes:
+        buffer = io.BytesIO()
+        # The salt keeps the identifiers of one drawing apart from those of the next.
+        with mpl.rc_context({"svg.hashsalt": self.title}, fname=_STYLE):
+            self._figure.savefig(buffer, format=form, metadata=metadata, dpi=_DPI)
+        return buffer.getvalue()
 
 
 def _color(part: str) -> str:
@@ -98,6 +125,7 @@ def cpu_shares(costs: Costs) -> Shares:
     return {
         "vCPU thread": spent["vcpu"],
         "loop thread": spent["loop"] + spent["workers"],
+        "native thread": spent["native"],
         "vhost worker": spent["vhost"],
         "backend process": spent["backend"],
     }
@@ -110,6 +138,7 @@ def compare_userspace(comparison: Comparison) -> Plot:
     """Draw the exits to userspace of every mode, by register."""
     unit = comparison.workload.unit
     return _stacked(
+        "userspace",
         f"Exits to userspace, a {unit}",
         [(row.name, userspace_shares(costs)) for row, costs in comparison.measured],
         f"exits a {unit}",
@@ -120,6 +149,7 @@ def compare_kernel(comparison: Comparison) -> Plot:
     """Draw all exits of every mode, as the kernel counted them."""
     unit = comparison.workload.unit
     return _stacked(
+        "kernel",
         f"Exits that the kernel counted, a {unit}, and what became of them",
         [(row.name, kernel_shares(costs)) for row, costs in comparison.measured],
         f"exits a {unit}",
@@ -130,6 +160,7 @@ def compare_time(comparison: Comparison) -> Plot:
     """Draw time and CPU time of every mode."""
     unit = comparison.workload.unit
     return _stacked(
+        "time",
         f"CPU time by thread, and elapsed time, a {unit}",
         [(row.name, cpu_shares(costs)) for row, costs in comparison.measured],
         "µs",
@@ -138,6 +169,7 @@ def compare_time(comparison: Comparison) -> Plot:
 
 
 def _stacked(
+    name: str,
     title: str,
     bars: Sequence[tuple[str, Shares]],
     unit: str,
@@ -165,7 +197,7 @@ def _stacked(
         _finish(axes, unit, max(ends), dict(zip(names, ends, strict=True)), labels)
         if axes.get_legend_handles_labels()[0]:
             figure.legend(loc="outside lower center", ncols=4, frameon=False)
-        return Plot(title, _svg(figure, title))
+        return Plot(f"compare-{name}", title, figure)
 
 
 def _finish(
@@ -200,7 +232,7 @@ def profile(comparison: Comparison, row: Row, costs: Costs) -> Plot:
         times = _times(costs)
         most = max(max(_times(each).values()) for each in everyone)
         _bars(right, times, [_color(name) for name in times], f"µs a {unit}", most)
-        return Plot(title, _svg(figure, title))
+        return Plot(f"mode-{row.slug}", title, figure)
 
 
 def _counts(costs: Costs) -> Shares:
@@ -227,18 +259,15 @@ def _bars(axes: Axes, bars: Shares, colors: Sequence[str], unit: str, most: floa
     _finish(axes, unit, most, bars, [format_number(value) for value in bars.values()])
 
 
-# SVG
+def comparisons(comparison: Comparison) -> list[Plot]:
+    """Draw what compares the modes."""
+    plots = [compare_userspace(comparison), compare_time(comparison)]
+    if any(costs.kernel for _, costs in comparison.measured):
+        plots.insert(1, compare_kernel(comparison))
+    return plots
 
 
-def _svg(figure: Figure, title: str) -> str:
-    """Return the figure as an element to put into a page, with a name for who cannot see it."""
-    buffer = io.StringIO()
-    # The salt keeps the identifiers of one drawing apart from those of the next.
-    with mpl.rc_context({"svg.hashsalt": title}):
-        none = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(buffer, format="svg", metadata=none)
-    # What comes before is for files of their own: it names a document type elsewhere.
-    element = buffer.getvalue()
-    element = element[element.index("<svg") :]
-    label = escape(title, quote=True)
-    return element.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
+def every_plot(comparison: Comparison) -> list[Plot]:
+    """Draw the comparisons, and each mode that was measured."""
+    profiles = [profile(comparison, row, costs) for row, costs in comparison.measured]
+    return [*comparisons(comparison), *profiles]

@@ -14,7 +14,7 @@ from virtiopy.devices.net.control import MAC_SIZE
 from virtiopy.errors import ConfigError, HostError
 from virtiopy.host.tap import NAMESPACES
 
-#: Local Experimental Ethertype 1 (IEEE 802): nobody else on the link speaks it.
+#: Local Experimental Ethertype 1 (IEEE 802): no other station on the link speaks it.
 ETHERTYPE = 0x88B5
 
 _SENDER = bytes.fromhex("0200000088b5")

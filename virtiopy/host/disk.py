@@ -34,7 +34,7 @@ class CacheMode(enum.StrEnum):
 class Permission(enum.IntEnum):
     """What QEMU (7.2, block/file-posix.c) locks in an image, by bit number.
 
-    Byte 100 + n is locked by who does a thing, byte 200 + n by who allows nobody else to. With
+    Byte 100 + n is locked by who does a thing, byte 200 + n by who allows no other to. With
     the same bytes an image cannot be written by QEMU and by virtiopy at a time.
     """
 
@@ -88,7 +88,7 @@ class DiskImage(Closing):
             self.in_memory = lib.vp_is_in_memory(self._fd) == 1
             self.can_punch_holes = not readonly and self._find_hole_punching()
         except OSError as error:
-            os.close(self._fd)
+            self.close()
             raise ConfigError(
                 f"The image {path} cannot be read as one ({error.strerror}): name a raw disk "
                 "image or a block device."
@@ -193,7 +193,7 @@ class DiskImage(Closing):
             return 1
         if self._is_device:
             return self._ioctl_int(lib.BLKSSZGET)
-        # Nobody before Linux 6.1 tells (STATX_DIOALIGN): ask by reading.
+        # No kernel before Linux 6.1 tells (STATX_DIOALIGN): ask by reading.
         page = _page_aligned(mmap.PAGESIZE)
         for alignment in (SECTOR_SIZE, mmap.PAGESIZE):
             if self.size % alignment:

@@ -202,7 +202,7 @@ class StorageDaemon(Closing):
         self.image = image
         self._blockdev = image.blockdev()
         with contextlib.ExitStack() as opened:
-            # mkdtemp: nobody else may enter.
+            # mkdtemp: no other user may enter.
             self._folder = Path(opened.enter_context(tempfile.TemporaryDirectory("", "virtiopy-")))
             self.path = self._folder / "blk.sock"
             self._ready = self._folder / "ready"

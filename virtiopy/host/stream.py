@@ -2,7 +2,7 @@
 
 What the user asked for and cannot be had raises ConfigError, when the stream is made. What
 happens later, such as a reader that goes away, is a matter of being connected or not. While
-nobody is there output is dropped and counted; with `wait` it waits for the first to come.
+no reader is there output is dropped and counted; with `wait` it waits for the first to come.
 """
 
 import contextlib
@@ -11,8 +11,6 @@ import fcntl
 import logging
 import os
 import select
-import socket
-import stat
 import termios
 import threading
 import time
@@ -24,6 +22,7 @@ from virtiopy.devices.streams import Size, StreamUser
 from virtiopy.errors import ConfigError, DriverError
 from virtiopy.eventloop import READABLE, WRITABLE, EventLoop, Watch
 from virtiopy.files import create_output, is_special
+from virtiopy.sockets import OWNER_ONLY, SocketFile, bind_listener
 from virtiopy.virtqueue.buffers import Buffers, total
 
 log = logging.getLogger(__name__)
@@ -31,7 +30,7 @@ log = logging.getLogger(__name__)
 #: The most buffers of one writev(2).
 IOV_MAX = 1024
 
-#: How often a pseudoterminal that nobody has open is looked at: nothing tells of an open(2).
+#: How often a pseudoterminal that no process has open is looked at: nothing tells of an open(2).
 PTY_POLL_SECONDS = 0.1
 
 #: How long a pseudoterminal's reader may take to read the rest, once the device is gone.
@@ -61,7 +60,7 @@ class Channel:
     def __init__(self, fd: int, name: str) -> None:
         self.fd = fd
         self.name = name
-        #: Bytes that nobody was there to take.
+        #: Bytes that found no reader.
         self.dropped = 0
         self._wanted = 0
         self._input_ended = False
@@ -275,7 +274,7 @@ class _Visited:
 
     def __init__(self, *, wait: bool) -> None:
         self.name = ""
-        #: Bytes that were dropped while nobody was there.
+        #: Bytes that were dropped while no reader was there.
         self.dropped = 0
         self._holds = wait
         self._channel: Channel | None = None
@@ -285,7 +284,7 @@ class _Visited:
 
     @property
     def connected(self) -> bool:
-        """Whether somebody is there."""
+        """Whether the other end is there."""
         return self._channel is not None and self._channel.is_open
 
     def _connect(self, fd: int) -> None:
@@ -314,7 +313,7 @@ class _Visited:
             self._invite()
 
     def _invite(self) -> None:
-        """Wait for somebody to come."""
+        """Wait for the other end to come."""
         raise NotImplementedError
 
     def read(self, count: int) -> bytes:
@@ -357,22 +356,20 @@ class _Visited:
 class SocketStream(_Visited):
     """A Unix socket at `path` that clients connect to; the second waits until the first leaves.
 
-    A socket that was left behind there is replaced; ours is removed at the end.
+    A socket that was left behind there is replaced; ours is removed at the end. `mode` says who
+    may connect.
     """
 
-    def __init__(self, path: Path, *, wait: bool = False) -> None:
+    def __init__(self, path: Path, *, wait: bool = False, mode: int = OWNER_ONLY) -> None:
         super().__init__(wait=wait)
         self.name = f"socket {path}"
-        self._path = path
         self._watch: Watch | None = None
-        _remove_stale_socket(path)
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        taken = f"Another process listens at the socket {path} already: name another path."
         try:
-            self._listener.bind(str(path))
+            self._listener = bind_listener(path, taken=taken, mode=mode)
             self._listener.listen(1)
-            self._identity = _identity(path)
+            self._file = SocketFile.at(path)
         except OSError as error:
-            self._listener.close()
             raise ConfigError(
                 f"No socket can be made at {path} ({error.strerror or error}): name a path of up "
                 "to 107 bytes in a directory that you may write."
@@ -410,34 +407,7 @@ class SocketStream(_Visited):
             self._loop.unwatch(self._watch)
             self._watch = None
         self._listener.close()
-        # Somebody may have put another in its place.
-        with contextlib.suppress(OSError):
-            if _identity(self._path) == self._identity:
-                self._path.unlink()
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    status = path.lstat()
-    return status.st_dev, status.st_ino
-
-
-def _remove_stale_socket(path: Path) -> None:
-    """Remove a socket that nobody listens at; raises ConfigError for anything else."""
-    try:
-        if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise ConfigError(f"{path} exists and is no socket: name another path.")
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
-            probe.connect(str(path))
-    except FileNotFoundError:
-        return
-    except ConnectionRefusedError:
-        with contextlib.suppress(OSError):
-            path.unlink()
-        return
-    except OSError as error:
-        if not isinstance(error, BlockingIOError):
-            return
-    raise ConfigError(f"Somebody listens at the socket {path} already: name another path.")
+        self._file.close()
 
 
 class PtyStream(_Visited):
@@ -456,7 +426,7 @@ class PtyStream(_Visited):
                 f"There is no free pseudoterminal ({error.strerror}): mount /dev/pts, or raise "
                 "kernel.pty.max with sysctl."
             ) from error
-        # It is hung up while nobody has it open: see _poll.
+        # It is hung up while no process has it open: see _poll.
         tty.setraw(terminal)
         self.path = os.ttyname(terminal)
         os.close(terminal)
@@ -479,7 +449,7 @@ class PtyStream(_Visited):
         self._loop.call_soon(self._poll, self.name)
 
     def _poll(self) -> None:
-        """Look whether somebody has opened the terminal."""
+        """Look whether a process has opened the terminal."""
         with self._user.lock:
             if self._master < 0:
                 return

@@ -328,7 +328,7 @@ class Tap(Closing):
     def worker_file(self, pair: int, mtu: int) -> int:
         """Return the file of one queue, for vhost to move the frames by.
 
-        Raises ConfigError where frames longer than `mtu` could come: nobody would drop them.
+        Raises ConfigError where frames longer than `mtu` could come: no worker drops them.
         """
         longest = self._ask_interface(lib.SIOCGIFMTU)
         if longest is None:
@@ -336,7 +336,7 @@ class Tap(Closing):
         if longest.ifr_mtu > mtu:
             raise ConfigError(
                 f"The tap {self.name} has an MTU of {longest.ifr_mtu}, more than the device's "
-                f"{mtu}, and nobody would drop what is longer: set it with "
+                f"{mtu}, and the worker would not drop what is longer: set it with "
                 f"`{self.config.ip} link set {self.name} mtu {mtu}`."
             )
         return self._fds[pair]
@@ -370,7 +370,7 @@ class Tap(Closing):
         return answer
 
     def dropped(self) -> int:
-        """Count the frames that the tap dropped because nobody read them, since it was opened."""
+        """Count the frames that the tap dropped because they were not read, since it was opened."""
         found = self._in_namespace(lambda route: _find(route, self._index))
         return found.tx_dropped - self._dropped_before if found else 0
 

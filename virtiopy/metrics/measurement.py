@@ -2,7 +2,7 @@
 
 A guest marks it by writing a byte to port 0xEA: 1 before its first request, 0 after its last. A
 port write is the cheapest mark that is also exact: the CPU stands still while its counters are
-read. It disturbs nothing where nobody listens: QEMU and real machines ignore it. The marks
+read. It disturbs nothing where the VMM has no such port: QEMU and real machines ignore it. Marks
 themselves are taken out again: ours by name, and the kernel's by an empty measurement that a guest
 makes before (guest_drivers/virtio/workload.c).
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Protocol
 
 from virtiopy.metrics.exitlog import ExitKind, ExitLog, MergedExits, add_up
-from virtiopy.vhost.worker import cpu_seconds, worker_threads
+from virtiopy.vhost.worker import cpu_seconds, native_threads, worker_threads
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,8 @@ class Measurement:
     `exits` are those to userspace, `kernel` the growth of the accelerator's counters, both of all
     CPUs together. `seconds` is wall-clock time; `cpu_seconds` the CPU time by kind of thread:
     "vcpu" (all of them), "loop",
-    "workers" (of the loop, for what blocks), "vhost" (the kernel's) and "backend" (a vhost-user
+    "workers" (of the loop, for what blocks), "native" (that work rings in C), "vhost" (the
+    kernel's) and "backend" (a vhost-user
     backend's), with 0 where there is none.
     """
 
@@ -139,6 +140,7 @@ class MeasurementPort:
             "vcpu": [_cpu_clock(cpu.thread) for cpu in self._cpus if cpu.thread is not None],
             "loop": [_cpu_clock(t) for t in threads if t.name == self._loop],
             "workers": [_cpu_clock(t) for t in threads if t.name.startswith(workers)],
+            "native": [partial(cpu_seconds, path) for path in native_threads()],
             "vhost": [partial(cpu_seconds, path) for path in worker_threads(*owners)],
             "backend": [partial(cpu_seconds, path) for path in self.backend_threads()],
         }

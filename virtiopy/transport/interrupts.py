@@ -25,14 +25,21 @@ CONFIG: Final = Source.CONFIG
 InterruptSource: TypeAlias = int | Literal[Source.CONFIG]
 
 
+#: Says how far a worker of a queue has come: a number that changes when it uses buffers.
+Progress: TypeAlias = Callable[[], int]
+
+
 class InterruptSink(Protocol):
     """Takes a device's notifications to the driver."""
 
     def trigger(self, source: InterruptSource) -> None:
         """Notify the driver."""
 
-    def delegate(self, index: int) -> None:
-        """Take note that another worker sends the used buffer notifications of a queue."""
+    def delegate(self, index: int, progress: Progress | None) -> None:
+        """Take note that another worker sends the used buffer notifications of a queue.
+
+        `progress` says how far it has come, where that can be told.
+        """
 
     def reclaim(self, index: int) -> None:
         """Take note that the device sends them again."""
@@ -47,7 +54,7 @@ class NoInterrupts:
     def trigger(self, source: InterruptSource) -> None:
         """Notify no driver."""
 
-    def delegate(self, index: int) -> None:
+    def delegate(self, index: int, progress: Progress | None) -> None:
         """Take no note."""
 
     def reclaim(self, index: int) -> None:
@@ -57,6 +64,22 @@ class NoInterrupts:
         """Have nothing to forget."""
 
 
+class InterruptWatcher:
+    """Looks on at an interrupt; each method does nothing here, and is called with its lock held."""
+
+    def before_event(self) -> None:
+        """Do what is to be done before events are set or cleared."""
+
+    def triggered(self) -> None:
+        """See the driver be interrupted."""
+
+    def read(self) -> None:
+        """See the driver read the register."""
+
+    def acknowledged(self, events: int) -> None:
+        """See the driver write an acknowledgement."""
+
+
 class StatusInterrupt(ABC):
     """One interrupt for all sources, and a register that says which (4.2.3.4, 4.1.4.5).
 
@@ -64,53 +87,98 @@ class StatusInterrupt(ABC):
     """
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        # Reentrant: what the driver has done unseen is looked up when events change.
+        self.lock = threading.RLock()
         #: The events that the driver has not acknowledged.
         self.events = 0
-        #: The queues whose used buffer notifications another worker sends.
-        self.delegated: set[int] = set()
         #: Called, with `lock` held, when the register may read otherwise than before.
         self.on_change: Callable[[], None] = lambda: None
+        self.watcher = InterruptWatcher()
+        #: Whether the register is shown, not read, so that what workers do is not asked for then.
+        self.is_shown = False
+        # How far the workers of queues have come that send their notifications themselves, and how
+        # far they had come when the driver last acknowledged used buffers.
+        self._workers: dict[int, Progress | None] = {}
+        self._acknowledged: dict[int, int] = {}
+
+    def read(self) -> int:
+        """Return what the driver reads."""
+        with self.lock:
+            status = self.read_status()
+            self.watcher.read()
+            return status
 
     def read_status(self) -> int:
         """Return what the register reads as.
 
-        A worker that sends notifications in the device's place does not set events here: while
-        there is one each interrupt may be for used buffers.
+        A worker that sends notifications in the device's place sets no event here. It has had
+        reason to when it has used buffers since the last acknowledgement; where that cannot be
+        told, each interrupt may be for used buffers.
         """
-        return self.events | (Interrupt.USED_BUFFER if self.delegated else 0)
+        used = bool(self._workers) and (self.is_shown or self.workers_went_on())
+        return self.events | (Interrupt.USED_BUFFER if used else 0)
+
+    def workers_went_on(self) -> bool:
+        """Whether workers have used buffers since the driver acknowledged some, or may have."""
+        return any(
+            progress is None or progress() != self._acknowledged.get(index)
+            for index, progress in self._workers.items()
+        )
+
+    def progress(self) -> dict[int, int]:
+        """Return how far workers have come, by queue, where that can be told."""
+        return {
+            index: progress() for index, progress in self._workers.items() if progress is not None
+        }
+
+    @property
+    def delegated(self) -> bool:
+        """Whether there are queues whose used buffer notifications another worker sends."""
+        return bool(self._workers)
 
     def trigger(self, source: InterruptSource) -> None:
         """Set the event's bit, and interrupt the driver."""
         event = Interrupt.CONFIG_CHANGE if source is CONFIG else Interrupt.USED_BUFFER
         with self.lock:
+            self.watcher.before_event()
             self.events |= int(event)
             self.on_change()
+            self.watcher.triggered()
             self.interrupt()
 
     def acknowledge(self, events: int) -> None:
         """Clear bits that the driver has seen (4.2.3.4.1)."""
         with self.lock:
-            seen = self.events & events
-            self.events &= ~events
-            self.on_change()
-            if seen:
-                self.acknowledged()
+            self.watcher.before_event()
+            self._clear(events)
+            self.watcher.acknowledged(events)
+
+    def _clear(self, events: int) -> None:
+        if events & Interrupt.USED_BUFFER:
+            self._acknowledged = self.progress()
+        seen = self.events & events
+        self.events &= ~events
+        self.on_change()
+        if seen:
+            self.follow_acknowledgement()
 
     def clear(self) -> None:
         """Forget all events."""
-        self.acknowledge(self.events)
+        with self.lock:
+            self._clear(Interrupt.USED_BUFFER | Interrupt.CONFIG_CHANGE)
 
-    def delegate(self, index: int) -> None:
+    def delegate(self, index: int, progress: Progress | None) -> None:
         """Take note that another worker sends the used buffer notifications of a queue."""
         with self.lock:
-            self.delegated.add(index)
+            self._workers[index] = progress
+            if progress is not None:
+                self._acknowledged[index] = progress()
             self.on_change()
 
     def reclaim(self, index: int) -> None:
         """Take note that the device sends them again."""
         with self.lock:
-            self.delegated.discard(index)
+            self._workers.pop(index, None)
             self.on_change()
 
     @abstractmethod
@@ -118,7 +186,7 @@ class StatusInterrupt(ABC):
         """Interrupt the driver; `lock` is held."""
 
     @abstractmethod
-    def acknowledged(self) -> None:
+    def follow_acknowledgement(self) -> None:
         """Follow an acknowledgement of events that were set; `lock` is held."""
 
 
@@ -133,7 +201,7 @@ class LevelInterrupt(StatusInterrupt):
         """Raise the line."""
         self._set_level(True)
 
-    def acknowledged(self) -> None:
+    def follow_acknowledgement(self) -> None:
         """Lower the line, and raise it again for events that came meanwhile."""
         self._set_level(False)
         if self.events:
@@ -167,10 +235,10 @@ class PulseInterrupt(StatusInterrupt):
         else:
             os.eventfd_write(self._irqfd.fd, 1)
 
-    def delegate(self, index: int) -> None:
+    def delegate(self, index: int, progress: Progress | None) -> None:
         """Take note that another worker has the eventfd: it may be another process."""
         self._irqfd.given_away = True
-        super().delegate(index)
+        super().delegate(index, progress)
 
-    def acknowledged(self) -> None:
+    def follow_acknowledgement(self) -> None:
         """Leave the line alone."""

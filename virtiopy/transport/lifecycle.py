@@ -6,7 +6,7 @@ in one place, `Lifecycle.refuse`, which says so in one line.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from virtiopy.complaints import Complaints
@@ -16,10 +16,17 @@ from virtiopy.errors import DriverError
 from virtiopy.eventloop import EventLoop
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import DeviceStatus, Feature, feature_names, has_feature
-from virtiopy.transport.interrupts import CONFIG, InterruptSink
+from virtiopy.transport.interrupts import CONFIG, InterruptSink, Progress
 from virtiopy.transport.observer import Act, LifecycleObserver, Refusal
 from virtiopy.transport.queueconfig import QueueConfig
-from virtiopy.virtqueue.formats import OpenQueue, open_queue
+from virtiopy.virtqueue.formats import OpenQueue, open_queue, ring_format
+from virtiopy.virtqueue.layout import (
+    AVAILABLE_INDEX_OFFSET,
+    AVAILABLE_INDEX_SIZE,
+    USED_INDEX_OFFSET,
+    USED_INDEX_SIZE,
+    RingFormat,
+)
 from virtiopy.virtqueue.queue import RING_FEATURES, QueueObserver, Virtqueue
 
 log = logging.getLogger(__name__)
@@ -40,6 +47,9 @@ class KickNotifiers(Notifiers, Protocol):
     def forget_kicks(self) -> None:
         """Drop the kicks that were sent and not taken: their queue is no more."""
 
+    def look(self) -> None:
+        """Have the queue looked at soon, by whatever works it, without a kick."""
+
 
 class Lifecycle:
     """The life of `device`, which is attached to it: its DeviceHost (devices.base).
@@ -47,7 +57,8 @@ class Lifecycle:
     Notifications to the driver go to `interrupts`. Messages call the device `name`. `features` are
     what rings and transport offer besides the device, and `assumed_features` what the driver has
     accepted without the device being told. `open_queue` opens the queues that are configured here;
-    a transport may open them itself, and call `start_queue`.
+    a transport may open them itself, and call `start_queue`. A `transitional` one can have a legacy
+    driver (2.2.3) at its other end.
 
     `loop` is for what the device does of itself; `may_block` says whether kicks may wait for what
     they cause. The caller holds the device's lock.
@@ -62,6 +73,7 @@ class Lifecycle:
         name: str | None = None,
         features: int = RING_FEATURES,
         assumed_features: int = 0,
+        transitional: bool = False,
         open_queue: OpenQueue = open_queue,
         loop: EventLoop | None = None,
         may_block: bool = True,
@@ -78,7 +90,10 @@ class Lifecycle:
         self.open_queue = open_queue
         self._transport_features = features
         self._assumed_features = assumed_features
+        self._transitional = transitional
         self._notifiers: dict[int, KickNotifiers] = {}
+        #: Finds the notifiers of a queue whose transport has no fixed ones.
+        self.find_notifiers: Callable[[int], Notifiers | None] = self._notifiers.get
         self._complaints = Complaints(log)
         self._forget()
         device.attach(self, loop, may_block=may_block)
@@ -121,6 +136,11 @@ class Lifecycle:
             self._offered = self.device.offered(self.device.features | self._transport_features)
         return self._offered
 
+    @property
+    def serves_legacy_drivers(self) -> bool:
+        """Whether a driver may leave VIRTIO_F_VERSION_1 out."""
+        return self._transitional and self.device.serves_legacy_drivers
+
     def objections(self) -> list[tuple[str, str]]:
         """Say why the device cannot work with `driver_features`, each with the section (2.2.2)."""
         features = self.driver_features | self._assumed_features
@@ -128,8 +148,12 @@ class Lifecycle:
         if unknown := features & ~self.offered:
             names = self.feature_names(unknown)
             found.append((f"the driver accepts {names}, which the device does not offer", "2.2.1"))
-        if not has_feature(features, Feature.VIRTIO_F_VERSION_1):
-            found.append(("the driver does not accept VIRTIO_F_VERSION_1", "6.1"))
+        if not has_feature(features, Feature.VIRTIO_F_VERSION_1) and not self.serves_legacy_drivers:
+            fact = "the driver does not accept VIRTIO_F_VERSION_1"
+            if self._transitional:
+                fact += ", as legacy drivers do: have the VMM offer no legacy device (in QEMU "
+                fact += "disable-legacy=on)"
+            found.append((fact, "6.1"))
         elif not self.device.accepts(features):
             reasons = self.device.objections(features) or [
                 f"the driver accepts features that do not go together: "
@@ -195,6 +219,27 @@ class Lifecycle:
         for observer in self.observers:
             observer.activated()
         self.device.activate(self.queues if self.running else {})
+        for index in list(self.queues):
+            self._look(index)
+
+    def _look(self, index: int) -> None:
+        """Have a queue worked that has buffers from before it was, when no kick was to come.
+
+        Linux's balloon driver makes one available before DRIVER_OK, for statistics.
+        """
+        if not self.running or not self._may_have_buffers(index):
+            return
+        if (notifiers := self._notifiers.get(index)) is not None:
+            notifiers.look()
+        else:
+            self.work(index)
+
+    def _may_have_buffers(self, index: int) -> bool:
+        """Say whether a queue that was just made has buffers, as far as that can be told."""
+        if ring_format(self.driver_features) is not RingFormat.SPLIT:
+            return True
+        place = self.queues[index].areas.driver + AVAILABLE_INDEX_OFFSET
+        return any(self.memory.read(place, AVAILABLE_INDEX_SIZE))
 
     def needs_reset(self, reason: str) -> None:
         """Set DEVICE_NEEDS_RESET and say so to a driver that is up (2.1.2)."""
@@ -264,6 +309,7 @@ class Lifecycle:
             self._make(index, config)
             if self.running and index in self.queues:
                 self.device.start_queue(index, self.queues[index])
+                self._look(index)
 
     def reset_queue(self, index: int) -> None:
         """Reset a queue (2.6.1); it can be configured again."""
@@ -334,12 +380,18 @@ class Lifecycle:
 
     def kick(self, index: int) -> None:
         """Take an available buffer notification, while the device runs (2.1.2)."""
-        queue = self.queues.get(index)
-        if queue is None or not self.running:
+        if index not in self.queues or not self.running:
             self._refuse_kick(index)
             return
         for observer in self.observers:
             observer.kicked(index)
+        self.work(index)
+
+    def work(self, index: int) -> None:
+        """Have the device look at a queue, if it works it."""
+        queue = self.queues.get(index)
+        if queue is None or not self.running:
+            return
         try:
             self.device.handle(queue)
         except DriverError as error:
@@ -385,7 +437,7 @@ class Lifecycle:
 
     def notifiers(self, index: int) -> Notifiers | None:
         """Return the eventfds of a queue, if it has any."""
-        return self._notifiers.get(index)
+        return self.find_notifiers(index)
 
     def notify_by(self, notifiers: Mapping[int, KickNotifiers]) -> None:
         """Have queues kicked by eventfds, by queue index."""
@@ -393,7 +445,15 @@ class Lifecycle:
 
     def delegate_interrupt(self, index: int) -> None:
         """Take note that another worker sends the used buffer notifications of a queue."""
-        self.interrupts.delegate(index)
+        self.interrupts.delegate(index, self._progress(index))
+
+    def _progress(self, index: int) -> Progress | None:
+        """Return what says how far the worker of a queue has come, where that can be told."""
+        queue = self.queues.get(index)
+        if queue is None or ring_format(self.driver_features) is not RingFormat.SPLIT:
+            return None
+        place = queue.areas.device + USED_INDEX_OFFSET
+        return lambda: int.from_bytes(self.memory.read(place, USED_INDEX_SIZE), "little")
 
     def reclaim_interrupt(self, index: int) -> None:
         """Take note that the device sends them again."""

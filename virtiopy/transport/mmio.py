@@ -18,7 +18,6 @@ from virtiopy.transport.registers import (
     REGISTER_RANGE,
     VENDOR_ID,
     VERSION,
-    Interrupt,
     Register,
 )
 from virtiopy.virtqueue.formats import OpenQueue, open_queue
@@ -26,6 +25,13 @@ from virtiopy.virtqueue.queue import RING_FEATURES
 
 #: What this transport offers besides the device.
 TRANSPORT_FEATURES = RING_FEATURES | feature_mask([Feature.VIRTIO_F_RING_RESET])
+
+
+#: Bytes of a register, and of fields of the configuration space (4.2.2.2).
+_WORD = 4
+_CONFIG_WIDTHS = (1, 2, 4)
+
+_AS_BYTES = "it reads the bytes that lie there"
 
 
 class MmioTransport(LifecycleObserver):
@@ -52,7 +58,6 @@ class MmioTransport(LifecycleObserver):
         self.device = device
         self.interrupt = interrupt
         self._page: RegisterPage | None = None
-        self._sees_acks = True
         self._forget_selectors()
         self.lifecycle = Lifecycle(
             device,
@@ -84,20 +89,41 @@ class MmioTransport(LifecycleObserver):
         except ValueError:
             return f"undefined {offset:#05x}"
 
+    # An access that 4.2.2.2 forbids means one thing on every accelerator, whether registers are
+    # read by exits or not: a read gives the bytes that lie there, as on the page; a store of 8
+    # bytes at a multiple of 8 is two of 4 bytes, the lower first; any other store has no effect.
+    # Some accelerators make the two stores themselves, and a page tells of no read: there is no
+    # warning then.
+
     def read(self, offset: int, size: int) -> bytes:
-        """Return what the driver reads; zeroes for an access that 4.2.2.2 forbids."""
+        """Return what the driver reads."""
+        if offset == Register.InterruptStatus and size == _WORD:
+            return self.interrupt.read().to_bytes(_WORD, "little")
         if offset >= Register.Config:
             with self.device.lock:
-                return self._read_config(offset - Register.Config, size)
-        reader = _READERS.get(offset)
-        if reader is None or size != 4:
-            self._refuse_access("reads", offset, size)
-            return bytes(size)
-        return reader(self).to_bytes(4, "little")
+                if size not in _CONFIG_WIDTHS:
+                    self._refuse_access("reads", offset, size, _AS_BYTES)
+                return self.lifecycle.read_config(offset - Register.Config, size)
+        if size == _WORD and (reader := _READERS.get(offset)) is not None:
+            return reader(self).to_bytes(_WORD, "little")
+        with self.device.lock:
+            self._refuse_access("reads", offset, size, _AS_BYTES)
+            if (
+                offset < Register.InterruptStatus + _WORD
+                and Register.InterruptStatus < offset + size
+            ):
+                self.interrupt.read()
+            return bytes(self._registers()[offset : offset + size])
 
     def write(self, offset: int, data: bytes) -> None:
-        """Take what the driver writes; an access that 4.2.2.2 forbids changes nothing."""
-        if offset == Register.InterruptACK and len(data) == 4:
+        """Take what the driver writes."""
+        if len(data) == 2 * _WORD and offset % (2 * _WORD) == 0:
+            with self.device.lock:
+                self._refuse_access("writes", offset, len(data), "two writes of 4 bytes are made")
+            self.write(offset, data[:_WORD])
+            self.write(offset + _WORD, data[_WORD:])
+            return
+        if offset == Register.InterruptACK and len(data) == _WORD:
             # Not the device's business, so it does not wait for the device.
             events = int.from_bytes(data, "little")
             self.interrupt.acknowledge(events)
@@ -109,55 +135,52 @@ class MmioTransport(LifecycleObserver):
                 self._show()
 
     def _write_locked(self, offset: int, data: bytes) -> None:
-        if offset >= Register.Config:
-            self._write_config(offset - Register.Config, data)
-            return
-        writer = _WRITERS.get(offset)
-        if writer is None or len(data) != 4:
-            self._refuse_access("writes", offset, len(data))
-            return
-        writer(self, int.from_bytes(data, "little"))
+        if offset >= Register.Config and len(data) in _CONFIG_WIDTHS:
+            self.lifecycle.write_config(offset - Register.Config, data)
+        elif len(data) == _WORD and (writer := _WRITERS.get(offset)) is not None:
+            writer(self, int.from_bytes(data, "little"))
+        else:
+            self._refuse_access("writes", offset, len(data), "nothing is written")
 
-    def _refuse_access(self, does: str, offset: int, size: int) -> None:
-        """Say that an access is none that 4.2.2.2 allows."""
-        what = f"{size} bytes at {offset:#x}"
+    def _refuse_access(self, does: str, offset: int, size: int, answer: str) -> None:
+        """Say that an access is none that 4.2.2.2 allows; the device's lock is held."""
+        what = f"{size} byte{'s' if size > 1 else ''} at {offset:#x}"
         fact, section = f"the driver {does} {what} ({self.register_name(offset)})", "4.2.2.2"
         if offset in LEGACY_REGISTERS:
             name = LEGACY_REGISTERS[offset]
             fact, section = f"the driver {does} {what}: {name} of a legacy device", "4.2.4"
-        with self.device.lock:
-            self.lifecycle.refuse(Act.ACCESS, fact, section, "the access has no effect")
+        self.lifecycle.refuse(Act.ACCESS, fact, section, answer)
 
     # Registers without exits
 
-    def show_on(self, page: RegisterPage, *, sees_acks: bool) -> None:
-        """Show every register on a page, which the guest reads in place of `read`.
-
-        Without `sees_acks` the transport does not see the driver acknowledge used buffers: see
-        `read_interrupt_status`.
-        """
+    def show_on(self, page: RegisterPage) -> None:
+        """Show every register on a page, which the guest may read in place of `read`."""
         with self.device.lock:
             self._page = page
-            self._sees_acks = sees_acks
             self._show()
+
+    def _registers(self) -> bytearray:
+        """Return all registers as they read, side by side."""
+        registers = bytearray(REGISTER_RANGE)
+        for offset, reader in _READERS.items():
+            registers[offset : offset + _WORD] = reader(self).to_bytes(_WORD, "little")
+        config = self.device.config_space()[: REGISTER_RANGE - Register.Config]
+        registers[Register.Config : Register.Config + len(config)] = config
+        return registers
 
     def _show(self) -> None:
         if self._page is None:
             return
-        registers = bytearray(REGISTER_RANGE)
-        for offset, reader in _READERS.items():
-            registers[offset : offset + 4] = reader(self).to_bytes(4, "little")
-        config = self.device.config_space()[: REGISTER_RANGE - Register.Config]
-        registers[Register.Config : Register.Config + len(config)] = config
+        registers = self._registers()
         with self.interrupt.lock:
-            status = self.read_interrupt_status().to_bytes(4, "little")
-            registers[Register.InterruptStatus : Register.InterruptStatus + 4] = status
+            status = self.interrupt.read_status().to_bytes(_WORD, "little")
+            registers[Register.InterruptStatus : Register.InterruptStatus + _WORD] = status
             self._page.show(bytes(registers))
 
     def _show_interrupt_status(self) -> None:
         """Show InterruptStatus; the caller holds the interrupt's lock."""
         if self._page is not None:
-            self._page.set(Register.InterruptStatus, self.read_interrupt_status())
+            self._page.set(Register.InterruptStatus, self.interrupt.read_status())
 
     def config_changed(self, *, notify: bool) -> None:
         """Show the configuration space as it is now, before the driver is told."""
@@ -170,15 +193,6 @@ class MmioTransport(LifecycleObserver):
     def was_reset(self) -> None:
         """Give every register the value that it has after a reset."""
         self._forget_selectors()
-
-    def read_interrupt_status(self) -> int:
-        """Return InterruptStatus.
-
-        Where the kernel takes the driver's acknowledgements the transport does not see them: each
-        interrupt may be one for used buffers then.
-        """
-        unseen = not self._sees_acks and self.lifecycle.status & DeviceStatus.DRIVER_OK
-        return self.interrupt.read_status() | (Interrupt.USED_BUFFER if unseen else 0)
 
     # Feature bits, section 2.2
 
@@ -225,20 +239,6 @@ class MmioTransport(LifecycleObserver):
         value = NO_SHARED_MEMORY if region is None else getattr(region, field)
         return value >> (32 if high else 0) & 0xFFFF_FFFF
 
-    # Configuration space (2.5)
-
-    def _read_config(self, offset: int, size: int) -> bytes:
-        if size not in (1, 2, 4):
-            self._refuse_access("reads", Register.Config + offset, size)
-            return bytes(size)
-        return self.lifecycle.read_config(offset, size)
-
-    def _write_config(self, offset: int, data: bytes) -> None:
-        if len(data) not in (1, 2, 4):
-            self._refuse_access("writes", Register.Config + offset, len(data))
-            return
-        self.lifecycle.write_config(offset, data)
-
 
 Reader = Callable[[MmioTransport], int]
 Writer = Callable[[MmioTransport, int], None]
@@ -278,7 +278,7 @@ _READERS: dict[int, Reader] = {
         transport._queue_sel
     ),
     Register.QueueReady: MmioTransport._read_queue_ready,
-    Register.InterruptStatus: MmioTransport.read_interrupt_status,
+    Register.InterruptStatus: lambda transport: transport.interrupt.read_status(),
     Register.Status: lambda transport: transport.lifecycle.status,
     Register.SHMLenLow: _shared_memory_reader("length", high=False),
     Register.SHMLenHigh: _shared_memory_reader("length", high=True),

@@ -1,11 +1,13 @@
 """A device behind registers of virtio-mmio in a VM: its wires (4.2)."""
 
 import os
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import ClassVar
 
 from virtiopy.devices.base import VirtioDevice
+from virtiopy.transport.exitfree import ExitFree
 from virtiopy.transport.interrupts import LevelInterrupt, PulseInterrupt
 from virtiopy.transport.mmio import MmioTransport
 from virtiopy.transport.notifiers import EventfdNotifiers
@@ -16,10 +18,14 @@ from virtiopy.transport.registers import REGISTER_RANGE, Interrupt, Register
 
 @dataclass(slots=True, frozen=True)
 class MmioPlacement:
-    """A page of registers at guest physical `address`, and interrupt line `gsi`."""
+    """A page of registers at guest physical `address`, and interrupt line `gsi`.
+
+    `kind` is what answers there.
+    """
 
     address: int
     gsi: int
+    kind: type[MmioTransport] = MmioTransport
     size: ClassVar[int] = REGISTER_RANGE
     hid: ClassVar[str | None] = "LNRO0005"
 
@@ -51,7 +57,7 @@ class MmioPlacement:
         self, device: VirtioDevice, name: str, site: Site, release: ExitStack
     ) -> MmioTransport:
         irqfd = site.wires.irqfd(self.gsi)
-        transport = MmioTransport(
+        transport = self.kind(
             device,
             site.memory,
             PulseInterrupt(irqfd),
@@ -75,25 +81,37 @@ class MmioPlacement:
             transport.lifecycle.notify_by({index: release.enter_context(notifiers)})
         return transport
 
-    def leave_out_exits(self, transport: Transport, site: Site, release: ExitStack) -> None:
-        """Let the guest read registers from memory, and the kernel take what needs no answer.
+    def leave_out_exits(
+        self, transport: Transport, site: Site, release: ExitStack, *, always: bool
+    ) -> None:
+        """Let the guest read registers from memory; see Placement.
 
-        An irqfd is a pulse, so the acknowledgement of one for used buffers changes nothing: it is
-        a write to an eventfd that nobody reads. What else is written to InterruptACK comes here.
+        An irqfd is a pulse, so that the acknowledgement of one need not reach us: see ExitFree. A
+        level is lowered by its acknowledgement, which is an exit, and the page is right with it.
         """
         assert isinstance(transport, MmioTransport)
         page = release.enter_context(RegisterPage())
-        by_irqfd = isinstance(transport.interrupt, PulseInterrupt)
-        if by_irqfd:
-            release.callback(
-                site.wires.add_ioeventfd(
-                    self.address + Register.InterruptACK, Interrupt.USED_BUFFER, _eventfd(release)
-                )
+
+        def map_page() -> Callable[[], None]:
+            return site.wires.add_read_only_memory(self.address, self.size, page.host_address)
+
+        def take_acks(eventfd: int) -> Callable[[], None]:
+            register = self.address + Register.InterruptACK
+            return site.wires.add_ioeventfd(register, Interrupt.USED_BUFFER, eventfd)
+
+        transport.show_on(page)
+        if isinstance(transport.interrupt, PulseInterrupt):
+            exit_free = ExitFree(
+                transport.interrupt,
+                site.loop,
+                transport.lifecycle.name,
+                map_page=map_page,
+                take_acks=take_acks,
+                always=always,
             )
-        release.callback(
-            site.wires.add_read_only_memory(self.address, self.size, page.host_address)
-        )
-        transport.show_on(page, sees_acks=not by_irqfd)
+            transport.lifecycle.observers.append(release.enter_context(exit_free))
+        else:
+            release.callback(map_page())
 
 
 def _eventfd(release: ExitStack) -> int:

@@ -62,6 +62,19 @@ class EventfdNotifiers(Closing):
         if not self.delegated:
             eventfds.take(self.kick)
 
+    def look(self) -> None:
+        """Have the queue looked at soon: by the worker that has it, or on the loop."""
+        if self.delegated:
+            eventfds.signal(self.kick)
+        else:
+            self._loop.call_soon(self._look, self._name)
+
+    def _look(self) -> None:
+        with self._lifecycle.device.lock:
+            # It may have been delegated meanwhile, and the worker has looked.
+            if not self.delegated:
+                self._lifecycle.work(self._index)
+
     def _take_kicks(self) -> None:
         self._watch = self._loop.watch(self.kick, READABLE, self._on_kick, self._name)
 

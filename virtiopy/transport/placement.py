@@ -93,5 +93,10 @@ class Placement(Protocol):
         What has to be let go of in the end goes to `release`. Raises ConfigError or HostError.
         """
 
-    def leave_out_exits(self, transport: Transport, site: Site, release: ExitStack) -> None:
-        """Have the guest read registers without exits; `transport` is what `plug` returned."""
+    def leave_out_exits(
+        self, transport: Transport, site: Site, release: ExitStack, *, always: bool
+    ) -> None:
+        """Have the guest read registers without exits; `transport` is what `plug` returned.
+
+        Unless `always`, only as far as each register reads as it should at every moment.
+        """

@@ -1,7 +1,7 @@
 """A page that a guest reads a device's registers from without an exit.
 
 It only shows what the transport says. Where it is a read-only memory slot of KVM's (api.rst 4.35),
-reads are plain memory reads, and writes still go to whoever took them before: userspace, or an
+reads are plain memory reads, and writes still go where they went before: to userspace, or an
 ioeventfd.
 """
 

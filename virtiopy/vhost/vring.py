@@ -20,7 +20,7 @@ class Vring:
     areas: QueueAreas
     state: QueueState
     kick: int
-    call: int
+    call: int | None
     error: int | None = None
 
 

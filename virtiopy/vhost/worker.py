@@ -1,9 +1,12 @@
-"""vhost's kernel threads, as /proc shows them: who they are and what CPU time they took."""
+"""Threads that work rings, as /proc shows them: which they are and what CPU time they took."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 PROC = Path("/proc")
+
+#: What _native/worker.c names its threads.
+_NATIVE = "virtio-worker"
 
 
 def worker_threads(*owners: int) -> list[Path]:
@@ -14,6 +17,11 @@ def worker_threads(*owners: int) -> list[Path]:
     """
     names = {f"vhost-{owner}" for owner in owners}
     return [thread for thread in _threads() if _name(thread) in names]
+
+
+def native_threads() -> list[Path]:
+    """Return the /proc folder of each thread of this process that works rings (worker/)."""
+    return [thread for thread in (PROC / "self" / "task").iterdir() if _name(thread) == _NATIVE]
 
 
 def cpu_seconds(thread: Path) -> float:

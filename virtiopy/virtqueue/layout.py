@@ -20,7 +20,13 @@ USED_LEN_MAX = (1 << 32) - 1
 VIRTQ_AVAIL_F_NO_INTERRUPT = 1
 VIRTQ_USED_F_NO_NOTIFY = 1
 
+# Where a split virtqueue's available ring has its index, bytes (2.7.6).
+AVAILABLE_INDEX_OFFSET = 2
+AVAILABLE_INDEX_SIZE = 2
+
 # Where a split virtqueue's used ring has its fields, and how large they are, bytes (2.7.8).
+USED_INDEX_OFFSET = 2
+USED_INDEX_SIZE = 2
 USED_HEADER_SIZE = 4
 USED_ELEMENT_SIZE = 8
 EVENT_SIZE = 2

@@ -80,26 +80,29 @@ class Lender(Protocol):
 class NativeChain:
     """A descriptor chain (queue.Chain): its token is the index of its first descriptor.
 
-    `room` is how many bytes are writable. `slot` is where the worker keeps one that was handed up.
+    `room` is how many bytes are writable. `slot` is where the ring of a worker that handed it up,
+    `lender`, keeps it.
     """
 
-    __slots__ = ("readable", "room", "slot", "token", "writable")
+    __slots__ = ("lender", "readable", "room", "slot", "token", "writable")
 
     #: No observer that wants them is served here.
     descriptors: Sequence[Descriptor] = ()
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - one a chain: keywords cost
         self,
         token: int,
         readable: Sequence[memoryview],
         writable: Sequence[memoryview],
         room: int,
-        slot: int | None = None,
+        lender: Lender | None = None,
+        slot: int = 0,
     ) -> None:
         self.token = token
         self.readable = readable
         self.writable = writable
         self.room = room
+        self.lender = lender
         self.slot = slot
 
 
@@ -171,9 +174,8 @@ class NativeQueue:
 
         # The chains that the device has, in the order in which they were popped.
         self._in_flight: dict[Chain, None] = {}
-        # The ring of a worker that has the queue, and of one that had it and has left some chains.
+        # The ring of a worker that has the queue.
         self._lent_to: Lender | None = None
-        self._left_by: Lender | None = None
         self._observers = tuple(observers)
         for observer in self._observers:
             assert isinstance(observer, NativeAccount)
@@ -208,10 +210,13 @@ class NativeQueue:
 
         While a worker has the queue, these are the chains that it does not serve.
         """
-        lender = self._lent_to or self._left_by
-        chains = self._take_left(lender, limit) if lender is not None else []
+        chains: list[Chain] = []
         if self._lent_to is None:
             self._take_available(chains, limit)
+        else:
+            chains += self._take_handed_up(self._lent_to, limit)
+            if not chains and self._lent_to.is_broken:
+                raise self._fault()
         for chain in chains:
             self._in_flight[chain] = None
         return chains
@@ -313,9 +318,8 @@ class NativeQueue:
             lib.vp_virtq_publish(self.native)
 
     def _put(self, chain: NativeChain, written: int) -> None:
-        lender = self._lent_to or self._left_by
-        if chain.slot is not None and lender is not None:
-            lender.give(chain.slot, written)
+        if chain.lender is not None:
+            chain.lender.give(chain.slot, written)
             return
         native = self._chains[0]
         native.head = chain.token
@@ -425,21 +429,25 @@ class NativeQueue:
         """
         if self.native.in_flight:
             raise ValueError(f"{self.native.in_flight} chains are in flight")
-        self._lent_to, self._left_by = lender, None
+        self._lent_to = lender
         self._probe[0] = self.native[0]
 
-    def unlend(self) -> None:
+    def unlend(self) -> Sequence[Chain]:
         """Have the queue again, once the worker has left it.
 
-        Chains that it handed up are popped first.
+        Returns the chains that it has handed up, and that were not popped: they are in flight, for
+        the caller to complete.
         """
-        self._lent_to, self._left_by = None, self._lent_to
-        if self._in_flight or self.native.in_flight:
+        lender, self._lent_to = self._lent_to, None
+        chains = [] if lender is None else self._take_handed_up(lender, None)
+        for chain in chains:
+            self._in_flight[chain] = None
+        if self._in_flight:
             # Others have overtaken them.
             self.native.since_rejected = 0
+        return chains
 
-    def _take_left(self, lender: Lender, limit: int | None) -> list[Chain]:
-        """Take what the worker has handed up; raises QueueError where it found the queue broken."""
+    def _take_handed_up(self, lender: Lender, limit: int | None) -> list[Chain]:
         for fault in lender.rejects():
             self._note_reject(fault)
         chains: list[Chain] = []
@@ -448,15 +456,15 @@ class NativeQueue:
             chain = self._copy(lender, slot) if head is None else self._walk(lender, slot, head)
             if chain is not None:
                 chains.append(chain)
-        if not chains and lender.is_broken:
-            raise self._fault()
         return chains
 
     def _copy(self, lender: Lender, slot: int) -> NativeChain:
         native = lender.chain_of(slot)
         views = self._views(native.iov, native.readable + native.writable)
         middle = native.readable
-        return NativeChain(native.head, views[:middle], views[middle:], native.writable_bytes, slot)
+        return NativeChain(
+            native.head, views[:middle], views[middle:], native.writable_bytes, lender, slot
+        )
 
     def _walk(self, lender: Lender, slot: int, head: int) -> NativeChain | None:
         """Take a chain apart that has more pieces than the worker holds."""
@@ -473,7 +481,7 @@ class NativeQueue:
         first = native[0]
         views = self._views(self._pieces, first.readable + first.writable)
         middle = first.readable
-        return NativeChain(head, views[:middle], views[middle:], first.writable_bytes, slot)
+        return NativeChain(head, views[:middle], views[middle:], first.writable_bytes, lender, slot)
 
     # Notifications (2.7.7, 2.7.10)
 

@@ -40,7 +40,7 @@ RING_FEATURES = feature_mask(
     [Feature.VIRTIO_F_VERSION_1, Feature.VIRTIO_F_INDIRECT_DESC, Feature.VIRTIO_F_EVENT_IDX]
 )
 
-#: All feature bits that are the business of the one that works the rings, whoever that is (6): a
+#: All feature bits that are the business of the worker of the rings (6): a
 #: worker that lacks one cannot have it offered to the driver. Other bits are the device's or the
 #: transport's.
 WORKER_FEATURES = RING_FEATURES | feature_mask(

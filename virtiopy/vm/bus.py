@@ -73,7 +73,7 @@ class Bus:
         return self._places[index]
 
     def refuse(self, address: int, size: int, is_write: bool) -> UnassignedAccessError:
-        """Word the complaint about an access to an `address` that nobody answers at."""
+        """Word the complaint about an access to an `address` that no device answers at."""
         done = "wrote" if is_write else "read"
         plural = "s" if size > 1 else ""
         return UnassignedAccessError(

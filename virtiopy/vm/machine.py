@@ -1,5 +1,6 @@
 """The test VM: memory, CPUs, virtio-mmio devices, a debug console and an exit port."""
 
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from virtiopy.closing import Closing
 from virtiopy.cpu.exits import IoExit, MmioExit
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.errors import HostError
-from virtiopy.eventloop import EventLoop
+from virtiopy.eventloop import READABLE, EventLoop
 from virtiopy.memory import GuestMemory
 from virtiopy.metrics.exitlog import ExitLog, MergedExits, add_up
 from virtiopy.metrics.measurement import MEASUREMENT_PORT, PORT_NAME, Measurement, MeasurementPort
@@ -22,6 +23,7 @@ from virtiopy.vm.cputhread import CpuThread
 from virtiopy.vm.dispatch import ExitDispatch
 from virtiopy.vm.ports import CONSOLE_PORT, EXIT_PORT, ConsolePort, ExitPort
 from virtiopy.vm.slots import IoMode, Slot, Slots, WatchTransport
+from virtiopy.vm.standing import NameCode, Standing, stand_of_cpu, stand_of_device
 
 #: How long a signal may wait for its handler, seconds.
 SIGNAL_LATENCY = 0.2
@@ -54,8 +56,9 @@ class Machine(Closing):
     nothing, as on a PC; else they end the run.
 
     `exit_free` has the guest read its devices' registers from memory, and the kernel take its
-    acknowledgements of used buffers where interrupts are irqfds: None where the accelerator can.
-    Raises HostError where it is asked for and cannot be had.
+    acknowledgements of used buffers where interrupts are irqfds. None does so where the
+    accelerator can, for drivers that cannot tell (transport.exitfree); True for all, or raises
+    HostError.
     """
 
     def __init__(
@@ -82,7 +85,12 @@ class Machine(Closing):
         self.loop = EventLoop("devices")
         self.dispatch = ExitDispatch(ignore_unassigned=ignore_unassigned)
         self._slots = Slots(
-            memory, accelerator, self.loop, self.dispatch.mmio, exit_free=self.exit_free
+            memory,
+            accelerator,
+            self.loop,
+            self.dispatch.mmio,
+            exit_free=self.exit_free,
+            always=exit_free is True,
         )
         self.measurement_port = MeasurementPort(self.cpus, loop=self.loop.name)
         for place in (
@@ -98,6 +106,8 @@ class Machine(Closing):
         self.result: RunResult | None = None
         self._status: int | None = None
         self._ended = threading.Event()
+        if memory.shrunk is not None:
+            self.loop.watch(memory.shrunk, READABLE, self._memory_lost, "memory file")
 
     def _create_cpus(self, count: int) -> list[CpuThread]:
         threads: list[CpuThread] = []
@@ -184,10 +194,28 @@ class Machine(Closing):
                 {name: value - before.get(name, 0) for name, value in after.items()},
                 self.measurement_port.measurements,
             )
+        # Before what a CPU raised, which may be no more than what follows from it.
+        self.memory.check_file()
         for failure in [*(cpu.failure for cpu in self.cpus), self.loop.failure]:
             if failure is not None:
                 raise failure
         return result
+
+    def _memory_lost(self, events: int) -> None:
+        """End the run: what the guest reads now is not what it wrote."""
+        assert self.memory.shrunk is not None
+        os.eventfd_read(self.memory.shrunk)
+        self._ended.set()
+
+    def standing(self, name_code: NameCode = lambda address: None) -> Standing:
+        """Say where the guest stands after a run; it cannot go on afterwards.
+
+        `name_code` names the code at an address. See `stand_of_cpu`.
+        """
+        return Standing(
+            [stand_of_cpu(cpu, name_code) for cpu in self.cpus],
+            [stand_of_device(slot.transport.lifecycle, slot.driver) for slot in self.slots],
+        )
 
     def _stop(self) -> None:
         for callback in self.on_stop:

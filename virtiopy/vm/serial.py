@@ -64,7 +64,7 @@ _MCR_LOOP = 1 << 4
 _LSR_DATA_READY = 1 << 0
 _LSR_TRANSMITTER_EMPTY = 3 << 5
 
-#: MODEM_STATUS: somebody is there (DCD, DSR), and ready (CTS).
+#: MODEM_STATUS: the other end is there (DCD, DSR), and ready (CTS).
 _MSR_CONNECTED = 0xB0
 
 

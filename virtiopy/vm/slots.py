@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from virtiopy.accel.base import Accelerator
 from virtiopy.devices.base import VirtioDevice
-from virtiopy.devices.delegation import OpenWorker
+from virtiopy.devices.delegation import Backing, OpenWorker, RingWorker
 from virtiopy.errors import ConfigError, HostError
 from virtiopy.eventloop import EventLoop
 from virtiopy.memory import GuestMemory
@@ -21,6 +21,8 @@ from virtiopy.vhost.kernel.pair import open_pair
 from virtiopy.vm.bus import Bus, Place
 from virtiopy.vm.codewatch import CodeWatch
 from virtiopy.vm.lines import Lines
+from virtiopy.vm.standing import DriverWatch
+from virtiopy.worker.native import open_native
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +40,8 @@ class IoMode(enum.StrEnum):
     TRAPPED = "trapped"
     #: A kick is an eventfd, and the event loop works the ring; interrupts by an irqfd.
     IOEVENTFD = "ioeventfd"
+    #: The same eventfd and irqfd, and a thread in C of this process works the ring.
+    NATIVE = "native"
     #: The same eventfd and irqfd, given to the kernel's vhost with the rings.
     VHOST = "vhost"
     #: The same, given to another process over a socket.
@@ -61,6 +65,7 @@ class Slot:
     transport: Transport
     placement: Placement
     release: contextlib.ExitStack
+    driver: DriverWatch
     _mode: IoMode
     _workers: Mapping[IoMode, OpenWorker]
 
@@ -113,16 +118,21 @@ class Slots:
         mmio: Bus,
         *,
         exit_free: bool,
+        always: bool = False,
     ) -> None:
         self.all: list[Slot] = []
         self._lines = Lines(accelerator)
         self._site = Site(memory, loop, self._lines)
         self._mmio = mmio
         self._exit_free = exit_free
+        self._exits_never = always
         self._code_watch = (
             CodeWatch(memory, accelerator.code_written) if accelerator.translates else None
         )
-        self._workers: Mapping[IoMode, OpenWorker] = {IoMode.VHOST: partial(open_pair, memory)}
+        self._workers: Mapping[IoMode, OpenWorker] = {
+            IoMode.NATIVE: self._open_native,
+            IoMode.VHOST: partial(open_pair, memory),
+        }
 
     def close(self) -> None:
         """Let go of every device; the loop does not run."""
@@ -167,18 +177,28 @@ class Slots:
                     mode = IoMode.IOEVENTFD
                     refused(f"{name} is in {mode} mode: {error}")
             if self._exit_free:
-                placement.leave_out_exits(transport, self._site, release)
+                placement.leave_out_exits(transport, self._site, release, always=self._exits_never)
             seen = transport if watch is None else watch(name, transport, trapped)
             at = f"{placement.address:#x} (GSI {placement.gsi})"
             self._mmio.add(Place(placement.address, placement.size, name, seen, at))
             release.callback(_reset, device)
-            slot = Slot(name, device, transport, placement, release.pop_all(), mode, self._workers)
+            driver = DriverWatch()
+            transport.lifecycle.observers.append(driver)
+            slot = Slot(
+                name, device, transport, placement, release.pop_all(), driver, mode, self._workers
+            )
         self.all.append(slot)
         log.info(
             "%s: registers at %#x, interrupt line (GSI) %d, %s mode",
             *(name, placement.address, placement.gsi, mode),
         )
         return slot
+
+    def _open_native(self, backing: Backing) -> RingWorker:
+        """Open a worker without the interpreter: an OpenWorker."""
+        if self._code_watch is not None:
+            raise HostError("The software CPU has to see what devices write: use mode=ioeventfd.")
+        return open_native(backing)
 
 
 def _reset(device: VirtioDevice) -> None:

@@ -1,25 +1,10 @@
 """Rings of block requests for a thread in C (blk.c)."""
 
-from typing import Protocol
-
 from virtiopy._native import CData, ffi, lib
+from virtiopy.devices.diskbacking import DiskBacking, FileDisk
 from virtiopy.worker.thread import NativeRing
 
 _SECTOR_SIZE = 512
-
-
-class FileDisk(Protocol):
-    """A disk that is one file, as far as C has to know it; sizes in bytes."""
-
-    size: int
-    readonly: bool
-    #: What offsets, lengths and memory have to be multiples of: 1, or direct I/O's.
-    alignment: int
-    #: Whether the file is in memory, so that reading it never waits (tmpfs).
-    in_memory: bool
-
-    def fileno(self) -> int:
-        """Return the open file."""
 
 
 class NativeDisk:
@@ -32,6 +17,11 @@ class NativeDisk:
         self.native.in_memory = disk.in_memory
         self.native.readonly = disk.readonly
         self.update(disk.size, writeback=writeback)
+
+    @classmethod
+    def of(cls, backing: DiskBacking) -> "NativeDisk":
+        """Describe the disk of a device."""
+        return cls(backing.disk, writeback=backing.writeback)
 
     def update(self, size: int, *, writeback: bool) -> None:
         """Take what may change while rings are worked: the size, and the cache mode."""

@@ -4,13 +4,14 @@ import contextlib
 import enum
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
 from virtiopy._native import CData, ffi, lib
 from virtiopy.closing import Closing
 from virtiopy.errors import HostError
 from virtiopy.virtqueue.native import NativeQueue
+from virtiopy.virtqueue.queue import Chain
 
 #: Takes the thread out of a system call that another process keeps it in: nothing handles it.
 REMINDER = signal.SIGRTMIN + 4
@@ -112,11 +113,10 @@ class WorkerThread(Closing):
         lib.vp_worker_stop_ring(self._worker, ring.native)
 
 
-class NativeRing(Closing):
+class NativeRing:
     """A queue for a thread in C, and the eventfds of its notifications; these stay the caller's.
 
-    It is the queue's Lender between `start` and `stop`. It is to be closed when no chain that was
-    handed up is in flight any more.
+    It is the queue's Lender between `start` and `stop`.
     """
 
     def __init__(self, queue: NativeQueue, kick: int, call: int | None) -> None:
@@ -124,17 +124,12 @@ class NativeRing(Closing):
         native = lib.vp_ring_new(queue.native, kick, -1 if call is None else call)
         if native == ffi.NULL:
             raise HostError("There is no memory for a worker's ring: give the host more.")
-        #: struct vp_ring.
-        self.native = native
+        #: struct vp_ring. Chains that were handed up keep it.
+        self.native = ffi.gc(native, lib.vp_ring_free)
         #: What C has pointers to.
         self.kept: list[object] = [queue]
         self._thread: WorkerThread | None = None
         self._fault = ffi.new("struct vp_fault *")
-
-    def close(self) -> None:
-        """Free the ring."""
-        self.stop()
-        lib.vp_ring_free(self.native)
 
     def start(self, thread: WorkerThread) -> None:
         """Leave the queue to the thread; raises ValueError while chains are in flight."""
@@ -142,12 +137,16 @@ class NativeRing(Closing):
         self._thread = thread
         thread.start(self)
 
-    def stop(self) -> None:
-        """Take the queue back, if the thread has it."""
-        if self._thread is not None:
-            self._thread.stop(self)
-            self._thread = None
-            self.queue.unlend()
+    def stop(self) -> Sequence[Chain]:
+        """Take the queue back, if the thread has it.
+
+        Returns the chains that it has handed up, and that were not popped: they are in flight.
+        """
+        if self._thread is None:
+            return []
+        self._thread.stop(self)
+        self._thread = None
+        return self.queue.unlend()
 
     @property
     def counts(self) -> RingCounts:

@@ -167,11 +167,13 @@ class WithHints(Balloon):
         if queue.index != 3:
             super().handle(queue)
             return
-        for chain in queue.pop_many():
-            self.take(chain)
-            queue.push(chain, 0)
-        self.notify(queue)
-        queue.enable_kicks()
+        more = True
+        while more:
+            for chain in queue.pop_many():
+                self.take(chain)
+                queue.push(chain, 0)
+            self.notify(queue)
+            more = queue.enable_kicks()
 
     def take(self, chain: Chain) -> None:
         """Take a command ID or hints."""

@@ -12,6 +12,7 @@ from dataclasses import fields
 from virtiopy._native import CData, ffi, lib
 from virtiopy.accel.kvm.statistics import read_statistics
 from virtiopy.closing import Closing
+from virtiopy.cpu.activity import Activity
 from virtiopy.cpu.exits import Answer, Exit, IoExit, MmioExit, decode
 from virtiopy.cpu.x86 import DescriptorTable, Registers, Segment, SystemRegisters
 from virtiopy.errors import HostError
@@ -20,7 +21,7 @@ _SEGMENTS = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")
 _TABLES = ("gdt", "idt")
 _CONTROL = ("cr0", "cr2", "cr3", "cr4", "cr8", "efer")
 
-#: Interrupts KVM_RUN where io_uring may not be used. Nobody handles it; see `Vcpu.stop`.
+#: Interrupts KVM_RUN where io_uring may not be used. It has no handler; see `Vcpu.stop`.
 KICK_SIGNAL = signal.SIGRTMIN + 3
 
 
@@ -29,7 +30,7 @@ class Vcpu(Closing):
 
     def __init__(self, fd: int, mmap_size: int) -> None:
         self.fd = fd
-        # Unmapped with its last view; an exit that somebody still holds, a traceback say, has one.
+        # Unmapped with its last view; an exit that is still held, by a traceback say, has one.
         self._data = memoryview(mmap.mmap(fd, mmap_size))
         self._run = ffi.cast("struct kvm_run *", ffi.from_buffer("char[]", self._data))
         self._stop_event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -197,6 +198,16 @@ class Vcpu(Closing):
         done = self._ioctl("KVM_SET_MSRS", msrs)
         if done < len(values):
             raise HostError(f"KVM_SET_MSRS refuses register {msrs.entries[done].index:#x}.")
+
+    def activity(self) -> Activity:
+        """Say what the vCPU does when it is run (api.rst 4.38)."""
+        state = ffi.new("struct kvm_mp_state *")
+        self._ioctl("KVM_GET_MP_STATE", state)
+        if state.mp_state == lib.KVM_MP_STATE_RUNNABLE:
+            return Activity.RUNNING
+        return (
+            Activity.HALTED if state.mp_state == lib.KVM_MP_STATE_HALTED else Activity.NOT_STARTED
+        )
 
     def set_cpuid(self, cpuid: CData) -> None:
         """Say what the guest's CPUID instruction answers, a `struct kvm_cpuid2 *`."""

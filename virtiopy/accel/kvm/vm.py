@@ -27,6 +27,7 @@ class Vm(Closing):
         self._vcpu_mmap_size = vcpu_mmap_size
         self._supported_cpuid = supported_cpuid
         self._free_slots = itertools.count()
+        self._left_slots: list[int] = []
 
     def close(self) -> None:
         """Close the VM's file; the VM goes when its vCPUs are closed too."""
@@ -52,9 +53,15 @@ class Vm(Closing):
 
         Returns what takes it away again.
         """
-        slot = next(self._free_slots)
+        # A page of registers comes and goes, and slots are limited.
+        slot = self._left_slots.pop() if self._left_slots else next(self._free_slots)
         self.set_memory_slot(slot, guest_address, size, host_address, lib.KVM_MEM_READONLY)
-        return partial(self.set_memory_slot, slot, guest_address, 0, host_address)
+
+        def take_away() -> None:
+            self.set_memory_slot(slot, guest_address, 0, host_address)
+            self._left_slots.append(slot)
+
+        return take_away
 
     def set_memory_slot(
         self, slot: int, guest_address: int, size: int, host_address: int, flags: int = 0

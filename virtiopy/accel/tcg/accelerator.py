@@ -78,7 +78,7 @@ class TcgAccelerator:
     def add_read_only_memory(
         self, guest_address: int, size: int, host_address: int
     ) -> Callable[[], None]:
-        """Refuse: where memory is, the translator asks nobody about writes."""
+        """Refuse: where memory is, the translator calls no hook for writes."""
         raise HostError("The software CPU has no read-only memory: use --accel kvm.")
 
     def close(self) -> None:

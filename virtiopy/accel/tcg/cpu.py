@@ -38,6 +38,7 @@ from virtiopy.accel.tcg.layout import (
 from virtiopy.accel.tcg.paging import LinearMemory, PageFault
 from virtiopy.accel.tcg.state import REGISTER_ORDER, TcgState
 from virtiopy.closing import Closing
+from virtiopy.cpu.activity import Activity
 from virtiopy.cpu.exits import (
     Answer,
     Exit,
@@ -118,7 +119,7 @@ class TcgCpu(Closing):
         #: No access is answered any more: the last one was told to be the last.
         self._finished = False
         self._owed: Exit | None = None
-        self._answer: Answer = _nobody
+        self._answer: Answer = _no_answer
         self._map_memory()
         engine.hook_add(uc_const.UC_HOOK_INSN, self._on_in, None, 1, 0, x86_const.UC_X86_INS_IN)
         engine.hook_add(uc_const.UC_HOOK_INSN, self._on_out, None, 1, 0, x86_const.UC_X86_INS_OUT)
@@ -187,6 +188,10 @@ class TcgCpu(Closing):
         with self.lock:
             self._stop_wanted = True
             self._look_around()
+
+    def activity(self) -> Activity:
+        """Say whether the CPU is halted."""
+        return Activity.HALTED if self._halted else Activity.RUNNING
 
     def interrupts_changed(self) -> None:
         """Look at the interrupt chips again; `lock` is held."""
@@ -285,7 +290,7 @@ class TcgCpu(Closing):
         if error != uc_const.UC_ERR_OK:
             return self._cannot_run(error)
         if not self._tcg.stopped:
-            # Nobody asked for it, so it was HLT.
+            # No request stopped it, so it was HLT.
             if self._chips is None:
                 return Exit(ExitReason.HLT)
             self._halted = True
@@ -388,7 +393,7 @@ class TcgCpu(Closing):
         self._engine.ctl(uc_const.UC_CTL_TLB_FLUSH, uc_const.UC_CTL_IO_WRITE)
 
 
-def _nobody(access: IoExit | MmioExit) -> bool:
+def _no_answer(access: IoExit | MmioExit) -> bool:
     raise AssertionError(access)
 
 

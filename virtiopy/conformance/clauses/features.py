@@ -1,4 +1,4 @@
-"""Feature bits by name (2.2): all that the specification has, whoever offers them."""
+"""Feature bits by name (2.2): all that the specification has, offered or not."""
 
 from collections.abc import Iterable
 

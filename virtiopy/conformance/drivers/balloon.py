@@ -191,7 +191,7 @@ class BalloonDriver(DeviceDriver):
         index = self.index_of(queue)
         pieces = [Piece(pfn * PAGE, number * PAGE, writable=True) for pfn, number in ranges]
         room = sum(piece.length for piece in pieces)
-        # Nobody is to look at what was written: the length may be 0 or all of it.
+        # The driver is not to look at what was written: the length may be 0 or all of it.
         request = Request(index, b"", room, lambda content, length: None)
         sent = Sent(request, self.session.queues[index].place(pieces), pieces)
         self.offer(sent)
@@ -213,5 +213,5 @@ class BalloonDriver(DeviceDriver):
     def balloon_host(self) -> BalloonHost:
         """The host's side; the test is not applicable where the suite has no hand in it."""
         if not isinstance(self.session.host, BalloonHost):
-            raise NotApplicableError("nobody here can ask this backend for memory or statistics")
+            raise NotApplicableError("the suite cannot ask this backend for memory or statistics")
         return self.session.host

@@ -23,7 +23,7 @@ class Request:
 
     The device reads `readable` and may write `room` bytes. `check` is given what is in those
     afterwards, and the length in the used ring, and raises AssertionError. `stimulus` is what the
-    host's side does to have the buffer used, once it is available; the device asks nobody.
+    host's side does to have the buffer used, once it is available; the device asks no host.
     """
 
     queue: int

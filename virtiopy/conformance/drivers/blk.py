@@ -239,7 +239,7 @@ class BlkDriver(DeviceDriver):
     def disk(self) -> BlkHost:
         """The host's side of the disk; the test is not applicable where the suite has no hand."""
         if not isinstance(self.session.host, BlkHost):
-            raise NotApplicableError("nobody here can look at this backend's disk or change it")
+            raise NotApplicableError("the suite cannot look at this backend's disk or change it")
         return self.session.host
 
 

@@ -215,7 +215,7 @@ class ConsoleDriver(DeviceDriver):
     def terminal(self, port: int = 0) -> Terminal:
         """Return the host's side of a port; not applicable where the suite has no hand in it."""
         if not isinstance(self.session.host, ConsoleHost):
-            raise NotApplicableError("nobody here is at the other end of this backend's ports")
+            raise NotApplicableError("the suite is not at the other end of this backend's ports")
         return self.session.host.terminals[port]
 
     @property

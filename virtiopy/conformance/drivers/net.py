@@ -197,7 +197,7 @@ class NetDriver(DeviceDriver):
     def link(self) -> Link:
         """The host's end of the link; not applicable where the suite has no hand in it."""
         if not isinstance(self.session.host, NetHost):
-            raise NotApplicableError("nobody here has the other end of this backend's link")
+            raise NotApplicableError("the suite does not have the other end of this backend's link")
         return self.session.host.link
 
     @property

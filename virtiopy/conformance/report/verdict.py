@@ -38,7 +38,7 @@ _WORDS = {Verdict.WEDGED: "is wedged", Verdict.DIED: "died"}
 
 
 class Judge:
-    """Whoever watches a device while its driver misbehaves."""
+    """Watches a device while its driver misbehaves."""
 
     def __init__(self, session: Session, driver: DeviceDriver) -> None:
         #: How the device took each act, in their order: reports count them.

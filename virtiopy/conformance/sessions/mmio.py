@@ -11,18 +11,24 @@ from virtiopy.conformance.problems import DiedError, NotApplicableError, WedgedE
 from virtiopy.conformance.sessions.base import Session, status_words
 from virtiopy.conformance.sessions.queue import SessionQueue
 from virtiopy.conformance.sessions.trace import Trace
+from virtiopy.conformance.sessions.wires import SoftwareWires, WiredRegisters
 from virtiopy.conformance.targets.builders import Rig
 from virtiopy.conformance.targets.loops import raise_failure, turns
 from virtiopy.eventloop import EventLoop
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import DeviceStatus, Feature
 from virtiopy.transport.driver import MmioDriver, Registers
-from virtiopy.transport.interrupts import LevelInterrupt
 from virtiopy.transport.mmio import MmioTransport
+from virtiopy.transport.mmioplace import MmioPlacement
+from virtiopy.transport.placement import Site
 from virtiopy.transport.registers import Interrupt, Register
 
 #: How many 32-bit words of feature bits are read.
 FEATURE_WORDS = 4
+
+#: Where the device stands: no guest is there to mind.
+ADDRESS = 0xD000_0000
+GSI = 16
 
 #: What SHMLen reads as for a region that is not there (4.2.2).
 NO_REGION = (1 << 64) - 1
@@ -125,8 +131,9 @@ def _value(offset: int, data: bytes) -> str:
 class MmioSession(Session):
     """A session with `rig`'s device behind the registers of `transport`.
 
-    The device completes what it does on an event loop of its own, as in a VM whose kicks are not
-    exits.
+    It is wired as in a VM whose kicks are not exits: kicks and interrupts are eventfds, what the
+    device does it does on an event loop of its own, and registers are read from memory where they
+    are in such a VM.
     """
 
     transport: ClassVar[str] = "mmio"
@@ -146,15 +153,20 @@ class MmioSession(Session):
         self._config_change = False
         self._loop = EventLoop("device")
         self._cpu = Cpu(patience)
-        self._transport = transport(
-            rig.device,
-            self.memory,
-            LevelInterrupt(self._set_interrupt),
-            loop=self._loop,
-            may_block=False,
+        self._wires = SoftwareWires()
+        self._release = contextlib.ExitStack()
+        self._release.enter_context(self._wires)
+        placement = MmioPlacement(ADDRESS, GSI, transport)
+        site = Site(self.memory, self._loop, self._wires)
+        self._transport = placement.plug(
+            rig.device, "the device", site, self._release, trapped=False
         )
+        if transport is MmioTransport:
+            # What another one answers for itself is not on a page.
+            placement.leave_out_exits(self._transport, site, self._release, always=False)
         self._loop.start(daemon=True)
-        registers = TracedRegisters(self._transport, self._cpu, trace)
+        wired = WiredRegisters(self._wires, self._transport, ADDRESS)
+        registers = TracedRegisters(wired, self._cpu, trace)
         self._driver = MmioDriver(registers, self.memory, self.allocator)
 
     def close(self) -> None:
@@ -164,6 +176,7 @@ class MmioSession(Session):
                 self._cpu.run(self._transport.lifecycle.reset)
             if not self._cpu.stuck:
                 self._loop.stop()
+                self._release.close()
                 with contextlib.suppress(DiedError, WedgedError):
                     self._cpu.run(self.device.close)
                 self._loop.close()
@@ -176,10 +189,10 @@ class MmioSession(Session):
 
     # Interrupts
 
-    def _set_interrupt(self, level: bool) -> None:
-        if level:
-            self._raised += 1
-            self.trace.note("interrupt")
+    def _look_at_the_line(self) -> None:
+        if pulses := self._wires.take_interrupts(GSI):
+            self._raised += pulses
+            self.trace.note("interrupt" if pulses == 1 else f"{pulses} interrupts")
 
     def _acknowledge(self, event: Interrupt) -> bool:
         with self.trace.quiet():
@@ -191,6 +204,7 @@ class MmioSession(Session):
 
     def take_notifications(self, index: int) -> int:
         """Return how many used buffer notifications of any queue came since the last call."""
+        self._look_at_the_line()
         count = self._raised - self._seen
         if count == 0 or not self._acknowledge(Interrupt.USED_BUFFER):
             return 0
@@ -301,6 +315,7 @@ class MmioSession(Session):
         self.wait("Status 0 after a reset", lambda: self._driver.status == 0)
         self.features = 0
         self.queues = {}
+        self._look_at_the_line()
         self._seen = self._raised
 
     def reset_queue(self, index: int) -> None:

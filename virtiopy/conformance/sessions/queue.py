@@ -18,7 +18,7 @@ from virtiopy.virtqueue.layout import (
 class SessionQueue(DriverQueue):
     """Virtqueue `index` of a session. What it does, and what is broken in it, is traced.
 
-    `completed` has the used buffers that somebody waited past, by the head of their chain.
+    `completed` has the used buffers that a test waited past, by the head of their chain.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class SessionQueue(DriverQueue):
     ) -> int:
         """Put a chain into the descriptor table and return its head; see DriverQueue."""
         head = super().place(pieces, direct=direct, table=table)
-        # What another chain with this head came to is nobody's any more.
+        # What another chain with this head came to is not waited for any more.
         self.completed.pop(head, None)
         return head
 

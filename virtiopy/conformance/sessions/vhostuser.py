@@ -23,7 +23,7 @@ from virtiopy.vhost.user.messages import Flag, Message, ProtocolFeature
 from virtiopy.vhost.vring import Vring
 from virtiopy.virtqueue.queue import QueueState
 
-#: Entries that a queue may have, where nobody can ask the backend: what VMMs set up.
+#: Entries that a queue may have, where the backend cannot be asked: what VMMs set up.
 QUEUE_SIZE_MAX = 256
 
 

@@ -57,7 +57,7 @@ def change_configuration(session: Session) -> None:
     elif isinstance(host, ConsoleHost):
         host.terminals[0].resize(132, 50)
     else:
-        raise NotApplicableError("nobody here can change the device's configuration")
+        raise NotApplicableError("the suite cannot change the device's configuration")
 
 
 @pytest.mark.clause("4.2.2.1:3", "4.2.2.1:6")

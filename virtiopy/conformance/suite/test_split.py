@@ -176,8 +176,9 @@ def test_with_event_idx_only_the_entry_that_used_event_names_is_notified(
 ) -> None:
     driver.start()
     queue = session.queues[driver.main_queue]
+    # used_event is 0: the first entry is notified, soon after it is there.
     driver.good()
-    session.take_notifications(driver.main_queue)
+    session.wait_notification(driver.main_queue)
     queue.used_event[0] = queue.last_used + 3
     for _ in range(3):
         driver.good()

@@ -27,7 +27,7 @@ _SAID = 2000
 
 
 class Backend(Closing):
-    """A vhost-user backend, whoever started it, at the socket `path`."""
+    """A vhost-user backend at the socket `path`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -45,7 +45,7 @@ class Backend(Closing):
             except ConfigError as error:
                 # It may be on its way from the session before to the next.
                 if time.monotonic() > end:
-                    raise DiedError(f"nobody serves the socket any more: {error}") from error
+                    raise DiedError(f"no backend serves the socket any more: {error}") from error
             time.sleep(0.005)
 
     def close(self) -> None:

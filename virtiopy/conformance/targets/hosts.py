@@ -254,7 +254,7 @@ class ConsoleHost(Host):
 
 
 class BalloonHost(Host):
-    """Whoever wants memory back, and asks for statistics."""
+    """The host that wants memory back, and asks for statistics."""
 
     def __init__(self, device: Balloon) -> None:
         self._device = device

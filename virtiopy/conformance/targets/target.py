@@ -88,7 +88,7 @@ class InprocTarget(Target):
 
 
 class SocketTarget(Target):
-    """Whoever listens at a vhost-user socket, session after session."""
+    """A backend that listens at a vhost-user socket, session after session."""
 
     def __init__(self, path: Path, device: str) -> None:
         self.name = f"vhost-user:{path}"
@@ -97,7 +97,7 @@ class SocketTarget(Target):
         self._path = path
 
     def check(self) -> None:
-        """Connect once: if nobody is there it is the user's fault, and later the backend's."""
+        """Connect once: if no backend is there it is the user's fault, and later the backend's."""
         connect(self._path).close()
 
     def open(self, trace: Trace, patience: float = PATIENCE) -> Session:

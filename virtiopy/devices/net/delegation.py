@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from virtiopy.devices.base import DeviceHost
-from virtiopy.devices.delegation import OpenWorker, QueueWorker
+from virtiopy.devices.delegation import OpenWorker, QueueWorker, RingWorker
 from virtiopy.devices.net.link import FrameLink, LinkBacking
 from virtiopy.devices.net.pair import Pair
 from virtiopy.errors import ConfigError
@@ -69,6 +69,7 @@ class PairWorkers:
                 file = device.link.worker_file(pair.index, device.mtu)
                 worker = open_worker(LinkBacking(file, device.busy_poll))
                 opened.callback(worker.close)
+                assert not isinstance(worker, RingWorker), "a backing of a link is for pairs"
                 workers.append(worker)
                 for ring, eventfd in enumerate(worker.errors):
                     watch = device.loop.watch(

@@ -55,10 +55,11 @@ class Net(VirtioDevice):
     """
 
     device_id: ClassVar[DeviceId] = DeviceId.NETWORK
+    serves_legacy_drivers = True
     feature_bits = NetFeature
 
     queues_in_one = 2
-    can_delegate = True
+    workers: ClassVar[frozenset[str]] = frozenset({"vhost"})
 
     #: VMMs keep controlq for themselves.
     vmm_features = feature_mask([NetFeature.VIRTIO_NET_F_CTRL_VQ])
@@ -95,7 +96,7 @@ class Net(VirtioDevice):
     # Feature bits (5.1.3)
 
     def offered(self, features: int) -> int:
-        """Leave out what whoever works the queues has not."""
+        """Leave out what the worker of the queues has not."""
         return self._workers.offered(features)
 
     def accepts(self, driver_features: int) -> bool:
@@ -110,7 +111,7 @@ class Net(VirtioDevice):
         """Agree with driver and link on what may be in frames."""
         super().negotiated(driver_features)
         self.terms = Terms.of(driver_features, self.mtu)
-        # Of what a VMM is commanded in the device's place, nobody is told here.
+        # What a VMM is commanded in the device's place is not told here.
         commanded = self._has(NetFeature.VIRTIO_NET_F_CTRL_VQ)
         self.filter.filters_addresses = commanded and self._has(NetFeature.VIRTIO_NET_F_CTRL_RX)
         self.filter.filters_vlans = commanded and self._has(NetFeature.VIRTIO_NET_F_CTRL_VLAN)
@@ -236,7 +237,7 @@ class Net(VirtioDevice):
             self._link_is_gone(str(error))
 
     def halt(self) -> None:
-        """Have nobody work the queues any more."""
+        """Have no worker work the queues any more."""
         super().halt()
         self._stop()
 
@@ -408,7 +409,7 @@ class Net(VirtioDevice):
         self._delegate_if_due(pair)
 
     def _guarded(self, work: Callable[[Pair], None], pair: Pair) -> None:
-        """Do what no kick asked for, so that nobody else takes the driver's faults."""
+        """Do what no kick asked for, so that no other caller takes the driver's faults."""
         try:
             work(pair)
         except DriverError as error:

@@ -8,12 +8,13 @@ from typing import Self
 from virtiopy.devices.net.header import (
     ETHERNET_HEADER,
     HEADER_SIZE,
+    LEGACY_HEADER_SIZE,
     MAX_GSO_FRAME,
     VLAN_TAG,
     GsoType,
     TxRules,
 )
-from virtiopy.spec import has_feature
+from virtiopy.spec import Feature, has_feature
 
 
 class NetFeature(enum.IntEnum):
@@ -74,10 +75,12 @@ def unmet_requirements(features: int) -> list[str]:
 class Terms:
     """What was negotiated, as far as frames are concerned.
 
-    In received frames `rx_checksum` allows partial checksums, and `rx_gso_types` are the values of
-    gso_type other than NONE; `rx_longest` is the longest one with its header, bytes.
+    `header_size` is that of the driver's headers, bytes. In received frames `rx_checksum` allows
+    partial checksums, and `rx_gso_types` are the values of gso_type other than NONE; `rx_longest`
+    is the longest one with its header, bytes.
     """
 
+    header_size: int
     mergeable: bool
     rx_mtu: int | None
     rx_checksum: bool
@@ -91,8 +94,11 @@ class Terms:
         gso_types = _gso_types(features, *_TSO, NetFeature.VIRTIO_NET_F_GUEST_ECN)
         told_mtu = mtu if has_feature(features, NetFeature.VIRTIO_NET_F_MTU) else None
         longest = MAX_GSO_FRAME if gso_types else mtu + ETHERNET_HEADER + VLAN_TAG
+        mergeable = has_feature(features, NetFeature.VIRTIO_NET_F_MRG_RXBUF)
+        has_count = mergeable or has_feature(features, Feature.VIRTIO_F_VERSION_1)
         return cls(
-            mergeable=has_feature(features, NetFeature.VIRTIO_NET_F_MRG_RXBUF),
+            header_size=HEADER_SIZE if has_count else LEGACY_HEADER_SIZE,
+            mergeable=mergeable,
             rx_mtu=told_mtu,
             rx_checksum=has_feature(features, NetFeature.VIRTIO_NET_F_GUEST_CSUM),
             rx_gso_types=gso_types,

@@ -6,8 +6,12 @@ from dataclasses import dataclass
 from virtiopy._native import ffi
 from virtiopy.virtqueue.buffers import Buffers, gather, split_at
 
-#: Bytes of the header, whatever is negotiated of what this device offers (5.1.9).
+#: Bytes of the header that the link has before each frame, and the driver, whatever it negotiates
+#: of what this device offers (5.1.9).
 HEADER_SIZE = ffi.sizeof("struct virtio_net_hdr_v1")
+
+#: The header of a legacy driver without MRG_RXBUF: it has no num_buffers (5.1.9, legacy interface).
+LEGACY_HEADER_SIZE = ffi.offsetof("struct virtio_net_hdr_v1", "num_buffers")
 
 #: An Ethernet header: destination, source, EtherType.
 ETHERNET_HEADER = 14
@@ -77,7 +81,7 @@ class TxRules:
 
         The host's own parser never sees a field that was not looked at: unknown flags and the
         unused num_buffers are left out (5.1.9.2.2, 5.1.9.2), as is csum_start without NEEDS_CSUM;
-        and hdr_len, on which nobody may rely, is at most the frame's length (5.1.9.2.2).
+        and hdr_len, on which no reader may rely, is at most the frame's length (5.1.9.2.2).
         """
         if header == _NO_OFFLOADS:
             return header

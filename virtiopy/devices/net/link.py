@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from virtiopy.devices.delegation import Backing
 from virtiopy.virtqueue.buffers import Buffers
@@ -14,6 +14,8 @@ class LinkBacking(Backing):
 
     `file` is the queue's; the worker polls for `busy_poll` microseconds before it sleeps.
     """
+
+    kind: ClassVar[str] = "network device"
 
     file: int
     busy_poll: int = 0
@@ -59,7 +61,7 @@ class FrameLink(Protocol):
         """Say whether the link is up, and take what made `state_fileno` readable."""
 
     def dropped(self) -> int:
-        """Count the frames that the link dropped itself, because nobody read them."""
+        """Count the frames that the link dropped itself, because they were not read."""
 
     def close(self) -> None:
         """Give up the link."""

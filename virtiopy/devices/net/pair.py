@@ -26,7 +26,7 @@ class Pair:
         self.queues: dict[int, Virtqueue] = {}
         #: Whether the driver has reset the receive queue, and not enabled it again (2.6.1).
         self.being_reset = False
-        #: Who takes the frames that come for the pair: itself, another, or nobody.
+        #: Which pair takes the frames that come for this one: itself, another, or none.
         self.taker: Pair | None = self
         self.watch: Watch | None = None
         #: What is to work the pair in the device's place.
@@ -102,7 +102,7 @@ class Pair:
 def redirect(pairs: Sequence[Pair]) -> None:
     """Say who takes the frames for receive queues that are being reset (5.1.9.5.6.2).
 
-    That is any other of the enabled pairs; nobody while all of those are being reset.
+    That is any other of the enabled pairs; none while all of those are being reset.
     """
     enabled = [pair for pair in pairs if pair.transmitter.enabled]
     takers = [pair for pair in enabled if pair.receiver.queue is not None]

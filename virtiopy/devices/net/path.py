@@ -26,6 +26,7 @@ from virtiopy.devices.net.header import (
     ETHERNET_HEADER_MOST,
     GSO_NONE,
     HEADER_SIZE,
+    LEGACY_HEADER_SIZE,
     MAX_GSO_FRAME,
     NEEDS_CSUM,
     HeaderError,
@@ -115,6 +116,8 @@ class Receiver:
         # A frame, with its header, that waits for more buffers (MRG_RXBUF).
         self._held: bytes | None = None
         self._used: list[tuple[Chain, int]] = []
+        # What the link's header has, and a legacy driver's has not.
+        self._gap = memoryview(bytearray(HEADER_SIZE - LEGACY_HEADER_SIZE))
         # Where a frame goes on that is longer than its buffers.
         self._overflow = memoryview(bytearray(HEADER_SIZE + MAX_GSO_FRAME))
 
@@ -123,7 +126,7 @@ class Receiver:
         self.queue = queue
         self._terms = terms
         self._filter = filter_
-        self._enough = terms.rx_longest if terms.mergeable else HEADER_SIZE
+        self._enough = terms.rx_longest if terms.mergeable else terms.header_size
 
     def stop(self) -> None:
         """Forget the queue and its buffers."""
@@ -204,7 +207,7 @@ class Receiver:
 
     def _skip_small(self) -> None:
         """Give back the buffers that come next and have no room for a header (5.1.9.3.1)."""
-        while self._ready and self._ready[0][1] < HEADER_SIZE:
+        while self._ready and self._ready[0][1] < self._terms.header_size:
             chain, room = self._ready.popleft()
             self._room -= room
             self._used.append((chain, 0))
@@ -212,6 +215,8 @@ class Receiver:
 
     def _receive(self, queue: Virtqueue) -> bool:
         """Receive one frame straight into the next buffers; False when the link has none."""
+        if self._terms.header_size < HEADER_SIZE:
+            return self._receive_for_legacy()
         views, room = self._next_views()
         length = self._read([*views, self._overflow])
         if length is None:
@@ -224,6 +229,22 @@ class Receiver:
         start = _first_bytes(views, min(_START, length))
         if self._admits(start, length):
             self._complete(start, length)
+        return True
+
+    def _receive_for_legacy(self) -> bool:
+        """Receive one frame into the next buffer, whose header is shorter than the link's."""
+        views, room = self._next_views()
+        header, rest = split_at(views, LEGACY_HEADER_SIZE)
+        length = self._read([*header, self._gap, *rest, self._overflow])
+        if length is None:
+            return False
+        start = _first_bytes([*header, self._gap, *rest, self._overflow], min(_START, length))
+        if not self._admits(start, length):
+            return True
+        if length - len(self._gap) > room:
+            self._counts.rx_dropped_too_long += 1
+        else:
+            self._complete(start, length - len(self._gap))
         return True
 
     def _read(self, buffers: Buffers) -> int | None:
@@ -241,7 +262,7 @@ class Receiver:
         return None
 
     def drop(self) -> None:
-        """Take frames from the link for nobody. Raises OSError when the link is gone."""
+        """Take frames from the link, and drop them. Raises OSError when the link is gone."""
         for _ in range(DROPS):
             try:
                 self._link.read(self._pair, [self._overflow])
@@ -335,9 +356,9 @@ class Receiver:
             left -= written
             count += 1
         self._skip_small()
-        header = self.header(start, count)
-        if len(first[0]) >= HEADER_SIZE:
-            first[0][:HEADER_SIZE] = header
+        header = self.header(start, count)[: self._terms.header_size]
+        if len(first[0]) >= len(header):
+            first[0][: len(header)] = header
         else:
             scatter(first, header)
         self._counts.rx_frames += 1
@@ -370,6 +391,7 @@ class Transmitter:
         """Take the queue, and what was negotiated."""
         self.queue = queue
         self._rules = terms.tx
+        self._header_size = terms.header_size
 
     def stop(self) -> None:
         """Forget the queue and its buffers."""
@@ -430,21 +452,21 @@ class Transmitter:
     def _send(self, readable: Buffers) -> None:
         """Parse, check and send one frame, or count why not; raises BlockingIOError."""
         counts = self._counts
-        pieces, frame = split_at(readable, HEADER_SIZE)
+        pieces, frame = split_at(readable, self._header_size)
         # A copy: what was checked is what is sent.
         header = gather(pieces)
         length = total(frame)
         if not self.enabled:
             counts.tx_dropped_disabled_queue += 1
             return
-        if len(header) < HEADER_SIZE:
+        if len(header) < self._header_size:
             counts.tx_dropped_header += 1
             return
         if length < ETHERNET_HEADER:
             counts.tx_dropped_too_short += 1
             return
         try:
-            header = self._rules.check(header, frame, length)
+            header = self._rules.check(header.ljust(HEADER_SIZE, b"\0"), frame, length)
         except HeaderError as error:
             counts.tx_dropped_header += 1
             log.info("%s: frame not sent: %s", self._link.name, error)

@@ -117,5 +117,7 @@ def open_pair(memory: GuestMemory, backing: Backing) -> VhostPair:
     Raises HostError where there is none, ConfigError for a device that it cannot work.
     """
     if not isinstance(backing, LinkBacking):
-        raise ConfigError("vhost-net works network devices alone: use another mode.")
+        raise ConfigError(
+            f"vhost-net works network devices, and this is a {backing.kind}: use another mode."
+        )
     return VhostPair(memory, backing.file, backing.busy_poll)

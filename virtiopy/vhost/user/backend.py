@@ -75,7 +75,7 @@ MESSAGES_A_TURN = 64
 class Backend(LifecycleObserver, Closing):
     """`device` for one frontend after the other, worked on `loop`'s thread; it is the caller's.
 
-    `on_disconnect` is called when a frontend has gone, whoever ended it.
+    `on_disconnect` is called when a frontend has gone, or was disconnected.
     """
 
     def __init__(
@@ -216,7 +216,7 @@ class Backend(LifecycleObserver, Closing):
         """Say that the rings are broken until a reset, or until they are stopped (2.1.2)."""
         self._rings.signal_errors()
         if self.memory.was_shrunk:
-            # Later: whoever calls has buffers of it.
+            # Later: the caller has buffers of it.
             os.eventfd_write(self.memory.lost, 1)
 
     # Messages
@@ -324,7 +324,7 @@ class Backend(LifecycleObserver, Closing):
         return Message(message.request, u64(0))
 
     def _set_log_fd(self, message: Message) -> None:
-        """Take an eventfd for writes to the log: optional, and nobody waits for it."""
+        """Take an eventfd for writes to the log: optional, and no answer waits for it."""
 
     # What rings are about
 

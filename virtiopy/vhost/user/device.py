@@ -48,7 +48,7 @@ _STARTED = DeviceStatus.ACKNOWLEDGE | DeviceStatus.DRIVER
 class VhostUserDevice(VirtioDevice):
     """The device at the other end of `stream`, a connection to a backend; the socket is closed.
 
-    `reconnect` makes another connection, and raises ConfigError where there is nobody; `release`
+    `reconnect` makes another connection, and raises ConfigError where no backend is; `release`
     is called when the device is closed. Raises ConfigError for a backend that is of no use here.
     """
 
@@ -204,7 +204,7 @@ class VhostUserDevice(VirtioDevice):
             self._retry.cancel()
         trying = self._trying
         if trying is not None:
-            # Whoever waits for an answer there waits no more.
+            # A worker that waits for an answer there waits no more.
             with contextlib.suppress(OSError):
                 trying.shutdown(socket.SHUT_RDWR)
         self._drop_frontend()

@@ -1,7 +1,7 @@
-"""The frontend of vhost-user: somebody else's process works the virtqueues of a guest of ours.
+"""The frontend of vhost-user: another process works the virtqueues of a guest of ours.
 
 It follows QEMU's docs/interop/vhost-user. There is no VM in here, and no device: memory and rings
-are whoever's has them, so that tools and tests can be frontends as well.
+are the caller's, so that tools and tests can be frontends as well.
 """
 
 import os
@@ -75,7 +75,7 @@ class InflightFile:
 def connect(path: Path) -> socket.socket:
     """Connect to a backend that listens; raises ConfigError, with the remedy."""
     stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    # A backend that accepts nobody is not waited for (EAGAIN, unix(7)).
+    # A backend that accepts no connection is not waited for (EAGAIN, unix(7)).
     stream.setblocking(False)
     try:
         stream.connect(str(path))
@@ -89,7 +89,7 @@ def connect(path: Path) -> socket.socket:
     except OSError as error:
         stream.close()
         raise ConfigError(
-            f"Nobody serves a device at {path} ({error.strerror or error}): start a vhost-user "
+            f"No backend serves a device at {path} ({error.strerror or error}): start a vhost-user "
             f"backend first, as in virtiopy serve blk disk.img --socket {path}."
         ) from error
     return stream

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from virtiopy._native import CData, ffi, lib
 from virtiopy.closing import Closing
-from virtiopy.errors import PeerError
+from virtiopy.errors import HostError, PeerError
+from virtiopy.guard import Guard
 from virtiopy.memory import PAGE_SIZE, GuestMemory, Region
 from virtiopy.vhost.user.messages import VHOST_LOG_PAGE, LogArea, MemoryRegion
 from virtiopy.virtqueue.queue import Completion, QueueObserver, Virtqueue
@@ -19,29 +20,6 @@ from virtiopy.virtqueue.queue import Completion, QueueObserver, Virtqueue
 SLOTS_MAX = 64
 
 _ADDRESSES = 1 << 64
-
-
-class Guard(Closing):
-    """Keeps a file that shrinks under our mapping of it from ending the process (SIGBUS).
-
-    What is lost reads as zeroes, and `eventfd` is written: the connection is to be ended.
-    """
-
-    def __init__(self, address: int, size: int, page: int, eventfd: int) -> None:
-        self._guard: CData | None = lib.vp_guard_new(address, size, page, eventfd)
-        if self._guard == ffi.NULL:
-            raise PeerError("there are too many memory regions of frontends in this process")
-
-    @property
-    def hit(self) -> bool:
-        """Whether anything was lost."""
-        return self._guard is not None and bool(lib.vp_guard_hit(self._guard))
-
-    def close(self) -> None:
-        """Guard no more: nobody reads the mapping."""
-        if self._guard is not None:
-            lib.vp_guard_free(self._guard)
-            self._guard = None
 
 
 class SharedFile(Closing):
@@ -76,9 +54,11 @@ class SharedFile(Closing):
         self.address = base + offset - start
         try:
             self._guard = Guard(base, -(-length // page) * page, page, eventfd)
-        except PeerError:
+        except HostError as error:
             self._unmap()
-            raise
+            raise PeerError(
+                "there are too many memory regions of frontends in this process"
+            ) from error
 
     @property
     def lost(self) -> bool:
@@ -280,8 +260,8 @@ class DirtyLog(Closing):
     """The frontend's log of the pages of guest memory that were written: SET_LOG_BASE.
 
     `fd` is from here on this object's to close; raises PeerError. `eventfd` is written when the log
-    is lost, or has no bit for what is to be marked: the connection is to be ended, for whoever
-    migrates the guest would miss the page.
+    is lost, or has no bit for what is to be marked: the connection is to be ended, as the
+    frontend that migrates the guest would miss the page.
     """
 
     def __init__(self, area: LogArea, fd: int, eventfd: int) -> None:

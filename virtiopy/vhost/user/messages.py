@@ -1,7 +1,7 @@
 """The messages of vhost-user (QEMU's docs/interop/vhost-user): numbers and payloads.
 
 A message is a header, a payload of the size that it says, and file descriptors beside it. All
-numbers are in the machine's byte order. `Message` is one, whoever sent it; the functions below
+numbers are in the machine's byte order. `Message` is one, of either side; the functions below
 it make payloads and take them apart.
 """
 

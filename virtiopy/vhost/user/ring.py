@@ -5,6 +5,7 @@ import logging
 import os
 import stat
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from virtiopy import eventfds
 from virtiopy.closing import Closing
@@ -82,13 +83,14 @@ class Ring(Closing):
         Raises PeerError for a file of another kind; so do the two below.
         """
         _check(fd)
-        self._unwatch()
-        if self._kick is not None:
-            os.close(self._kick)
-        self._kick = fd
-        self.kick_is_set = True
-        if self.queue is not None:
-            self._watch_kick()
+        with self._device.undelegated(self.index):
+            self._unwatch()
+            if self._kick is not None:
+                os.close(self._kick)
+            self._kick = fd
+            self.kick_is_set = True
+            if self.queue is not None:
+                self._watch_kick()
 
     def forget_kick(self) -> None:
         """Be as before any kick was set: the ring does not start until another is."""
@@ -98,9 +100,10 @@ class Ring(Closing):
     def set_call(self, fd: int | None) -> None:
         """Notify the driver by this file from now on; None: it does not want to be told."""
         _check(fd)
-        if self._call is not None:
-            os.close(self._call)
-        self._call = fd
+        with self._device.undelegated(self.index):
+            if self._call is not None:
+                os.close(self._call)
+            self._call = fd
 
     def set_error(self, fd: int | None) -> None:
         """Tell by this file that the ring is broken."""
@@ -177,8 +180,8 @@ class Ring(Closing):
         queue = self.queue
         if queue is None:
             return
-        self._unwatch()
         self._device.settle(self.index)
+        self._unwatch()
         queue.unpop_all()
         self._lifecycle.stop_queue(self.index)
         self.base = queue.state
@@ -188,7 +191,8 @@ class Ring(Closing):
     def log_writes(self, log: DirtyLog | None, used_log: int | None) -> None:
         """Mark what is written from now on in this log, if any: see WriteLog."""
         if self._writes is not None:
-            self._writes.mark_in(log, used_log)
+            with self._device.undelegated(self.index):
+                self._writes.mark_in(log, used_log)
 
     @property
     def used_log(self) -> int | None:
@@ -198,9 +202,29 @@ class Ring(Closing):
             return None
         return addresses.log
 
+    # Notifiers, for another worker
+
+    @property
+    def notifiers(self) -> "RingNotifiers | None":
+        """The ring's eventfds; None where the driver does not kick by one."""
+        if self._kick is None or stat.S_IFMT(os.fstat(self._kick).st_mode):
+            return None
+        return RingNotifiers(self, self._kick, self._call)
+
+    def leave_kicks(self) -> None:
+        """Take no kicks: another worker does."""
+        self._unwatch()
+
+    def take_kicks(self) -> None:
+        """Take the kicks again, and look at the ring: the worker may have taken one before."""
+        self._watch_kick()
+        self._loop.call_soon(lambda: self._work(self), f"queue {self.index}")
+
     # Kicks
 
     def _watch_kick(self) -> None:
+        if self._watch is not None or self._poll is not None:
+            return
         if self._kick is not None:
             try:
                 self._watch = self._loop.watch(
@@ -233,6 +257,26 @@ class Ring(Closing):
             self._fail(f"ring {self.index} has a kick that was closed at its other end")
         elif kicks:
             self._work(self)
+
+
+@dataclass(slots=True, frozen=True)
+class RingNotifiers:
+    """The eventfds of a ring that the frontend has set (devices.delegation.Notifiers)."""
+
+    ring: Ring
+    kick: int
+    call: int | None
+
+    def delegate(self) -> None:
+        """Leave both to another worker."""
+        self.ring.leave_kicks()
+
+    def reclaim(self) -> None:
+        """Have both again."""
+        self.ring.take_kicks()
+
+    def forget_kicks(self) -> None:
+        """Drop no kick: the eventfd is the frontend's."""
 
 
 def _check(fd: int | None) -> None:

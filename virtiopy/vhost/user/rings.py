@@ -10,7 +10,7 @@ from virtiopy.devices.base import VirtioDevice
 from virtiopy.errors import ConfigError, PeerError
 from virtiopy.eventloop import EventLoop
 from virtiopy.spec import DeviceStatus, feature_mask, has_feature
-from virtiopy.transport.interrupts import CONFIG, InterruptSource
+from virtiopy.transport.interrupts import CONFIG, InterruptSource, Progress
 from virtiopy.transport.lifecycle import Lifecycle
 from virtiopy.vhost.user.inflight import Inflight
 from virtiopy.vhost.user.memory import DirtyLog, FrontendMemory
@@ -45,7 +45,7 @@ class Rings(Closing):
     They lead the device's `lifecycle`, and its notifications go to the rings' call eventfds.
     `fail` is called with the reason where the frontend's session cannot go on. The `lease` is
     claimed while any ring is worked, so that a guest can migrate to a backend on the same host.
-    Whoever calls holds the device's lock.
+    The caller holds the device's lock.
     """
 
     def __init__(
@@ -63,9 +63,11 @@ class Rings(Closing):
             memory,
             self,
             assumed_features=device.vmm_features,
+            transitional=True,
             loop=loop,
             may_block=False,
         )
+        self.lifecycle.find_notifiers = lambda index: self._rings[index].notifiers
         #: What SET_FEATURES said, in this session.
         self.features: int | None = None
         self.inflight: Inflight | None = None
@@ -126,7 +128,7 @@ class Rings(Closing):
         if source is not CONFIG:
             self._rings[source].notify()
 
-    def delegate(self, index: int) -> None:
+    def delegate(self, index: int, progress: Progress | None) -> None:
         """Take no note: notifiers that are the frontend's are delegated to no worker."""
 
     def reclaim(self, index: int) -> None:

@@ -1,7 +1,5 @@
 """Where a backend meets its frontends: a socket that it listens on, or connects to."""
 
-import contextlib
-import errno
 import logging
 import socket
 from pathlib import Path
@@ -10,12 +8,13 @@ from virtiopy.closing import Closing
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.errors import ConfigError
 from virtiopy.eventloop import READABLE, EventLoop, Watch
+from virtiopy.sockets import OWNER_ONLY, SocketFile, bind_listener
 from virtiopy.vhost.user.backend import Backend
 from virtiopy.vhost.user.rings import Lease
 
 log = logging.getLogger(__name__)
 
-#: Seconds until a socket is tried again at which nobody listened, or whose frontend has gone.
+#: Seconds until a socket is tried again at which no frontend listened, or whose frontend has gone.
 CONNECT_PAUSE = 0.5
 
 #: Seconds until a frontend is accepted again after one that could not be.
@@ -25,52 +24,21 @@ ACCEPT_PAUSE = 0.1
 _BACKLOG = 8
 
 
-def listen(path: Path) -> socket.socket:
-    """Make a socket to be served, in place of one that nobody listens to any more.
+def listen(path: Path, mode: int = OWNER_ONLY) -> socket.socket:
+    """Make a socket to be served, in place of one that no process listens at any more.
 
-    Raises ConfigError, with the remedy.
+    `mode` says who may connect. Raises ConfigError, with the remedy.
     """
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    taken = f"Another process serves {path} already: name another path for the socket."
     try:
-        _bind(listener, path)
-        listener.listen(_BACKLOG)
+        listener = bind_listener(path, taken=taken, mode=mode)
     except OSError as error:
-        listener.close()
         raise ConfigError(
             f"The socket {path} cannot be made ({error.strerror or error}): "
             "name one in a folder that you can write to."
         ) from error
-    except ConfigError:
-        listener.close()
-        raise
+    listener.listen(_BACKLOG)
     return listener
-
-
-def _bind(listener: socket.socket, path: Path) -> None:
-    try:
-        listener.bind(str(path))
-    except OSError as error:
-        if error.errno != errno.EADDRINUSE:
-            raise
-        _remove_if_dead(path)
-        listener.bind(str(path))
-
-
-def _remove_if_dead(path: Path) -> None:
-    """Remove a socket that was left over; raises ConfigError for anything else."""
-    if not path.is_socket():
-        raise ConfigError(f"There is a file at {path}: name another path for the socket.")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
-        # Where so many wait already that it is full, connecting would wait too (unix(7)).
-        probe.setblocking(False)
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            path.unlink()
-            return
-        except BlockingIOError:
-            pass
-    raise ConfigError(f"Somebody serves {path} already: name another path for the socket.")
 
 
 class Server(Closing):
@@ -92,11 +60,10 @@ class Server(Closing):
         lease: Lease | None = None,
     ) -> None:
         self._loop = loop
-        #: The path that the socket was made at, and the file there, to be removed at the end.
-        self._made: tuple[Path, tuple[int, int]] | None = None
+        #: The file that was made, to be removed at the end.
+        self._made: SocketFile | None = None
         if isinstance(source, socket.socket) and not kept:
-            path = Path(source.getsockname())
-            self._made = path, _identity(path)
+            self._made = SocketFile.at(Path(source.getsockname()))
         self._source = source
         self._accepting: Watch | None = None
         self._closing = False
@@ -116,11 +83,7 @@ class Server(Closing):
         self.backend.close()
         if isinstance(self._source, socket.socket):
             if self._made is not None:
-                path, identity = self._made
-                # Another program may have put a file of its own in the socket's place.
-                with contextlib.suppress(OSError):
-                    if _identity(path) == identity:
-                        path.unlink()
+                self._made.close()
             self._source.close()
 
     def _await_frontend(self) -> None:
@@ -158,19 +121,14 @@ class Server(Closing):
         if self._closing or self.backend.connected:
             return
         stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        # One that accepts nobody is not waited for (EAGAIN, unix(7)).
+        # One that accepts no connection is not waited for (EAGAIN, unix(7)).
         stream.setblocking(False)
         try:
             stream.connect(str(self._source))
         except OSError as error:
             stream.close()
-            log.debug("nobody at %s: %s", self._source, error.strerror)
+            log.debug("no frontend listens at %s: %s", self._source, error.strerror)
             self._loop.call_later(CONNECT_PAUSE, self._connect, "connect to the frontend")
             return
         log.info("connected to a frontend")
         self.backend.connect(stream)
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    status = path.lstat()
-    return status.st_dev, status.st_ino

@@ -85,7 +85,7 @@ def spare_port(session: Session, console: ConsoleDriver) -> tuple[ConsoleHost, i
     """Return the host's side, and a port that does not exist and could."""
     host = session.host
     if not isinstance(host, ConsoleHost) or host.ports is None:
-        raise NotApplicableError("nobody here can plug ports in, or unplug them")
+        raise NotApplicableError("the suite cannot plug ports in, or unplug them")
     spare = set(range(1, session.config(*MAX_NR_PORTS))) - set(range(len(host.terminals)))
     if not spare:
         raise NotApplicableError("all ports of the device exist")

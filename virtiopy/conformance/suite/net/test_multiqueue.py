@@ -141,7 +141,7 @@ def test_the_announce_bit_is_clear_once_it_is_acknowledged(
     net.start()
     host = session.host
     if not isinstance(host, NetHost) or host.announce is None:
-        raise NotApplicableError("nobody here can have the device ask for an announcement")
+        raise NotApplicableError("the suite cannot have the device ask for an announcement")
     for _ in range(2):
         host.announce()
         session.wait("the ANNOUNCE bit", lambda: session.config(*STATUS) & ANNOUNCE)
