@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 
 from virtiopy.devices.base import DeviceCommand
-from virtiopy.devices.entry import DeviceEntry, Direction, Option, Workload
+from virtiopy.devices.entry import DeviceEntry, Direction, LinuxCounter, Option, Workload
 from virtiopy.errors import ConfigError
 from virtiopy.spec import DeviceId
 
@@ -61,6 +61,11 @@ _OWN = (
         },
         judge="virtiopy.check.blk:BlkJudge",
         linux_modules=("virtio_blk", "ext4", "crc32c_generic"),
+        linux_counter=LinuxCounter(
+            # Documentation/block/stat.rst: reads, writes, discards and flushes that are done.
+            "request",
+            "awk '{ print $1 + $5 + $12 + $16 }' /sys/block/vda/stat",
+        ),
     ),
     DeviceEntry(
         name="rng",
@@ -161,6 +166,11 @@ _OWN = (
         rigs={"net": f"{_RIGS}:build_net"},
         judge="virtiopy.check.net:NetJudge",
         linux_modules=("virtio_net", "af_packet"),
+        linux_counter=LinuxCounter(
+            "packet",
+            "cd /sys/class/net/eth0/statistics && "
+            "cat tx_packets rx_packets | awk '{ n += $1 } END { print n }'",
+        ),
     ),
 )
 
