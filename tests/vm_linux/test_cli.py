@@ -158,7 +158,7 @@ def test_exits_need_a_command() -> None:
 
 def register(mode: dict[str, Any], name: str) -> float:
     rows = mode["measured"]["registers"]
-    return sum(row["per_request"] for row in rows if row["register"] == name)
+    return sum(float(row["per_request"]) for row in rows if row["register"] == name)
 
 
 def test_a_read_by_linux_costs_the_exits_of_its_driver(kernel: Path, tmp_path: Path) -> None:

@@ -105,8 +105,9 @@ def _base(contents: Contents, cache: Path) -> bytes:
     kept = folder / f"{key.hexdigest()[:32]}.cpio"
     with contextlib.suppress(OSError):
         data = kept.read_bytes()
-        # The least recently used are the first to go.
-        os.utime(kept)
+        with contextlib.suppress(OSError):
+            # The least recently used are the first to go.
+            os.utime(kept)
         return data
     data = _make(busybox, modules, contents.programs)
     try:
