@@ -62,14 +62,14 @@ def check_output(path: Path, what: str) -> bool:
     """
     if path == STANDARD_OUTPUT or is_special(path):
         return False
-    if not path.parent.is_dir():
-        raise _cannot(path, what, FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)))
-    if path.is_symlink():
-        raise ConfigError(
-            f"{what} {path} is a symbolic link, which virtiopy does not follow to write: "
-            f"name the file itself."
-        )
     try:
+        if not path.parent.is_dir():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        if path.is_symlink():
+            raise ConfigError(
+                f"{what} {path} is a symbolic link, which virtiopy does not follow to write: "
+                f"name the file itself."
+            )
         if path.is_dir():
             raise ConfigError(f"{what} {path} is a folder: name a file.")
         exists = path.exists() and path.stat().st_size > 0

@@ -6,6 +6,7 @@ location) asks `GuestMemory` for it, and gets host memory that lies inside the g
 """
 
 import contextlib
+import errno
 import fcntl
 import itertools
 import mmap
@@ -137,7 +138,7 @@ class GuestMemory(Closing):
             )
         fd = _open_backing(path, huge_pages, reset=reset)
         try:
-            os.ftruncate(fd, size)
+            _resize(fd, size)
             if path is None:
                 seal_size(fd)
             below = min(size, HOLE_START)
@@ -280,6 +281,13 @@ class GuestMemory(Closing):
             if 0 <= host_address - region.host_address < region.size:
                 return region.guest_address + host_address - region.host_address
         raise ValueError("the view is not of this memory")
+
+
+def _resize(fd: int, size: int) -> None:
+    os.ftruncate(fd, size)
+    if os.fstat(fd).st_size < size:
+        # Those of procfs are regular files, too.
+        raise OSError(errno.EINVAL, "the file has no size of its own")
 
 
 def seal_size(fd: int) -> None:

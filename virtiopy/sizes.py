@@ -11,6 +11,9 @@ _DIGITS_MAX = 19
 #: Characters of the user's that a sentence quotes.
 _QUOTED = 60
 
+#: A longer word is none that a person reads, characters.
+_WORD_MAX = 500
+
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -29,6 +32,11 @@ def parse_size(text: str) -> int:
 def shorten(text: str) -> str:
     """Cut what a user wrote to what a sentence has room for."""
     return text if len(text) <= _QUOTED else f"{text[:_QUOTED]}..."
+
+
+def shorten_words(text: str) -> str:
+    """Cut each word of a sentence that is longer than any path, and so the user's."""
+    return re.sub(rf"\S{{{_WORD_MAX},}}", lambda word: shorten(word[0]), text)
 
 
 def format_size(size: int) -> str:

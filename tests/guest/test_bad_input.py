@@ -142,6 +142,12 @@ DIGITS = "9" * 4400
         (("--disk", "/proc/cpuinfo"), "cannot be read as one"),
         (("--memory", DIGITS), "larger than any size"),
         (("--memory", "8388608T"), "larger than any size"),
+        (("--memory-path", "/proc/self/mem"), "no size of its own"),
+        (("--memory-path", DIGITS), "File name too long"),
+        (("--json", DIGITS), "File name too long"),
+        (("--control", DIGITS), "path too long"),
+        (("--disk", DIGITS), "File name too long"),
+        (("--disk", f"vhost-user={DIGITS}"), "path too long"),
         (("--balloon", f"target={DIGITS}"), "larger than any size"),
         (("--balloon", f"stats={DIGITS}"), "use a number from 0"),
         (("--disk", f"x,queues={DIGITS}"), "use a number from 1"),
@@ -155,6 +161,26 @@ def test_arguments_that_no_one_expects_are_refused_in_a_sentence(
 
     assert_one_sentence(outcome, words)
     assert len(outcome.errors) < 300
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (("exits", "--disk", "x", "--requests", DIGITS), "is not a valid integer range"),
+        (("exits", "--disk", "x", "--depth", DIGITS), "is not a valid integer range"),
+        (("serve", "blk", "x", "--socket", DIGITS), "path too long"),
+        (("serve", "blk", "x", "--socket-fd", DIGITS), "is not a valid integer"),
+        (("ctl", DIGITS, "status"), "path too long"),
+        (("hello", "--mode", BYTE), "'\\udcff' is not one of"),
+    ],
+)
+def test_so_are_those_of_other_commands(command: tuple[str, ...], words: str) -> None:
+    outcome = virtiopy(*command)
+
+    assert outcome.status == 2
+    assert words in outcome.errors
+    assert "Traceback" not in outcome.errors
+    assert len(outcome.errors) < 400
 
 
 @needs_kvm

@@ -14,7 +14,15 @@ from typing import IO, Any
 import pytest
 
 from tests.guest.accelerators import needs_unicorn
-from tests.guest.support import VIRTIOPY, assert_one_sentence, needs_kvm, run_guest, virtiopy
+from tests.guest.support import (
+    VIRTIOPY,
+    assert_one_sentence,
+    make_image,
+    needs_kvm,
+    run_guest,
+    virtiopy,
+)
+from virtiopy.vhost.user.frontend import VhostUserFrontend, connect
 
 #: Seconds within which a run ends that was told to; the machine may be busy.
 SOON = 10.0
@@ -133,6 +141,23 @@ def test_one_sigterm_ends_a_run_whose_pipe_is_not_read(tmp_path: Path) -> None:
 
     assert process.returncode == 143
     assert report_of(path)["reason"] == "terminated"
+
+
+def test_one_sigterm_ends_a_backend_whose_pipe_is_not_read(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.write(writer, bytes(fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)))
+    image, path = make_image(tmp_path / "disk.img"), tmp_path / "socket"
+    command = [*VIRTIOPY, "serve", "blk", str(image), "--socket", str(path)]
+    with subprocess.Popen(command, stdout=writer) as process:
+        _wait_until_stuck(process.pid)
+        # A frontend is answered nevertheless.
+        stream = connect(path)
+        stream.settimeout(SOON)
+        VhostUserFrontend(stream).close()
+        process.terminate()
+        assert process.wait(SOON) == 0
+    os.close(reader)
+    os.close(writer)
 
 
 def _wait_until_stuck(pid: int) -> None:

@@ -47,6 +47,20 @@ def test_an_archive_unpacks_to_what_was_put_in(tmp_path: Path) -> None:
     assert "a/b" in archive
 
 
+@needs_busybox
+def test_names_and_the_command_may_hold_bytes_that_are_no_text(tmp_path: Path) -> None:
+    odd = os.fsdecode(b"\xff")
+    archive = Archive()
+    archive.file(f"usr/bin/{odd}", b"content")
+    archive.link("link", odd)
+    folder = unpacked(tmp_path, archive.encoded())
+    unpacked(tmp_path, initramfs._last(Task([f"cat {odd}"])))
+
+    assert (folder / "usr/bin" / odd).read_bytes() == b"content"
+    assert (folder / "link").readlink() == Path(odd)
+    assert (folder / "virtiopy/command").read_bytes() == b"cat \xff\n"
+
+
 def make_tree(tmp_path: Path, *, with_list: bool) -> LinuxKernel:
     """Modules of which blk needs ring and core, and ring needs core; rng is built in."""
     folder = tmp_path / "lib" / "modules" / "6.1-test"

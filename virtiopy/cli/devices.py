@@ -9,6 +9,9 @@ from virtiopy.devices.registry import entries
 
 _KEY = "virtiopy.cli.devices"
 
+#: Requests that a run can be told to count: days of them.
+COUNT_MAX = 10**9
+
 
 class DeviceCommand(click.Command):
     """A command that has `device_params` before its own: what they return, at each call."""
@@ -92,7 +95,7 @@ def measured_devices() -> Sequence[click.Option]:
         options.append(
             click.Option(
                 [name],
-                type=click.IntRange(1),
+                type=click.IntRange(1, COUNT_MAX),
                 metavar="N",
                 help=f"{name.removeprefix('--').capitalize()} to count, with {with_}.  "
                 f"[default: {'/'.join(map(str, sorted(defaults)))}]",

@@ -8,17 +8,13 @@ from functools import partial
 from pathlib import Path
 
 from virtiopy.boot.symbols import symbol_at
-from virtiopy.cli.output import OutputError, PatientOutput
+from virtiopy.cli.output import PATIENCE, OutputError, PatientOutput
 from virtiopy.cli.signals import SignalError
 from virtiopy.devices.base import GONE_FOR
 from virtiopy.errors import ConfigError, GuestError, PeerError
 from virtiopy.files import STANDARD_OUTPUT
 from virtiopy.vm.machine import Machine, RunResult
 from virtiopy.vm.standing import Standing
-
-#: How long, in seconds without progress, a reader of the output is waited for when the guest did
-#: not end by itself.
-PATIENCE = 0.5
 
 
 class Reason(enum.StrEnum):

@@ -1,6 +1,7 @@
 """The command itself: global options, subcommands that are imported when asked for, errors."""
 
 import importlib
+import io
 import logging
 import sys
 
@@ -11,6 +12,7 @@ from virtiopy.cli.output import OutputError, discard_standard_output, open_stand
 from virtiopy.cli.signals import signal_of
 from virtiopy.complaints import RateLimit
 from virtiopy.errors import VirtiopyError
+from virtiopy.sizes import shorten_words
 
 #: Exit statuses besides 0: the guest reports failure; the user, the host or the guest is at fault.
 EXIT_GUEST_FAILED = 1
@@ -110,7 +112,9 @@ def main() -> None:
     except click.exceptions.Exit as request:
         status = request.exit_code
     except click.ClickException as error:
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)
+        click.echo(shorten_words(shown.getvalue()), nl=False, err=True)
         status = error.exit_code
     except (click.Abort, KeyboardInterrupt) as error:
         click.echo("virtiopy: interrupted", err=True)
@@ -121,7 +125,7 @@ def main() -> None:
         click.echo(f"virtiopy: {error}", err=True)
         status = EXIT_ERROR
     except VirtiopyError as error:
-        click.echo(f"virtiopy: {error}", err=True)
+        click.echo(f"virtiopy: {shorten_words(str(error))}", err=True)
         status = EXIT_ERROR
     except BrokenPipeError:
         # The reader of our output has had enough of it, as `| head` has.

@@ -20,6 +20,10 @@ ROOM = 1 << 18
 #: Bytes that are written at a time: progress is seen between two writes.
 CHUNK = 1 << 14
 
+#: How long, in seconds without progress, a reader of the output is waited for by what has to end
+#: or to go on.
+PATIENCE = 0.5
+
 
 class OutputError(HostError):
     """Standard output cannot be written."""

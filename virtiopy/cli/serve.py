@@ -14,6 +14,7 @@ from virtiopy.cli.check import DriverChecking, driver_check_option
 from virtiopy.cli.devices import DeviceCommand, served_device
 from virtiopy.cli.main import EXIT_GUEST_FAILED
 from virtiopy.cli.options import parse_mode
+from virtiopy.cli.output import PATIENCE, patient_output
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.devices.entry import DeviceEntry
 from virtiopy.devices.registry import entry_named
@@ -93,6 +94,8 @@ def command(
     with contextlib.ExitStack() as stack:
         # First of all: a program that sees the socket may end this one.
         ended = _signals_as_file(stack)
+        # A signal interrupts no write to a pipe that is full and not read.
+        printed = stack.enter_context(patient_output())
         source, name = _source(path, socket_fd, socket_mode, connect=connect)
         if isinstance(source, socket.socket):
             stack.callback(source.close)
@@ -108,10 +111,14 @@ def command(
                 _delegate(served, mode)
             loop.watch(ended, READABLE, lambda events: loop.stop(), "signals")
             click.echo(f"virtiopy: {device} {'connects to' if connect else 'is ready at'} {name}")
+            if printed is not None:
+                printed.finish(PATIENCE)
             loop.run()
             if loop.failure is not None:
                 raise loop.failure
         kept = checking.finish(passed=False)
+        if printed is not None:
+            printed.finish(PATIENCE)
     return 0 if kept else EXIT_GUEST_FAILED
 
 

@@ -4,6 +4,7 @@ Documentation/driver-api/early-userspace/buffer-format.rst of Linux. Archives ma
 the other: what comes later is added.
 """
 
+import os
 import stat
 from dataclasses import dataclass, field
 
@@ -24,7 +25,7 @@ class Archive:
         parent = path.rpartition("/")[0]
         if parent and parent not in self._entries:
             self.folder(parent)
-        name = path.encode() + b"\0"
+        name = os.fsencode(path) + b"\0"
         links = 2 if stat.S_ISDIR(mode) else 1
         numbers = [
             *(len(self._entries) + 1, mode, 0, 0, links, 0, len(content)),
@@ -43,7 +44,7 @@ class Archive:
 
     def link(self, path: str, target: str) -> None:
         """Add a symbolic link."""
-        self._add(path, stat.S_IFLNK | 0o777, target.encode())
+        self._add(path, stat.S_IFLNK | 0o777, os.fsencode(target))
 
     def character_device(self, path: str, major: int, minor: int) -> None:
         """Add a device node."""

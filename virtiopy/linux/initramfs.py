@@ -98,7 +98,7 @@ def _base(contents: Contents, cache: Path) -> bytes:
     key = hashlib.sha256()
     for path in (busybox, _INIT, *(module.path for module in modules), *contents.programs):
         status = path.stat()
-        key.update(f"{path.resolve()} {status.st_size} {status.st_mtime_ns}\n".encode())
+        key.update(os.fsencode(f"{path.resolve()} {status.st_size} {status.st_mtime_ns}\n"))
     folder = cache / "initramfs"
     kept = folder / f"{key.hexdigest()[:32]}.cpio"
     with contextlib.suppress(OSError):
@@ -159,5 +159,6 @@ def _last(task: Task) -> bytes:
     archive.file("virtiopy/settings", "".join(lines).encode())
     if task.command:
         line = task.command[0] if len(task.command) == 1 else shlex.join(task.command)
-        archive.file("virtiopy/command", f"{line}\n".encode())
+        # A file's name may be any bytes.
+        archive.file("virtiopy/command", os.fsencode(f"{line}\n"))
     return archive.encoded()
