@@ -79,7 +79,7 @@ MAY_IMPORT = {
         "devices.base",
         "devices.delegation",
     ],
-    "host": [*LOW, "eventloop", "memory", "spec", "virtqueue", "devices.streams"],
+    "host": [*LOW, "eventloop", "memory", "spec", "virtqueue", "devices.ninep", "devices.streams"],
     "accel.kvm": [*LOW, "memory", "cpu"],
     "accel.tcg": [*LOW, "memory", "cpu", "eventloop"],
     "accel": [*LOW, "memory", "cpu", "eventloop"],
