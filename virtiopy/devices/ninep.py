@@ -141,7 +141,7 @@ class NineP(VirtioDevice):
         self.handle_soon(queue)
 
     def _take(self, queue: Virtqueue, chain: Chain) -> int:
-        """Send a request, and return -1; or what was written to its buffer, where it is answered."""
+        """Send a request and return -1; or answer it, and return what was written."""
         self.requests += 1
         size = total(chain.readable)
         if size > MESSAGE_MAX or size < HEADER_SIZE:
