@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.guest.accelerators import each_accelerator
-from tests.guest.support import run_guest
+from tests.guest.support import assert_one_sentence, run_guest, virtiopy
 from virtiopy.host.share import find_tool
 
 pytestmark = [
@@ -24,3 +24,8 @@ def test_the_ninep_guest_passes(tmp_path: Path, mode: str, name: str) -> None:
     assert outcome.failures() == []
     assert outcome.status == 0, outcome.errors
     assert len(outcome.report["tests"]) > 20
+
+
+def test_a_sandbox_that_is_asked_for_is_not_left_out_in_silence(tmp_path: Path) -> None:
+    done = virtiopy("run", "--sandbox", "on", "--share", f"{tmp_path},tag=files")
+    assert_one_sentence(done, "--share starts diod", "--sandbox on")

@@ -14,6 +14,7 @@ from tests.guest.accelerators import has_unicorn
 from tests.guest.support import assert_one_sentence, virtiopy
 from tests.vm_linux.conftest import needs
 from tests.vm_linux.machine import Linux
+from virtiopy.devices.base import VirtioDevice
 from virtiopy.devices.ninep import NineP
 from virtiopy.host.share import Share, find_tool
 from virtiopy.linux.cache import cache_folder
@@ -52,7 +53,10 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
     outside.write_text(SECRET)
     (folder / "large").write_bytes(os.urandom(3 << 20))
     share, other = Share(folder), Share(folder, readonly=True)
-    devices = {"ninep0": NineP(share, "files"), "ninep1": NineP(other, "fixed")}
+    devices: dict[str, VirtioDevice] = {
+        "ninep0": NineP(share, "files"),
+        "ninep1": NineP(other, "fixed"),
+    }
     with Linux(devices, modules=("9pnet_virtio", "9p")) as linux:
         linux.sh(f"mkdir /fixed; {MOUNT} files /mnt && {MOUNT} fixed /fixed")
         yield Shared(linux, folder, outside, share)
