@@ -143,7 +143,8 @@ def command(
     The same guest runs the same workload in each mode, on the same VM, one request in flight unless
     told otherwise. Its set-up is not counted. Shown are the exits to userspace by register, the
     exits that the kernel counted, interrupts and kicks, time, and the CPU time of each thread, all
-    for one request. docs/exits.md explains every column.
+    for one request. The page exits.md explains every column: it is in docs/ of the sources, and in
+    share/doc/virtiopy of an installation.
     """
     from datetime import UTC, datetime
 
