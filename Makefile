@@ -40,7 +40,8 @@ parallel: $(VENV)/ready-dev
 
 # These boot VMs and make taps, each row one after the other: guests of our own, and whole kernels.
 vms: $(VENV)/ready-dev
-	$(MAKE) SIDE_BY_SIDE=1 --jobs 2 --keep-going --output-sync=line guests kernels
+	@echo 'Two rows of tests run side by side for some 15 minutes. What each says comes at its end.'
+	$(MAKE) SIDE_BY_SIDE=1 --jobs 2 --keep-going --output-sync=target guests kernels
 
 KERNELS := tests/lab tests/linux tests/vm_linux
 

@@ -162,6 +162,7 @@ def test_a_disk_is_read_and_not_written(tmp_path: Path) -> None:
         "what": "of 4 KiB",
         "requests": REQUESTS,
         "depth": 1,
+        "command": None,
     }
     trapped = document["by_mode"]["trapped"]
     assert register(trapped, "QueueNotify") == trapped["requests"] == REQUESTS

@@ -14,6 +14,7 @@ from tests.guest.vhost_user import Backend
 from tests.unit.test_control import serving
 from virtiopy.cli.exits import device_setup
 from virtiopy.devices.registry import entry_named, registered
+from virtiopy.exits.guest import OwnGuest
 
 REPOSITORY = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "tests.echo"]
@@ -80,8 +81,8 @@ def test_it_is_served_and_meets_them_over_vhost_user(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("echo")
 def test_its_cost_in_exits_can_be_measured() -> None:
     setup = device_setup(entry_named("echo"), "limit=3", None, 2, None)
-    assert (setup.name, setup.guest) == ("echo0", "probe")
-    assert setup.arguments == "echo.requests=7 echo.depth=2"
+    assert setup.name == "echo0"
+    assert setup.guest == OwnGuest("probe", "echo.requests=7 echo.depth=2")
     assert setup.workload.count == 7
     device = setup.build()
     assert isinstance(device, Echo)

@@ -1,8 +1,10 @@
 """Kernels' files, told apart and prepared; no CPU runs them here."""
 
 import bz2
+import errno
 import gzip
 import lzma
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import cast
@@ -21,6 +23,7 @@ from virtiopy.boot.parameters import BIOS_AREA_START, BootParameters, Initrd
 from virtiopy.boot.pvh import START_INFO
 from virtiopy.boot.unpack import packed_with
 from virtiopy.errors import ConfigError
+from virtiopy.linux.unpacked import unpacked
 from virtiopy.memory import HOLE_END, HOLE_START, GuestMemory
 
 VMLINUX = build((MIB, b"the kernel", 0x1000))
@@ -285,3 +288,17 @@ def test_a_command_line_that_is_too_long_is_told(
 def test_an_initrd_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"The initrd .*none cannot be read"):
         Initrd.read(tmp_path / "none")
+
+
+def test_a_kernel_unpacked_before_is_had_from_a_cache_that_cannot_be_written(
+    file: File, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, cache = file(bzimage(gzip.compress(VMLINUX))), tmp_path / "cache"
+    kept = unpacked(image, cache)
+    assert kept.read_bytes() == VMLINUX
+
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "utime", refuse)
+    assert unpacked(image, cache) == kept

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -150,3 +151,56 @@ def test_no_such_program_is_told_before_the_boot() -> None:
 
 def test_exits_need_a_command() -> None:
     assert_one_sentence(virtiopy("linux", "--exits"), "give one after --")
+
+
+# virtiopy exits in Linux
+
+
+def register(mode: dict[str, Any], name: str) -> float:
+    rows = mode["measured"]["registers"]
+    return sum(float(row["per_request"]) for row in rows if row["register"] == name)
+
+
+def test_a_read_by_linux_costs_the_exits_of_its_driver(kernel: Path, tmp_path: Path) -> None:
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(MIB))
+    paths = {"json": tmp_path / "exits.json", "html": tmp_path / "exits.html"}
+    done = virtiopy(
+        *("exits", "--kernel", kernel, "--accel", "tcg", "--disk", image),
+        *("--modes", "trapped,ioeventfd", "--exit-free", "off"),
+        *("--json", paths["json"], "--html", paths["html"]),
+        *("--", "dd if=/dev/vda of=/dev/null bs=4k count=200 iflag=direct; echo 'no \"I/O\"'"),
+    )
+    assert done.status == 0, done.errors
+    document = json.loads(paths["json"].read_text())
+    assert document["workload"]["command"].startswith("dd if=/dev/vda")
+    trapped, ioeventfd = document["modes"]
+    for mode, kicks in ((trapped, 1.0), (ioeventfd, 0.0)):
+        assert mode["measured"]["requests"] == 200
+        assert register(mode, "QueueNotify") == kicks
+        # Where a read is done before the last interrupt is answered there is one for both.
+        assert 0.9 < register(mode, "InterruptACK") <= 1.0
+        assert register(mode, "InterruptStatus") == register(mode, "InterruptACK")
+        assert mode["measured"]["kicks"] is None
+    assert "/dev/vda" in done.output
+    assert "dd if=/dev/vda" in paths["html"].read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--kernel", os.devnull], "give one after --"),
+        (["--depth", "2", "--", "true"], "--depth is for virtiopy's own guest"),
+        (["--requests", "2", "--", "true"], "--requests is for virtiopy's own guest"),
+        (["--", "frobnicate", "now"], "no program frobnicate"),
+        (["--modes", "trapped", "--exit-free", "off", "--", "true"], "made no request of blk0"),
+        (["--modes", "trapped", "--exit-free", "off", "--", "echo bad; false"], "'bad'"),
+    ],
+)
+def test_a_command_that_cannot_be_measured_is_told_in_one_sentence(
+    tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(MIB))
+    done = virtiopy("exits", "--accel", "tcg", "--disk", image, *arguments)
+    assert_one_sentence(done, words)

@@ -21,6 +21,7 @@ from virtiopy.cli.devices import (
     measured_entries,
     parameter_of,
 )
+from virtiopy.cli.exits_linux import linux_setup
 from virtiopy.cli.options import DeviceOptions, Seconds, accelerator_option, note
 from virtiopy.devices.entry import DeviceEntry, find
 from virtiopy.devices.entry import Workload as DeviceWorkload
@@ -70,15 +71,35 @@ def _modes(
   virtiopy exits --net tap=t0,create=on
   virtiopy exits --net tap=t0,create=on --direction receive --depth 32 --html exits.html
   virtiopy exits --disk disk.img --requests 1000 --modes trapped,ioeventfd --json exits.json
+
+\b
+And what the driver of Linux makes of it:
+
+\b
+  virtiopy exits --disk disk.img -- dd if=/dev/vda of=/dev/null bs=4k count=1000 iflag=direct
+  virtiopy exits --net tap=t0,create=on,address=192.0.2.1/24 -- ping -c 100 -i 0.01 192.0.2.1
 """,
 )
 @click.option(
     "--depth",
     type=click.IntRange(1, DEPTH_MAX),
-    default=1,
-    show_default=True,
     metavar="N",
-    help="Requests in flight: one kick and one interrupt for so many.",
+    help="Requests in flight: one kick and one interrupt for so many.  [default: 1]",
+)
+@click.option(
+    "--kernel",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Measure COMMAND in this Linux, as `virtiopy linux` takes it; where none is named, in the "
+    "one that it finds.",
+)
+@click.option("--append", metavar="WORDS", help="More for the kernel's command line.")
+@click.option(
+    "--with",
+    "programs",
+    multiple=True,
+    metavar="PROGRAM",
+    help="A program of the host's that COMMAND needs in Linux, besides its first word.",
 )
 @click.option(
     "--modes",
@@ -125,10 +146,15 @@ def _modes(
     metavar="FOLDER",
     help="Write each plot to this folder, as PNG and as SVG.",
 )
+@click.argument("words", nargs=-1, metavar="[-- COMMAND...]")
 def command(
     *,
     direction: str | None,
-    depth: int,
+    depth: int | None,
+    kernel: Path | None,
+    append: str | None,
+    programs: tuple[str, ...],
+    words: tuple[str, ...],
     modes: list[str] | None,
     exit_free: str,
     accel: str,
@@ -143,7 +169,8 @@ def command(
     The same guest runs the same workload in each mode, on the same VM, one request in flight unless
     told otherwise. Its set-up is not counted. Shown are the exits to userspace by register, the
     exits that the kernel counted, interrupts and kicks, time, and the CPU time of each thread, all
-    for one request. The page exits.md explains every column: it is in docs/ of the sources, and in
+    for one request. With COMMAND the guest is Linux, with its drivers, and what COMMAND does is
+    counted. The page exits.md explains every column: it is in docs/ of the sources, and in
     share/doc/virtiopy of an installation.
     """
     from datetime import UTC, datetime
@@ -158,7 +185,28 @@ def command(
     from virtiopy.vm.slots import IoMode
 
     entry, text = _device(given)
-    setup = device_setup(entry, text, _count(entry, given), depth, direction)
+    count = _count(entry, given)
+    if words:
+        own = {"--depth": depth, "--direction": direction, _workload(entry).count_option: count}
+        for option, value in own.items():
+            if value is not None:
+                raise ConfigError(
+                    f"{option} is for virtiopy's own guest: leave it out, or leave COMMAND out."
+                )
+        options = _options(entry, _with_additions(entry, text))
+        setup = linux_setup(
+            *(entry, text, options, words),
+            kernel=kernel,
+            append=append or "",
+            programs=programs,
+            serve=_backend(entry, text),
+        )
+    elif kernel is not None or append is not None or programs:
+        raise ConfigError(
+            "--kernel, --append and --with are for a command in Linux: give one after --."
+        )
+    else:
+        setup = device_setup(entry, text, count, depth or 1, direction)
     setup = replace(setup, accelerator=accel, timeout=timeout, note=note)
     render = None if html_path is None else _page()
     draw = None if plots_path is None else _plots(plots_path)
@@ -232,6 +280,7 @@ def device_setup(
     entry: DeviceEntry, text: str, count: int | None, depth: int, direction: str | None
 ) -> "Setup":
     """Describe the workload of a device that `text`, its option's value, says."""
+    from virtiopy.exits.guest import OwnGuest
     from virtiopy.exits.model import Workload
     from virtiopy.exits.runner import Setup, nothing_else
 
@@ -242,16 +291,12 @@ def device_setup(
             f"{', '.join(workload.directions)}."
         )
     way = workload.directions[direction or next(iter(workload.directions))]
-    options = _options(entry, text)
-    for key, value in workload.adds.items():
-        if not options.text(key, ""):
-            text = f"{text},{key}={value}"
+    text = _with_additions(entry, text)
     options = _options(entry, text)
     count = count or workload.count
     return Setup(
         workload=Workload(entry.name, workload.unit, way.what, count, depth),
-        guest=entry.guest_driver,
-        arguments=way.arguments.format(count=count, depth=depth),
+        guest=OwnGuest(entry.guest_driver, way.arguments.format(count=count, depth=depth)),
         name=f"{entry.name}0",
         build=partial(attachments.build, entry, options),
         serve=_backend(entry, text),
@@ -262,6 +307,15 @@ def device_setup(
 def _workload(entry: DeviceEntry) -> DeviceWorkload:
     assert entry.workload is not None
     return entry.workload
+
+
+def _with_additions(entry: DeviceEntry, text: str) -> str:
+    """Add what a measurement sets where the user did not, as that a disk is only read."""
+    options = _options(entry, text)
+    for key, value in _workload(entry).adds.items():
+        if not options.text(key, ""):
+            text = f"{text},{key}={value}"
+    return text
 
 
 def _surroundings(place: str | None, options: DeviceOptions) -> "Surroundings | None":

@@ -146,6 +146,17 @@ class Workload:
 
 
 @dataclass(slots=True, frozen=True)
+class LinuxCounter:
+    """What Linux counts of the device: requests, each a `unit`; `script` prints their number.
+
+    The shell script names the first device of the type, as /dev/vda and eth0 are.
+    """
+
+    unit: str
+    script: str
+
+
+@dataclass(slots=True, frozen=True)
 class Example:
     """A request that any device of the type serves: what it reads, and what it answers."""
 
@@ -210,6 +221,9 @@ class DeviceEntry:
 
     #: The modules of Linux that `virtiopy linux` loads where there is such a device.
     linux_modules: tuple[str, ...] = ()
+
+    #: What `virtiopy exits -- COMMAND` measures of it in Linux, if it does.
+    linux_counter: LinuxCounter | None = None
 
     @property
     def device_class(self) -> type[VirtioDevice]:

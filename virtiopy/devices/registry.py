@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 
 from virtiopy.devices.base import DeviceCommand
-from virtiopy.devices.entry import DeviceEntry, Direction, Option, Workload
+from virtiopy.devices.entry import DeviceEntry, Direction, LinuxCounter, Option, Workload
 from virtiopy.errors import ConfigError
 from virtiopy.spec import DeviceId
 
@@ -26,17 +26,19 @@ _OWN = (
         option=Option(
             "--disk",
             "PATH|URL[,format=FORMAT][,readonly=on][,cache=writeback|writethrough|none][,serial=ID]"
-            "[,queues=N][,queue-size=N][,workers=N][,poll-us=N]"
+            "[,reaches=PATH]...[,queues=N][,queue-size=N][,workers=N][,poll-us=N]"
             "[,mode=trapped|ioeventfd|native|auto], or vhost-user=SOCKET",
             "Attach a raw image or block device; or one that another process serves at a socket. "
             "In native mode `workers` threads in C work its queues, one a queue at most, and each "
             "polls for up to `poll-us` microseconds before it sleeps. "
             "Images in another format, by the file's name or `format`, as qcow2, vmdk, vhdx or "
-            "vdi, and http and nbd URLs, are served by qemu-storage-daemon.",
+            "vdi, and http and nbd URLs, are served by qemu-storage-daemon; each file that such an "
+            "image names, as a backing file, has to be named by `reaches`.",
             keys=(
                 *("readonly", "cache", "serial", "queues", "queue-size", "format"),
                 *("workers", "poll-us"),
             ),
+            repeatable=("reaches",),
         ),
         build=f"{_CLI}:build_disk",
         build_served=f"{_CLI}:build_served_disk",
@@ -61,6 +63,11 @@ _OWN = (
         },
         judge="virtiopy.check.blk:BlkJudge",
         linux_modules=("virtio_blk", "ext4", "crc32c_generic"),
+        linux_counter=LinuxCounter(
+            # Documentation/block/stat.rst: reads, writes, discards and flushes that are done.
+            "request",
+            "awk '{ print $1 + $5 + $12 + $16 }' /sys/block/vda/stat",
+        ),
     ),
     DeviceEntry(
         name="rng",
@@ -161,6 +168,11 @@ _OWN = (
         rigs={"net": f"{_RIGS}:build_net"},
         judge="virtiopy.check.net:NetJudge",
         linux_modules=("virtio_net", "af_packet"),
+        linux_counter=LinuxCounter(
+            "packet",
+            "cd /sys/class/net/eth0/statistics && "
+            "cat tx_packets rx_packets | awk '{ n += $1 } END { print n }'",
+        ),
     ),
 )
 

@@ -17,7 +17,6 @@ class Rng(VirtioDevice):
 
     device_id: ClassVar[DeviceId] = DeviceId.ENTROPY
     serves_legacy_drivers = True
-
     queue_sizes = (64,)
 
     def serve(self, queue: Virtqueue, chain: Chain) -> int:

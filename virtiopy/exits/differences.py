@@ -49,20 +49,20 @@ _UNTOLD = "no counter tells these apart"
 
 def differences(costs: Costs) -> list[Difference]:
     """Explain every difference between the guest's, our and the kernel's counts."""
-    found = [_kicks(costs)]
+    found = [] if costs.kicks is None else [_kicks(costs, costs.kicks)]
     if costs.kernel:
         found += [_exits(costs), _mmio(costs), _interrupts(costs)]
     return found
 
 
-def _kicks(costs: Costs) -> Difference:
+def _kicks(costs: Costs, kicks: int) -> Difference:
     notified = costs.of("QueueNotify")
     parts = []
-    if caught := costs.kicks - notified:
+    if caught := kicks - notified:
         why = "writes to QueueNotify that the kernel turned into an ioeventfd: no exit to userspace"
         parts.append(Part("ioeventfd", caught, why))
     return Difference(
-        "kicks", "QueueNotify exits to userspace", notified, "sent by the guest", costs.kicks, parts
+        "kicks", "QueueNotify exits to userspace", notified, "sent by the guest", kicks, parts
     )
 
 
@@ -130,7 +130,7 @@ def _emulated(costs: Costs) -> Iterator[Part]:
     left = costs.kernel.get("insn_emulation", 0) - costs.kernel.get("mmio_exits", 0)
     acknowledged = costs.of("InterruptACK")
     known = {
-        "kicks that became an ioeventfd": costs.kicks - costs.of("QueueNotify"),
+        "kicks that became an ioeventfd": (costs.kicks or 0) - costs.of("QueueNotify"),
         "InterruptACK writes that became an ioeventfd": costs.interrupts - acknowledged,
         "end-of-interrupt writes to the local APIC, which is in the kernel": costs.interrupts,
         "other accesses that the kernel emulated and answered itself": left,

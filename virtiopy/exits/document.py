@@ -47,8 +47,8 @@ class PerRequest(TypedDict):
     queue_notify_exits: float
     kernel_exits: float | None
     interrupts_injected: float | None
-    kicks: float
-    kicks_suppressed: float
+    kicks: float | None
+    kicks_suppressed: float | None
     seconds: float
     cpu_seconds: dict[str, float]
 
@@ -62,8 +62,8 @@ class Measured(TypedDict):
     registers: list[RegisterExits]
     kernel: dict[str, int] | None
     interrupts_taken: int
-    kicks: int
-    kicks_suppressed: int
+    kicks: int | None
+    kicks_suppressed: int | None
     seconds: float
     cpu_seconds: dict[str, float]
     differences: list[DifferenceBetween]
@@ -87,13 +87,14 @@ class HostDescription(TypedDict):
 
 
 class WorkloadDescription(TypedDict):
-    """What the guest did."""
+    """What the guest did; with a `command` in Linux, `requests` and `depth` are that one's own."""
 
     device: str
     unit: str
     what: str
-    requests: int
-    depth: int
+    requests: int | None
+    depth: int | None
+    command: str | None
 
 
 class Document(TypedDict):
@@ -126,6 +127,7 @@ def document(comparison: Comparison) -> Document:
             what=workload.what,
             requests=workload.count,
             depth=workload.depth,
+            command=workload.command,
         ),
         set_up_excluded=True,
         modes=[_mode(row) for row in comparison.rows],
@@ -190,8 +192,8 @@ def _per_request(costs: Costs) -> PerRequest:
         interrupts_injected=(
             costs.each(kernel["irq_injections"]) if "irq_injections" in kernel else None
         ),
-        kicks=costs.each(costs.kicks),
-        kicks_suppressed=costs.each(costs.suppressed),
+        kicks=None if costs.kicks is None else costs.each(costs.kicks),
+        kicks_suppressed=None if costs.suppressed is None else costs.each(costs.suppressed),
         seconds=costs.each(costs.measured.seconds),
         cpu_seconds={kind: costs.each(s) for kind, s in costs.measured.cpu_seconds.items()},
     )

@@ -24,12 +24,12 @@ class Costs:
     """What `requests` requests cost, set-up left out.
 
     `kicks`, `suppressed` (kicks that the device had said it needs not) and `interrupts` (that were
-    taken) are the guest's own counts, the others the host's.
+    taken) are the guest's own counts, the others the host's. Linux counts no kicks: None.
     """
 
     requests: int
-    kicks: int
-    suppressed: int
+    kicks: int | None
+    suppressed: int | None
     interrupts: int
     measured: Measurement
 
@@ -91,17 +91,23 @@ class Row:
 
 @dataclass(slots=True, frozen=True)
 class Workload:
-    """What the guest does: `count` `unit`s ("packet"), `what` ("sent"), `depth` at a time."""
+    """What the guest does: `count` `unit`s ("packet"), `what` ("sent"), `depth` at a time.
+
+    A `command` in Linux decides for itself how many, and how many at a time: both are None.
+    """
 
     device: str
     unit: str
     what: str
-    count: int
-    depth: int
+    count: int | None
+    depth: int | None
+    command: str | None = None
 
     @property
     def sentence(self) -> str:
         """Say it in words."""
+        if self.command is not None:
+            return f"The {self.unit}s of `{self.command}` in {self.what}"
         flight = "one" if self.depth == 1 else str(self.depth)
         return f"{self.count} {self.unit}s {self.what}, {flight} at a time"
 

@@ -240,7 +240,8 @@ def _counts(costs: Costs) -> Shares:
     kernel = kernel_shares(costs)
     del kernel[_USERSPACE]
     events = zip(_EVENTS, (costs.kicks, costs.suppressed, costs.interrupts), strict=True)
-    return userspace_shares(costs) | kernel | {name: costs.each(n) for name, n in events}
+    counted = {name: costs.each(n) for name, n in events if n is not None}
+    return userspace_shares(costs) | kernel | counted
 
 
 def _kind(name: str) -> str:

@@ -7,21 +7,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from virtiopy.accel import select
-from virtiopy.boot.elf import GuestImage
-from virtiopy.boot.guests import guest_path
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.errors import ConfigError, GuestError, HostError
 from virtiopy.exits.backend import Backend
+from virtiopy.exits.guest import Guest
 from virtiopy.exits.model import Costs, Row, Workload
 from virtiopy.memory import GuestMemory
 from virtiopy.vm.machine import Machine, RunResult
 from virtiopy.vm.slots import IoMode
 
-#: Guest memory, bytes.
-MEMORY_SIZE = 64 << 20
-
+#: What a guest says last. Linux does not count kicks.
 _MEASURED = re.compile(
-    r"^# measured requests=(\d+) kicks=(\d+) suppressed=(\d+) interrupts=(\d+)$", re.MULTILINE
+    r"^# measured requests=(\d+)(?: kicks=(\d+) suppressed=(\d+))? interrupts=(\d+)\r?$",
+    re.MULTILINE,
 )
 
 #: What else has to go on during a run: given the device, a context for the run.
@@ -38,13 +36,11 @@ class Setup:
     """The VM and its guest: the same in each mode.
 
     `build` makes the device, `name`d in the counts, and `serve` a process that serves the same;
-    they raise ConfigError and HostError. `arguments` are the guest's. A run takes `timeout`
-    seconds at most.
+    they raise ConfigError and HostError. A run takes `timeout` seconds at most.
     """
 
     workload: Workload
-    guest: str
-    arguments: str
+    guest: Guest
     name: str
     build: Callable[[], VirtioDevice]
     serve: Callable[[], Backend]
@@ -89,13 +85,21 @@ def measure(setup: Setup, mode: IoMode, *, exit_free: bool) -> tuple[Row, str]:
     """
     try:
         with contextlib.ExitStack() as stack:
-            memory = stack.enter_context(GuestMemory.allocate(MEMORY_SIZE))
-            accelerator = select(setup.accelerator, memory, note=setup.note)
+            memory = stack.enter_context(GuestMemory.allocate(setup.guest.memory_size))
+            accelerator = select(
+                setup.accelerator, memory, for_kernel=setup.guest.is_kernel, note=setup.note
+            )
             stack.callback(accelerator.close)
             output = bytearray()
             served = stack.enter_context(setup.serve()) if mode is IoMode.VHOST_USER else None
             machine = stack.enter_context(
-                Machine(memory, accelerator, console=output.extend, exit_free=exit_free)
+                Machine(
+                    memory,
+                    accelerator,
+                    console=output.extend,
+                    ignore_unassigned=setup.guest.is_kernel,
+                    exit_free=exit_free,
+                )
             )
             if served is None:
                 device = setup.build()
@@ -107,7 +111,7 @@ def measure(setup: Setup, mode: IoMode, *, exit_free: bool) -> tuple[Row, str]:
             except ConfigError as error:
                 # This device is not for that mode, as no disk is for vhost-net.
                 return Row(mode, exit_free, missing=str(error)), ""
-            machine.boot(GuestImage.open(guest_path(setup.guest)), setup.arguments)
+            setup.guest.boot(machine, output.extend, stack)
             with setup.surroundings(device):
                 result = machine.run(setup.timeout)
             if slot.mode is not mode:
@@ -125,10 +129,21 @@ def _costs(setup: Setup, mode: IoMode, result: RunResult, output: str) -> Costs:
             f"The guest was not done after {setup.timeout:g} seconds in {mode} mode: ask for fewer "
             f"{setup.workload.unit}s, or give it more time with --timeout."
         )
-    counts = _MEASURED.search(output)
+    # A command's own output comes before.
+    counts = next(reversed([*_MEASURED.finditer(output)]), None)
     if result.status != 0 or counts is None:
-        last = output.strip().splitlines()[-1:] or ["nothing"]
+        told = [line for line in output.splitlines() if not line.startswith("# measured")]
+        last = "\n".join(told).strip().splitlines()[-1:] or ["nothing"]
         raise GuestError(f"The guest failed in {mode} mode; the last that it said is {last[0]!r}.")
     marks, measured = result.measurements
-    requests, kicks, suppressed, interrupts = map(int, counts.groups())
+    requests, kicks, suppressed, interrupts = (
+        None if number is None else int(number) for number in counts.groups()
+    )
+    assert requests is not None
+    assert interrupts is not None
+    if not requests:
+        raise GuestError(
+            f"The guest made no {setup.workload.unit} of {setup.name} in {mode} mode: measure what "
+            "uses the device, a disk without the guest's page cache (iflag=direct, --direct=1)."
+        )
     return Costs(requests, kicks, suppressed, interrupts, measured.without(marks))

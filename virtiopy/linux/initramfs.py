@@ -54,6 +54,8 @@ class Task:
     size: str = ""
     #: Whether what the command costs is to be measured.
     measured: bool = False
+    #: Prints how many requests a device has served: they are counted and told, where it is given.
+    count: str = ""
 
 
 def find_busybox() -> Path:
@@ -103,8 +105,9 @@ def _base(contents: Contents, cache: Path) -> bytes:
     kept = folder / f"{key.hexdigest()[:32]}.cpio"
     with contextlib.suppress(OSError):
         data = kept.read_bytes()
-        # The least recently used are the first to go.
-        os.utime(kept)
+        with contextlib.suppress(OSError):
+            # The least recently used are the first to go.
+            os.utime(kept)
         return data
     data = _make(busybox, modules, contents.programs)
     try:
@@ -153,7 +156,8 @@ def _last(task: Task) -> bytes:
         "NETWORK": " ".join(task.network),
         "QUIET_INPUT": "" if task.interactive else "1",
         "SIZE": task.size,
-        "MEASURE": "1" if task.measured else "",
+        "MEASURE": "1" if task.measured or task.count else "",
+        "COUNT": task.count,
     }
     lines = [f"{name}={shlex.quote(value)}\n" for name, value in settings.items()]
     archive.file("virtiopy/settings", "".join(lines).encode())
