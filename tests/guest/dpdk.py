@@ -27,27 +27,23 @@ MEMORY, BUFFERS = 128, 4096
 
 
 class Testpmd(Closing):
-    """testpmd with these virtual devices, which are its ports; forwards frames until closed."""
+    """testpmd with these virtual devices, which are its ports; one CPU, 0 or 1, forwards."""
 
     __test__ = False
 
     def __init__(
-        self, log: Path, devices: Iterable[str], forward: str, namespace: Namespace | None = None
+        self,
+        log: Path,
+        devices: Iterable[str],
+        forward: str,
+        namespace: Namespace | None = None,
+        *,
+        cpu: int = 1,
     ) -> None:
         inside = [] if namespace is None else ["nsenter", f"--net={NAMESPACES / namespace.name}"]
         command = [
-            *(
-                *inside,
-                "stdbuf",
-                "-oL",
-                TESTPMD,
-                "-l",
-                "0,1",
-                "--no-huge",
-                "-m",
-                str(MEMORY),
-                "--no-pci",
-            ),
+            *(*inside, "stdbuf", "-oL", TESTPMD, "-l", "0,1", "--main-lcore", str(1 - cpu)),
+            *("--no-huge", "-m", str(MEMORY), "--no-pci"),
             *("--no-telemetry", *(f"--vdev={device}" for device in devices), "--"),
             *("--interactive", f"--forward-mode={forward}", "--auto-start", "--no-mlockall"),
             f"--total-num-mbufs={BUFFERS}",
