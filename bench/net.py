@@ -1,20 +1,29 @@
 """Frames a second through a tap, each way: virtiopy and QEMU's microvm, with the same guest driver.
 
 The guest's ring 0 may be the slower part (docs/net.md): the last line is what the device can do
-without a CPU to wait for. Example: python -m bench.net --frames 5000
+without a CPU to wait for. Then, where DPDK is installed, `virtiopy serve net` beside DPDK's vhost:
+DPDK's driver sends as fast as it can to either, and each has a tap behind it. Example:
+python -m bench.net --frames 5000
 """
 
 import argparse
+import itertools
+import json
+import shutil
 import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from bench.common import MICROVM, QEMU, by_turns, give_up, require, tell, write_json
+from tests.guest.dpdk import PATIENCE as DPDK_PATIENCE
+from tests.guest.dpdk import TESTPMD, Testpmd
+from tests.guest.vhost_user import serve
 from tests.namespace import Namespace
 from virtiopy.boot.guests import guest_path
 from virtiopy.devices.net import Net
@@ -30,6 +39,9 @@ MAC = "02:00:00:00:00:02"
 SEQUENCE_END = (1 << 64) - 1
 PATTERN_STEP = 0x9E3779B97F4A7C15
 PAYLOAD = 64
+
+#: What DPDK's driver sends through, and for how long, seconds.
+DPDK_TAP, DPDK_SECONDS = "t0", 3.0
 
 
 def datagram(number: int) -> bytes:
@@ -163,6 +175,62 @@ class Bench:
         return frames / seconds
 
 
+class DpdkBench:
+    """DPDK's driver, on a device of virtiopy's or of DPDK's; what comes out of the tap counts."""
+
+    def __init__(self, namespace: Namespace, folder: Path) -> None:
+        self._namespace = namespace
+        self._folder = folder
+        self._runs = itertools.count()
+
+    def virtiopy(self) -> float:
+        """Return the frames a second through `virtiopy serve net`."""
+        path = self._new_socket()
+        options = f"tap={DPDK_TAP},create=on,netns={self._namespace.name}"
+        with serve("net", options, path):
+            return self._rate(path)
+
+    def dpdk(self) -> float:
+        """Return the frames a second through DPDK's vhost, which forwards them to its tap."""
+        path = self._new_socket()
+        devices = [f"net_vhost0,iface={path}", f"net_tap0,iface={DPDK_TAP}"]
+        log = path.with_name(f"{path.stem}-backend.log")
+        with Testpmd(log, devices, "io", self._namespace, cpu=0) as backend:
+            backend.wait_for("io packet forwarding - ports=2")
+            self._namespace.ip("link", "set", DPDK_TAP, "up")
+            return self._rate(path)
+
+    def _new_socket(self) -> Path:
+        return self._folder / f"{next(self._runs)}.sock"
+
+    def _rate(self, path: Path) -> float:
+        driver = [f"net_virtio_user0,path={path}"]
+        with Testpmd(path.with_name(f"{path.stem}-driver.log"), driver, "txonly") as sender:
+            sender.wait_for("txonly packet forwarding - ports=1")
+            deadline = time.monotonic() + DPDK_PATIENCE
+            while not self._count():
+                if time.monotonic() > deadline:
+                    give_up(f"no frame comes out of the tap: {sender.output}")
+            begin, start = self._count(), time.perf_counter()
+            time.sleep(DPDK_SECONDS)
+            return (self._count() - begin) / (time.perf_counter() - start)
+
+    def _count(self) -> int:
+        shown = json.loads(self._namespace.ip("-j", "-s", "link", "show", DPDK_TAP))
+        return int(shown[0]["stats64"]["rx"]["packets"])
+
+
+def beside_dpdk(rounds: int) -> dict[str, list[float]]:
+    """Measure `virtiopy serve net` and DPDK's vhost by turns."""
+    peer = "DPDK's driver sends, DPDK"
+    with Namespace() as namespace, tempfile.TemporaryDirectory() as folder:
+        bench = DpdkBench(namespace, Path(folder))
+        contestants = {"DPDK's driver sends, virtiopy": bench.virtiopy, peer: bench.dpdk}
+        figures = by_turns(contestants, rounds)
+    tell(figures, "thousand frames a second", 1e-3, peer=peer)
+    return figures
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=5)
@@ -184,6 +252,10 @@ def main() -> None:
             figures = by_turns(contestants, arguments.rounds)
             tell(figures, "frames a second", 1, peer=peer)
             results |= figures
+    if shutil.which(TESTPMD) is None:
+        print(f"{TESTPMD} is missing (dpdk-dev): DPDK is not measured", file=sys.stderr)
+    else:
+        results |= beside_dpdk(arguments.rounds)
     write_json(arguments.json, results, "frames a second")
 
 

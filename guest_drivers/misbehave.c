@@ -120,6 +120,8 @@ static const struct {
 	{ "early-interrupt", early_interrupt },
 };
 
+const char *const guest_options[] = { "misbehave", NULL };
+
 int main(void)
 {
 	const char *wanted = cmdline_option("misbehave");

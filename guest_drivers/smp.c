@@ -135,6 +135,8 @@ static void test_device(struct virtio_test *t)
 	virtio_reset(t->device);
 }
 
+const char *const guest_options[] = { "smp.end", NULL };
+
 static bool is_on_command_line(void)
 {
 	return cmdline_option("virtio_mmio.device");
@@ -147,6 +149,8 @@ int main(void)
 	struct report boot;
 
 	tap_note("%u CPUs", count);
+	if (end && !string_equal(end, "boot"))
+		tap_bail_out("smp.end=%s is not boot", end);
 	if (count < 2 || count > CPUS_MAX)
 		tap_bail_out("between 2 and %u CPUs are needed", CPUS_MAX);
 	report(&boot);
@@ -158,7 +162,7 @@ int main(void)
 	test_interrupts(count);
 	if (is_on_command_line())
 		virtio_test_each(VIRTIO_ID_ENTROPY, "rng", test_device);
-	if (end && string_equal(end, "boot"))
+	if (end)
 		tap_done();
 	tap_note("the last CPU ends the run");
 	__atomic_store_n(&wish, EXIT, __ATOMIC_RELEASE);

@@ -8,6 +8,8 @@
  */
 #include "balloon/test.h"
 
+const char *const guest_options[] = { "balloon.mode", "balloon.pages", "balloon.zeroed", NULL };
+
 int main(void)
 {
 	const char *mode = cmdline_option("balloon.mode");

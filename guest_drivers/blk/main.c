@@ -9,6 +9,10 @@
 #include "cpu.h"
 #include "test.h"
 
+const char *const guest_options[] = {
+	"blk.hold", "blk.requests", "blk.depth", "blk.libvhost-user", NULL,
+};
+
 static const struct {
 	uint64_t features;
 	const char *name;

@@ -9,6 +9,10 @@
  */
 #include "console/test.h"
 
+const char *const guest_options[] = {
+	"console.mode", "console.multiport", "console.port", "console.kib", NULL,
+};
+
 uint64_t wanted_features(const struct virtio_test *t)
 {
 	uint64_t wanted = BIT(VIRTIO_CONSOLE_F_SIZE) | BIT(VIRTIO_F_EVENT_IDX);

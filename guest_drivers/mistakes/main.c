@@ -3,6 +3,8 @@
 #include "mistakes.h"
 #include "runtime.h"
 
+const char *const guest_options[] = { "mistake", NULL };
+
 static const struct {
 	const char *name;
 	const char *statement;

@@ -15,6 +15,11 @@
  */
 #include "net/test.h"
 
+const char *const guest_options[] = {
+	"net.mode", "net.ip", "net.peer", "net.port", "net.frames", "net.depth", "net.receive",
+	"net.size", "net.vhost", "net.features", NULL,
+};
+
 static const struct {
 	const char *name;
 	void (*run)(struct net_test *t);

@@ -4,10 +4,68 @@
 
 #define CMDLINE_SIZE	2048
 #define CMDLINE_WORDS	128
+#define NAME_SIZE	64	/* longer than any option; of a word that is longer, the begin */
+#define OPTIONS_SIZE	512
+
+#define DEVICE_WORD	"virtio_mmio.device"
 
 static char text[CMDLINE_SIZE];
 static const char *words[CMDLINE_WORDS];
 static unsigned int word_count;
+
+/* The value if the word is `name` or `name=value`, else NULL. */
+static const char *word_value(const char *word, const char *name)
+{
+	while (*name && *word == *name) {
+		word++;
+		name++;
+	}
+	if (*name || (*word && *word != '='))
+		return NULL;
+	return *word ? word + 1 : word;
+}
+
+/* A guest without options of its own has no array. */
+__attribute__((weak)) const char *const guest_options[] = { NULL };
+
+static bool is_option(const char *name)
+{
+	for (const char *const *option = guest_options; *option; option++)
+		if (string_equal(name, *option))
+			return true;
+	return string_equal(name, DEVICE_WORD);
+}
+
+static _Noreturn void refuse(const char *name)
+{
+	char options[OPTIONS_SIZE] = "";
+	size_t length = 0;
+
+	for (const char *const *option = guest_options; *option && length < sizeof(options); option++)
+		length += snprintf(options + length, sizeof(options) - length, " %s", *option);
+	if (!length)
+		tap_bail_out("there is no option %s: this guest has none", name);
+	tap_bail_out("there is no option %s: this guest has%s", name, options);
+}
+
+static void check_word(unsigned int number)
+{
+	char name[NAME_SIZE];
+	size_t size = 0;
+
+	while (size < NAME_SIZE - 1 && words[number][size] && words[number][size] != '=') {
+		name[size] = words[number][size];
+		size++;
+	}
+	name[size] = '\0';
+	if (!is_option(name))
+		refuse(name);
+	if (string_equal(name, DEVICE_WORD))
+		return;
+	for (unsigned int other = number + 1; other < word_count; other++)
+		if (word_value(words[other], name))
+			tap_bail_out("the option %s is given twice", name);
+}
 
 void cmdline_init(const char *line)
 {
@@ -28,22 +86,15 @@ void cmdline_init(const char *line)
 		words[word_count++] = &text[i];
 		in_word = true;
 	}
-}
-
-/* The value if the word is `name` or `name=value`, else NULL. */
-static const char *word_value(const char *word, const char *name)
-{
-	while (*name && *word == *name) {
-		word++;
-		name++;
-	}
-	if (*name || (*word && *word != '='))
-		return NULL;
-	return *word ? word + 1 : word;
+	/* A mistyped option must not have the guest do something else than its user wants. */
+	for (unsigned int i = 0; i < word_count; i++)
+		check_word(i);
 }
 
 const char *cmdline_next(const char *name, unsigned int *position)
 {
+	if (!is_option(name))
+		tap_bail_out("guest_options does not name %s", name);
 	while (*position < word_count) {
 		const char *value = word_value(words[(*position)++], name);
 
@@ -75,15 +126,20 @@ bool parse_number(const char **string, uint64_t *value)
 {
 	const char *c = *string;
 	const char *first;
-	int base = 10;
+	unsigned int base = 10;
 
 	if (c[0] == '0' && c[1] == 'x') {
 		base = 16;
 		c += 2;
 	}
 	*value = 0;
-	for (first = c; digit_value(*c) >= 0 && digit_value(*c) < base; c++)
-		*value = *value * (uint64_t)base + (uint64_t)digit_value(*c);
+	for (first = c; digit_value(*c) >= 0 && digit_value(*c) < (int)base; c++) {
+		const uint64_t digit = (uint64_t)digit_value(*c);
+
+		if (*value > (UINT64_MAX - digit) / base)
+			return false;
+		*value = *value * base + digit;
+	}
 	*string = c;
 	return c != first;
 }

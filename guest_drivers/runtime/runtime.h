@@ -54,12 +54,18 @@ _Noreturn void tap_done(void);
 
 /* ----- command line: words `name=value`, with a space between ----- */
 
+/*
+ * The options that this guest knows, without virtio_mmio.device, which every guest does; NULL ends
+ * the array.  The guest bails out before main() at any other word, and at an option that stands twice.
+ */
+extern const char *const guest_options[];
+
 void cmdline_init(const char *line);
 /* The option's value, "" for a bare name, NULL when not given. */
 const char *cmdline_option(const char *name);
 /* The same for an option that may be repeated; starts with *position = 0. */
 const char *cmdline_next(const char *name, unsigned int *position);
-/* Decimal or 0x... number at *text, which moves behind it. */
+/* Decimal or 0x... number of 64 bits at *text, which moves behind it; false if there is none. */
 bool parse_number(const char **text, uint64_t *value);
 /* The option as a number, or `otherwise`; anything else bails out. */
 uint64_t cmdline_number(const char *name, uint64_t otherwise);

@@ -1,12 +1,15 @@
 """Random walks: they find what is broken, show it in a few steps, and do the same again."""
 
+import os
 import re
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from tests.conformance.runs import run_pytest, run_suite
+from virtiopy.conformance.suite.test_walks import KEPT, PREFIX, SUFFIX, new_file
 from virtiopy.conformance.walks.steps import KINDS, load
 from virtiopy.errors import ConfigError
 
@@ -103,6 +106,22 @@ def test_a_walk_finds_what_is_broken_and_shows_it_in_a_few_steps(
     run = run_pytest(f"--virtio-replay={path}", folder=tmp_path)
     assert run.returncode == 0, run.stdout
     assert "1 passed" in run.stdout
+
+
+def test_files_of_walks_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for number in range(3 * KEPT):
+        path = tmp_path / f"{PREFIX}{number}{SUFFIX}"
+        path.write_text("reset\n")
+        os.utime(path, ns=(number, number))
+    others = [tmp_path / f"{PREFIX}notes.md", tmp_path / f"{PREFIX}link{SUFFIX}"]
+    others[0].write_text("")
+    others[1].symlink_to(others[0])
+
+    new = new_file()
+
+    kept = {tmp_path / f"{PREFIX}{number}{SUFFIX}" for number in range(2 * KEPT + 1, 3 * KEPT)}
+    assert set(tmp_path.iterdir()) == {new, *kept, *others}
 
 
 def test_a_console_with_ports_is_not_reconnected_to(tmp_path: Path) -> None:

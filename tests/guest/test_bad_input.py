@@ -188,7 +188,8 @@ def test_bytes_that_are_no_text_reach_the_guests_command_line(tmp_path: Path) ->
     ram = tmp_path / "ram"
     outcome = run_guest(tmp_path, "greet", "--append", f"x={BYTE}!", "--memory-path", ram)
 
-    assert outcome.status == 0, outcome.errors
+    assert outcome.status == 1, outcome.errors
+    assert "there is no option x" in outcome.output
     assert b"x=\xff!\0" in ram.read_bytes()
 
 

@@ -12,7 +12,9 @@ import pytest
 
 from virtiopy.errors import ConfigError
 from virtiopy.host.disk import CacheMode
+from virtiopy.host.references import references
 from virtiopy.host.storage import DAEMON, Image, StorageDaemon, format_of
+from virtiopy.sandbox.landlock import landlock_version
 from virtiopy.vhost.user.frontend import VhostUserFrontend
 
 needs_daemon = pytest.mark.skipif(
@@ -206,3 +208,72 @@ def test_an_image_that_does_not_open_in_time_is_given_up(
     monkeypatch.setattr("virtiopy.host.storage.OPENING_TIME", 0)
     with pytest.raises(ConfigError, match="server answers"):
         StorageDaemon(image)
+
+
+# Images that name other files
+
+
+def _made(tmp_path: Path, *options: str, name: str = "disk.qcow2") -> Path:
+    path = tmp_path / name
+    subprocess.run(["qemu-img", "create", "-q", *options, str(path), "1M"], check=True)
+    return path
+
+
+@needs_daemon
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("disk.qcow2", ["-f", "qcow2", "-F", "raw", "-b", "{other}"]),
+        ("disk.qcow2", ["-f", "qcow2", "-o", "data_file={other},data_file_raw=on"]),
+        ("disk.qed", ["-f", "qed", "-F", "raw", "-b", "{other}"]),
+    ],
+    ids=["backing", "data", "qed"],
+)
+def test_an_image_that_names_another_file_is_refused_unless_that_is_named(
+    tmp_path: Path, name: str, options: list[str]
+) -> None:
+    other = tmp_path / "other.raw"
+    other.write_bytes(bytes(1 << 20))
+    image = _made(tmp_path, *(option.format(other=other) for option in options), name=name)
+    format_ = format_of(name)
+    with pytest.raises(ConfigError, match=f"names another file.*reaches={other}"):
+        StorageDaemon(Image(str(image), format_))
+    with StorageDaemon(Image(str(image), format_, reaches=(other,))) as daemon:
+        daemon.connect().close()
+
+
+@needs_daemon
+def test_what_a_named_image_names_in_turn_is_refused(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(bytes(1 << 20))
+    middle = _made(tmp_path, "-f", "qcow2", "-F", "raw", "-b", str(secret), name="middle.qcow2")
+    image = _made(tmp_path, "-f", "qcow2", "-F", "qcow2", "-b", str(middle))
+    with pytest.raises(ConfigError, match=r"middle\.qcow2 names another file.*secret"):
+        StorageDaemon(Image(str(image), "qcow2", reaches=(middle,)))
+
+
+def test_the_extents_of_a_vmdk_are_files_that_it_names(tmp_path: Path) -> None:
+    image = tmp_path / "disk.vmdk"
+    extents = b'# Extent description\nRW 2048 FLAT "/etc/shadow" 0\n'
+    text = b"# Disk DescriptorFile\nversion=1\nparentCID=ffffffff\n" + extents
+    image.write_bytes(text)
+    assert references(image, "vmdk") == ["/etc/shadow"]
+    # Of no capacity: the descriptor that is inside says where the data is.
+    head = b"KDMV" + bytes(8) + (0).to_bytes(8, "little") + bytes(8)
+    head += (1).to_bytes(8, "little") + (1).to_bytes(8, "little")
+    image.write_bytes(head.ljust(512, b"\0") + text.ljust(512, b"\0"))
+    assert references(image, "vmdk") == ["/etc/shadow"]
+
+
+@needs_daemon
+def test_the_daemon_opens_no_other_file(tmp_path: Path) -> None:
+    # Not found by us, and so kept from it by the kernel.
+    if landlock_version() == 0:
+        pytest.skip("this kernel has no Landlock")
+    other = tmp_path / "other.raw"
+    other.write_bytes(bytes(1 << 20))
+    image = _made(tmp_path, "-f", "qcow2", "-F", "raw", "-b", str(other))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("virtiopy.host.storage.check_references", lambda *arguments: None)
+        with pytest.raises(ConfigError, match="Permission denied"):
+            StorageDaemon(Image(str(image), "qcow2"))

@@ -21,6 +21,7 @@ SOURCES = (
     "ioctl",
     "memory",
     "pool",
+    "sandbox",
     "tcg",
     "tcg_events",
     "tcg_mmu",

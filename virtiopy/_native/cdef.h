@@ -765,3 +765,29 @@ void vp_tcg_written(struct vp_tcg *tcg, uint64_t address, uint64_t length);
 int vp_tcg_has_code(const struct vp_tcg *tcg, uint64_t address, uint64_t length);
 void vp_tcg_free(struct vp_tcg *tcg);
 size_t malloc_usable_size(void *block);
+
+/* sandbox.c */
+struct vp_bpf {
+	uint16_t code;
+	uint8_t jt, jf;
+	uint32_t k;
+};
+
+const char *vp_syscall_name(int number);
+int vp_syscall_number(const char *name);
+int vp_landlock_version(void);
+int vp_landlock_new(uint64_t files, uint64_t network, uint64_t scoped, size_t size);
+int vp_landlock_allow(int ruleset, int fd, uint64_t access);
+int vp_confine(int landlock);
+int vp_sandbox_enter(int landlock, const struct vp_bpf *program, size_t length, int signal_number);
+int vp_has_seccomp(void);
+
+#define SECCOMP_RET_ALLOW ...
+#define SECCOMP_RET_ERRNO ...
+#define SECCOMP_RET_KILL_PROCESS ...
+#define SECCOMP_RET_TRAP ...
+#define AUDIT_ARCH_X86_64 ...
+#define TIOCGPTN ...
+#define TIOCSTI ...
+#define TIOCLINUX ...
+#define TUNSETOWNER ...

@@ -11,6 +11,7 @@
 #include <stdint.h>
 #include <asm/bootparam.h>
 #include <fcntl.h>
+#include <linux/audit.h>
 #include <malloc.h>
 #include <linux/falloc.h>
 #include <linux/fs.h>
@@ -18,7 +19,9 @@
 #include <linux/if_tun.h>
 #include <linux/kvm.h>
 #include <linux/rtnetlink.h>
+#include <linux/seccomp.h>
 #include <linux/sockios.h>
+#include <sys/ioctl.h>
 #include <linux/virtio_balloon.h>
 #include <linux/vhost.h>
 #include <linux/virtio_blk.h>
@@ -29,6 +32,7 @@
 #include <linux/virtio_net.h>
 #include <linux/virtio_ring.h>
 
+#include "sandbox.h"
 #include "tcg.h"
 #include "vhost_user.h"
 #include "virtq.h"

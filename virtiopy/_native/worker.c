@@ -456,6 +456,7 @@ static int start_thread(struct vp_worker *worker)
 	sigdelset(&all, SIGSEGV);
 	sigdelset(&all, SIGILL);
 	sigdelset(&all, SIGFPE);
+	sigdelset(&all, SIGSYS);
 	sigdelset(&all, worker->signal_number);
 	pthread_sigmask(SIG_SETMASK, &all, &before);
 	result = -pthread_create(&worker->thread, NULL, run, worker);

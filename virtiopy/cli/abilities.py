@@ -19,6 +19,8 @@ from virtiopy.cpu.x86 import Registers, protected_mode
 from virtiopy.errors import HostError
 from virtiopy.host.storage import DAEMON
 from virtiopy.memory import GuestMemory
+from virtiopy.sandbox.landlock import landlock_version
+from virtiopy.sandbox.process import has_filters
 from virtiopy.vhost.kernel.net import VhostNet
 from virtiopy.vm.hello import Mode, mode_works
 
@@ -54,6 +56,7 @@ def examine() -> Iterator[Finding]:
     yield _examine_stop()
     yield _device("/dev/net/tun", "taps", "load the tun module, or pass the device in")
     yield _examine_vhost()
+    yield from _examine_sandbox()
     yield _examine_huge_pages()
     yield _examine_qemu()
     yield _examine_storage_daemon()
@@ -164,6 +167,23 @@ def _examine_vhost() -> Finding:
             return Finding(VhostNet.path, True, f"{purpose}; features {vhost.features:#x}")
     except HostError as error:
         return Finding(VhostNet.path, False, purpose, str(error))
+
+
+def _examine_sandbox() -> Iterator[Finding]:
+    version = landlock_version()
+    yield Finding(
+        "Landlock",
+        version > 0,
+        f"--sandbox keeps files from a VMM: version {version}",
+        "" if version else "use a kernel with Landlock, and name it in the kernel's lsm=...",
+    )
+    works = has_filters()
+    yield Finding(
+        "seccomp",
+        works,
+        "--sandbox keeps system calls from a VMM",
+        "" if works else "use a kernel for x86-64 with CONFIG_SECCOMP_FILTER",
+    )
 
 
 def _examine_huge_pages() -> Finding:

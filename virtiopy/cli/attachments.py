@@ -240,6 +240,7 @@ def build_formatted_disk(options: DeviceOptions, cache: "CacheMode") -> VirtioDe
         readonly=options.flag("readonly") if options.text("readonly", "") else None,
         cache=cache,
         num_queues=options.number("queues", 1, 1, QUEUES_MAX),
+        reaches=tuple(Path(name) for name in options.texts("reaches")),
     )
     with contextlib.ExitStack() as opened:
         daemon = opened.enter_context(StorageDaemon(image))

@@ -14,6 +14,7 @@ from virtiopy.cli.devices import DeviceCommand, attach_options
 from virtiopy.cli.machines import MachineOptions, machine_options, open_machine
 from virtiopy.cli.main import EXIT_GUEST_FAILED
 from virtiopy.cli.options import note
+from virtiopy.cli.sandboxed import Sandbox
 from virtiopy.devices.registry import entries, entry_named
 from virtiopy.errors import ConfigError
 from virtiopy.files import check_output
@@ -90,6 +91,7 @@ def command(
     pcap: Path | None,
     json_path: Path | None,
     check_driver: str | None,
+    sandbox: str,
     device_variant: str | None,
     hostile: str | None,
     words: tuple[str, ...],
@@ -127,6 +129,7 @@ def command(
         control=control,
         pcap=pcap,
         check_driver=check_driver,
+        sandbox=Sandbox(sandbox),
         device_variant=device_variant,
         hostile=hostile,
     )
@@ -168,6 +171,9 @@ def command(
             pc.boot(open_kernel(image), line.strip(), initrd)
             if printed is not None:
                 machine.on_stop.append(printed.hurry)
+            options.sandbox.reads(image)
+            options.sandbox.writes(json_path)
+            options.sandbox.enter()
             status, ending = kernelrun.run_to_the_end(machine, pc, output, image, timeout or 0)
         kept = True
 

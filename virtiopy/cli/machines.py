@@ -11,6 +11,7 @@ import click
 from virtiopy.cli import attachments
 from virtiopy.cli.check import DriverChecking, driver_check_option, unusual_device_options
 from virtiopy.cli.options import Seconds, accelerator_option, note, parse_size
+from virtiopy.cli.sandboxed import Sandbox, sandbox_option
 from virtiopy.cli.signals import ended_by_signals
 from virtiopy.devices.registry import entries
 from virtiopy.errors import ConfigError
@@ -40,6 +41,7 @@ class MachineOptions:
     control: Path | None
     pcap: Path | None
     check_driver: str | None
+    sandbox: Sandbox
     device_variant: str | None = None
     hostile: str | None = None
 
@@ -48,6 +50,7 @@ def machine_options(function: Callable[..., int]) -> Callable[..., int]:
     """Give a subcommand the options of a machine with devices, and of a run's time and report."""
     options: list[Callable[[Callable[..., int]], Callable[..., int]]] = [
         driver_check_option,
+        sandbox_option,
         unusual_device_options,
         accelerator_option,
         click.option(
@@ -174,6 +177,7 @@ def open_machine(
         variant=options.device_variant,
         hostile=options.hostile,
     )
+    options.sandbox.writes(checking.path)
     if options.pcap is not None:
         attached["net"] = with_pcap(attached["net"], options.pcap)
     # What watches the queues watches them in Python.
@@ -184,6 +188,7 @@ def open_machine(
             parsed = attachments.parse(entry, text)
             choice = attachments.mode_of(entry, parsed, mode)
             device = attachments.build(entry, parsed)
+            options.sandbox.attaches(entry, parsed)
             machine.add_device(
                 device,
                 f"{entry.name}{number}",

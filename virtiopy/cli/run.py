@@ -9,6 +9,7 @@ import click
 from virtiopy.cli.devices import DeviceCommand, attach_options
 from virtiopy.cli.machines import MachineOptions, machine_options, open_machine
 from virtiopy.cli.main import EXIT_GUEST_FAILED
+from virtiopy.cli.sandboxed import Sandbox
 from virtiopy.errors import ConfigError
 from virtiopy.files import check_output
 
@@ -85,6 +86,7 @@ def command(
     pcap: Path | None,
     json_path: Path | None,
     check_driver: str | None,
+    sandbox: str,
     device_variant: str | None,
     hostile: str | None,
     **attached: tuple[str, ...],
@@ -110,6 +112,7 @@ def command(
         control=control,
         pcap=pcap,
         check_driver=check_driver,
+        sandbox=Sandbox(sandbox),
         device_variant=device_variant,
         hostile=hostile,
     )
@@ -179,6 +182,9 @@ def _run_guest(
         machine.boot(image, append)
         if printed is not None:
             machine.on_stop.append(printed.hurry)
+        options.sandbox.reads(image.path)
+        options.sandbox.writes(json_path)
+        options.sandbox.enter()
         ending = run_to_end(machine, timeout, image.path)
         results = parse_tap(output.text, whole=output.is_whole)
         passed = ending.result.status == 0 and results.passed
@@ -249,6 +255,10 @@ def _run_kernel(
             pc.boot(kernel, f"{kernelrun.DEFAULT_WORDS} {append}".strip(), initrd)
             if printed is not None:
                 machine.on_stop.append(printed.hurry)
+            options.sandbox.reads(path)
+            options.sandbox.opens(serial)
+            options.sandbox.writes(json_path)
+            options.sandbox.enter()
             status, ending = kernelrun.run_to_the_end(machine, pc, output, path, timeout or 0)
         kept = True
 

@@ -15,11 +15,13 @@ from virtiopy.cli.devices import DeviceCommand, served_device
 from virtiopy.cli.main import EXIT_GUEST_FAILED
 from virtiopy.cli.options import parse_mode
 from virtiopy.cli.output import PATIENCE, patient_output
+from virtiopy.cli.sandboxed import Sandbox, sandbox_option
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.devices.entry import DeviceEntry
 from virtiopy.devices.registry import entry_named
 from virtiopy.errors import ConfigError
 from virtiopy.eventloop import READABLE, EventLoop
+from virtiopy.sandbox.calls import Ability
 from virtiopy.sockets import OWNER_ONLY
 
 if TYPE_CHECKING:
@@ -67,6 +69,7 @@ docs/vhost-user.md has network devices, libvirt and other VMMs, and systemd.
     help="Who may connect to --socket, as in 0660; 0600 where it is not given, whatever the umask.",
 )
 @driver_check_option
+@sandbox_option
 def command(
     *,
     device: str,
@@ -76,6 +79,7 @@ def command(
     socket_fd: int | None,
     socket_mode: int | None,
     check_driver: str | None,
+    sandbox: str,
 ) -> int:
     """Serve DEVICE to another VMM over vhost-user, until SIGTERM or Ctrl-C.
 
@@ -90,6 +94,10 @@ def command(
     from virtiopy.vhost.user.server import Server
 
     checking = DriverChecking.open(check_driver, exit_free=False)
+    box = Sandbox(sandbox)
+    box.writes(checking.path)
+    if connect:
+        box.abilities |= Ability.CONNECT
 
     with contextlib.ExitStack() as stack:
         # First of all: a program that sees the socket may end this one.
@@ -99,13 +107,15 @@ def command(
         source, name = _source(path, socket_fd, socket_mode, connect=connect)
         if isinstance(source, socket.socket):
             stack.callback(source.close)
-        served, lease, mode = _build(entry_named(device), options)
+        served, lease, mode = _build(entry_named(device), options, box)
         stack.callback(served.close)
         loop = stack.enter_context(EventLoop("serve"))
         server = Server(served, loop, source, kept=path is None, lease=lease)
         # Closed on this thread, as the loop ran here: nothing is done beside it any more.
         with server:
             checking.watch_frontend(device, server.backend.lifecycle)
+            # Before there are threads that work rings.
+            box.enter()
             # What watches the queues watches them in Python.
             if mode.required or not checking.watches:
                 _delegate(served, mode)
@@ -159,7 +169,7 @@ def _inherited(fd: int) -> socket.socket:
 
 
 def _build(
-    entry: DeviceEntry, text: str
+    entry: DeviceEntry, text: str, box: Sandbox
 ) -> "tuple[VirtioDevice, Lease | None, attachments.ModeChoice]":
     """Build the device, what its rings claim, and say what is to work them."""
     options = parse(entry, text)
@@ -170,6 +180,7 @@ def _build(
     if vhost_user_path(options) is not None:
         raise ConfigError("What is served already can only be attached: name an image.")
     served, lease = build_served(entry, options)
+    box.attaches(entry, options)
     return served, lease, attachments.mode_of(entry, options, attachments.AUTO)
 
 

@@ -26,17 +26,19 @@ _OWN = (
         option=Option(
             "--disk",
             "PATH|URL[,format=FORMAT][,readonly=on][,cache=writeback|writethrough|none][,serial=ID]"
-            "[,queues=N][,queue-size=N][,workers=N][,poll-us=N]"
+            "[,reaches=PATH]...[,queues=N][,queue-size=N][,workers=N][,poll-us=N]"
             "[,mode=trapped|ioeventfd|native|auto], or vhost-user=SOCKET",
             "Attach a raw image or block device; or one that another process serves at a socket. "
             "In native mode `workers` threads in C work its queues, one a queue at most, and each "
             "polls for up to `poll-us` microseconds before it sleeps. "
             "Images in another format, by the file's name or `format`, as qcow2, vmdk, vhdx or "
-            "vdi, and http and nbd URLs, are served by qemu-storage-daemon.",
+            "vdi, and http and nbd URLs, are served by qemu-storage-daemon; each file that such an "
+            "image names, as a backing file, has to be named by `reaches`.",
             keys=(
                 *("readonly", "cache", "serial", "queues", "queue-size", "format"),
                 *("workers", "poll-us"),
             ),
+            repeatable=("reaches",),
         ),
         build=f"{_CLI}:build_disk",
         build_served=f"{_CLI}:build_served_disk",

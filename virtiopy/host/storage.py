@@ -20,12 +20,19 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
+from weakref import WeakSet
 
 from virtiopy.closing import Closing
 from virtiopy.errors import ConfigError
 from virtiopy.host.disk import CacheMode
+from virtiopy.host.references import check_references
+from virtiopy.sandbox.helper import Confinement, capability_options, helper_rules
+from virtiopy.sandbox.landlock import Rule
 
 log = logging.getLogger(__name__)
+
+#: Those of this process, which its own sandbox has to let start again.
+running: "WeakSet[StorageDaemon]" = WeakSet()
 
 DAEMON = "qemu-storage-daemon"
 
@@ -84,7 +91,8 @@ def format_of(name: str) -> str:
 class Image:
     """An image for the daemon: a path or a URL, its format in QEMU's words, how it is used.
 
-    `readonly` left at None is on for what cannot be written, as over http.
+    `readonly` left at None is on for what cannot be written, as over http. `reaches` are the other
+    files that it may name, as a backing file.
     """
 
     name: str
@@ -92,6 +100,12 @@ class Image:
     readonly: bool | None = None
     cache: CacheMode = CacheMode.WRITEBACK
     num_queues: int = 1
+    reaches: tuple[Path, ...] = ()
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that it is in: its own, and those that it may name."""
+        return [*([] if is_url(self.name) else [Path(self.name)]), *self.reaches]
 
     @property
     def is_readonly(self) -> bool:
@@ -201,20 +215,28 @@ class StorageDaemon(Closing):
                 )
         self.image = image
         self._blockdev = image.blockdev()
+        if not is_url(image.name):
+            check_references(Path(image.name), image.format, image.reaches, format_of)
         with contextlib.ExitStack() as opened:
             # mkdtemp: no other user may enter.
             self._folder = Path(opened.enter_context(tempfile.TemporaryDirectory("", "virtiopy-")))
             self.path = self._folder / "blk.sock"
             self._ready = self._folder / "ready"
             self._stderr = self._folder / "stderr"
+            self._confinement = opened.enter_context(Confinement(self.rules()))
             self._process = self._start()
             opened.callback(self._end)
             self._wait_until_ready()
             self._release = opened.pop_all()
+        running.add(self)
 
     def close(self) -> None:
         """End it, once what is in flight is done."""
         self._release.close()
+
+    def rules(self) -> list[Rule]:
+        """Return what it needs of the host's files."""
+        return list(helper_rules(self._folder, self.image.files))
 
     @property
     def pid(self) -> int:
@@ -240,7 +262,9 @@ class StorageDaemon(Closing):
     def _start(self) -> subprocess.Popen[bytes]:
         self._ready.unlink(missing_ok=True)
         command = [
-            *("setpriv", "--pdeathsig", signal.Signals.SIGTERM.name.removeprefix("SIG"), DAEMON),
+            *("setpriv", "--pdeathsig", signal.Signals.SIGTERM.name.removeprefix("SIG")),
+            *capability_options(self.image.files),
+            DAEMON,
             *("--blockdev", self._blockdev, "--export", self.image.export(self.path)),
             *("--pidfile", str(self._ready)),
         ]
@@ -252,6 +276,8 @@ class StorageDaemon(Closing):
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
                 process_group=0,
+                # No more than system calls, and no lock of ours.
+                preexec_fn=self._confinement.before_exec(),  # noqa: PLW1509
             )
 
     def _wait_until_ready(self) -> None:

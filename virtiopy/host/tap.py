@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 from virtiopy._native import CData, ffi, lib
 from virtiopy.closing import Closing
 from virtiopy.errors import ConfigError, HostError
+from virtiopy.host.linkcounts import LinkCounts
 from virtiopy.host.tapconfig import TapConfig
 from virtiopy.virtqueue.buffers import Buffers
 
@@ -64,6 +65,7 @@ class Tap(Closing):
         self._attached = [True] * config.queues
         self._namespace = _open_namespace(config.netns)
         self._netlink: socket.socket | None = None
+        self._counts: LinkCounts | None = None
         try:
             self._in_namespace(self._open)
         except BaseException:
@@ -83,6 +85,9 @@ class Tap(Closing):
         if self._netlink is not None:
             self._netlink.close()
             self._netlink = None
+        if self._counts is not None:
+            self._counts.close()
+            self._counts = None
         if self._namespace is not None:
             os.close(self._namespace)
             self._namespace = None
@@ -155,7 +160,7 @@ class Tap(Closing):
                 f"with `{config.ip} link set {self.name} mtu {config.mtu}`."
             )
         self.mtu = found.mtu if config.mtu is None else config.mtu
-        self._index = found.index
+        self._counts = LinkCounts(found.index)
         self._dropped_before = found.tx_dropped
         if config.create and config.persistent:
             # Last, so that nothing stays of one that failed.
@@ -371,8 +376,9 @@ class Tap(Closing):
 
     def dropped(self) -> int:
         """Count the frames that the tap dropped because they were not read, since it was opened."""
-        found = self._in_namespace(lambda route: _find(route, self._index))
-        return found.tx_dropped - self._dropped_before if found else 0
+        assert self._counts is not None
+        dropped = self._counts.tx_dropped()
+        return 0 if dropped is None else dropped - self._dropped_before
 
 
 def _open_namespace(name: str | None) -> int | None:
@@ -425,13 +431,12 @@ def _drain(events: socket.socket) -> None:
                 raise
 
 
-def _find(route: "IPRoute", which: str | int) -> _Found | None:
-    """Look an interface up by name or index; None without one."""
+def _find(route: "IPRoute", name: str) -> _Found | None:
+    """Look an interface up by its name; None without one."""
     from pyroute2.netlink.exceptions import NetlinkError  # noqa: PLC0415
 
-    key = {"ifname": which} if isinstance(which, str) else {"index": which}
     try:
-        link = route.link("get", **key)[0]
+        link = route.link("get", ifname=name)[0]
     except NetlinkError as error:
         if error.code == errno.ENODEV:
             return None

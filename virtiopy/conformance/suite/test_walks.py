@@ -1,6 +1,8 @@
 """Random walks of a driver: whatever it does, and in whatever order, the device keeps its word."""
 
+import contextlib
 import os
+import stat
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +18,12 @@ from virtiopy.conformance.sessions.trace import Trace
 from virtiopy.conformance.targets.target import Target
 from virtiopy.conformance.walks.steps import Step, save
 from virtiopy.conformance.walks.walk import Walk
+
+#: What a file of a walk is called, around what makes the name its own.
+PREFIX, SUFFIX = "virtiopy-walk-", ".txt"
+
+#: How many of them stay: those of the last runs that failed.
+KEPT = 20
 
 
 @pytest.fixture
@@ -62,10 +70,24 @@ def test_a_random_walk(request: pytest.FixtureRequest, virtio_target: Target, wa
 
 
 def new_file() -> Path:
-    """Return an empty file that stays, unlike those in tmp_path."""
-    descriptor, name = tempfile.mkstemp(prefix="virtiopy-walk-", suffix=".txt")
+    """Return an empty file that stays until KEPT newer ones are there."""
+    descriptor, name = tempfile.mkstemp(prefix=PREFIX, suffix=SUFFIX)
     os.close(descriptor)
+    forget_older(Path(name).parent)
     return Path(name)
+
+
+def forget_older(folder: Path) -> None:
+    """Remove this user's files of walks in a folder, but for the newest."""
+    mine: list[tuple[int, Path]] = []
+    for path in folder.glob(f"{PREFIX}*{SUFFIX}"):
+        # Another run may be removing it, too.
+        with contextlib.suppress(FileNotFoundError):
+            status = path.lstat()
+            if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid():
+                mine.append((status.st_mtime_ns, path))
+    for _, path in sorted(mine)[:-KEPT]:
+        path.unlink(missing_ok=True)
 
 
 def names_of(session: Session) -> list[str]:

@@ -1,0 +1,74 @@
+"""The option --sandbox, and what the other options need of it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from virtiopy.cli.attachments import needs_storage_daemon, vhost_user_path
+from virtiopy.cli.options import DeviceOptions, note
+from virtiopy.devices.entry import DeviceEntry
+from virtiopy.sandbox.calls import Ability
+from virtiopy.sandbox.files import removed, written
+from virtiopy.sandbox.landlock import READ, Rule
+from virtiopy.sandbox.process import SandboxMode, enter
+
+
+def sandbox_option(function: Callable[..., int]) -> Callable[..., int]:
+    """Give a subcommand the option --sandbox."""
+    return click.option(
+        "--sandbox",
+        type=click.Choice([mode.value for mode in SandboxMode]),
+        default=SandboxMode.AUTO.value,
+        show_default=True,
+        help="Give up, once all is set up, every capability, file and system call that is not "
+        "needed any more; auto does with what the kernel has, on refuses one that lacks a part.",
+    )(function)
+
+
+class Sandbox:
+    """Collects what the options of a command line need, and then enters the sandbox."""
+
+    def __init__(self, mode: str) -> None:
+        self.mode = SandboxMode(mode)
+        self.abilities = Ability.NONE
+        self.rules: list[Rule] = []
+
+    def reads(self, path: Path) -> None:
+        """Keep a file that is read again."""
+        self.rules.append(Rule(path, READ))
+
+    def writes(self, path: Path | None) -> None:
+        """Keep a file that is written at the end."""
+        if path is not None:
+            self.rules.append(written(path))
+
+    def attaches(self, entry: DeviceEntry, options: DeviceOptions) -> None:
+        """Keep what a device of the command line needs."""
+        if vhost_user_path(options) is not None:
+            self.abilities |= Ability.CONNECT
+        elif entry.name == "blk" and needs_storage_daemon(options):
+            from virtiopy.host.storage import running
+
+            self.abilities |= Ability.START
+            for daemon in running:
+                self.rules += daemon.rules()
+        if entry.name == "console":
+            for target in (
+                options.main,
+                *(text.partition(":")[2] for text in options.texts("port")),
+            ):
+                self.opens(target)
+
+    def opens(self, target: str) -> None:
+        """Keep what the host's side of a port takes away at its end: a link to a terminal."""
+        kind, _, rest = target.partition(":")
+        if kind == "pty" and rest:
+            self.rules.append(removed(Path(rest)))
+
+    def enter(self) -> None:
+        """Enter it, for good; raises ConfigError and HostError."""
+        # Threads that work rings let it through.
+        from virtiopy.worker.thread import REMINDER
+
+        enter(self.mode, self.abilities, self.rules, signal_number=REMINDER, note=note)
