@@ -166,6 +166,8 @@ MAY_IMPORT = {
         "vhost",
         "virtqueue",
     ],
+    # The command, for python -m virtiopy.
+    "__main__": ["cli"],
     "cli": [
         *LOW,
         "__version__",

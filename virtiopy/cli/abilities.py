@@ -61,7 +61,12 @@ def examine() -> Iterator[Finding]:
     yield _examine_qemu()
     yield _examine_storage_daemon()
     names = ", ".join(guest_names())
-    yield Finding("guest images", bool(names), names, "" if names else "build them: make setup")
+    yield Finding(
+        "guest images",
+        bool(names),
+        names,
+        "" if names else "build them with make setup, or install virtiopy again",
+    )
 
 
 def _examine_kvm() -> Iterator[Finding]:
