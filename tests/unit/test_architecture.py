@@ -81,7 +81,16 @@ MAY_IMPORT = {
         "devices.base",
         "devices.delegation",
     ],
-    "host": [*LOW, "eventloop", "memory", "sandbox", "spec", "virtqueue", "devices.streams"],
+    "host": [
+        *LOW,
+        "eventloop",
+        "memory",
+        "sandbox",
+        "spec",
+        "virtqueue",
+        "devices.ninep",
+        "devices.streams",
+    ],
     "accel.kvm": [*LOW, "memory", "cpu"],
     "accel.tcg": [*LOW, "memory", "cpu", "eventloop"],
     "accel": [*LOW, "memory", "cpu", "eventloop"],
@@ -166,6 +175,8 @@ MAY_IMPORT = {
         "vhost",
         "virtqueue",
     ],
+    # The command, for python -m virtiopy.
+    "__main__": ["cli"],
     "cli": [
         *LOW,
         "__version__",

@@ -37,6 +37,7 @@ PROGRAMS = {
     "e2fsck": "e2fsprogs",
     "ethtool": "ethtool",
     "blkdiscard": "util-linux",
+    "rngtest": "rng-tools5",
 }
 #: Mounts that disk, and makes `host` the command that runs a program of it.
 MOUNT_PROGRAMS = """

@@ -18,7 +18,7 @@ from virtiopy.devices.streams import Size, StreamUser
 from virtiopy.eventloop import EventLoop
 from virtiopy.linux import initramfs
 from virtiopy.linux.cache import cache_folder
-from virtiopy.linux.kernels import find_kernel
+from virtiopy.linux.kernels import LinuxKernel, find_kernel
 from virtiopy.linux.unpacked import unpacked
 from virtiopy.memory import GuestMemory
 from virtiopy.virtqueue.buffers import Buffers, total
@@ -144,8 +144,9 @@ class Linux(Closing):
         modules: Sequence[str] = MODULES,
         programs: Sequence[Path] = (),
         image: Path | None = None,
+        kernel: LinuxKernel | None = None,
     ) -> None:
-        kernel = find_kernel(cache_folder())
+        kernel = kernel or find_kernel(cache_folder())
         contents = initramfs.Contents(kernel, tuple(modules), tuple(programs))
         # The agent's input is the serial port, without a line discipline of its own.
         task = initramfs.Task([AGENT])

@@ -152,6 +152,6 @@ def _pvh_entry(path: Path, description: bytes) -> int:
     if len(description) not in (4, 8) or entry >> 32:
         raise ConfigError(
             f"The guest image {path} has a PVH note without a 32-bit address in it: "
-            "link one in, as guest_drivers/ shows."
+            "link one in, of type 18 and name Xen, that holds the entry point's address in 4 bytes."
         )
     return entry

@@ -39,7 +39,7 @@ def prepare(memory: GuestMemory, cpu: Cpu, image: GuestImage, parameters: BootPa
     if image.pvh_entry is None:
         raise ConfigError(
             f"The guest image {image.path} has no PVH note (XEN_ELFNOTE_PHYS32_ENTRY): "
-            "link one in, as guest_drivers/ shows."
+            "link one in, of type 18 and name Xen, that holds the entry point's address in 4 bytes."
         )
     base = _place(memory, image, parameters)
     image.load(memory)

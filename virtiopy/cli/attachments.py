@@ -365,6 +365,20 @@ def build_net(options: DeviceOptions) -> VirtioDevice:
     return device
 
 
+def build_share(options: DeviceOptions) -> VirtioDevice:
+    """Make a 9P device of `PATH,tag=NAME[,readonly=on]`."""
+    from virtiopy.devices.ninep import TAG_MAX, NineP
+    from virtiopy.host.share import Share
+
+    tag = options.text("tag", "")
+    if not tag or not is_text(tag) or len(tag.encode()) > TAG_MAX:
+        raise ConfigError(
+            f"--share has tag={tag}: give it a name of up to {TAG_MAX} bytes, by which the guest "
+            "mounts it, as in --share folder,tag=files."
+        )
+    return NineP(Share(Path(options.main), readonly=options.flag("readonly")), tag)
+
+
 def connect_net(socket: Path, options: DeviceOptions) -> VirtioDevice:
     """Make the network device that another process serves at a socket; raises ConfigError."""
     from virtiopy.host.tapconfig import parse_mac

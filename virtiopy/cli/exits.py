@@ -170,7 +170,8 @@ def command(
     told otherwise. Its set-up is not counted. Shown are the exits to userspace by register, the
     exits that the kernel counted, interrupts and kicks, time, and the CPU time of each thread, all
     for one request. With COMMAND the guest is Linux, with its drivers, and what COMMAND does is
-    counted. docs/exits.md explains every column.
+    counted. The page exits.md explains every column: it is in docs/ of the sources, and in
+    share/doc/virtiopy of an installation.
     """
     from datetime import UTC, datetime
 

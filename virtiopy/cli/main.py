@@ -91,6 +91,26 @@ def cli() -> None:
 cli.params.append(verbose_option())
 
 
+def _show_man_page(ctx: click.Context, option: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        from virtiopy.cli.manpage import man_page
+
+        click.echo(man_page(cli, ctx), nl=False)
+        ctx.exit()
+
+
+cli.params.append(
+    click.Option(
+        ["--man"],
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_show_man_page,
+        help="Print the man page: virtiopy --man | man -l -",
+    )
+)
+
+
 def _is_ours_or_serious(record: logging.LogRecord) -> bool:
     """Leave out what libraries tell of themselves, as pyroute2 does for each netlink message.
 

@@ -8,6 +8,7 @@ import click
 from virtiopy.cli.attachments import needs_storage_daemon, vhost_user_path
 from virtiopy.cli.options import DeviceOptions, note
 from virtiopy.devices.entry import DeviceEntry
+from virtiopy.errors import ConfigError
 from virtiopy.sandbox.calls import Ability
 from virtiopy.sandbox.files import removed, written
 from virtiopy.sandbox.landlock import READ, Rule
@@ -53,6 +54,14 @@ class Sandbox:
             self.abilities |= Ability.START
             for daemon in running:
                 self.rules += daemon.rules()
+        if entry.name == "ninep":
+            # Each driver gets a diod of its own, in a root of its own: both are started later on.
+            if self.mode is SandboxMode.ON:
+                raise ConfigError(
+                    "--share starts diod while the VM runs, which --sandbox on forbids: leave one "
+                    "of them out."
+                )
+            self.mode = SandboxMode.OFF
         if entry.name == "console":
             for target in (
                 options.main,

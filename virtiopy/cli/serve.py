@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     -machine q35,memory-backend=ram -chardev socket,id=blk,path=blk.sock,reconnect=1 \\
     -device vhost-user-blk-pci,chardev=blk,num-queues=4
 
-docs/vhost-user.md has network devices, libvirt and other VMMs, and systemd.
+The page vhost-user.md (docs/ of the sources, share/doc/virtiopy of an installation)
+has network devices, libvirt and other VMMs, and systemd.
 """,
 )
 @click.argument("options", default="")

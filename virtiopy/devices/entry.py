@@ -204,6 +204,9 @@ class DeviceEntry:
     #: The guest driver that exercises it, where that has another name.
     guest: str = ""
 
+    #: Its word in the names of feature bits, where that is not its own name in capitals.
+    feature_word: str = ""
+
     #: What `virtiopy exits` measures of it, if it does.
     workload: Workload | None = None
 
@@ -238,4 +241,4 @@ class DeviceEntry:
     @property
     def feature_prefix(self) -> str:
         """How the names of its own feature bits begin in the specification."""
-        return f"VIRTIO_{self.name.upper()}_F_"
+        return f"VIRTIO_{self.feature_word or self.name.upper()}_F_"

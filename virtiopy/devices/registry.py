@@ -9,7 +9,14 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 
 from virtiopy.devices.base import DeviceCommand
-from virtiopy.devices.entry import DeviceEntry, Direction, LinuxCounter, Option, Workload
+from virtiopy.devices.entry import (
+    DeviceEntry,
+    Direction,
+    Example,
+    LinuxCounter,
+    Option,
+    Workload,
+)
 from virtiopy.errors import ConfigError
 from virtiopy.spec import DeviceId
 
@@ -173,6 +180,31 @@ _OWN = (
             "cd /sys/class/net/eth0/statistics && "
             "cat tx_packets rx_packets | awk '{ n += $1 } END { print n }'",
         ),
+    ),
+    DeviceEntry(
+        name="ninep",
+        device_id=DeviceId.NINE_P,
+        kind="9P file system",
+        device="virtiopy.devices.ninep:NineP",
+        option=Option(
+            "--share",
+            "PATH,tag=NAME[,readonly=on][,mode=trapped|ioeventfd]",
+            "Share a folder of the host's, which Linux mounts by its tag: "
+            "mount -t 9p -o trans=virtio,version=9p2000.L NAME /mnt. Debian's diod serves it, "
+            "where no path leads out of it.",
+            keys=("tag", "readonly"),
+        ),
+        build=f"{_CLI}:build_share",
+        # What the file server has in flight cannot be settled when a frontend stops a ring.
+        served=False,
+        feature_word="9P",
+        # Tversion, and the Rversion that agrees: messages of 8192 bytes, 9P2000.L.
+        example=Example(
+            readable=bytes.fromhex("15000000 64 ffff 00200000 0800") + b"9P2000.L",
+            answer=bytes.fromhex("15000000 65 ffff 00200000 0800") + b"9P2000.L",
+        ),
+        rigs={"ninep": f"{_RIGS}:build_ninep"},
+        linux_modules=("9pnet_virtio", "9p"),
     ),
 )
 

@@ -10,12 +10,14 @@ from typing import cast
 
 from virtiopy.conformance.targets.disks import BlkHost
 from virtiopy.conformance.targets.hosts import BalloonHost, ConsoleHost, Host, Link, NetHost
+from virtiopy.conformance.targets.ninep import VersionServer
 from virtiopy.devices.balloon import Balloon
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.devices.blk import Blk
 from virtiopy.devices.console import Console
 from virtiopy.devices.entry import DeviceEntry, NoOptions, Options, find
 from virtiopy.devices.net import Net
+from virtiopy.devices.ninep import NineP
 from virtiopy.devices.registry import entries
 from virtiopy.devices.rng import Rng
 
@@ -84,6 +86,11 @@ def build_balloon(kind: type[Balloon] = Balloon) -> Rig:
     """Make a balloon that has everything to offer."""
     device = kind(deflate_on_oom=True)
     return Rig(device, BalloonHost(device))
+
+
+def build_ninep(kind: type[NineP] = NineP) -> Rig:
+    """Make a 9P device whose server answers at once."""
+    return Rig(kind(VersionServer(), "conformance"))
 
 
 class _Builders(Mapping[str, Factory]):

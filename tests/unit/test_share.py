@@ -1,0 +1,123 @@
+"""A folder that diod serves, asked as a driver that keeps to no rule asks."""
+
+import queue
+import shutil
+import struct
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from virtiopy.devices.ninep import HEADER_SIZE, RLERROR, make_message
+from virtiopy.errors import ConfigError
+from virtiopy.eventloop import EventLoop
+from virtiopy.host.share import Share, find_tool
+
+pytestmark = [
+    pytest.mark.skipif(find_tool("diod") is None, reason="apt-get install diod"),
+    pytest.mark.skipif(shutil.which("bwrap") is None, reason="apt-get install bubblewrap"),
+]
+
+TLOPEN, TATTACH, TVERSION, TWALK, TREAD = 12, 104, 100, 110, 116
+NO_FID = 0xFFFFFFFF
+SECRET = b"not for the guest"
+SECONDS = 60
+
+
+def text(value: bytes) -> bytes:
+    return struct.pack("<H", len(value)) + value
+
+
+class Client:
+    """A client of 9P2000.L that waits for each answer."""
+
+    def __init__(self, share: Share, loop: EventLoop) -> None:
+        self.lock = threading.RLock()
+        self.answers: queue.Queue[bytes | None] = queue.Queue()
+        self.share = share
+        with self.lock:
+            assert share.start(loop, self)
+        self.ask(TVERSION, struct.pack("<I", 8192) + text(b"9P2000.L"), 0xFFFF)
+        attach = struct.pack("<II", 1, NO_FID) + text(b"nobody") + text(b"/etc")
+        assert self.ask(TATTACH, attach + struct.pack("<I", NO_FID))[4] == TATTACH + 1
+
+    def answered(self, message: bytes) -> None:
+        self.answers.put(message)
+
+    def server_gone(self) -> None:
+        self.answers.put(None)
+
+    def ask(self, kind: int, body: bytes, tag: int = 1) -> bytes:
+        with self.lock:
+            self.share.send(make_message(kind, tag, body))
+        answer = self.answers.get(timeout=SECONDS)
+        assert answer is not None
+        return answer
+
+    def read(self, *names: bytes) -> bytes | None:
+        """Walk there, open and read; None where any of it is refused."""
+        walk = struct.pack("<IIH", 1, 2, len(names)) + b"".join(map(text, names))
+        answer = self.ask(TWALK, walk)
+        if answer[4] == RLERROR or struct.unpack_from("<H", answer, HEADER_SIZE)[0] < len(names):
+            return None
+        if self.ask(TLOPEN, struct.pack("<II", 2, 0))[4] == RLERROR:
+            return None
+        answer = self.ask(TREAD, struct.pack("<IQI", 2, 0, 4096))
+        return None if answer[4] == RLERROR else answer[HEADER_SIZE + 4 :]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "file").write_bytes(b"for the guest")
+    (tmp_path / "outside").write_bytes(SECRET)
+    return folder
+
+
+@pytest.fixture
+def client(folder: Path) -> Iterator[Client]:
+    share = Share(folder)
+    with EventLoop() as loop:
+        loop.start()
+        client = Client(share, loop)
+        yield client
+        with client.lock:
+            share.close()
+
+
+def test_a_file_is_read_whatever_the_driver_calls_the_folder(client: Client) -> None:
+    assert client.read(b"file") == b"for the guest"
+
+
+@pytest.mark.parametrize("target", ["..", "{outside}"], ids=["relative", "absolute"])
+def test_a_link_does_not_lead_out(client: Client, folder: Path, target: str) -> None:
+    (folder / "way").symlink_to(target.format(outside=folder.parent))
+    assert (folder / "way" / "outside").read_bytes() == SECRET
+    assert client.read(b"way", b"outside") is None
+
+
+@pytest.mark.parametrize(
+    "names", [[b"..", b"outside"], [b"../outside"], [b"file/../../outside"]], ids=str
+)
+def test_two_dots_do_not_lead_out(client: Client, names: list[bytes]) -> None:
+    assert client.read(*names) is None
+
+
+def test_a_folder_that_is_none_is_the_users_fault(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is no folder"):
+        Share(tmp_path / "missing")
+
+
+@pytest.mark.parametrize(
+    ("tool", "package"), [("diod", "diod"), ("bwrap", "bubblewrap")], ids=["diod", "bwrap"]
+)
+def test_a_missing_program_is_named_with_its_package(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tool: str, package: str
+) -> None:
+    monkeypatch.setattr(
+        "virtiopy.host.share.find_tool", lambda name: None if name == tool else f"/usr/bin/{name}"
+    )
+    with pytest.raises(ConfigError, match=f"needs {tool}, .* apt-get install {package}"):
+        Share(folder)

@@ -1,0 +1,233 @@
+"""Folders of the host's that a guest has: diod serves them, as 9P2000.L on a socket pair.
+
+diod follows a path as the host's kernel does, symbolic links and `..` with it. So it runs where
+there is no path out of the folder: bubblewrap gives it a root of its own, which has diod with its
+libraries, for reading, and the folder.
+"""
+
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+from collections import deque
+from functools import partial
+from pathlib import Path
+
+from virtiopy.devices.ninep import HEADER_SIZE, MESSAGE_MAX, FileServerUser, header_of, make_message
+from virtiopy.errors import ConfigError
+from virtiopy.eventloop import READABLE, WRITABLE, EventLoop, Watch
+
+log = logging.getLogger(__name__)
+
+#: Where the folder is for diod.
+_INSIDE = b"/share"
+
+#: Seconds that diod may take to end, once its socket is closed.
+ENDING_TIME = 5.0
+
+_TATTACH = 104
+#: The n_uname of a user who has only a name.
+_NO_NUMBER = 0xFFFFFFFF
+_CHUNK = 1 << 18
+_ROOT_LINKS = ("bin", "sbin", "lib", "lib64")
+
+
+class Share:
+    """The file server of a folder; raises ConfigError where there is none, or no program for it."""
+
+    def __init__(self, folder: Path, *, readonly: bool = False) -> None:
+        self.folder, self.readonly = folder, readonly
+        for tool, package in (("diod", "diod"), ("bwrap", "bubblewrap")):
+            if find_tool(tool) is None:
+                raise ConfigError(
+                    f"The share {folder} needs {tool}, which is not here: "
+                    f"apt-get install {package}."
+                )
+        if not folder.is_dir():
+            raise ConfigError(f"The share {folder} is no folder: name one that is.")
+        if not os.access(folder, os.R_OK | os.X_OK):
+            raise ConfigError(f"The share {folder} cannot be read: name a folder that can.")
+        self._session: Session | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The process of diod, while a driver uses it."""
+        return None if self._session is None else self._session.process.pid
+
+    def start(self, loop: EventLoop | None, user: FileServerUser) -> bool:
+        """Start diod; without a loop its answers would not be noticed, so it is not started."""
+        if loop is None:
+            return False
+        ours, its = socket.socketpair()
+        with its:
+            try:
+                process = subprocess.Popen(
+                    self._command(its.fileno()),
+                    pass_fds=[its.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    # The terminal's Ctrl-C is for us alone.
+                    process_group=0,
+                )
+            except OSError as error:
+                log.warning("diod cannot be started: %s", error.strerror)
+                ours.close()
+                return False
+        self._session = Session(ours, process, loop, user)
+        return True
+
+    def _command(self, fd: int) -> list[str]:
+        root = ["--ro-bind", "/usr", "/usr", "--dev", "/dev"]
+        for name in _ROOT_LINKS:
+            path = Path("/", name)
+            if path.is_symlink():
+                root += ["--symlink", os.readlink(path), f"/{name}"]
+            elif path.is_dir():
+                root += ["--ro-bind", f"/{name}", f"/{name}"]
+        bind = "--ro-bind" if self.readonly else "--bind"
+        root += [bind, str(self.folder.resolve()), _INSIDE.decode(), "--die-with-parent"]
+        diod = ["-f", "-n", "-N", "-c", "/dev/null", "-L", "stderr", "-e", _INSIDE.decode()]
+        return [
+            *(find_tool("bwrap") or "bwrap", *root, "--", find_tool("diod") or "diod", *diod),
+            *("-r", str(fd), "-w", str(fd)),
+        ]
+
+    def send(self, message: bytes) -> None:
+        """Send a request; one that names a folder names ours."""
+        assert self._session is not None
+        self._session.send(_attached_here(message))
+
+    def end(self) -> None:
+        """End diod, and what it has open."""
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+
+    def close(self) -> None:
+        """End diod."""
+        self.end()
+
+
+def find_tool(tool: str) -> str | None:
+    """Return where a program is, also where only root looks for it."""
+    return shutil.which(tool) or shutil.which(tool, path="/usr/sbin:/sbin")
+
+
+def _attached_here(message: bytes) -> bytes:
+    """Return a message with the folder's name, and the user that diod may be, in a Tattach.
+
+    Tattach has fid[4] afid[4] uname[s] aname[s] n_uname[4] after the header; one that is cut short
+    is left to diod to refuse.
+    """
+    if message[4] != _TATTACH:
+        return message
+    position = HEADER_SIZE + 8
+    position += 2 + _number(message, position, 2)
+    end = position + 2 + _number(message, position, 2)
+    if len(message) < end + 4:
+        return message
+    user = _number(message, end, 4)
+    if os.geteuid() != 0 or user == _NO_NUMBER:
+        # diod can be no other user than we are, and knows no user by a name: as which Linux's
+        # driver mounts.
+        user = os.geteuid()
+    rest = message[HEADER_SIZE:position] + len(_INSIDE).to_bytes(2, "little") + _INSIDE
+    return make_message(_TATTACH, header_of(message)[2], rest + user.to_bytes(4, "little"))
+
+
+def _number(message: bytes, position: int, size: int) -> int:
+    return int.from_bytes(message[position : position + size], "little")
+
+
+class Session:
+    """One diod and the socket to it; the caller holds the device's lock."""
+
+    def __init__(
+        self,
+        stream: socket.socket,
+        process: subprocess.Popen[bytes],
+        loop: EventLoop,
+        user: FileServerUser,
+    ) -> None:
+        self.process = process
+        self._stream, self._user, self._loop = stream, user, loop
+        self._input = bytearray()
+        self._output: deque[memoryview] = deque()
+        self._closed = False
+        stream.setblocking(False)
+        self._watch: Watch = loop.watch(stream.fileno(), READABLE, self._ready, "a share")
+
+    def send(self, message: bytes) -> None:
+        """Send a message, now or when there is room."""
+        self._output.append(memoryview(message))
+        self._write()
+
+    def _ready(self, events: int) -> None:
+        with self._user.lock:
+            if self._closed:
+                return
+            if events & WRITABLE:
+                self._write()
+            if events & ~WRITABLE:
+                self._read()
+
+    def _write(self) -> None:
+        # A server that is gone is noticed where its socket is read.
+        with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
+            while self._output:
+                sent = self._stream.send(self._output[0])
+                if sent == len(self._output[0]):
+                    self._output.popleft()
+                else:
+                    self._output[0] = self._output[0][sent:]
+        self._watch.events = READABLE | (WRITABLE if self._output else 0)
+
+    def _read(self) -> None:
+        try:
+            data = self._stream.recv(_CHUNK)
+        except BlockingIOError:
+            return
+        except ConnectionResetError:
+            data = b""
+        if not data:
+            self._fail()
+            return
+        self._input += data
+        while len(self._input) >= HEADER_SIZE and not self._closed:
+            size = header_of(self._input)[0]
+            if not HEADER_SIZE <= size <= MESSAGE_MAX:
+                self._fail()
+                return
+            if len(self._input) < size:
+                return
+            message = bytes(self._input[:size])
+            del self._input[:size]
+            self._user.answered(message)
+
+    def _fail(self) -> None:
+        self.close()
+        self._user.server_gone()
+
+    def close(self) -> None:
+        """End diod: it ends by itself once its socket is closed."""
+        if self._closed:
+            return
+        self._closed = True
+        self._loop.unwatch(self._watch)
+        self._stream.close()
+        self.process.send_signal(signal.SIGTERM)
+        # It has nothing to complete, and a loop does not wait for it.
+        threading.Thread(target=partial(_reap, self.process), name="diod's end").start()
+
+
+def _reap(process: subprocess.Popen[bytes]) -> None:
+    try:
+        process.wait(ENDING_TIME)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
