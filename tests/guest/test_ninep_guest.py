@@ -24,6 +24,7 @@ def test_the_ninep_guest_passes(tmp_path: Path, mode: str, name: str) -> None:
     assert outcome.failures() == []
     assert outcome.status == 0, outcome.errors
     assert len(outcome.report["tests"]) > 20
+    assert "No sandbox: --share starts diod" in outcome.errors
 
 
 def test_a_sandbox_that_is_asked_for_is_not_left_out_in_silence(tmp_path: Path) -> None:

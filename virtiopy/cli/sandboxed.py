@@ -61,6 +61,8 @@ class Sandbox:
                     "--share starts diod while the VM runs, which --sandbox on forbids: leave one "
                     "of them out."
                 )
+            if self.mode is SandboxMode.AUTO:
+                note("No sandbox: --share starts diod while the VM runs.")
             self.mode = SandboxMode.OFF
         if entry.name == "console":
             for target in (
