@@ -1,8 +1,10 @@
-"""4 KiB requests a second of one vhost-user-blk client: virtiopy serve and qemu-storage-daemon.
+"""4 KiB requests a second of a virtio-blk client: virtiopy, qemu-storage-daemon, a bare C loop.
 
 The same raw image for all, in the page cache; random reads and writes with 1 and 32 in flight, by a
 client that polls the used ring and by one that waits for interrupts. The client's virtqueue is
-driven by C (vhost_user_client.c), so that it is not what is measured. Example:
+driven by C (vhost_user_client.c), so that it is not what is measured. virtiopy serves once as it
+does by default and once with VIRTIOPY_NATIVE=off; floor.c is the least that a device can do.
+Example:
 python -m bench.vhost_user --rounds 5
 """
 
@@ -12,7 +14,7 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -36,18 +38,23 @@ FEATURES = feature_mask(
 )
 
 CLIENT = Path(__file__).with_name("vhost_user_client.c")
+FLOOR = Path(__file__).with_name("floor.c")
 
 #: The peers, by how qemu-storage-daemon has the kernel do its I/O.
 AIO = ["io_uring", "threads"]
 OURS = "virtiopy serve blk"
+OURS_IN_PYTHON = "virtiopy serve blk, VIRTIOPY_NATIVE=off"
+
+#: Starts a peer for an image and a socket; gives the client's first ten numbers.
+Peer = Callable[[Path, Path], AbstractContextManager[list[int]]]
 
 
-def build_client(folder: Path) -> Path:
-    """Compile the client."""
-    client = folder / "client"
+def build(source: Path, folder: Path) -> Path:
+    """Compile a program of one file."""
+    program = folder / source.stem
     flags = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror"]
-    subprocess.run(["gcc", *flags, "-o", str(client), str(CLIENT)], check=True)
-    return client
+    subprocess.run(["gcc", *flags, "-o", str(program), str(source)], check=True)
+    return program
 
 
 def make_image(path: Path, mebibytes: int) -> int:
@@ -66,6 +73,12 @@ def serve_with_virtiopy(image: Path, path: Path) -> Backend:
     return Backend([str(VIRTIOPY), "serve", "blk", options, "--socket", str(path)], path)
 
 
+def serve_with_python(image: Path, path: Path) -> Backend:
+    options = f"{image},queue-size={QUEUE_SIZE}"
+    command = ["env", "VIRTIOPY_NATIVE=off", str(VIRTIOPY), "serve", "blk", options]
+    return Backend([*command, "--socket", str(path)], path)
+
+
 def serve_with_qemu(aio: str, image: Path, path: Path) -> Backend:
     command = [
         STORAGE_DAEMON,
@@ -77,8 +90,8 @@ def serve_with_qemu(aio: str, image: Path, path: Path) -> Backend:
 
 
 @contextmanager
-def session(path: Path) -> Iterator[list[int]]:
-    """Set the device up as a VMM would; gives the client's first ten numbers."""
+def ring() -> Iterator[tuple[GuestMemory, DriverQueue, list[int]]]:
+    """Lay out a ring and its buffers; gives the client's first ten numbers too."""
     with ExitStack() as stack:
         memory = stack.enter_context(GuestMemory.allocate(MEMORY_SIZE))
         allocator = Allocator(0, MEMORY_SIZE)
@@ -86,17 +99,44 @@ def session(path: Path) -> Iterator[list[int]]:
         kick, call = (os.eventfd(0, os.EFD_CLOEXEC) for _ in range(2))
         stack.callback(os.close, kick)
         stack.callback(os.close, call)
-        frontend = stack.enter_context(VhostUserFrontend(connect(path)))
-        frontend.set_features(FEATURES)
-        frontend.set_memory(memory)
-        frontend.start_ring(0, Vring(QUEUE_SIZE, queue.areas, QueueState(), kick, call), memory)
         slots = allocator.take(QUEUE_SIZE * 32, BLOCK)
         data = allocator.take(QUEUE_SIZE * BLOCK, BLOCK)
-        yield [
+        numbers = [
             *(memory.regions[0].fd, MEMORY_SIZE, kick, call, QUEUE_SIZE),
             *(queue.areas.descriptor, queue.areas.driver, queue.areas.device, slots, data),
         ]
+        yield memory, queue, numbers
+
+
+@contextmanager
+def over_vhost_user(
+    serve: Callable[[Path, Path], Backend], image: Path, path: Path
+) -> Iterator[list[int]]:
+    """Start a backend and set its device up as a VMM would."""
+    with (
+        serve(image, path),
+        ring() as (memory, queue, numbers),
+        VhostUserFrontend(connect(path)) as frontend,
+    ):
+        kick, call = numbers[2:4]
+        frontend.set_features(FEATURES)
+        frontend.set_memory(memory)
+        frontend.start_ring(0, Vring(QUEUE_SIZE, queue.areas, QueueState(), kick, call), memory)
+        yield numbers
         frontend.stop_ring(0)
+
+
+@contextmanager
+def bare_loop(program: Path, image: Path, path: Path) -> Iterator[list[int]]:
+    """Start floor.c, which is given the ring itself and needs no socket."""
+    with ring() as (_memory, _queue, numbers):
+        command = [str(program), str(image), *map(str, numbers[:8])]
+        descriptors = [numbers[0], *numbers[2:4]]
+        with subprocess.Popen(command, pass_fds=descriptors) as loop:
+            try:
+                yield numbers
+            finally:
+                loop.kill()
 
 
 class Bench:
@@ -106,14 +146,12 @@ class Bench:
         self._folder = folder
         self._image = folder / "disk.img"
         self._blocks = make_image(self._image, mebibytes)
-        self._client = build_client(folder)
+        self._client = build(CLIENT, folder)
 
-    def measure(
-        self, serve: Callable[[Path, Path], Backend], *, depth: int, wait: bool, write: bool
-    ) -> float:
-        """Return the requests a second of a backend that was just started."""
+    def measure(self, peer: Peer, *, depth: int, wait: bool, write: bool) -> float:
+        """Return the requests a second of a peer that was just started."""
         path = self._folder / "blk.sock"
-        with serve(self._image, path), session(path) as numbers:
+        with peer(self._image, path) as numbers:
             settings = [self._blocks, depth, int(wait), int(write)]
             done = subprocess.run(
                 [str(self._client), *map(str, [*numbers, *settings])],
@@ -123,7 +161,7 @@ class Bench:
                 check=False,
             )
         if done.returncode:
-            give_up(f"{done.stderr.strip()} (the backend is {serve})")
+            give_up(f"{done.stderr.strip()} (the peer is {peer})")
         return float(done.stdout)
 
 
@@ -135,13 +173,20 @@ def main() -> None:
     arguments = parser.parse_args()
     require(STORAGE_DAEMON, "qemu-system-common")
     require("gcc", "gcc")
-    backends: dict[str, Callable[[Path, Path], Backend]] = {
-        OURS: serve_with_virtiopy,
-        **{f"{STORAGE_DAEMON}, aio={aio}": partial(serve_with_qemu, aio) for aio in AIO},
-    }
     results: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), arguments.size)
+        peers: dict[str, Peer] = {
+            OURS: partial(over_vhost_user, serve_with_virtiopy),
+            OURS_IN_PYTHON: partial(over_vhost_user, serve_with_python),
+            **{
+                f"{STORAGE_DAEMON}, aio={aio}": partial(
+                    over_vhost_user, partial(serve_with_qemu, aio)
+                )
+                for aio in AIO
+            },
+            "bare C loop": partial(bare_loop, build(FLOOR, Path(folder))),
+        }
         for write, depth, wait in itertools.product([False, True], [1, 32], [False, True]):
             what = (
                 f"{'writes' if write else 'reads'}, depth {depth}, "
@@ -150,8 +195,8 @@ def main() -> None:
             print(f"\n4 KiB random {what}")
             figures = by_turns(
                 {
-                    name: partial(bench.measure, serve, depth=depth, wait=wait, write=write)
-                    for name, serve in backends.items()
+                    name: partial(bench.measure, peer, depth=depth, wait=wait, write=write)
+                    for name, peer in peers.items()
                 },
                 arguments.rounds,
             )
