@@ -4,8 +4,8 @@ The same raw image for all, in the page cache; random reads and writes with 1 an
 client that polls the used ring and by one that waits for interrupts. The client's virtqueue is
 driven by C (vhost_user_client.c), so that it is not what is measured. virtiopy serves once as it
 does by default and once with VIRTIOPY_NATIVE=off; floor.c is the least that a device can do.
-Example:
-python -m bench.vhost_user --rounds 5
+
+    python -m bench.vhost_user --rounds 5
 """
 
 import argparse
