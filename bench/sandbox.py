@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from bench.common import VIRTIOPY, by_turns, require, tell, write_json
-from bench.vhost_user import QUEUE_SIZE, Bench
+from bench.vhost_user import QUEUE_SIZE, Bench, over_vhost_user
 from tests.guest.vhost_user import Backend
 
 #: By what works the rings.
@@ -41,7 +41,7 @@ def main() -> None:
                     {
                         f"sandbox {choice}": partial(
                             bench.measure,
-                            partial(serve, mode, choice),
+                            partial(over_vhost_user, partial(serve, mode, choice)),
                             depth=depth,
                             wait=True,
                             write=False,
