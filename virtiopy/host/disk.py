@@ -15,12 +15,10 @@ from pathlib import Path
 from virtiopy._native import ffi, lib
 from virtiopy.closing import Closing
 from virtiopy.errors import ConfigError
+from virtiopy.host.limits import IOV_MAX
 from virtiopy.virtqueue.buffers import Buffers, gather, scatter, split_at, total
 
 SECTOR_SIZE = 512
-
-#: The most pieces that one preadv or pwritev takes.
-IOV_MAX = 1024
 
 
 class CacheMode(enum.StrEnum):

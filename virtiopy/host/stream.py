@@ -22,13 +22,11 @@ from virtiopy.devices.streams import Size, StreamUser
 from virtiopy.errors import ConfigError, DriverError
 from virtiopy.eventloop import READABLE, WRITABLE, EventLoop, Watch
 from virtiopy.files import create_output, is_special
+from virtiopy.host.limits import IOV_MAX
 from virtiopy.sockets import OWNER_ONLY, SocketFile, bind_listener
 from virtiopy.virtqueue.buffers import Buffers, total
 
 log = logging.getLogger(__name__)
-
-#: The most buffers of one writev(2).
-IOV_MAX = 1024
 
 #: How often a pseudoterminal that no process has open is looked at: nothing tells of an open(2).
 PTY_POLL_SECONDS = 0.1

@@ -54,7 +54,7 @@ class NativeAccount(Protocol):
         """Have C keep the account from now on: `queue` is a struct vp_virtq."""
 
 
-class Lender(Protocol):
+class RingWorker(Protocol):
     """What a queue asks of the ring of a worker without the interpreter that has it."""
 
     def take(self) -> int | None:
@@ -81,10 +81,10 @@ class NativeChain:
     """A descriptor chain (queue.Chain): its token is the index of its first descriptor.
 
     `room` is how many bytes are writable. `slot` is where the ring of a worker that handed it up,
-    `lender`, keeps it.
+    `worker`, keeps it.
     """
 
-    __slots__ = ("lender", "readable", "room", "slot", "token", "writable")
+    __slots__ = ("readable", "room", "slot", "token", "worker", "writable")
 
     #: No observer that wants them is served here.
     descriptors: Sequence[Descriptor] = ()
@@ -95,14 +95,14 @@ class NativeChain:
         readable: Sequence[memoryview],
         writable: Sequence[memoryview],
         room: int,
-        lender: Lender | None = None,
+        worker: RingWorker | None = None,
         slot: int = 0,
     ) -> None:
         self.token = token
         self.readable = readable
         self.writable = writable
         self.room = room
-        self.lender = lender
+        self.worker = worker
         self.slot = slot
 
 
@@ -175,7 +175,7 @@ class NativeQueue:
         # The chains that the device has, in the order in which they were popped.
         self._in_flight: dict[Chain, None] = {}
         # The ring of a worker that has the queue.
-        self._lent_to: Lender | None = None
+        self._delegated_to: RingWorker | None = None
         self._observers = tuple(observers)
         for observer in self._observers:
             assert isinstance(observer, NativeAccount)
@@ -211,11 +211,11 @@ class NativeQueue:
         While a worker has the queue, these are the chains that it does not serve.
         """
         chains: list[Chain] = []
-        if self._lent_to is None:
+        if self._delegated_to is None:
             self._take_available(chains, limit)
         else:
-            chains += self._take_handed_up(self._lent_to, limit)
-            if not chains and self._lent_to.is_broken:
+            chains += self._take_handed_up(self._delegated_to, limit)
+            if not chains and self._delegated_to.is_broken:
                 raise self._fault()
         for chain in chains:
             self._in_flight[chain] = None
@@ -314,12 +314,12 @@ class NativeQueue:
             # A chain may have room for 2^32 bytes; len holds one less, and may be an underestimate.
             self._put(chain, min(written, USED_LEN_MAX))
             del self._in_flight[chain]
-        if self._lent_to is None:
+        if self._delegated_to is None:
             lib.vp_virtq_publish(self.native)
 
     def _put(self, chain: NativeChain, written: int) -> None:
-        if chain.lender is not None:
-            chain.lender.give(chain.slot, written)
+        if chain.worker is not None:
+            chain.worker.give(chain.slot, written)
             return
         native = self._chains[0]
         native.head = chain.token
@@ -418,28 +418,28 @@ class NativeQueue:
     # A worker without the interpreter
 
     @property
-    def is_lent(self) -> bool:
+    def is_delegated(self) -> bool:
         """Whether a worker without the interpreter has the queue."""
-        return self._lent_to is not None
+        return self._delegated_to is not None
 
-    def lend(self, lender: Lender) -> None:
-        """Leave the queue to a worker: it touches nothing of `native` any more until `unlend`.
+    def delegate(self, worker: RingWorker) -> None:
+        """Leave the queue to a worker: it touches nothing of `native` any more until `reclaim`.
 
         Raises ValueError while chains are in flight.
         """
         if self.native.in_flight:
             raise ValueError(f"{self.native.in_flight} chains are in flight")
-        self._lent_to = lender
+        self._delegated_to = worker
         self._probe[0] = self.native[0]
 
-    def unlend(self) -> Sequence[Chain]:
+    def reclaim(self) -> Sequence[Chain]:
         """Have the queue again, once the worker has left it.
 
         Returns the chains that it has handed up, and that were not popped: they are in flight, for
         the caller to complete.
         """
-        lender, self._lent_to = self._lent_to, None
-        chains = [] if lender is None else self._take_handed_up(lender, None)
+        worker, self._delegated_to = self._delegated_to, None
+        chains = [] if worker is None else self._take_handed_up(worker, None)
         for chain in chains:
             self._in_flight[chain] = None
         if self._in_flight:
@@ -447,26 +447,26 @@ class NativeQueue:
             self.native.since_rejected = 0
         return chains
 
-    def _take_handed_up(self, lender: Lender, limit: int | None) -> list[Chain]:
-        for fault in lender.rejects():
+    def _take_handed_up(self, worker: RingWorker, limit: int | None) -> list[Chain]:
+        for fault in worker.rejects():
             self._note_reject(fault)
         chains: list[Chain] = []
-        while (limit is None or len(chains) < limit) and (slot := lender.take()) is not None:
-            head = lender.head_of(slot)
-            chain = self._copy(lender, slot) if head is None else self._walk(lender, slot, head)
+        while (limit is None or len(chains) < limit) and (slot := worker.take()) is not None:
+            head = worker.head_of(slot)
+            chain = self._copy(worker, slot) if head is None else self._walk(worker, slot, head)
             if chain is not None:
                 chains.append(chain)
         return chains
 
-    def _copy(self, lender: Lender, slot: int) -> NativeChain:
-        native = lender.chain_of(slot)
+    def _copy(self, worker: RingWorker, slot: int) -> NativeChain:
+        native = worker.chain_of(slot)
         views = self._views(native.iov, native.readable + native.writable)
         middle = native.readable
         return NativeChain(
-            native.head, views[:middle], views[middle:], native.writable_bytes, lender, slot
+            native.head, views[:middle], views[middle:], native.writable_bytes, worker, slot
         )
 
-    def _walk(self, lender: Lender, slot: int, head: int) -> NativeChain | None:
+    def _walk(self, worker: RingWorker, slot: int, head: int) -> NativeChain | None:
         """Take a chain apart that has more pieces than the worker holds."""
         native, batch = self._chains, self._batch
         while True:
@@ -476,12 +476,12 @@ class NativeQueue:
             self._make_room(2 * batch.iov_room)
         if result == lib.VP_POP_REJECTED:
             self._note_reject(self._probe.fault)
-            lender.give(slot, 0)
+            worker.give(slot, 0)
             return None
         first = native[0]
         views = self._views(self._pieces, first.readable + first.writable)
         middle = first.readable
-        return NativeChain(head, views[:middle], views[middle:], first.writable_bytes, lender, slot)
+        return NativeChain(head, views[:middle], views[middle:], first.writable_bytes, worker, slot)
 
     # Notifications (2.7.7, 2.7.10)
 
@@ -490,11 +490,11 @@ class NativeQueue:
 
         A worker that has the queue sends them itself.
         """
-        return self._lent_to is None and bool(lib.vp_virtq_should_interrupt(self.native))
+        return self._delegated_to is None and bool(lib.vp_virtq_should_interrupt(self.native))
 
     def disable_kicks(self) -> None:
         """Advise the driver that no kick is needed (2.7.10)."""
-        if self._lent_to is None:
+        if self._delegated_to is None:
             lib.vp_virtq_disable_kicks(self.native)
 
     def enable_kicks(self) -> bool:
@@ -502,7 +502,7 @@ class NativeQueue:
 
         Returns True when there is one already, for which no kick may come: pop again.
         """
-        return self._lent_to is None and bool(lib.vp_virtq_enable_kicks(self.native))
+        return self._delegated_to is None and bool(lib.vp_virtq_enable_kicks(self.native))
 
 
 def _native_memory(memory: GuestMemory) -> CData:

@@ -116,7 +116,7 @@ class WorkerThread(Closing):
 class NativeRing:
     """A queue for a thread in C, and the eventfds of its notifications; these stay the caller's.
 
-    It is the queue's Lender between `start` and `stop`.
+    It is the queue's RingWorker between `start` and `stop`.
     """
 
     def __init__(self, queue: NativeQueue, kick: int, call: int | None) -> None:
@@ -133,7 +133,7 @@ class NativeRing:
 
     def start(self, thread: WorkerThread) -> None:
         """Leave the queue to the thread; raises ValueError while chains are in flight."""
-        self.queue.lend(self)
+        self.queue.delegate(self)
         self._thread = thread
         thread.start(self)
 
@@ -146,7 +146,7 @@ class NativeRing:
             return []
         self._thread.stop(self)
         self._thread = None
-        return self.queue.unlend()
+        return self.queue.reclaim()
 
     @property
     def counts(self) -> RingCounts:
@@ -154,7 +154,7 @@ class NativeRing:
         counts = self.native.counts
         return RingCounts(*(getattr(counts, one.name) for one in fields(RingCounts)))
 
-    # What the queue asks (virtqueue.native.Lender)
+    # What the queue asks (virtqueue.native.RingWorker)
 
     def take(self) -> int | None:
         """Take the next chain that was handed up, by its slot."""

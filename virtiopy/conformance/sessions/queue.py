@@ -103,6 +103,11 @@ class SessionQueue(DriverQueue):
         self.memory.write(self.areas.device, b"\xff" * (4 + 8 * self.size))
         self._note("used ring = ff ff ff ...")
 
+    def corrupt_used_entries(self) -> None:
+        """Fill the used ring's entries with what no device has written; idx stays (2.7.8)."""
+        self.memory.write(self.areas.device + 4, b"\xee" * (8 * self.size))
+        self._note("used ring entries = ee ee ee ...")
+
     # Where a field is that another thread is to change
 
     def descriptor_address(self, index: int) -> int:

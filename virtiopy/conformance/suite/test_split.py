@@ -207,8 +207,7 @@ def test_length_and_content_are_there_before_the_index_counts_them(
     session: Session, driver: DeviceDriver
 ) -> None:
     driver.start()
-    queue = session.queues[driver.main_queue]
-    session.memory.write(queue.areas.device + 4, b"\xee" * (8 * queue.size))
+    session.queues[driver.main_queue].corrupt_used_entries()
     for _ in range(100):
         driver.good()
 
