@@ -20,6 +20,9 @@ from virtiopy.conformance.targets.builders import BUILDERS, Factory
 #: How long a mutant is waited for, and a sound device: that may be slow, on a slow machine.
 PATIENCE = {"broken": 1.5, "sound": 10}
 
+#: How many mutants of an area share a run.
+PART = 20
+
 #: The sound devices that test_targets.py puts to the suite anyway.
 WHOLE: Mapping[Factory, str] = {
     **{builder: f"inproc:{name}" for name, builder in BUILDERS.items()},
@@ -72,18 +75,21 @@ def run(area: str, kind: str, targets: Mapping[str, Iterable[str]], folder: Path
 
 @dataclass(slots=True, frozen=True)
 class Runs:
-    """The runs of each area: one of all its mutants, one of those sound devices that need one."""
+    """The runs of each area: of some of its mutants, and of those sound devices that need one."""
 
     once: Once
     whole: WholeRuns
 
-    def broken(self, area: str) -> SuiteRun:
-        """Return the run of an area's mutants."""
+    def broken(self, area: str, mutant: Mutant) -> SuiteRun:
+        """Return the run of a mutant, and of some others of its area."""
+        part = AREAS[area].index(mutant) // PART
         targets = {
-            f"MUTANTS[{number}].target": [mutant.clause]
-            for number, mutant in enumerate(AREAS[area])
+            f"MUTANTS[{number}].target": [one.clause]
+            for number, one in enumerate(AREAS[area])
+            if number // PART == part
         }
-        return kept(self.once.fill(f"broken-{area}", partial(run, area, "broken", targets)))
+        name = f"broken-{area}-{part}"
+        return kept(self.once.fill(name, partial(run, area, "broken", targets)))
 
     def sound(self, area: str, mutant: Mutant) -> tuple[SuiteRun, str]:
         """Return a run with the sound device of a mutant, and what that is called there."""
@@ -108,7 +114,7 @@ def runs(once: Once, whole_runs: WholeRuns) -> Runs:
 def test_a_mutant_fails_a_test_of_the_statement_that_it_breaks(
     runs: Runs, area: str, mutant: Mutant
 ) -> None:
-    done = runs.broken(area)
+    done = runs.broken(area, mutant)
     outcomes = done.outcomes(mutant.target.name, mutant.clause)
     # What a device SHOULD do is a warning, and what is only remarked on fails no test.
     assert outcomes & {"failed", "warning"} or mutant.clause in REMARKED, done.output

@@ -79,7 +79,8 @@ def test_qemu_storage_daemon_meets_every_statement_but_the_known(tmp_path: Path)
         *("-k", "not random_walk"),
         f"--virtio-spawn={command}",
         "--virtio-device=blk",
-        "--virtio-patience=1",
+        # Once a request was never used, a fifth of this: as long as a loaded machine may take.
+        "--virtio-patience=5",
         f"--virtio-report={report}",
         folder=tmp_path,
     )
