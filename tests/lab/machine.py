@@ -35,8 +35,12 @@ _TOOLS = {
     "file": "file",
 }
 
-#: Kernel parameters that cost emulated instructions, and protect from nobody here.
-_PARAMETERS = ["mitigations=off", "no5lvl", "init_on_alloc=0", "apparmor=0", "audit=0"]
+#: Kernel parameters: against what costs emulated instructions and protects nothing here; and for
+#: interfaces to keep their names where the host has udev, which would rename them.
+_PARAMETERS = [
+    *("mitigations=off", "no5lvl", "init_on_alloc=0", "apparmor=0", "audit=0"),
+    "net.ifnames=0",
+]
 
 
 @dataclass(slots=True, frozen=True)
