@@ -16,6 +16,7 @@ _HEAD = 1 << 20
 #: How far images may name others that name others.
 _DEPTH = 16
 
+_QCOW_MAGIC, _QED_MAGIC, _VMDK_MAGIC = b"QFI\xfb", b"QED\0", b"KDMV"
 _QCOW2_DATA_FILE = 1 << 2  # incompatible feature
 _QCOW2_DATA_FILE_NAME = 0x44415441  # header extension
 _QED_BACKING_FILE = 1 << 0
@@ -32,9 +33,10 @@ def references(path: Path, format_: str) -> Sequence[str]:
     with path.open("rb") as image:
         head = image.read(_HEAD)
     match format_:
-        case "qcow2" | "qcow":
+        # What is of another format names nothing: QEMU refuses it.
+        case "qcow2" | "qcow" if head.startswith(_QCOW_MAGIC):
             return list(_of_qcow2(head))
-        case "qed":
+        case "qed" if head.startswith(_QED_MAGIC):
             return list(_of_qed(head))
         case "vmdk":
             return list(_of_vmdk(head))
@@ -79,7 +81,7 @@ def _kind_of(path: Path, by_name: str) -> str:
             head = image.read(4)
     except OSError:
         return by_name
-    return {b"QFI\xfb": "qcow2", b"QED\0": "qed", b"KDMV": "vmdk"}.get(head, by_name)
+    return {_QCOW_MAGIC: "qcow2", _QED_MAGIC: "qed", _VMDK_MAGIC: "vmdk"}.get(head, by_name)
 
 
 def _number(head: bytes, offset: int, size: int, order: Literal["big", "little"] = "big") -> int:
@@ -115,7 +117,7 @@ def _of_qed(head: bytes) -> Iterator[str]:
 
 def _of_vmdk(head: bytes) -> Iterator[str]:
     text = head
-    if head.startswith(b"KDMV"):
+    if head.startswith(_VMDK_MAGIC):
         start, size = _number(head, 28, 8, "little"), _number(head, 36, 8, "little")
         text = head[start * _VMDK_SECTOR : (start + size) * _VMDK_SECTOR]
         if _number(head, 12, 8, "little"):
