@@ -17,6 +17,9 @@ from tests.conformance.zoned import build_zoned
 from virtiopy.conformance.marks import clauses_to_tests
 from virtiopy.conformance.targets.builders import BUILDERS, Factory
 
+# It tests the suite, and not what the suite tests: for `make test`.
+pytestmark = pytest.mark.thorough
+
 #: How long a mutant is waited for, and a sound device: that may be slow, on a slow machine.
 PATIENCE = {"broken": 1.5, "sound": 10}
 
