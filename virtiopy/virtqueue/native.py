@@ -417,11 +417,6 @@ class NativeQueue:
 
     # A worker without the interpreter
 
-    @property
-    def is_delegated(self) -> bool:
-        """Whether a worker without the interpreter has the queue."""
-        return self._delegated_to is not None
-
     def delegate(self, worker: RingWorker) -> None:
         """Leave the queue to a worker: it touches nothing of `native` any more until `reclaim`.
 
