@@ -235,13 +235,14 @@ def test_a_mode_that_a_device_lacks_is_a_row_that_says_why(tmp_path: Path) -> No
 @needs_kvm
 def test_native_mode_leaves_the_loop_out(tmp_path: Path) -> None:
     image = make_image(tmp_path / "disk.img")
-    arguments = ("--disk", image, "--requests", "50")
+    arguments = ("--disk", image, "--requests", "2000")
     document = compare(tmp_path, *arguments, modes="ioeventfd,native", exit_free="on")
 
     ioeventfd, native = (mode["measured"] for mode in document["modes"])
     assert native["userspace_exits"] == 0
     assert ioeventfd["userspace_exits"] == 0
-    assert native["cpu_seconds"]["loop"] < 0.1 * ioeventfd["cpu_seconds"]["loop"]
+    # What the loop does in native mode is done once; in ioeventfd mode, for each of the requests.
+    assert native["cpu_seconds"]["loop"] < 0.5 * ioeventfd["cpu_seconds"]["loop"]
 
 
 @needs_kvm

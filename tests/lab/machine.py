@@ -35,12 +35,12 @@ _TOOLS = {
     "file": "file",
 }
 
-#: Kernel parameters: against what costs emulated instructions and protects nothing here; and for
-#: interfaces to keep their names where the host has udev, which would rename them.
-_PARAMETERS = [
-    *("mitigations=off", "no5lvl", "init_on_alloc=0", "apparmor=0", "audit=0"),
-    "net.ifnames=0",
-]
+#: Kernel parameters against what costs emulated instructions and protects nothing here.
+_PARAMETERS = ["mitigations=off", "no5lvl", "init_on_alloc=0", "apparmor=0", "audit=0"]
+
+#: Where virtme-ng looks for udev. The lab is booted without the host's: it would rename interfaces
+#: (whatever net.ifnames says, where the host is a container) and take half a minute of each boot.
+_UDEV = [Path("/usr/lib/systemd/systemd-udevd"), Path("/lib/systemd/systemd-udevd")]
 
 
 @dataclass(slots=True, frozen=True)
@@ -165,6 +165,17 @@ def _path() -> str:
     return os.pathsep.join([str(vng().parent), os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 
 
+def _without_udev() -> list[str]:
+    """Return what to put before a command so that it finds no udev among the host's files."""
+    programs = sorted({str(path.resolve()) for path in _UDEV if path.exists()})
+    if not programs:
+        return []
+    hide = [f"mount --bind /dev/null {shlex.quote(program)}" for program in programs]
+    rights = [] if os.geteuid() == 0 else ["--map-root-user"]
+    script = " && ".join([*hide, 'exec "$@"'])
+    return ["unshare", "--mount", *rights, "sh", "-c", script, "sh"]
+
+
 def _boot_command(kernel: LabKernel, share: Path, options: LabOptions) -> list[str]:
     # Not by its own path: virtme-ng hides some of the host's folders, as /var/tmp.
     shutil.copy(Path(__file__).with_name("inside.sh"), share)
@@ -172,7 +183,8 @@ def _boot_command(kernel: LabKernel, share: Path, options: LabOptions) -> list[s
     inside += options.modules
     return [
         # With the terminal as its own, so that all of it goes when we do, however that is.
-        *("setsid", "--ctty", sys.executable, str(vng()), "--verbose", "--run", str(kernel.image)),
+        *("setsid", "--ctty", *_without_udev()),
+        *(sys.executable, str(vng()), "--verbose", "--run", str(kernel.image)),
         *("--disable-kvm", "--force-9p", "--user", "root"),
         *("--cpus", str(options.cpus), "--memory", f"{options.memory}M"),
         *(word for parameter in _PARAMETERS for word in ("--append", parameter)),
