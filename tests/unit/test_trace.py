@@ -178,8 +178,8 @@ def test_a_sink_that_fails_ends_the_trace_and_not_the_device() -> None:
 # For ui.perfetto.dev
 
 
-def perfetto(events: Sequence[Stamped]) -> list[tuple[str, str, str]]:
-    """Write events, and return what is on which row, as the page's own library reads it."""
+def perfetto(events: Sequence[Stamped]) -> list[tuple[int, str, str]]:
+    """Write events, and return the lane, the row and the kind of each, as the page's own library reads it."""
     protos = pytest.importorskip(
         "perfetto.protos.perfetto.trace.perfetto_trace_pb2",
         reason="the extra `trace` is not installed",
@@ -192,7 +192,8 @@ def perfetto(events: Sequence[Stamped]) -> list[tuple[str, str, str]]:
         sink.take(event)
     sink.finish()
     trace = protos.Trace.FromString(bytes(written))
-    rows, shown = {}, []
+    rows = dict[int, str]()
+    shown = []
     for packet in trace.packet:
         if packet.HasField("track_descriptor"):
             track = packet.track_descriptor
@@ -201,7 +202,7 @@ def perfetto(events: Sequence[Stamped]) -> list[tuple[str, str, str]]:
         else:
             event = packet.track_event
             kind = protos.TrackEvent.Type.Name(event.type).removeprefix("TYPE_")
-            shown.append((rows[event.track_uuid], kind, event.name))
+            shown.append((event.track_uuid, rows[event.track_uuid], kind))
     return shown
 
 
@@ -210,15 +211,15 @@ def test_a_perfetto_trace_has_rows_for_driver_device_interrupts_and_requests() -
     with traced(LiveTrace(kept)) as driver:
         ask(driver)
     shown = perfetto(kept.stamped)
-    assert {row for row, _, _ in shown} == {
+    assert {row for _, row, _ in shown} == {
         "/rng0/driver",
         "/rng0/device",
         "/rng0/interrupts",
         "/rng0/requests of queue 0",
     }
-    requests = [kind for row, kind, _ in shown if row.endswith("requests of queue 0")]
+    requests = [kind for _, row, kind in shown if row.endswith("requests of queue 0")]
     assert requests == ["SLICE_BEGIN", "SLICE_END"]
-    interrupts = [kind for row, kind, _ in shown if row.endswith("interrupts")]
+    interrupts = [kind for _, row, kind in shown if row.endswith("interrupts")]
     assert interrupts == ["SLICE_BEGIN", "SLICE_END"]
 
 
@@ -229,22 +230,7 @@ def test_requests_at_the_same_time_lie_in_lanes_of_their_own() -> None:
 
     begin, end = Phase.BEGIN, Phase.END
     order = [(0, begin), (1, begin), (0, end), (2, begin), (1, end), (2, end)]
-    protos = pytest.importorskip(
-        "perfetto.protos.perfetto.trace.perfetto_trace_pb2",
-        reason="the extra `trace` is not installed",
-    )
-    from virtiopy.trace.perfetto import PerfettoSink
-
-    written = bytearray()
-    sink = PerfettoSink(written.extend)
-    for head, phase in order:
-        sink.take(request(head, phase))
-    events = [
-        packet.track_event
-        for packet in protos.Trace.FromString(bytes(written)).packet
-        if packet.HasField("track_event")
-    ]
-    lanes = [event.track_uuid for event in events]
+    lanes = [lane for lane, _, _ in perfetto([request(*one) for one in order])]
     assert lanes[0] == lanes[2] == lanes[3] == lanes[5]
     assert lanes[1] == lanes[4] != lanes[0]
 
