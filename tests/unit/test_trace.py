@@ -179,7 +179,7 @@ def test_a_sink_that_fails_ends_the_trace_and_not_the_device() -> None:
 
 
 def perfetto(events: Sequence[Stamped]) -> list[tuple[int, str, str]]:
-    """Write events, and return the lane, the row and the kind of each, as the page's own library reads it."""
+    """Write events; return the lane, the row and the kind of each, as Perfetto reads them."""
     protos = pytest.importorskip(
         "perfetto.protos.perfetto.trace.perfetto_trace_pb2",
         reason="the extra `trace` is not installed",
