@@ -80,6 +80,7 @@ def walk(folder: Path, *arguments: str) -> str:
     return run.stdout
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("broken", "options", "failure"),
     [
