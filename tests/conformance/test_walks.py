@@ -81,6 +81,7 @@ def walk(folder: Path, *arguments: str) -> str:
     return run.stdout
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("broken", "options", "failure"),
     [

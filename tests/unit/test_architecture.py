@@ -162,6 +162,8 @@ MAY_IMPORT = {
         "transport",
         "virtqueue",
     ],
+    # Words and events; of vhost-user it knows what a message is.
+    "trace": [*LOW, "spec", "transport", "vhost.user.messages", "virtqueue"],
     "conformance": [
         *LOW,
         "__version__",
@@ -171,6 +173,7 @@ MAY_IMPORT = {
         "memory",
         "spec",
         "statements",
+        "trace",
         "transport",
         "vhost",
         "virtqueue",
@@ -195,6 +198,7 @@ MAY_IMPORT = {
         "metrics",
         "sandbox",
         "sizes",
+        "trace",
         "transport",
         "vhost",
         "virtqueue",

@@ -15,6 +15,7 @@ from virtiopy.cli.machines import MachineOptions, machine_options, open_machine
 from virtiopy.cli.main import EXIT_GUEST_FAILED
 from virtiopy.cli.options import note
 from virtiopy.cli.sandboxed import Sandbox
+from virtiopy.cli.trace import TraceChoice
 from virtiopy.devices.registry import entries, entry_named
 from virtiopy.errors import ConfigError
 from virtiopy.files import check_output
@@ -94,6 +95,8 @@ def command(
     sandbox: str,
     device_variant: str | None,
     hostile: str | None,
+    trace: str | None,
+    trace_only: tuple[str, ...],
     words: tuple[str, ...],
     **attached: tuple[str, ...],
 ) -> int:
@@ -132,6 +135,7 @@ def command(
         sandbox=Sandbox(sandbox),
         device_variant=device_variant,
         hostile=hostile,
+        trace=TraceChoice(trace, trace_only),
     )
     cache = cache_folder()
     found = LinuxKernel.of(kernel) if kernel is not None else find_kernel(cache, note)

@@ -10,6 +10,7 @@ from virtiopy.cli.devices import DeviceCommand, attach_options
 from virtiopy.cli.machines import MachineOptions, machine_options, open_machine
 from virtiopy.cli.main import EXIT_GUEST_FAILED
 from virtiopy.cli.sandboxed import Sandbox
+from virtiopy.cli.trace import TraceChoice
 from virtiopy.errors import ConfigError
 from virtiopy.files import check_output
 
@@ -89,6 +90,8 @@ def command(
     sandbox: str,
     device_variant: str | None,
     hostile: str | None,
+    trace: str | None,
+    trace_only: tuple[str, ...],
     **attached: tuple[str, ...],
 ) -> int:
     """Run a guest driver or a kernel in a VM with virtio devices, and count its exits.
@@ -115,6 +118,7 @@ def command(
         sandbox=Sandbox(sandbox),
         device_variant=device_variant,
         hostile=hostile,
+        trace=TraceChoice(trace, trace_only),
     )
     if kernel is not None:
         if guest is not None:

@@ -393,9 +393,3 @@ class Session(Closing):
     def content(self, *pieces: Piece) -> bytes:
         """Return what is in buffers now."""
         return b"".join(self.memory.read(piece.address, piece.length) for piece in pieces)
-
-
-def status_words(status: int) -> str:
-    """Name the bits of the device status field."""
-    words = [bit.name for bit in DeviceStatus if status & bit and bit.name]
-    return "|".join(words) or "0"
