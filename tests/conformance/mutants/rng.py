@@ -53,7 +53,7 @@ MUTANTS = [
         [
             ("5.4.6.2:1", GivesNothing),
             ("5.4.6.2:1", RepeatsItself),
-            ("5.4.6.2:1", LeavesTheBufferAsItWas),
+            ("2.7.8.2:2", LeavesTheBufferAsItWas),
             ("5.4.6.2:2", WritesPastTheEnd),
             ("2.7.8.2:2", SaysMoreThanItGives),
         ],

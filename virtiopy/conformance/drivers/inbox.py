@@ -13,6 +13,10 @@ from virtiopy.conformance.drivers.net import (
     Header,
     NetDriver,
 )
+from virtiopy.conformance.problems import BrokenError
+
+#: The statement that num_buffers is about.
+NUM_BUFFERS = "5.1.9.3.2:1"
 
 #: How many buffers there are, where a test does not say.
 BUFFERS = 16
@@ -80,7 +84,8 @@ class Inbox:
         assert length >= HEADER_SIZE, f"a frame's first buffer has {length} bytes of its header"
         header = Header.decode(content)
         count = header.num_buffers if self._net.session.has("VIRTIO_NET_F_MRG_RXBUF") else 1
-        assert count > 0, "num_buffers is 0"
+        if not count:
+            raise BrokenError("num_buffers is 0", NUM_BUFFERS)
         if len(self._used) < count:
             return None
         parts = [self._used.popleft() for _ in range(count)]

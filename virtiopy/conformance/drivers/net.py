@@ -85,6 +85,10 @@ class Gso(enum.IntFlag):
     ECN = 0x80
 
 
+#: A gso_type that has no meaning.
+UNKNOWN_GSO = 2
+
+
 @dataclass(slots=True, frozen=True)
 class Header:
     """struct virtio_net_hdr (5.1.9)."""

@@ -81,7 +81,9 @@ def _shown_by(result: Result, failure: Failure) -> str | None:
     if failure.blame is Blame.SURE:
         return failure.clause
     if failure.blame is Blame.STEP:
-        return failure.clause if failure.clause in result.clauses else None
+        # A test of what a device MAY do has no other statement that could be broken.
+        own = failure.clause in result.clauses or (result.clauses and _own(result) is None)
+        return failure.clause if own else None
     return _own(result)
 
 

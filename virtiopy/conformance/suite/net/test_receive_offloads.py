@@ -12,6 +12,7 @@ from virtiopy.conformance.drivers.inbox import Inbox, Received
 from virtiopy.conformance.drivers.net import (
     NO_OFFLOADS,
     OTHER_MAC,
+    UNKNOWN_GSO,
     Gso,
     Header,
     HeaderFlag,
@@ -182,7 +183,9 @@ def test_no_udp_segments_without_guest_uso(net: NetDriver) -> None:
 
 @pytest.mark.clause("5.1.9.4.1:26")
 def test_nothing_is_to_be_segmented_without_any_such_feature(net: NetDriver) -> None:
-    got = received(net, *all_kinds(net), without=GUEST_GSO)
+    unknown = make(net, "tcp")
+    kinds = [*all_kinds(net), (unknown, header(unknown, UNKNOWN_GSO))]
+    got = received(net, *kinds, without=GUEST_GSO)
     same(sorted({frame.header.gso_type for frame in got}), [Gso.NONE], "gso_type")
 
 

@@ -1,0 +1,20 @@
+"""The mutants that are not one finding of the statement that they break, and why not."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(slots=True, frozen=True)
+class Exceptional:
+    """What a mutant is found by, and why that is not its own statement alone."""
+
+    failed: Sequence[str]
+    reason: str
+
+
+#: By the mutant's name, and the statement that it breaks.
+EXCEPTIONS: Mapping[tuple[str, str], Exceptional] = {
+    ("OffersZoned", "5.2.5.2:6"): Exceptional(
+        ["6.2:1"], "a legacy device breaks that before all, and cannot be judged any further"
+    ),
+}
