@@ -147,7 +147,7 @@ class VouchesForChecksums(_Rules):
     rules = _RashRules
 
 
-class _OnLink(Net):
+class OnLink(Net):
     """Has a link with a fault."""
 
     fault: ClassVar[type[Proxy]]
@@ -167,7 +167,7 @@ class _Fragmenter(Proxy):
             self.real.write(pair, [header, part])
 
 
-class Fragments(_OnLink):
+class Fragments(OnLink):
     fault = _Fragmenter
 
 
@@ -414,7 +414,7 @@ class _Eraser(Proxy):
         return length
 
 
-class LeavesNoSumOfThePseudoHeader(_OnLink):
+class LeavesNoSumOfThePseudoHeader(OnLink):
     fault = _Eraser
 
 

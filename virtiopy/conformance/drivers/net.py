@@ -8,8 +8,14 @@ from typing import ClassVar
 
 from virtiopy._native import ffi
 from virtiopy.conformance.clauses import features as named
+from virtiopy.conformance.clauses.definitions import WRITTEN
 from virtiopy.conformance.drivers.base import DeviceDriver, Request
-from virtiopy.conformance.problems import NotApplicableError
+from virtiopy.conformance.problems import (
+    BrokenError,
+    NoAnswerError,
+    NotApplicableError,
+    StepError,
+)
 from virtiopy.conformance.report.difference import difference
 from virtiopy.conformance.sessions.base import Session
 from virtiopy.conformance.targets.hosts import Link, NetHost
@@ -17,6 +23,9 @@ from virtiopy.spec import DeviceId, feature_mask, has_feature
 
 #: Bytes of struct virtio_net_hdr with VERSION_1 (5.1.9).
 HEADER_SIZE = ffi.sizeof("struct virtio_net_hdr_v1")
+
+#: What a frame that is sent comes to, and one that is received.
+SENT, RECEIVED = "5.1.9.2:1", "5.1.9.4:1"
 
 #: The first pair of virtqueues (5.1.2).
 RECEIVEQ, TRANSMITQ = 0, 1
@@ -225,14 +234,15 @@ class NetDriver(DeviceDriver):
         """
 
         def check(content: bytes, length: int) -> None:
-            assert length == 0, f"{length} bytes written to a transmit buffer"
+            self.check_sent(content, length)
             if not self.has_link:
                 return
-            while (sent := self.link.sent(queue // 2)) is not None:
+            while (sent := self.link.sent(queue // 2, seconds=self.session.patience)) is not None:
                 if sent[HEADER_SIZE:] == frame:
                     return
-                assert not next_out, f"another frame came out: {sent[:64].hex(' ', 4)}"
-            raise AssertionError("the frame did not come out of the link")
+                if next_out:
+                    raise StepError(f"another frame came out: {sent[:64].hex(' ', 4)}", SENT)
+            raise NoAnswerError("the frame did not come out of the link", SENT)
 
         return Request(queue, header.encode() + frame, 0, check)
 
@@ -242,10 +252,11 @@ class NetDriver(DeviceDriver):
         """Return a request to receive a frame that the link gets once the buffer is there."""
 
         def check(content: bytes, length: int) -> None:
-            assert length == HEADER_SIZE + len(frame), (
-                f"{length} bytes received, of a frame of {len(frame)} and its header"
-            )
-            assert not difference(content[HEADER_SIZE:length], frame), "another frame was received"
+            if length != HEADER_SIZE + len(frame):
+                what = f"of a frame of {len(frame)} and its header"
+                raise StepError(f"{length} bytes received, {what}", RECEIVED)
+            if wrong := difference(content[HEADER_SIZE:length], frame):
+                raise StepError(f"another frame was received: {wrong}", RECEIVED)
             assert Header.decode(content).num_buffers == 1, "num_buffers is not 1 (5.1.9.4.1)"
 
         return Request(
@@ -295,19 +306,21 @@ class NetDriver(DeviceDriver):
 
     def outcome(self, frame: bytes, header: Header = NO_OFFLOADS) -> list[tuple[Header, bytes]]:
         """Send a frame and then another one; returns what comes out of the link before that."""
-        self.do(Request(TRANSMITQ, header.encode() + frame, 0, _check_sent))
+        self.do(Request(TRANSMITQ, header.encode() + frame, 0, self.check_sent))
         marker = self.frame()
-        self.do(Request(TRANSMITQ, NO_OFFLOADS.encode() + marker, 0, _check_sent))
+        self.do(Request(TRANSMITQ, NO_OFFLOADS.encode() + marker, 0, self.check_sent))
         out: list[tuple[Header, bytes]] = []
-        while (sent := self.link.sent()) is not None:
+        while (sent := self.link.sent(seconds=self.session.patience)) is not None:
             if sent[HEADER_SIZE:] == marker:
                 return out
             out.append((Header.decode(sent), sent[HEADER_SIZE:]))
-        raise AssertionError("a plain frame did not come out of the link")
+        raise NoAnswerError("a plain frame did not come out of the link", SENT)
 
-
-def _check_sent(content: bytes, length: int) -> None:
-    assert length == 0, f"{length} bytes written to a transmit buffer"
+    @staticmethod
+    def check_sent(content: bytes, length: int) -> None:
+        """Check the answer to a frame that was sent: there is none but that it was used."""
+        if length:
+            raise BrokenError(f"{length} bytes written to a transmit buffer", WRITTEN)
 
 
 def mac_table(unicast: Sequence[bytes] = (), multicast: Sequence[bytes] = ()) -> bytes:
