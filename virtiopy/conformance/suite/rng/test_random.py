@@ -6,11 +6,18 @@ from virtiopy.conformance.checks import same
 from virtiopy.conformance.clauses.definitions import WRITTEN
 from virtiopy.conformance.drivers.base import Framing
 from virtiopy.conformance.drivers.rng import REQUESTQ, RngDriver
+from virtiopy.conformance.effort import Effort
 from virtiopy.conformance.problems import BrokenError, about
 from virtiopy.conformance.sessions.base import Session
 
 #: Enough for no two of them to be the same by chance.
 SIZE = 64
+
+#: So many bytes of one answer and of another are not the same by chance, nor are they all alike.
+BLOCK = 16
+
+#: After so many blocks each value that a byte can have has come, by all chances.
+ENOUGH = 1000
 
 
 def gather(rng: RngDriver, size: int) -> bytes:
@@ -60,6 +67,29 @@ def test_no_two_buffers_get_the_same_bytes(rng: RngDriver) -> None:
     found = [gather(rng, SIZE) for _ in range(8)]
     again = len(found) - len(set(found))
     assert not again, f"{again} of {len(found)} answers were given before"
+
+
+@pytest.mark.clause("5.4.6.2:1")
+def test_no_part_of_any_answer_is_constant_or_came_before(rng: RngDriver, effort: Effort) -> None:
+    rng.start()
+    for random in effort.rounds():
+        seen: set[bytes] = set()
+        values: set[int] = set()
+        for _ in range(40):
+            sizes = [random.choice((16, 64, 100, 1000, 4096)) for _ in range(6)]
+            sent = rng.place_some(rng.request(size) for size in sizes)
+            rng.offer(*sent)
+            for one in sent:
+                used = rng.session.wait_for(REQUESTQ, one.head)
+                data = rng.check(one, used)[: used.length]
+                for at in range(0, len(data) - BLOCK + 1, BLOCK):
+                    block = data[at : at + BLOCK]
+                    assert len(set(block)) > 1, f"{BLOCK} bytes from byte {at} on are {block[0]:#x}"
+                    assert block not in seen, f"the {BLOCK} bytes from byte {at} on came before"
+                    seen.add(block)
+                values.update(data)
+        if len(seen) > ENOUGH:
+            assert len(values) == 256, f"the bytes have {len(values)} values, and never the others"
 
 
 @pytest.mark.clause("5.4.6.2:1")
