@@ -14,6 +14,9 @@ class Exceptional:
 
 #: By the mutant's name, and the statement that it breaks.
 EXCEPTIONS: Mapping[tuple[str, str], Exceptional] = {
+    ("MixesItsPortsUp", "5.3.6:1"): Exceptional(
+        ["5.3.6:1", "5.3.6:2"], "what is written and what is typed go to another port, each way"
+    ),
     ("OffersZoned", "5.2.5.2:6"): Exceptional(
         ["6.2:1"], "a legacy device breaks that before all, and cannot be judged any further"
     ),

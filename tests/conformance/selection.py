@@ -1,34 +1,47 @@
-"""What of the suite a mutant is put to: all that is about its statement, and a look at the rest.
+"""What of the suite a mutant is put to: all that is about its statement, and a look at the rest."""
 
-That it breaks no other statement is seen with one case of each test: the suite's tests have five
-thousand cases for two hundred mutants, and most of them differ in a number.
-"""
-
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import pytest
 
+from virtiopy.conformance.clauses.definitions import BASIS, everything
 from virtiopy.conformance.collection import clauses_of
 from virtiopy.conformance.marks import SUITE
+from virtiopy.statements.terms import Keyword
 
 
-def select(items: list[pytest.Item], own: Mapping[str, Collection[str]]) -> None:
+def select(items: list[pytest.Item], own: Mapping[str, Collection[str]], *, whole: bool) -> None:
     """Leave out what no mutant is put to; `own` has the statements of each by its module's name.
 
-    Nor is one mistreated, or put to random work that is not about its statement.
+    Of what is not about its statement there is one test of each statement that others stand on,
+    and with `whole` a case of every test. None is mistreated, or put to random work.
     """
-    seen: set[tuple[str, str, str]] = set()
+    seen: set[tuple[str, str]] = set()
     kept = []
     for item in items:
         module = item.nodeid.partition("::")[0]
-        function = getattr(item, "originalname", item.name)
-        key = module, str(item.path), function
-        if set(clauses_of(item)) & set(own[module]):
+        clauses = clauses_of(item)
+        names = {_function(item)} if whole else set(_basic(clauses))
+        unseen = {(module, name) for name in names} - seen
+        if set(clauses) & set(own[module]):
             kept.append(item)
-        elif key not in seen and _is_plain(item):
-            seen.add(key)
+        elif unseen and _is_plain(item):
+            seen |= unseen
             kept.append(item)
     items[:] = kept
+
+
+def _function(item: pytest.Item) -> str:
+    return f"{item.path}::{getattr(item, 'originalname', item.name)}"
+
+
+def _basic(clauses: Iterable[str]) -> list[str]:
+    known = everything()
+    return [
+        clause
+        for clause in clauses
+        if clause in BASIS or known[clause].keyword is Keyword.DEFINITION
+    ]
 
 
 def _is_plain(item: pytest.Item) -> bool:

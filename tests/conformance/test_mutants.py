@@ -3,7 +3,7 @@
 import importlib
 import pkgutil
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -60,7 +60,7 @@ OWN = {own}
 
 
 def pytest_collection_modifyitems(items):
-    select(items, OWN)
+    select(items, OWN, whole={whole})
 """
 
 
@@ -73,20 +73,27 @@ def load(area: str) -> Sequence[Mutant]:
 AREAS = {module.name: load(module.name) for module in pkgutil.iter_modules(mutants.__path__)}
 
 MUTANTS = [
-    pytest.param(area, mutant, id=f"{mutant.name}-{mutant.clause}")
+    pytest.param(area, mutant, id=f"{area}-{mutant.name}-{mutant.clause}")
     for area, listed in AREAS.items()
     for mutant in listed
 ]
 
 
-def run(area: str, kind: str, targets: Mapping[str, Iterable[str]], folder: Path) -> None:
+def run(
+    area: str,
+    kind: str,
+    targets: Mapping[str, Iterable[str]],
+    folder: Path,
+    *,
+    whole: bool = False,
+) -> None:
     """Put targets, which are expressions, to the suite, and above all to their statements."""
     own = {}
     for number, (target, clauses) in enumerate(targets.items()):
         name = f"test_{kind}_{number}.py"
         (folder / name).write_text(MODULE.format(area=area, target=target))
         own[name] = sorted(set(clauses))
-    (folder / "conftest.py").write_text(CONFTEST.format(own=own))
+    (folder / "conftest.py").write_text(CONFTEST.format(own=own, whole=whole))
     keep(folder, *own, "--tb=short", f"--virtio-patience={PATIENCE[kind]}")
 
 
@@ -97,7 +104,7 @@ class Runs:
     once: Once
     whole: WholeRuns
 
-    def broken(self, area: str, mutant: Mutant) -> SuiteRun:
+    def broken(self, area: str, mutant: Mutant, *, whole: bool) -> SuiteRun:
         """Return the run of a mutant, and of some others of its area."""
         part = AREAS[area].index(mutant) // PART
         targets = {
@@ -105,8 +112,8 @@ class Runs:
             for number, one in enumerate(AREAS[area])
             if number // PART == part
         }
-        name = f"broken-{area}-{part}"
-        return kept(self.once.fill(name, partial(run, area, "broken", targets)))
+        name = f"{'whole' if whole else 'broken'}-{area}-{part}"
+        return kept(self.once.fill(name, partial(run, area, "broken", targets, whole=whole)))
 
     def sound(self, area: str, mutant: Mutant) -> tuple[SuiteRun, str]:
         """Return a run with the sound device of a mutant, and what that is called there."""
@@ -132,23 +139,31 @@ def finding_of(mutant: Mutant) -> str:
     return FOUND_AS.get(mutant.clause, mutant.clause)
 
 
-@pytest.mark.parametrize(("area", "mutant"), MUTANTS)
-def test_a_mutant_is_one_finding_of_the_statement_that_it_breaks(
-    runs: Runs, area: str, mutant: Mutant, record_property: Callable[[str, object], None]
-) -> None:
-    done = runs.broken(area, mutant)
+def check_findings(done: SuiteRun, mutant: Mutant) -> None:
+    """See that a mutant is what it should be found as."""
     failed, warnings = done.findings(mutant.target.name)
     if (exception := EXCEPTIONS.get((mutant.name, mutant.clause))) is not None:
-        record_property("mutant", "exception")
         assert set(failed) == set(exception.failed), done.output
         return
-    record_property("mutant", "one finding")
     statement = finding_of(mutant)
     if everything()[statement].keyword in {Keyword.SHOULD, Keyword.SHOULD_NOT}:
         assert failed == [], done.output
         assert statement in warnings, done.output
     else:
         assert failed == [statement], done.output
+
+
+@pytest.mark.parametrize(("area", "mutant"), MUTANTS)
+def test_a_mutant_is_one_finding_of_the_statement_that_it_breaks(
+    runs: Runs, area: str, mutant: Mutant
+) -> None:
+    check_findings(runs.broken(area, mutant, whole=False), mutant)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(("area", "mutant"), MUTANTS)
+def test_a_mutant_is_one_finding_in_the_whole_suite(runs: Runs, area: str, mutant: Mutant) -> None:
+    check_findings(runs.broken(area, mutant, whole=True), mutant)
 
 
 @pytest.mark.parametrize(("area", "mutant"), MUTANTS)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from virtiopy.conformance.clauses.definitions import COMPLETION, everything
 from virtiopy.conformance.drivers import DRIVERS, driver_of
 from virtiopy.conformance.marks import SUITE, suite_files
 from virtiopy.conformance.problems import BlockedError, NotApplicableError, words_of
@@ -30,6 +31,7 @@ from virtiopy.conformance.targets.target import PATIENCE, Target, parse
 from virtiopy.conformance.walks.steps import Step
 from virtiopy.conformance.walks.steps import load as load_steps
 from virtiopy.errors import ConfigError
+from virtiopy.statements.terms import Keyword
 
 #: How many random walks there are, where it is not said.
 WALKS_COUNT = 25
@@ -197,18 +199,33 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: (targets[target_of(item)], _rank(item)) if in_suite(item) else ())
 
 
-#: The files of the suite's tests, in the order in which they are run; devices come after `blk`.
+#: The files of the suite's tests about every device, in the order in which they are run.
 _ORDER = ("test_basic", "test_split", "test_mmio")
 
 
 def _rank(item: pytest.Item) -> int:
     if not item.path.is_relative_to(SUITE):
         return -1
+    if COMPLETION in clauses_of(item):
+        return 0
     if item.path.stem in _ORDER:
-        return _ORDER.index(item.path.stem)
+        return 2 + _ORDER.index(item.path.stem)
+    last = 2 + len(_ORDER)
     if item.path.stem == "test_walks":
-        return len(_ORDER) + 2
-    return len(_ORDER) + (item.path.parent.name == "hostile")
+        return last + 2
+    if item.path.parent.name == "hostile":
+        return last + 1
+    return 1 if is_basis(item) else last
+
+
+def is_basis(item: pytest.Item) -> bool:
+    """Say whether a test is about what tests of other statements stand on.
+
+    Such tests come first, and are not hurried: what they find is not held against others.
+    """
+    known = everything()
+    clauses = [known[clause] for clause in clauses_of(item) if clause in known]
+    return any(clause.keyword is Keyword.DEFINITION or clause.bears for clause in clauses)
 
 
 def _concerns(item: pytest.Item) -> bool:

@@ -38,7 +38,7 @@ FEATURES = "2.2.2:2"
 VERSION_1 = "6.2:1"
 
 #: What everything else stands on.
-_BASIS = (RESET, VERSION_1, FEATURES, COMPLETION)
+BASIS = (RESET, VERSION_1, FEATURES, COMPLETION)
 
 _FOLDER = FOLDERS[Requirements.DEVICE]
 
@@ -72,9 +72,9 @@ def _records() -> Mapping[str, _Record]:
 @functools.cache
 def stands_on(identity: str) -> list[str]:
     """Return the statements without which one cannot be judged, the most basic first."""
-    if identity in _BASIS:
-        return list(_BASIS[: _BASIS.index(identity)])
-    below: dict[str, None] = dict.fromkeys(_BASIS)
+    if identity in BASIS:
+        return list(BASIS[: BASIS.index(identity)])
+    below: dict[str, None] = dict.fromkeys(BASIS)
     for other, clause in everything().items():
         if identity in clause.bears:
             below |= dict.fromkeys([*stands_on(other), other])

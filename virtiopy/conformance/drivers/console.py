@@ -236,6 +236,12 @@ class ConsoleDriver(DeviceDriver):
         """Whether the suite sees what is written, and can type."""
         return isinstance(self.session.host, ConsoleHost)
 
+    def is_at(self, port: int) -> bool:
+        """Say whether a port is one of the host's; not applicable where the suite has no hand."""
+        _ = self.terminal()
+        host = self.session.host
+        return isinstance(host, ConsoleHost) and port < len(host.terminals)
+
     def _transmission(
         self, queue: int, data: bytes, port: int | None = None, *, next_out: bool = True
     ) -> Request:

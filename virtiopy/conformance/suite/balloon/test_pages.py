@@ -14,7 +14,7 @@ MUST_TELL_HOST = "VIRTIO_BALLOON_F_MUST_TELL_HOST"
 HUGE_PAGE = 512
 
 
-@pytest.mark.clause("5.5.3.2:1")
+@pytest.mark.clause("2.6:1", "5.5.3.2:1")
 @pytest.mark.feature(MUST_TELL_HOST)
 def test_a_driver_without_must_tell_host_is_refused_or_served(
     session: Session, balloon: BalloonDriver
