@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from virtiopy.cli.devices import DeviceCommand, attach_options
+from virtiopy.cli.inturn import asks_for_turns, run_in_turn
 from virtiopy.cli.machines import MachineOptions, machine_options, open_machine
 from virtiopy.cli.main import EXIT_GUEST_FAILED
 from virtiopy.cli.sandboxed import Sandbox
@@ -103,6 +104,8 @@ def command(
 
     A kernel's status is 0 when it switches itself off, and 1 when it panics.
     """
+    if asks_for_turns(device_variant, hostile):
+        return run_in_turn(click.get_current_context(), with_console=kernel is not None)
     options = MachineOptions(
         accel,
         mode,
