@@ -37,7 +37,7 @@ static enum vp_pop reject(struct vp_virtq *queue, enum vp_fault_code code, uint6
 
 /* Where the descriptors of a chain are: the descriptor table, or an indirect one in guest memory. */
 struct table {
-	const struct vring_desc *entries;	/* NULL: the table spans regions */
+	const struct vring_desc *entries;	/* NULL: the table spans regions, or is not aligned */
 	uint64_t address;
 	uint64_t size;
 };
@@ -67,6 +67,7 @@ static enum vp_pop find_indirect(struct vp_virtq *queue, const struct vring_desc
 				 struct table *table)
 {
 	uint64_t address = descriptor->addr, size = descriptor->len;
+	char *host;
 
 	if (!queue->indirect)	/* 2.7.5.3.1 */
 		return reject(queue, VP_FAULT_NOT_NEGOTIATED, 0, 0);
@@ -74,9 +75,13 @@ static enum vp_pop find_indirect(struct vp_virtq *queue, const struct vring_desc
 		return reject(queue, VP_FAULT_INDIRECT_NEXT, 0, 0);
 	if (size == 0 || size % sizeof(struct vring_desc))	/* 2.7.5.3 */
 		return reject(queue, VP_FAULT_TABLE_SIZE, 0, size);
-	table->entries = (const struct vring_desc *)vp_memory_pointer(queue->memory, address, size);
-	if (!table->entries && !vp_memory_covers(queue->memory, address, size))
+	host = vp_memory_pointer(queue->memory, address, size);
+	if (!host && !vp_memory_covers(queue->memory, address, size))
 		return reject(queue, VP_FAULT_ADDRESS, address, size);
+	/* The specification asks for no alignment of these. */
+	if ((uintptr_t)host % _Alignof(struct vring_desc))
+		host = NULL;
+	table->entries = (const struct vring_desc *)host;
 	table->address = address;
 	table->size = size / sizeof(struct vring_desc);
 	return VP_POP_CHAIN;
@@ -311,10 +316,11 @@ static void mark_used(struct vp_virtq *queue, uint64_t offset, uint64_t length)
 /* All that is writable: `len` in the used ring may be less than what was written (2.7.8.2). */
 static void mark_written(struct vp_virtq *queue, const struct vp_chain *chain)
 {
-	const struct iovec *iov = chain->iov + chain->readable;
+	for (uint32_t i = 0; i < chain->writable; i++) {
+		const struct iovec *piece = &chain->iov[chain->readable + i];
 
-	for (uint32_t i = 0; i < chain->writable; i++)
-		mark(queue, vp_memory_guest(queue->memory, iov[i].iov_base), iov[i].iov_len);
+		mark(queue, vp_memory_guest(queue->memory, piece->iov_base), piece->iov_len);
+	}
 }
 
 /* Giving used buffers back (2.7.8) */

@@ -201,10 +201,15 @@ class MmioSession(Session):
         """Return how many used buffer notifications of any queue came since the last call."""
         self._look_at_the_line()
         count = self._raised - self._seen
-        if count == 0 or not self._acknowledge(Interrupt.USED_BUFFER):
+        if count == 0:
             return 0
-        self._seen += count
-        return count
+        if self._acknowledge(Interrupt.USED_BUFFER):
+            self._seen += count
+            return count
+        if not self.interrupt_pending:
+            # An acknowledgement came between the bit and its interrupt, and was for both.
+            self._seen += count
+        return 0
 
     @property
     def interrupt_pending(self) -> bool:
@@ -215,7 +220,9 @@ class MmioSession(Session):
         """Say whether a configuration change notification came since the last call."""
         if not self._acknowledge(Interrupt.CONFIG_CHANGE):
             return False
-        self._seen += 1
+        self._look_at_the_line()
+        # Its interrupt may have been taken for a used buffer's, or be still to come.
+        self._seen = min(self._seen + 1, self._raised)
         return True
 
     # Features and life
