@@ -7,11 +7,12 @@ is here reads them. So the command line and a test of a user's own say the same 
 import enum
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from virtiopy.check import recorded
+from virtiopy.check import recorded, report
 from virtiopy.check.hostile import HOSTILE
 from virtiopy.check.hostile import find as find_hostile
 from virtiopy.check.judge import Finding, Verdict
@@ -31,6 +32,9 @@ _TROUBLE = re.compile(
     r"Kernel panic - not syncing|\bOops\b|\bBUG:|kernel BUG at|general protection fault|"
     r"\bWARNING: CPU:|INFO: task .* blocked for more than|KASAN:"
 )
+
+#: What the lines of tables begin with: they are not what the guest says.
+_TABLE_EDGES = "┏┃┡│├└"
 
 #: How much of a run's output is kept: its end.
 _OUTPUT_KEPT = 1 << 16
@@ -123,6 +127,41 @@ class CaseResult:
     output: str = ""
     verdict: Verdict | None = None
 
+    def record(self) -> dict[str, object]:
+        """Return all of it as what JSON can say."""
+        return {
+            "kind": self.case.kind.value,
+            "name": self.case.name,
+            "text": self.case.text,
+            "usable": self.case.usable,
+            "outcome": self.outcome.value,
+            "status": self.status,
+            "seconds": self.seconds,
+            "why": self.why,
+            "output": self.output,
+            "verdict": None if self.verdict is None else report.document(self.verdict),
+        }
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any]) -> "CaseResult":
+        """Return what `record` was made of."""
+        case = Case(CaseKind(record["kind"]), record["name"], record["text"], record["usable"])
+        verdict = None if record["verdict"] is None else recorded.parse(record["verdict"])
+        return cls(
+            case,
+            Outcome(record["outcome"]),
+            record["status"],
+            record["seconds"],
+            record["why"],
+            record["output"],
+            verdict,
+        )
+
+    def said_last(self, count: int) -> list[str]:
+        """Return the last lines of the output, without those of tables."""
+        lines = self.output.splitlines()
+        return [line for line in lines if line.strip() and line[0] not in _TABLE_EDGES][-count:]
+
     @property
     def errors(self) -> list[Finding]:
         """The findings of MUST and MUST NOT."""
@@ -200,7 +239,7 @@ def read_result(case: Case, files: Files, status: int) -> CaseResult:
             outcome = Outcome.PASSES
         case "exit":
             outcome = Outcome.REPORTS
-            why = _failed_tests(run) or f"status {run['status']}"
+            why = _failed_tests(run) or f"it ends with status {run['status']}, and has not passed"
         case _:
             outcome = Outcome.NOT_RUN
     return CaseResult(case, outcome, status, float(run["seconds"]), why, output, verdict)

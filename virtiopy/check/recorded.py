@@ -2,10 +2,10 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from virtiopy.check.catalogue import load
 from virtiopy.check.judge import EVIDENCE_MOST, Finding, Verdict
@@ -34,7 +34,11 @@ class _FindingRecord(TypedDict):
 
 def read(path: Path) -> Verdict:
     """Return the verdict that `check.report` wrote as JSON; its devices are one."""
-    document = json.loads(path.read_text())
+    return parse(json.loads(path.read_text()))
+
+
+def parse(document: Mapping[str, Any]) -> Verdict:
+    """Return the verdict that `check.report` made a document of; its devices are one."""
     kept = Counter(
         {
             one["id"]: one["count"]

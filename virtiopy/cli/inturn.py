@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 #: How many lines of a run's output are shown where the run is not right.
 _LINES_SHOWN = 12
 
-#: What the lines of tables begin with: they are not what the guest says.
-_TABLE_EDGES = "┏┃┡│├└"
-
 #: What files a run writes that each case gets a file of its own of.
 _FILES = ("trace", "pcap")
 
@@ -168,9 +165,7 @@ def _tell(result: "CaseResult", number: int, count: int) -> None:
     click.echo(f"[{number}/{count}] {result.case.name}: {result.outcome}", nl=False)
     click.echo(f", {result.seconds:.1f} s" if result.seconds else "")
     if not result.survived:
-        lines = result.output.splitlines()
-        lines = [line for line in lines if line.strip() and line[0] not in _TABLE_EDGES]
-        for line in lines[-_LINES_SHOWN:]:
+        for line in result.said_last(_LINES_SHOWN):
             click.echo(f"    {line}")
 
 
