@@ -15,7 +15,7 @@ import virtiopy
 def copy(tmp_path: Path) -> Path:
     """Return a copy of the package, in a folder of its own."""
     source = Path(virtiopy.__file__).parent
-    ignored = shutil.ignore_patterns("__pycache__", "*.elf", "*.c", "conformance", "check")
+    ignored = shutil.ignore_patterns("__pycache__", "*.c", "conformance")
     shutil.copytree(source, tmp_path / "virtiopy", ignore=ignored)
     return tmp_path
 
