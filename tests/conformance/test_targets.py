@@ -66,6 +66,19 @@ def test_a_backend_is_spawned_for_each_test(tmp_path: Path) -> None:
 
 
 @pytest.mark.thorough
+def test_a_backend_that_wants_its_in_flight_area_back_gets_it(tmp_path: Path) -> None:
+    """As those on libvhost-user do, before any ring starts."""
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(1 << 21))
+    sample = REPOSITORY / "tests" / "guest" / "sample_backend.py"
+    command = f"{sys.executable} {sample} {image} {{socket}}"
+    run = run_suite(
+        f"--virtio-spawn={command}", "--virtio-device=blk", "-k", "framing", folder=tmp_path
+    )
+    assert run.returncode == 0, run.stdout
+
+
+@pytest.mark.thorough
 def test_qemu_storage_daemon_meets_every_statement_but_the_known(tmp_path: Path) -> None:
     program = shutil.which("qemu-storage-daemon")
     if program is None:

@@ -14,6 +14,8 @@
 
 #define CHAIN_BYTES_MAX (1ull << 32)	/* 2.7.5.2 */
 
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "rings are little-endian (1.4)");
+
 #define READ_ONCE(field) __atomic_load_n(&(field), __ATOMIC_RELAXED)
 #define WRITE_ONCE(field, value) __atomic_store_n(&(field), (value), __ATOMIC_RELAXED)
 
@@ -42,24 +44,30 @@ struct table {
 	uint64_t size;
 };
 
-static struct vring_desc read_descriptor(const struct vp_virtq *queue, const struct table *table,
-					 uint32_t index)
+/* A descriptor as two words, which are read once each: addr; len, flags and next. */
+struct words {
+	uint64_t address, rest;
+};
+
+static inline struct vring_desc read_descriptor(const struct vp_virtq *queue,
+						const struct table *table, uint32_t index)
 {
-	const struct vring_desc *entry;
-	struct vring_desc read;
+	struct words read;
 
 	if (table->entries) {
-		entry = &table->entries[index];
-		read.addr = READ_ONCE(entry->addr);
-		read.len = READ_ONCE(entry->len);
-		read.flags = READ_ONCE(entry->flags);
-		read.next = READ_ONCE(entry->next);
+		const struct words *entry = (const struct words *)&table->entries[index];
+
+		read.address = READ_ONCE(entry->address);
+		read.rest = READ_ONCE(entry->rest);
 	} else {
 		/* find_indirect() has seen that the table is all memory. */
 		vp_memory_read(queue->memory, table->address + index * sizeof(read), &read,
 			       sizeof(read));
 	}
-	return read;
+	return (struct vring_desc){
+		.addr = read.address, .len = (uint32_t)read.rest, .flags = (uint16_t)(read.rest >> 32),
+		.next = read.rest >> 48,
+	};
 }
 
 /* An indirect table (2.7.5.3); the write-only flag of its descriptor is ignored (2.7.5.3.2). */
@@ -88,7 +96,7 @@ static enum vp_pop find_indirect(struct vp_virtq *queue, const struct vring_desc
 }
 
 /* Adds the pieces of one buffer: one for each region that it is in, none for no bytes. */
-static enum vp_pop add_pieces(struct vp_virtq *queue, uint64_t address, uint64_t length,
+static enum vp_pop add_all_pieces(struct vp_virtq *queue, uint64_t address, uint64_t length,
 			      struct iovec *iov, uint32_t room, uint32_t *count)
 {
 	uint64_t position = address, left = length;
@@ -111,6 +119,22 @@ static enum vp_pop add_pieces(struct vp_virtq *queue, uint64_t address, uint64_t
 		if (position == 0 && left > 0)
 			return reject(queue, VP_FAULT_ADDRESS, address, length);
 	}
+	return VP_POP_CHAIN;
+}
+
+/* The same; mostly it is one, in the region of the last. */
+static inline enum vp_pop add_pieces(struct vp_virtq *queue, uint64_t address, uint64_t length,
+				     struct iovec *iov, uint32_t room, uint32_t *count)
+{
+	const struct vp_region *region = &queue->memory->regions[queue->hint];
+	uint64_t offset = address - region->guest;
+
+	if (queue->memory->count == 0 || offset >= region->size || length > region->size - offset ||
+	    length == 0 || *count == room)
+		return add_all_pieces(queue, address, length, iov, room, count);
+	iov[*count].iov_base = region->host + offset;
+	iov[*count].iov_len = length;
+	++*count;
 	return VP_POP_CHAIN;
 }
 

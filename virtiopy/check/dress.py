@@ -13,6 +13,11 @@ class Dressing:
 
     lifecycle: Lifecycle
 
+    @property
+    def has_acted(self) -> bool:
+        """Whether the driver came to what is unusual, and so was put to the test."""
+        return True
+
     def device(self, device: VirtioDevice) -> None:
         """Change the device before a transport has it."""
 
@@ -26,6 +31,10 @@ class Dressing:
     def read(self, offset: int, data: bytes) -> bytes:
         """Return what the driver reads in place of `data`, at `offset` of the registers."""
         return data
+
+    def write(self, offset: int, data: bytes) -> bool:
+        """Say whether what the driver writes at `offset` of the registers has its effect."""
+        return True
 
     def dress(self, transport: Transport) -> Transport:
         """Put the changes before a transport; returns what is to stand on the bus."""
@@ -60,7 +69,8 @@ class DressedTransport:
 
     def write(self, offset: int, data: bytes) -> None:
         """Take what the driver writes."""
-        self._transport.write(offset, data)
+        if self._dressing.write(offset, data):
+            self._transport.write(offset, data)
 
 
 def used_index(queue: Virtqueue, lifecycle: Lifecycle) -> int:

@@ -19,12 +19,16 @@ from virtiopy.virtqueue.queue import Completion, Virtqueue
 
 @dataclass(slots=True, frozen=True)
 class Variant:
-    """An unusual device: `text` says what it does, `section` where that is allowed."""
+    """An unusual device: `text` says what it does, `section` where that is allowed.
+
+    `usable` says whether a right driver makes use of such a device: else it may leave it alone.
+    """
 
     name: str
     text: str
     section: str
     dressing: Callable[[], Dressing]
+    usable: bool = True
 
 
 # Queues
@@ -84,6 +88,76 @@ class _Late(QueueProxy):
                 device.notify(self)
 
 
+class _CoalescedInterrupts(Dressing):
+    """Sends one interrupt for all that its queues used in some milliseconds."""
+
+    _DELAY = 0.005  # seconds
+
+    def __init__(self) -> None:
+        self.pending = False
+        self._acted = False
+
+    @property
+    def has_acted(self) -> bool:
+        """Whether there was an interrupt to hold back."""
+        return self._acted
+
+    def queue(self, queue: Virtqueue) -> Virtqueue:
+        return _Coalesced(queue, self)
+
+    def interrupt_later(self, queue: Virtqueue) -> bool:
+        """Interrupt for `queue` soon; False where the device does nothing of itself."""
+        loop = self.lifecycle.device.loop
+        if loop is None:
+            return False
+        if not self.pending:
+            self.pending = self._acted = True
+            loop.call_later(self._DELAY, lambda: self._interrupt(queue), "coalesced interrupt")
+        return True
+
+    def _interrupt(self, queue: Virtqueue) -> None:
+        with self.lifecycle.device.lock:
+            self.pending = False
+            self.lifecycle.used_buffer_notification(queue)
+
+
+class _Coalesced(QueueProxy):
+    def __init__(self, inner: Virtqueue, dressing: _CoalescedInterrupts) -> None:
+        super().__init__(inner)
+        self._dressing = dressing
+
+    def should_interrupt(self) -> bool:
+        return self.inner.should_interrupt() and not self._dressing.interrupt_later(self)
+
+
+class _KicksSuppressed(QueueProxy):
+    """Asks for no kick, ever: it looks at its queues by itself."""
+
+    _PAUSE = 0.002  # seconds
+
+    def __init__(self, inner: Virtqueue, lifecycle: Lifecycle) -> None:
+        super().__init__(inner)
+        self._lifecycle = lifecycle
+        self._looks = False
+
+    def enable_kicks(self) -> bool:
+        loop = self._lifecycle.device.loop
+        if loop is None:
+            return self.inner.enable_kicks()
+        self.inner.disable_kicks()
+        if not self._looks:
+            self._looks = True
+            loop.call_later(self._PAUSE, self._look, f"look at queue {self.index}")
+        return False
+
+    def _look(self) -> None:
+        with self._lifecycle.device.lock:
+            self._looks = False
+            # A queue that was reset meanwhile is another's to look at.
+            if self._lifecycle.queues.get(self.index) is self:
+                self._lifecycle.work(self.index)
+
+
 class _FlagWithEventIdx(QueueProxy):
     """Has flags 1 in the used ring, which a driver with VIRTIO_F_EVENT_IDX ignores."""
 
@@ -129,6 +203,11 @@ class _NeedsReset(QueueProxy):
 
 class _NeedsResetOnce(Dressing):
     done = False
+
+    @property
+    def has_acted(self) -> bool:
+        """Whether the device has needed a reset."""
+        return self.done
 
     def queue(self, queue: Virtqueue) -> Virtqueue:
         return _NeedsReset(queue, self)
@@ -186,14 +265,19 @@ def _without(*features: Feature) -> Callable[[int], int]:
 class _RefusesOnce(Dressing):
     """Refuses the first features that the driver chooses."""
 
+    _refused = False
+
+    @property
+    def has_acted(self) -> bool:
+        """Whether the driver has chosen features."""
+        return self._refused
+
     def device(self, device: VirtioDevice) -> None:
         accepts = device.accepts
-        refused = False
 
         def accept(features: int) -> bool:
-            nonlocal refused
-            if not refused:
-                refused = True
+            if not self._refused:
+                self._refused = True
                 return False
             return accepts(features)
 
@@ -201,6 +285,19 @@ class _RefusesOnce(Dressing):
 
 
 # Registers and configuration
+
+
+class _StrictWidth(Dressing):
+    """Has control registers that take 32 bits and nothing else: they read as 0 (4.2.2.2)."""
+
+    def read(self, offset: int, data: bytes) -> bytes:
+        return data if self._fits(offset, data) else bytes(len(data))
+
+    def write(self, offset: int, data: bytes) -> bool:
+        return self._fits(offset, data)
+
+    def _fits(self, offset: int, data: bytes) -> bool:
+        return offset >= Register.Config or (len(data) == 4 and offset % 4 == 0)
 
 
 class _LongConfig(Dressing):
@@ -216,6 +313,11 @@ class _MovingConfig(Dressing):
 
     def __init__(self) -> None:
         self._left = self._TIMES
+
+    @property
+    def has_acted(self) -> bool:
+        """Whether the configuration has changed between two reads."""
+        return self._left < self._TIMES
 
     def read(self, offset: int, data: bytes) -> bytes:
         if offset >= Register.Config and self._left:
@@ -303,7 +405,10 @@ VARIANTS: Mapping[str, Variant] = {
             "2.2",
             _offers(lambda offered: offered | _RESERVED),
         ),
-        Variant("refused-features", "refuses FEATURES_OK once", "2.2.2", _RefusesOnce),
+        # A driver may try again, or take the device for unusable (3.1.1).
+        Variant(
+            "refused-features", "refuses FEATURES_OK once", "2.2.2", _RefusesOnce, usable=False
+        ),
         Variant(
             "spurious-interrupts",
             "interrupts whether the driver wants it or not",
@@ -311,10 +416,22 @@ VARIANTS: Mapping[str, Variant] = {
             _queues(lambda queue, _: _Spurious(queue)),
         ),
         Variant(
+            "coalesced-interrupts",
+            "sends one interrupt for what all its queues used in some milliseconds",
+            "4.2.3.4",
+            _CoalescedInterrupts,
+        ),
+        Variant(
             "undefined-interrupts",
             "has undefined bits set in InterruptStatus",
             "4.2.2.2",
             _register(Register.InterruptStatus, lambda value: value and value | _UNDEFINED_EVENTS),
+        ),
+        Variant(
+            "kicks-suppressed",
+            "asks for no kick, ever: it looks at its queues by itself",
+            "2.7.10.2",
+            _queues(_KicksSuppressed),
         ),
         Variant(
             "flag-with-event-idx",
@@ -334,6 +451,12 @@ VARIANTS: Mapping[str, Variant] = {
             "2.5.1",
             _MovingConfig,
         ),
+        Variant(
+            "strict-width",
+            "has control registers that take accesses of 32 bits alone",
+            "4.2.2.2",
+            _StrictWidth,
+        ),
         Variant("long-config", "has a longer configuration space", "2.5.1", _LongConfig),
         Variant("needs-reset", "sets DEVICE_NEEDS_RESET once", "2.1.2", _NeedsResetOnce),
         Variant("firmware", "was used by firmware before", "3.1.1", _Firmware),
@@ -342,15 +465,21 @@ VARIANTS: Mapping[str, Variant] = {
             "has another MagicValue",
             "4.2.2.2",
             _register(Register.MagicValue, lambda _: 0x746F_6F66),
+            usable=False,
         ),
         Variant(
             "other-version",
             "has Version 3",
             "4.2.2.2",
             _register(Register.Version, lambda _: 3),
+            usable=False,
         ),
         Variant(
-            "no-device", "has DeviceID 0", "4.2.2.2", _register(Register.DeviceID, lambda _: 0)
+            "no-device",
+            "has DeviceID 0",
+            "4.2.2.2",
+            _register(Register.DeviceID, lambda _: 0),
+            usable=False,
         ),
     )
 }

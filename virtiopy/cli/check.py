@@ -1,7 +1,7 @@
 """virtiopy check: the statements to drivers; and the option that has a run's drivers judged."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from virtiopy.vm.slots import WatchTransport
 
 #: What `--check-driver` without a file says.
-_NO_FILE = "-"
+NO_FILE = "-"
 
 _Command = TypeVar("_Command", bound=Callable[..., int])
 
@@ -61,7 +61,7 @@ def driver_check_option(function: _Command) -> _Command:
     return click.option(
         "--check-driver",
         is_flag=False,
-        flag_value=_NO_FILE,
+        flag_value=NO_FILE,
         metavar="[FILE]",
         help="Hold the driver against every statement that virtio 1.4 makes to it, and say which "
         "it broke; FILE.html, .json or .xml is the whole report. The status is 1 where a MUST is "
@@ -75,13 +75,15 @@ def unusual_device_options(function: _Command) -> _Command:
         "--hostile",
         metavar="NAME",
         help="Have the devices break the specification, to harden a driver: `virtiopy check "
-        "--variants` lists how.",
+        "--variants` lists how; `all`, or several names with commas, runs the guest with each in "
+        "turn.",
     )(function)
     return click.option(
         "--device-variant",
         metavar="NAME",
         help="Have the devices be legal but unusual, which a right driver takes: `virtiopy check "
-        "--variants` lists how.",
+        "--variants` lists how; `all`, or several names with commas, runs the guest with each in "
+        "turn, and ends with a table.",
     )(function)
 
 
@@ -112,6 +114,7 @@ class DriverChecking:
     exit_free: bool
     make_dressing: "Callable[[], Dressing] | None" = None
     variant: str | None = None
+    _dressings: "dict[str, Dressing]" = field(default_factory=dict)
 
     @property
     def watches(self) -> bool:
@@ -135,7 +138,7 @@ class DriverChecking:
         from virtiopy.check.watch import DriverCheck
         from virtiopy.files import check_output
 
-        path = None if choice == _NO_FILE else Path(choice)
+        path = None if choice == NO_FILE else Path(choice)
         if path is not None:
             if path.suffix not in FORMS:
                 raise ConfigError(
@@ -161,6 +164,7 @@ class DriverChecking:
         def watch(name: str, transport: "Transport", trapped: bool) -> "Transport":
             if dressing is not None:
                 transport = dressing.dress(transport)
+                self._dressings[name] = dressing
             if self.check is None:
                 return transport
             return self.check.watch_registers(
@@ -184,7 +188,8 @@ class DriverChecking:
         from virtiopy.check import report
 
         if passed and self.variant is not None:
-            self.check.survived(self.variant)
+            acted = [name for name, one in self._dressings.items() if one.has_acted]
+            self.check.survived(self.variant, acted)
         verdict = self.check.finish()
         for line in report.lines(verdict):
             click.echo(line)

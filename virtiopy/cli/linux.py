@@ -11,6 +11,7 @@ import click
 
 from virtiopy.cli.attachments import parse
 from virtiopy.cli.devices import DeviceCommand, attach_options
+from virtiopy.cli.inturn import asks_for_turns, run_in_turn
 from virtiopy.cli.machines import MachineOptions, machine_options, open_machine
 from virtiopy.cli.main import EXIT_GUEST_FAILED
 from virtiopy.cli.options import note
@@ -120,6 +121,10 @@ def command(
     from virtiopy.linux.unpacked import unpacked
     from virtiopy.vm.pc import Pc
 
+    if asks_for_turns(device_variant, hostile):
+        if not words:
+            raise ConfigError("Each device in turn takes a command to run: give one after --.")
+        return run_in_turn(click.get_current_context(), with_console=False)
     options = MachineOptions(
         accel,
         mode,

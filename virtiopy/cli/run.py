@@ -7,10 +7,12 @@ from pathlib import Path
 import click
 
 from virtiopy.cli.devices import DeviceCommand, attach_options
+from virtiopy.cli.inturn import asks_for_turns, run_in_turn
 from virtiopy.cli.machines import MachineOptions, machine_options, open_machine
 from virtiopy.cli.main import EXIT_GUEST_FAILED
 from virtiopy.cli.sandboxed import Sandbox
 from virtiopy.cli.trace import TraceChoice
+from virtiopy.cli.until import Until, until_options
 from virtiopy.errors import ConfigError
 from virtiopy.files import check_output
 
@@ -65,6 +67,7 @@ A kernel, its console on the terminal; Ctrl-a x ends it:
     help="What an access to an address is where no device is: an error, unless said otherwise, or "
     "all ones as on a PC, which is a kernel's default.",
 )
+@until_options
 @machine_options
 def command(
     *,
@@ -73,6 +76,8 @@ def command(
     initrd: Path | None,
     serial: str | None,
     append: str,
+    until: str | None,
+    until_failure: str | None,
     accel: str,
     mode: str,
     exit_free: str,
@@ -103,6 +108,8 @@ def command(
 
     A kernel's status is 0 when it switches itself off, and 1 when it panics.
     """
+    if asks_for_turns(device_variant, hostile):
+        return run_in_turn(click.get_current_context(), with_console=kernel is not None)
     options = MachineOptions(
         accel,
         mode,
@@ -133,6 +140,7 @@ def command(
             timeout=timeout,
             unassigned=unassigned or "ignore",
             json_path=json_path,
+            until=Until(until, until_failure),
         )
     for option, value in (("--initrd", initrd), ("--serial", serial)):
         if value is not None:
@@ -145,6 +153,7 @@ def command(
         timeout=_GUEST_TIMEOUT if timeout is None else timeout,
         unassigned=unassigned or "error",
         json_path=json_path,
+        until=Until(until, until_failure),
     )
 
 
@@ -157,6 +166,7 @@ def _run_guest(
     timeout: float,
     unassigned: str,
     json_path: Path | None,
+    until: Until,
 ) -> int:
     from rich.console import Console
 
@@ -176,10 +186,11 @@ def _run_guest(
             stack,
             options,
             attached,
-            console=output.write,
+            console=until.watching(output.write),
             default_memory=_GUEST_MEMORY,
             ignore_unassigned=unassigned == "ignore",
         )
+        until.end = machine.end
         if json_path is not None:
             # Now, and not when the guest has run for nothing.
             check_output(json_path, "The report")
@@ -191,13 +202,13 @@ def _run_guest(
         options.sandbox.enter()
         ending = run_to_end(machine, timeout, image.path)
         results = parse_tap(output.text, whole=output.is_whole)
-        passed = ending.result.status == 0 and results.passed
+        passed = until.passed(ending.result.status == 0 and results.passed)
         kept = True
 
         def show() -> None:
             nonlocal kept
             output.finish()
-            kept = checking.finish(passed=ending.result.status == 0)
+            kept = checking.finish(passed=passed)
             console = Console()
             report.show_tests(console, results)
             report.show_exits(console, ending.result)
@@ -206,7 +217,9 @@ def _run_guest(
 
         save = partial(report.write_json, machine, ending, results, guest=guest, passed=passed)
         tell(ending, show, save, json_path, printed)
-    if results.complaint:
+    if until.missed():
+        click.echo(f"virtiopy: the guest ended and did not print {until.success!r}.", err=True)
+    elif results.complaint and until.status is None:
         click.echo(f"virtiopy: the guest's report is not whole: {results.complaint}.", err=True)
     if not passed:
         click.echo(f"virtiopy: the guest failed, with status {ending.result.status}.", err=True)
@@ -225,6 +238,7 @@ def _run_kernel(
     timeout: float | None,
     unassigned: str,
     json_path: Path | None,
+    until: Until,
 ) -> int:
     from rich.console import Console
 
@@ -248,14 +262,15 @@ def _run_kernel(
             stack,
             options,
             attached,
-            console=debug.write,
+            console=until.watching(debug.write),
             default_memory=kernelrun.DEFAULT_MEMORY,
             ignore_unassigned=unassigned == "ignore",
             for_kernel=True,
         )
+        until.end = machine.end
         if json_path is not None:
             check_output(json_path, "The report")
-        with Pc(machine, output.write, stream) as pc:
+        with Pc(machine, until.watching(output.write), stream) as pc:
             pc.boot(kernel, f"{kernelrun.DEFAULT_WORDS} {append}".strip(), initrd)
             if printed is not None:
                 machine.on_stop.append(printed.hurry)
@@ -264,6 +279,9 @@ def _run_kernel(
             options.sandbox.writes(json_path)
             options.sandbox.enter()
             status, ending = kernelrun.run_to_the_end(machine, pc, output, path, timeout or 0)
+        if ending.error is None and until.missed():
+            click.echo(f"virtiopy: the guest ended and did not print {until.success!r}.", err=True)
+            status = max(status, EXIT_GUEST_FAILED)
         kept = True
 
         def show() -> None:

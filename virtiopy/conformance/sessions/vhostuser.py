@@ -153,8 +153,8 @@ class VhostUserSession(Session):
     def reconnect(self) -> None:
         """Leave the backend, as a VMM that was restarted, and have it go on with the rings.
 
-        The rings go on at the used ring's index; what was in flight is served again. With
-        `track_inflight` before, the backend knows what it was.
+        The rings go on at the used ring's index; what was in flight is served again, and a backend
+        that tracks it knows what it was.
         """
         self._hang_up()
         self.trace.note("reconnect")
@@ -169,12 +169,14 @@ class VhostUserSession(Session):
         for index, queue in self.queues.items():
             self._start_ring(index, QueueState(queue.used_idx))
 
-    def track_inflight(self) -> bool:
-        """Have the backend track what is in flight, before DRIVER_OK; False where it cannot."""
+    def _track_inflight(self) -> None:
+        """Have the backend track what is in flight, where it can, as VMMs do at DRIVER_OK.
+
+        One built on libvhost-user starts no ring without the area that it offers.
+        """
         self._forget_inflight()
         with self._peer():
             self._inflight = self.frontend.get_inflight(self.queue_count, QUEUE_SIZE_MAX)
-        return self._inflight is not None
 
     def _forget_inflight(self) -> None:
         if self._inflight is not None:
@@ -240,6 +242,7 @@ class VhostUserSession(Session):
     def driver_ok(self) -> None:
         """Start the rings, as a VMM does at DRIVER_OK."""
         self._driver_ok = True
+        self._track_inflight()
         for index in self.queues:
             self._start_ring(index)
         with self._peer():
