@@ -31,6 +31,7 @@ PART = 10
 #: The statement that a finding is to name where it is not the mutant's own. A device that does more
 #: than it MAY breaks another statement; and the specification makes some statements twice.
 FOUND_AS: Mapping[str, str] = {
+    "5.1.9.2.2:6": "5.1.9.2.2:7",
     "5.1.9.4.1:2": "5.1.9.3.2:1",
     "5.4.6.2:2": "2.6:3",
     "5.5.3.2:1": "2.6:1",

@@ -369,13 +369,23 @@ class LeavesOuterChecksums(_Receiving):
     receiver = _OuterSumHider
 
 
-class _Believer(Receiver):
+class _BelieverOfFlags(Receiver):
     def may_offload(self, flags: int, gso_type: int, gso_size: bytes) -> bool:
-        return True
+        return any(gso_size) or super().may_offload(flags, gso_type, gso_size)
 
 
-class BelievesItsLink(_Receiving):
-    receiver = _Believer
+class BelievesTheFlagsOfItsLink(_Receiving):
+    receiver = _BelieverOfFlags
+
+
+class _BelieverOfSizes(Receiver):
+    def may_offload(self, flags: int, gso_type: int, gso_size: bytes) -> bool:
+        needs_csum = bool(flags & HeaderFlag.NEEDS_CSUM)
+        return needs_csum or super().may_offload(flags, gso_type, gso_size)
+
+
+class BelievesTheSizesOfItsLink(_Receiving):
+    receiver = _BelieverOfSizes
 
 
 class _Embellisher(Receiver):
@@ -457,7 +467,7 @@ MUTANTS = [
             ("5.1.4.1:4", ShrinksItsMtu),
             ("5.1.4.1:5", PassesFramesAboveTheMtu),
             ("5.1.4.1:6", CountsTheEthernetHeaderAsPayload),
-            ("5.1.4.1:6", Fragments),
+            ("5.1.9.2:1", Fragments),
             ("5.1.9.2.2:1", RefusesUnknownFlags),
             ("5.1.9.2.2:2", ReadsCsumStartWithoutNeedsCsum),
             ("5.1.9.2.2:6", TrustsHdrLen),
@@ -483,8 +493,8 @@ MUTANTS = [
             ("5.1.9.4.1:21", HidesTunnels),
             ("5.1.9.4.1:25", LeavesOuterChecksums),
             ("5.1.9.4.1:26", PassesWhatItDoesNotKnow),
-            ("5.1.9.4.1:27", BelievesItsLink),
-            ("5.1.9.4.1:28", BelievesItsLink),
+            ("5.1.9.4.1:27", BelievesTheFlagsOfItsLink),
+            ("5.1.9.4.1:28", BelievesTheSizesOfItsLink),
             ("5.1.9.4.1:30", PassesRscInfo),
             ("5.1.9.4.1:31", SaysNothingOfHdrLen),
             ("5.1.9.4.1:33", SaysThatAllChecksumsAreRight),

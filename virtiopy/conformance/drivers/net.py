@@ -11,6 +11,7 @@ from virtiopy.conformance.clauses import features as named
 from virtiopy.conformance.clauses.definitions import WRITTEN
 from virtiopy.conformance.drivers.base import DeviceDriver, Request
 from virtiopy.conformance.problems import (
+    BlockedError,
     BrokenError,
     NoAnswerError,
     NotApplicableError,
@@ -26,6 +27,9 @@ HEADER_SIZE = ffi.sizeof("struct virtio_net_hdr_v1")
 
 #: What a frame that is sent comes to, and one that is received.
 SENT, RECEIVED = "5.1.9.2:1", "5.1.9.4:1"
+
+#: How many pairs of virtqueues there may be, and the statement that says so.
+PAIRS_MAX, PAIRS = 0x8000, "5.1.4.1:1"
 
 #: The first pair of virtqueues (5.1.2).
 RECEIVEQ, TRANSMITQ = 0, 1
@@ -284,6 +288,8 @@ class NetDriver(DeviceDriver):
         if not self.session.has("VIRTIO_NET_F_CTRL_VQ"):
             return None
         pairs = self.session.config(8, 2) if self.session.has("VIRTIO_NET_F_MQ") else 1
+        if not 1 <= pairs <= PAIRS_MAX:
+            raise BlockedError(PAIRS)
         return 2 * pairs
 
     def command(self, kind: int, command: int, data: bytes, *, ack: int | None = Ack.OK) -> Request:

@@ -65,8 +65,8 @@ class FrameWork:
     def _look_out(self, way: Way, pair: int) -> None:
         while len(way):
             data = self.net.link.sent(pair, seconds=self.net.session.patience)
-            # That frames as long as the MTU allows go out, and whole, is a statement of its own.
-            clause = LONGEST if way.next_size > self.longest - 2 else SENT
+            # That frames go out which the MTU just allows is a statement of its own.
+            clause = LONGEST if way.next_size > self.longest - SHORTEST else SENT
             if data is None:
                 raise NoAnswerError(f"sent by pair {pair}: {way.missing()}", clause)
             if wrong := way.arrive(data[HEADER_SIZE:]):

@@ -305,9 +305,12 @@ def test_a_checksum_that_is_to_be_completed_can_be(net: NetDriver, kind: str, ve
     made = small(net, kind, version, Sum.PARTIAL)
     [got] = inbox.outcome(made.frame, header(made))
     if got.header.flags & HeaderFlag.NEEDS_CSUM:
-        assert not difference(got.frame, made.frame), "it is not the pseudo header's sum"
+        with about("5.1.9.4.1:19"):
+            assert not difference(got.frame, made.frame), "it is not the pseudo header's sum"
         whole = complete(got.frame, got.header.csum_start, got.header.csum_offset)
-        assert is_complete(made, whole), "csum_start and csum_offset do not lead to a right sum"
+        with about("5.1.9.4.1:20"):
+            right = is_complete(made, whole)
+            assert right, "csum_start and csum_offset do not lead to a right sum"
     else:
         assert is_complete(made, got.frame), "a checksum was received that is not complete"
 
