@@ -1,6 +1,10 @@
 """Which of the suite's tests are collected, and what becomes of each: loaded when asked for."""
 
+import math
+import signal
 import sys
+import threading
+import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +43,7 @@ WALKS_COUNT = 25
 TARGET = pytest.StashKey[Target]()
 PATIENCE_KEY = pytest.StashKey[float]()
 THOROUGH = pytest.StashKey[float]()
+TIMEOUT = pytest.StashKey["Timeout"]()
 TRACE = pytest.StashKey[Trace]()
 JUDGE = pytest.StashKey[Judge]()
 RESULTS = pytest.StashKey[Results]()
@@ -72,12 +77,35 @@ def pytest_configure(config: pytest.Config) -> None:
     try:
         config.stash[PATIENCE_KEY] = _seconds("patience", option("virtio_patience"), PATIENCE)
         config.stash[THOROUGH] = _seconds("thorough", option("virtio_thorough"), 0)
+        config.stash[TIMEOUT] = Timeout(_seconds("timeout", option("virtio_timeout"), math.inf))
         config.stash[REPORTS] = [reports.check_path(text) for text in option("virtio_report")]
         config.stash[WALKS] = _walks(option("virtio_walks"), option("virtio_replay"))
         if option("virtio_target") or option("virtio_spawn"):
             config.stash[TARGET] = _target(config)
     except ConfigError as error:
         raise pytest.UsageError(str(error)) from error
+    if threading.current_thread() is threading.main_thread():
+        # Whoever ends the run is told what was found, as after Ctrl-C.
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+        def restore() -> None:
+            signal.signal(signal.SIGTERM, before)
+
+        config.add_cleanup(restore)
+
+
+class Timeout:
+    """The end of a run that may take so many seconds from now on."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._end = time.monotonic() + seconds
+
+    @property
+    def over(self) -> str:
+        """Why no test is to begin any more; "" while one may."""
+        late = time.monotonic() >= self._end
+        return f"it has taken {self._seconds:g} s, as --timeout says." if late else ""
 
 
 def _seconds(name: str, text: str | None, default: float) -> float:
@@ -330,7 +358,7 @@ def _go_on(item: pytest.Item, error: BaseException | None) -> None:
         progress.take(error, served=session.served, slowest=session.slowest)
     else:
         progress.take(error, served=False)
-    if not (why := progress.hopeless or progress.cut_short):
+    if not (why := progress.hopeless or progress.cut_short or config.stash[TIMEOUT].over):
         return
     config.stash[RESULTS].cut_short = why
     if all(target_of(other) is target for other in item.session.items if in_suite(other)):
@@ -439,11 +467,11 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """Write the reports, if anything was tested, and say in the exit status what was found."""
     config = session.config
     results = config.stash[RESULTS]
-    paths = config.stash[REPORTS]
-    if not results.subjects:
-        paths.clear()
-    for path in paths:
-        reports.write(path, document(results))
+    if session.exitstatus == pytest.ExitCode.INTERRUPTED and not results.cut_short:
+        results.cut_short = "it was interrupted."
+        _write(config)
+        return
+    _write(config)
     if results.cut_short:
         # Where another target could be tested, the run has a verdict.
         vain = set(results.subjects) <= set(_hopeless(config))
@@ -453,3 +481,13 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     remarks = any(result.remarks for result in results)
     if session.exitstatus == pytest.ExitCode.OK and results.strict and remarks:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _write(config: pytest.Config) -> None:
+    """Write the reports, if anything was tested."""
+    results = config.stash[RESULTS]
+    paths = config.stash[REPORTS]
+    if not results.subjects:
+        paths.clear()
+    for path in paths:
+        reports.write(path, document(results))

@@ -28,6 +28,22 @@ HEADER_SIZE = ffi.sizeof("struct virtio_net_hdr_v1")
 #: What a frame that is sent comes to, and one that is received.
 SENT, RECEIVED = "5.1.9.2:1", "5.1.9.4:1"
 
+#: What needs the control queue, which a vhost-user frontend has, and its backend has not.
+CONTROLLED = (
+    "VIRTIO_NET_F_CTRL_VQ",
+    "VIRTIO_NET_F_CTRL_RX",
+    "VIRTIO_NET_F_CTRL_VLAN",
+    "VIRTIO_NET_F_CTRL_RX_EXTRA",
+    "VIRTIO_NET_F_CTRL_MAC_ADDR",
+    "VIRTIO_NET_F_CTRL_GUEST_OFFLOADS",
+    "VIRTIO_NET_F_GUEST_ANNOUNCE",
+    "VIRTIO_NET_F_MQ",
+    "VIRTIO_NET_F_RSS",
+    "VIRTIO_NET_F_HASH_REPORT",
+    "VIRTIO_NET_F_NOTF_COAL",
+    "VIRTIO_NET_F_VQ_NOTF_COAL",
+)
+
 #: How many pairs of virtqueues there may be, and the statement that says so.
 PAIRS_MAX, PAIRS = 0x8000, "5.1.4.1:1"
 
@@ -157,7 +173,8 @@ class NetDriver(DeviceDriver):
     def count_queues(cls, said: int | None, features: int) -> int:
         """Return how many virtqueues there are: the backend counts pairs, and not controlq."""
         has_controls = features & feature_mask(named.bits(["VIRTIO_NET_F_CTRL_VQ"]))
-        return 2 * (said or 1) + bool(has_controls)
+        more_pairs = features & feature_mask(named.bits(["VIRTIO_NET_F_MQ", "VIRTIO_NET_F_RSS"]))
+        return 2 * ((said or 1) if more_pairs else 1) + bool(has_controls)
 
     understood = (
         "VIRTIO_NET_F_CSUM",
@@ -188,6 +205,9 @@ class NetDriver(DeviceDriver):
     def __init__(self, session: Session) -> None:
         super().__init__(session)
         self._seeds = count(1)
+        if session.transport == "vhost-user" and not self.has_link:
+            # A backend in another process has the queues of frames alone.
+            session.withheld |= feature_mask(named.bits(CONTROLLED))
 
     def with_features(self, *names: str) -> list[int]:
         """Return the feature bits that are negotiated by default, and these."""
