@@ -63,7 +63,7 @@ DESCRIPTORS_A_POP = 4096
 #: seconds after which it begins no other batch, as one chain may have tens of thousands of pieces.
 BATCH = 64
 BATCHES_A_TURN = 4
-TURN_SECONDS = 0.02
+TURN_SECONDS = 0.1
 
 
 def batches_of_a_turn() -> Iterator[int]:
