@@ -231,14 +231,7 @@ _OWN = (
         ),
         build="virtiopy.cli.scsi:build_scsi",
         build_served="virtiopy.cli.scsi:build_served_scsi",
-        example=Example(
-            # TEST UNIT READY, for target 0, LUN 0.
-            readable=bytes.fromhex("0100400000000000 0700000000000000 000000") + bytes(32),
-            # CHECK CONDITION, and why: the unit is new to the driver.
-            answer=bytes.fromhex("12000000 00000000 0000 02 00")
-            + bytes.fromhex("70000600000000 0a 00000000 2900 00000000").ljust(96, b"\0"),
-            queue=2,
-        ),
+        suite_driver=f"{_SUITE}.scsi:ScsiDriver",
         rigs={"scsi": f"{_RIGS}:build_scsi"},
         linux_modules=("virtio_scsi", "sd_mod", "sr_mod", "isofs", "ext4", "crc32c_generic"),
         linux_counter=LinuxCounter(
