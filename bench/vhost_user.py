@@ -6,15 +6,23 @@ driven by C (vhost_user_client.c), so that it is not what is measured. virtiopy 
 does by default and once with VIRTIOPY_NATIVE=off; floor.c is the least that a device can do.
 
     python -m bench.vhost_user --rounds 5
+    python -m bench.vhost_user --rounds 5 --svg iops.svg
+
+Where other programs have the CPUs too, real-time priority keeps them out of the figures, and short
+measurements out of theirs:
+
+    chrt --rr 1 python -m bench.vhost_user --rounds 15 --milliseconds 100
 """
 
 import argparse
 import itertools
 import os
+import statistics
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -43,7 +51,15 @@ FLOOR = Path(__file__).with_name("floor.c")
 #: The peers, by how qemu-storage-daemon has the kernel do its I/O.
 AIO = ["io_uring", "threads"]
 OURS = "virtiopy serve blk"
-OURS_IN_PYTHON = "virtiopy serve blk, VIRTIOPY_NATIVE=off"
+OURS_IN_PYTHON = "virtiopy, VIRTIOPY_NATIVE=off"
+FLOOR_NAME = "bare C loop"
+
+#: Requests in flight: in the table, and in the plot.
+DEPTHS = (1, 32)
+PLOTTED = (1, 2, 4, 8, 16, 32)
+
+#: Device and client have a CPU each, so that the scheduler's choice is not what is measured.
+DEVICE_CPU, CLIENT_CPU = (["taskset", "--cpu-list", str(cpu)] for cpu in (0, 1))
 
 #: Starts a peer for an image and a socket; gives the client's first ten numbers.
 Peer = Callable[[Path, Path], AbstractContextManager[list[int]]]
@@ -70,18 +86,20 @@ def make_image(path: Path, mebibytes: int) -> int:
 
 def serve_with_virtiopy(image: Path, path: Path) -> Backend:
     options = f"{image},queue-size={QUEUE_SIZE}"
-    return Backend([str(VIRTIOPY), "serve", "blk", options, "--socket", str(path)], path)
+    return Backend(
+        [*DEVICE_CPU, str(VIRTIOPY), "serve", "blk", options, "--socket", str(path)], path
+    )
 
 
 def serve_with_python(image: Path, path: Path) -> Backend:
     options = f"{image},queue-size={QUEUE_SIZE}"
-    command = ["env", "VIRTIOPY_NATIVE=off", str(VIRTIOPY), "serve", "blk", options]
+    command = [*DEVICE_CPU, "env", "VIRTIOPY_NATIVE=off", str(VIRTIOPY), "serve", "blk", options]
     return Backend([*command, "--socket", str(path)], path)
 
 
 def serve_with_qemu(aio: str, image: Path, path: Path) -> Backend:
     command = [
-        STORAGE_DAEMON,
+        *(*DEVICE_CPU, STORAGE_DAEMON),
         *("--blockdev", f"driver=file,filename={image},node-name=disk,aio={aio}"),
         "--export",
         f"type=vhost-user-blk,id=export,node-name=disk,addr.type=unix,addr.path={path},writable=on",
@@ -130,7 +148,7 @@ def over_vhost_user(
 def bare_loop(program: Path, image: Path, path: Path) -> Iterator[list[int]]:
     """Start floor.c, which is given the ring itself and needs no socket."""
     with ring() as (_memory, _queue, numbers):
-        command = [str(program), str(image), *map(str, numbers[:8])]
+        command = [*DEVICE_CPU, str(program), str(image), *map(str, numbers[:8])]
         descriptors = [numbers[0], *numbers[2:4]]
         with subprocess.Popen(command, pass_fds=descriptors) as loop:
             try:
@@ -142,8 +160,9 @@ def bare_loop(program: Path, image: Path, path: Path) -> Iterator[list[int]]:
 class Bench:
     """An image in the page cache, and the client."""
 
-    def __init__(self, folder: Path, mebibytes: int) -> None:
+    def __init__(self, folder: Path, mebibytes: int, milliseconds: int = 1000) -> None:
         self._folder = folder
+        self._milliseconds = milliseconds
         self._image = folder / "disk.img"
         self._blocks = make_image(self._image, mebibytes)
         self._client = build(CLIENT, folder)
@@ -152,9 +171,9 @@ class Bench:
         """Return the requests a second of a peer that was just started."""
         path = self._folder / "blk.sock"
         with peer(self._image, path) as numbers:
-            settings = [self._blocks, depth, int(wait), int(write)]
+            settings = [self._blocks, depth, int(wait), int(write), self._milliseconds]
             done = subprocess.run(
-                [str(self._client), *map(str, [*numbers, *settings])],
+                [*CLIENT_CPU, str(self._client), *map(str, [*numbers, *settings])],
                 pass_fds=[numbers[0], numbers[2], numbers[3]],
                 capture_output=True,
                 text=True,
@@ -165,17 +184,89 @@ class Bench:
         return float(done.stdout)
 
 
+@dataclass(slots=True, frozen=True)
+class Cell:
+    """What the client does: one row of the table."""
+
+    write: bool
+    wait: bool
+    depth: int
+
+    def __str__(self) -> str:
+        way = "interrupts" if self.wait else "polling"
+        return f"{'writes' if self.write else 'reads'}, depth {self.depth}, {way}"
+
+
+def cells(depths: Sequence[int]) -> list[Cell]:
+    """Return every combination, in the table's order."""
+    return [
+        Cell(write, wait, depth)
+        for write, depth, wait in itertools.product([False, True], depths, [False, True])
+    ]
+
+
+#: Of each cell, the requests a second of each peer, round by round.
+Table = dict[Cell, dict[str, list[float]]]
+
+
+def tell_ratios(table: Table) -> None:
+    """Print how virtiopy compares with the floor and with the better qemu-storage-daemon."""
+    print(f"\n{'virtiopy: ratio of medians':32} {'to the floor':>14} {'to the better QEMU':>20}")
+    for cell, figures in table.items():
+        medians = {name: statistics.median(values) for name, values in figures.items()}
+        daemons = [name for name in figures if name.startswith(STORAGE_DAEMON)]
+        better = max(daemons, key=medians.__getitem__)
+        ours = medians[OURS]
+        daemon = f"{ours / medians[better]:.2f} ({better.rpartition('=')[2]})"
+        print(f"{cell!s:32} {ours / medians[FLOOR_NAME]:14.2f} {daemon:>20}")
+
+
+def plot(table: Table, path: Path) -> None:
+    """Draw the requests a second over the depth: medians, with what lies between the extremes."""
+    from matplotlib.figure import Figure  # noqa: PLC0415 - an extra
+
+    figure = Figure(figsize=(10, 8), layout="constrained")
+    axes = figure.subplots(2, 2, sharex=True)
+    for row, write in enumerate([False, True]):
+        for column, wait in enumerate([False, True]):
+            panel = axes[row][column]
+            here = [cell for cell in table if (cell.write, cell.wait) == (write, wait)]
+            depths = [cell.depth for cell in here]
+            for name in table[here[0]]:
+                values = [table[cell][name] for cell in here]
+                [line] = panel.plot(depths, list(map(statistics.median, values)), "o-", label=name)
+                panel.fill_between(
+                    *(depths, list(map(min, values)), list(map(max, values))),
+                    color=line.get_color(),
+                    alpha=0.15,
+                )
+            way = "interrupts" if wait else "polling"
+            panel.set_title(f"{'writes' if write else 'reads'}, {way}")
+            panel.set_xscale("log", base=2)
+            panel.set_xticks(depths, labels=map(str, depths))
+            panel.set_ylim(bottom=0)
+            panel.set_xlabel("requests in flight")
+            panel.set_ylabel("4 KiB requests a second")
+    axes[0][0].legend()
+    figure.savefig(path, format="svg")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--size", type=int, default=256, help="of the image, in MiB")
+    parser.add_argument("--milliseconds", type=int, default=1000, help="that a measurement takes")
     parser.add_argument("--json", type=Path, help="write every figure to this file")
+    parser.add_argument(
+        "--svg", type=Path, help="plot depths of 1 to 32 to this file, and measure those between"
+    )
     arguments = parser.parse_args()
     require(STORAGE_DAEMON, "qemu-system-common")
     require("gcc", "gcc")
-    results: dict[str, list[float]] = {}
+    require("taskset", "util-linux")
+    table: Table = {}
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder), arguments.size)
+        bench = Bench(Path(folder), arguments.size, arguments.milliseconds)
         peers: dict[str, Peer] = {
             OURS: partial(over_vhost_user, serve_with_virtiopy),
             OURS_IN_PYTHON: partial(over_vhost_user, serve_with_python),
@@ -185,23 +276,28 @@ def main() -> None:
                 )
                 for aio in AIO
             },
-            "bare C loop": partial(bare_loop, build(FLOOR, Path(folder))),
+            FLOOR_NAME: partial(bare_loop, build(FLOOR, Path(folder))),
         }
-        for write, depth, wait in itertools.product([False, True], [1, 32], [False, True]):
-            what = (
-                f"{'writes' if write else 'reads'}, depth {depth}, "
-                f"{'interrupts' if wait else 'polling'}"
-            )
-            print(f"\n4 KiB random {what}")
-            figures = by_turns(
+        for cell in cells(PLOTTED if arguments.svg else DEPTHS):
+            print(f"\n4 KiB random {cell}")
+            table[cell] = by_turns(
                 {
-                    name: partial(bench.measure, peer, depth=depth, wait=wait, write=write)
+                    name: partial(
+                        bench.measure, peer, depth=cell.depth, wait=cell.wait, write=cell.write
+                    )
                     for name, peer in peers.items()
                 },
                 arguments.rounds,
             )
-            tell(figures, "IOPS", 1, peer=OURS)
-            results |= {f"{name}, {what}": values for name, values in figures.items()}
+            tell(table[cell], "IOPS", 1, peer=FLOOR_NAME)
+    tell_ratios(table)
+    if arguments.svg is not None:
+        plot(table, arguments.svg)
+    results = {
+        f"{name}, {cell}": values
+        for cell, figures in table.items()
+        for name, values in figures.items()
+    }
     write_json(arguments.json, results, "IOPS")
 
 

@@ -21,7 +21,7 @@
 #include <unistd.h>
 
 #define BLOCK 4096
-#define WARM_UP 0.1	/* seconds that are not measured */
+#define WARM_UP 0.05	/* seconds that are not measured */
 
 struct slot {
 	struct virtio_blk_outhdr header;
@@ -204,12 +204,12 @@ static double measure(struct client *client, uint32_t depth, double seconds)
 int main(int argc, char **argv)
 {
 	struct client client = { .random = 0x9e3779b97f4a7c15 };
-	uint64_t numbers[14];
+	uint64_t numbers[15];
 	size_t size;
 
-	if (argc != 15)
-		die("fourteen numbers are expected");
-	for (int i = 0; i < 14; i++)
+	if (argc != 16)
+		die("fifteen numbers are expected");
+	for (int i = 0; i < 15; i++)
 		numbers[i] = strtoull(argv[i + 1], NULL, 0);
 	size = numbers[1];
 	client.memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, numbers[0], 0);
@@ -229,6 +229,6 @@ int main(int argc, char **argv)
 	client.expected = calloc(client.ring.num, sizeof(*client.expected));
 	if (!client.expected)
 		die("no memory");
-	printf("%.0f\n", measure(&client, numbers[11], 1.0));
+	printf("%.0f\n", measure(&client, numbers[11], numbers[14] / 1e3));
 	return 0;
 }

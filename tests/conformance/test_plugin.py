@@ -1,6 +1,7 @@
 """The plugin: what it costs those who do not ask for it, and what it says to those who do."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conformance.runs import run_command, run_pytest, run_suite
+from virtiopy.conformance.report.document import read
 from virtiopy.conformance.targets.backends import split
 
 OWN_DEVICE = """\
@@ -28,6 +30,12 @@ class Broken(Rng):
 SILENT = """\
 class Broken(Rng):
     def handle(self, queue):
+        pass
+"""
+
+NEVER_NOTIFIES = """\
+class Broken(Rng):
+    def notify(self, queue):
         pass
 """
 
@@ -89,6 +97,50 @@ def test_a_device_that_does_not_work_fails_and_does_not_end_the_run(
     assert verdict in run.stdout
     assert "virtio trace" in run.stdout
     assert "1 failed, 1 passed" in run.stdout.splitlines()[-1]
+
+
+def test_a_test_that_is_hurried_blocks_its_statement_and_accuses_the_device_of_nothing(
+    tmp_path: Path,
+) -> None:
+    own_device(tmp_path, NEVER_NOTIFIES, "Broken")
+    options = ["--virtio-patience=0.6", "--virtio-report=report.json"]
+    run = run_pytest(*options, "-k", "test_split and event_idx", folder=tmp_path)
+    assert run.returncode == pytest.ExitCode.TESTS_FAILED, run.stdout
+    [subject] = read(tmp_path / "report.json")["subjects"]
+    clauses = {clause["id"]: clause for clause in subject["clauses"]}
+    assert clauses["2.7.7.2:1"]["outcome"] == "failed"
+    assert clauses["2.7.7.2:4"]["outcome"] == "blocked"
+    assert "this one was hurried" in clauses["2.7.7.2:4"]["reason"]
+
+
+# Counts how often the findings of all results are made.
+COUNTS_FINDINGS = """\
+from virtiopy.conformance.report.findings import Findings
+
+made = []
+make = Findings.__init__
+
+def count(self, *args, **keywords):
+    made.append(self)
+    make(self, *args, **keywords)
+
+Findings.__init__ = count
+
+def pytest_unconfigure():
+    print("findings made:", len(made))
+"""
+
+
+def test_a_failed_test_costs_no_look_at_all_results_before_it(tmp_path: Path) -> None:
+    own_device(tmp_path, NEVER_NOTIFIES, "Broken")
+    (tmp_path / "conftest.py").write_text(COUNTS_FINDINGS)
+    run = run_pytest("--virtio-patience=0.1", "-k", "test_split", "-s", folder=tmp_path)
+    failed = re.search(r"(\d+) failed", run.stdout.splitlines()[-2])
+    made = re.search(r"findings made: (\d+)", run.stdout)
+    assert failed is not None, run.stdout
+    assert made is not None, run.stdout
+    assert int(failed[1]) >= 3
+    assert int(made[1]) <= 2
 
 
 def test_a_feature_that_was_not_offered_makes_a_test_not_applicable(tmp_path: Path) -> None:

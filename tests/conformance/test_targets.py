@@ -34,7 +34,11 @@ QEMU_DIFFERENCES = {
 @pytest.mark.parametrize(
     ("device", "transport"),
     [
-        *((device, "mmio") for device in DEVICES),
+        *(
+            # The variants have most of their statements in common with what they vary.
+            pytest.param(device, "mmio", marks=[pytest.mark.thorough] if "-" in device else [])
+            for device in DEVICES
+        ),
         *(
             pytest.param(device, "vhost-user", marks=pytest.mark.thorough)
             for device in DEVICES
@@ -52,10 +56,24 @@ def test_a_device_of_virtiopys_meets_every_statement(
     assert holes == []
 
 
+@pytest.mark.thorough
 def test_a_backend_is_spawned_for_each_test(tmp_path: Path) -> None:
     command = f"{sys.executable} -m virtiopy.cli.main serve rng --socket {{socket}}"
     run = run_suite(
         f"--virtio-spawn={command}", "--virtio-device=rng", "-k", "framing", folder=tmp_path
+    )
+    assert run.returncode == 0, run.stdout
+
+
+@pytest.mark.thorough
+def test_a_backend_that_wants_its_in_flight_area_back_gets_it(tmp_path: Path) -> None:
+    """As those on libvhost-user do, before any ring starts."""
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(1 << 21))
+    sample = REPOSITORY / "tests" / "guest" / "sample_backend.py"
+    command = f"{sys.executable} {sample} {image} {{socket}}"
+    run = run_suite(
+        f"--virtio-spawn={command}", "--virtio-device=blk", "-k", "framing", folder=tmp_path
     )
     assert run.returncode == 0, run.stdout
 
@@ -94,7 +112,9 @@ def test_qemu_storage_daemon_meets_every_statement_but_the_known(tmp_path: Path)
     assert failed == QEMU_DIFFERENCES, run.stdout
 
 
-@pytest.mark.parametrize("builder", ["build_zoned", "build_host_aware"])
+@pytest.mark.parametrize(
+    "builder", ["build_zoned", pytest.param("build_host_aware", marks=pytest.mark.thorough)]
+)
 def test_a_zoned_device_meets_every_statement_about_zones(
     whole_runs: WholeRuns, builder: str
 ) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conformance.runs import run_pytest, run_suite
+from virtiopy.conformance.report.document import read
 from virtiopy.conformance.suite.test_walks import KEPT, PREFIX, SUFFIX, new_file
 from virtiopy.conformance.walks.steps import KINDS, load
 from virtiopy.errors import ConfigError
@@ -80,6 +81,7 @@ def walk(folder: Path, *arguments: str) -> str:
     return run.stdout
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("broken", "options", "failure"),
     [
@@ -150,3 +152,14 @@ def test_what_is_no_step_is_said_with_its_line(tmp_path: Path, line: str) -> Non
     path.write_text(f"start\n{line}\n")
     with pytest.raises(ConfigError, match=f"Line 2 .*{line}"):
         load(path)
+
+
+def test_walks_alone_name_what_was_tested_and_leave_the_rest_untested(tmp_path: Path) -> None:
+    own_device(tmp_path, "")
+    options = ["--virtio-walks=3", "--virtio-report=report.json"]
+    run = run_pytest("-k", "random_walk", *options, folder=tmp_path)
+    assert run.returncode == 0, run.stdout
+    document = read(tmp_path / "report.json")
+    [subject] = document["subjects"]
+    assert (subject["device"], subject["findings"]) == ("rng", [])
+    assert [test["outcome"] for test in document["tests"]] == ["passed"]

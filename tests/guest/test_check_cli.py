@@ -100,3 +100,44 @@ def test_the_statements_are_listed() -> None:
 
 def test_a_part_that_there_is_not_is_refused() -> None:
     assert_one_sentence(virtiopy("check", "--statements", "9"), "name a section")
+
+
+# Each device in turn
+
+
+def test_a_guest_meets_each_device_in_turn(tmp_path: Path) -> None:
+    image, whole = make_image(tmp_path / "disk.img"), tmp_path / "whole.json"
+    outcome = virtiopy(
+        *("run", "--accel", "tcg", "--mode", "trapped", "--disk", image, "--guest", "mistakes"),
+        *("--append", "mistake=queue-too-large", "--check-driver", "--json", whole),
+        *("--device-variant", "queue-of-2,no-device", "--hostile", "queue-size-0"),
+    )
+    assert outcome.status == 1, outcome.errors
+    assert "2 of 4 runs are right" in outcome.output
+    assert "[with as-it-is, queue-of-2]" in outcome.output
+    report = json.loads(whole.read_text())
+    assert report["status"] == 1
+    assert [(run["case"], run["outcome"], run["right"]) for run in report["runs"]] == [
+        ("as-it-is", "passes", False),
+        ("queue-of-2", "passes", False),
+        ("no-device", "passes", True),
+        ("queue-size-0", "passes", True),
+    ]
+    assert [one["statement"] for one in report["drivers"]["findings"]] == ["4.2.2.2:14"]
+
+
+def test_what_keeps_the_first_run_from_running_is_said_once(tmp_path: Path) -> None:
+    outcome = virtiopy(
+        *("run", "--accel", "tcg", "--disk", tmp_path / "none.img", "--hostile", "all")
+    )
+    assert_one_sentence(outcome, "none.img does not exist")
+
+
+def test_a_shell_has_no_turns() -> None:
+    outcome = virtiopy("linux", "--device-variant", "all")
+    assert_one_sentence(outcome, "give one after --")
+
+
+def test_a_name_among_several_that_is_none_is_refused() -> None:
+    outcome = virtiopy("run", "--accel", "tcg", "--device-variant", "late,laet")
+    assert_one_sentence(outcome, "There is no device variant 'laet'")

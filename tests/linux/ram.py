@@ -31,7 +31,8 @@ PINGED = r"seq=\d+"
 
 _INIT = Path(__file__).with_name("init.sh")
 _MODULES = ("virtio_pci", "virtio_blk", "virtio_net")
-_PARAMETERS = "console=ttyS0 quiet panic=-1 mitigations=off no5lvl init_on_alloc=0 apparmor=0"
+#: What the kernel is told.
+PARAMETERS = "console=ttyS0 quiet panic=-1 mitigations=off no5lvl init_on_alloc=0 apparmor=0"
 _PACKAGES = {
     "qemu-system-x86_64": "qemu-system-x86",
     "busybox": "busybox-static",
@@ -112,7 +113,49 @@ def _run(folder: Path, *command: str) -> str:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
 
 
-class Qemu(Closing):
+class RamGuest(Closing):
+    """That Linux in some VMM, whose process is `process` and that writes its console to `log`."""
+
+    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+        self.process = process
+        self._log = log
+
+    def until(self, is_so: Callable[[], bool], what: str) -> None:
+        """Wait until something is so."""
+        deadline = time.monotonic() + PATIENCE
+        while not is_so():
+            end = self.console[-1000:]
+            assert self.process.poll() is None, f"the VMM has ended before {what}; {end}"
+            assert time.monotonic() < deadline, f"not after {PATIENCE:.0f} s: {what}; {end}"
+            time.sleep(0.01)
+
+    @property
+    def console(self) -> str:
+        """What Linux has said."""
+        return self._log.read_text(errors="replace") if self._log.exists() else ""
+
+    def has_said(self, pattern: str, times: int = 1) -> bool:
+        """Say whether lines that match are on the console, and none that says FAILED."""
+        console = self.console
+        assert not re.search("FAILED|panic|BUG|Oops|I/O error", console), console[-3000:]
+        return len(re.findall(pattern, console)) >= times
+
+    def until_written(self, pid: int, size: int) -> None:
+        """Wait until the backend with this process ID has written `size` more bytes."""
+        goal = _written(pid) + size
+        self.until(lambda: _written(pid) > goal, "the disk is written")
+
+    def until_said(self, *patterns: str) -> None:
+        """Wait until lines that match each of these are on the console, from now on."""
+        # The first may have been on its way already.
+        wanted = {pattern: len(re.findall(pattern, self.console)) + 2 for pattern in patterns}
+        self.until(
+            lambda: all(self.has_said(pattern, times) for pattern, times in wanted.items()),
+            " and ".join(patterns),
+        )
+
+
+class Qemu(RamGuest):
     """QEMU with that Linux, and these `devices`; its sockets and its console are in `folder`.
 
     With `incoming` it waits for a guest to be migrated to it.
@@ -122,7 +165,7 @@ class Qemu(Closing):
         self, linux: RamLinux, folder: Path, devices: list[str], *, incoming: bool = False
     ) -> None:
         folder.mkdir()
-        self._log = folder / "console.log"
+        log = folder / "console.log"
         self._migration = folder / "migration.sock"
         control = folder / "qmp.sock"
         command = [
@@ -130,16 +173,17 @@ class Qemu(Closing):
             *("-object", f"memory-backend-memfd,id=shared,size={MEMORY}M,share=on"),
             *("-machine", "q35,memory-backend=shared", "-display", "none", "-no-reboot"),
             *("-kernel", str(linux.kernel), "-initrd", str(linux.initramfs)),
-            *("-append", _PARAMETERS, "-serial", f"file:{self._log}"),
+            *("-append", PARAMETERS, "-serial", f"file:{log}"),
             *("-qmp", f"unix:{control},server=on,wait=off", *devices),
         ]
         if incoming:
             command += ["-incoming", f"unix:{self._migration}"]
         self._output = folder / "qemu.log"
-        with self._output.open("wb") as log:
-            self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        with self._output.open("wb") as output:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output
             )
+        super().__init__(process, log)
         self._control = socket.socket(socket.AF_UNIX)
         self._control.settimeout(PATIENCE)
         # It is bound before it listens.
@@ -172,44 +216,10 @@ class Qemu(Closing):
                 assert isinstance(result, dict)
                 return result
 
-    def until(self, is_so: Callable[[], bool], what: str) -> None:
-        """Wait until something is so."""
-        deadline = time.monotonic() + PATIENCE
-        while not is_so():
-            end = self.console[-1000:]
-            assert self.process.poll() is None, f"QEMU has ended before {what}; {end}"
-            assert time.monotonic() < deadline, f"not after {PATIENCE:.0f} s: {what}; {end}"
-            time.sleep(0.01)
-
     @property
     def output(self) -> str:
         """What QEMU itself has said."""
         return self._output.read_text()
-
-    @property
-    def console(self) -> str:
-        """What Linux has said."""
-        return self._log.read_text(errors="replace") if self._log.exists() else ""
-
-    def has_said(self, pattern: str, times: int = 1) -> bool:
-        """Say whether lines that match are on the console, and none that says FAILED."""
-        console = self.console
-        assert not re.search("FAILED|panic|BUG|Oops|I/O error", console), console[-3000:]
-        return len(re.findall(pattern, console)) >= times
-
-    def until_written(self, pid: int, size: int) -> None:
-        """Wait until the backend with this process ID has written `size` more bytes."""
-        goal = _written(pid) + size
-        self.until(lambda: _written(pid) > goal, "the disk is written")
-
-    def until_said(self, *patterns: str) -> None:
-        """Wait until lines that match each of these are on the console, from now on."""
-        # The first may have been on its way already.
-        wanted = {pattern: len(re.findall(pattern, self.console)) + 2 for pattern in patterns}
-        self.until(
-            lambda: all(self.has_said(pattern, times) for pattern, times in wanted.items()),
-            " and ".join(patterns),
-        )
 
     def migrate_to(self, other: "Qemu") -> None:
         """Move the guest to another QEMU, which is waiting for it."""

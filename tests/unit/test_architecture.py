@@ -162,6 +162,8 @@ MAY_IMPORT = {
         "transport",
         "virtqueue",
     ],
+    # Words and events; of vhost-user it knows what a message is.
+    "trace": [*LOW, "spec", "transport", "vhost.user.messages", "virtqueue"],
     "conformance": [
         *LOW,
         "__version__",
@@ -171,6 +173,7 @@ MAY_IMPORT = {
         "memory",
         "spec",
         "statements",
+        "trace",
         "transport",
         "vhost",
         "virtqueue",
@@ -195,6 +198,7 @@ MAY_IMPORT = {
         "metrics",
         "sandbox",
         "sizes",
+        "trace",
         "transport",
         "vhost",
         "virtqueue",
@@ -278,7 +282,8 @@ def test_only_the_command_line_knows_of(library: str) -> None:
 # Whoever tests belongs to the suite, and nothing else of the package may need a test tool.
 @pytest.mark.parametrize("library", ["pytest", "hypothesis", "tap"])
 def test_only_the_suite_and_the_command_line_know_of(library: str) -> None:
-    theirs = ("virtiopy.conformance", "virtiopy.cli")
+    # And to the tests of drivers, by their authors.
+    theirs = ("virtiopy.conformance", "virtiopy.cli", "virtiopy.check.pytest")
     others = {name for name in _importers(library) if not any(_inside(name, own) for own in theirs)}
     assert others == set()
 

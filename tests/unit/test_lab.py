@@ -24,6 +24,7 @@ def run_lab_tests(path: str, *arguments: str) -> subprocess.CompletedProcess[str
     )
 
 
+@pytest.mark.thorough
 def test_without_the_lab_its_tests_are_skipped_loudly_with_the_remedy(tmp_path: Path) -> None:
     done = run_lab_tests(str(tmp_path), "--lab=boot")
 

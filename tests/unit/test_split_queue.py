@@ -605,6 +605,16 @@ def test_a_driver_that_enables_interrupts_gets_the_next(
 
 
 @pytest.mark.parametrize("event_idx", [False, True])
+def test_a_driver_that_disables_interrupts_gets_not_even_the_first(
+    memory: GuestMemory, event_idx: bool
+) -> None:
+    rig = build(memory, event_idx=event_idx)
+    rig.driver.disable_interrupts()
+    _use(rig, 1)
+    assert not rig.device.should_interrupt()
+
+
+@pytest.mark.parametrize("event_idx", [False, True])
 def test_a_driver_that_enables_interrupts_is_told_of_buffers_used_before(
     memory: GuestMemory, event_idx: bool
 ) -> None:

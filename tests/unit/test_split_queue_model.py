@@ -392,6 +392,8 @@ class SplitQueueMachine(RuleBasedStateMachine):
                 self.used_event = self.taken % 65536
         else:
             self.driver.disable_interrupts()
+            if self.event_idx:
+                self.used_event = (self.taken - 1) % 65536
         self.interrupts_off = not enable
 
     @rule(ahead=st.integers(-3, 20), flags=st.sampled_from([0, 1]))

@@ -506,6 +506,20 @@ def test_an_idle_thread_costs_no_cpu(build: Build, engine: Engine) -> None:
     assert bench.thread.sleeps - sleeps <= 10
 
 
+def test_a_thread_that_is_woken_now_and_then_polls_as_long_as_before(build: Build) -> None:
+    poll = 0.05
+    bench = build(poll_us=int(poll * 1e6))
+    for sector in range(6):
+        sleeps = bench.thread.sleeps
+        begin = time.monotonic()
+        bench.read(sector, 512)
+        bench.send_kick()
+        bench.await_used(1)
+        while bench.thread.sleeps == sleeps:
+            os.sched_yield()
+    assert time.monotonic() - begin > poll / 2
+
+
 # Files that are somebody else's too
 
 

@@ -8,6 +8,7 @@
 
 #include <limits.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "worker.h"
 
@@ -17,9 +18,18 @@
 #define IOV_MAX 1024
 #endif
 
-/* Chains of one turn, and after how many of them the driver is shown what was used. */
+/*
+ * Chains of one turn, and after how many of them the driver is shown what was used: or sooner, where
+ * it may have nothing else to do.
+ */
 #define TURN 32
 #define SHOWN 4
+
+/* Reads in a row that the page cache had, after which the next is taken to be there too. */
+#define CACHED_READS 1024
+
+/* A turn that takes longer has waited for the disk, or for other programs: ticks of the CPU's counter. */
+#define WAITED 1000000
 
 /* A request, taken apart: parse() fills it in. */
 struct request {
@@ -37,6 +47,10 @@ static bool copy_header(const struct vp_chain *chain, struct virtio_blk_outhdr *
 
 	if (chain->readable_bytes < sizeof(*header))
 		return false;
+	if (chain->iov[0].iov_len >= sizeof(*header)) {
+		memcpy(header, chain->iov[0].iov_base, sizeof(*header));
+		return true;
+	}
 	for (uint32_t i = 0; copied < sizeof(*header); i++) {
 		uint64_t count = sizeof(*header) - copied;
 
@@ -158,6 +172,33 @@ static void hand_up(struct vp_ring *ring, struct vp_slot *slot)
 	vp_ring_hand_up(ring, slot);
 }
 
+/*
+ * Reads what the page cache has.  A call that takes one buffer costs an eighth less than one that takes
+ * several, but cannot say that it may not wait: it is for a disk whose last reads all were in the cache,
+ * until a turn takes so long that one has waited.  That one keeps only this disk's rings.
+ */
+static ssize_t read_cached(struct vp_ring *ring, const struct request *request, uint64_t offset)
+{
+	const struct vp_disk *disk = ring->device;
+	const struct iovec *data = request->data;
+	ssize_t done;
+
+	if (request->count == 1 && (disk->in_memory || ring->cached_reads >= CACHED_READS))
+		return pread(disk->fd, data->iov_base, data->iov_len, offset);
+	done = preadv2(disk->fd, data, request->count, offset, disk->in_memory ? 0 : RWF_NOWAIT);
+	ring->cached_reads = done == (ssize_t)request->length ? ring->cached_reads + 1 : 0;
+	return done;
+}
+
+/* Writes to the page cache. */
+static ssize_t write_cached(const struct vp_disk *disk, const struct request *request,
+			    uint64_t offset)
+{
+	if (request->count == 1)
+		return pwrite(disk->fd, request->data->iov_base, request->data->iov_len, offset);
+	return pwritev2(disk->fd, request->data, request->count, offset, 0);
+}
+
 /* Does at once what the page cache can; false where that is not all of it. */
 static bool execute_at_once(struct vp_ring *ring, const struct request *request)
 {
@@ -172,10 +213,9 @@ static bool execute_at_once(struct vp_ring *ring, const struct request *request)
 		return false;
 	ring->counts.system_calls++;
 	if (request->type == VIRTIO_BLK_T_IN)
-		done = preadv2(disk->fd, request->data, request->count, offset,
-			       disk->in_memory ? 0 : RWF_NOWAIT);
+		done = read_cached(ring, request, offset);
 	else
-		done = pwritev2(disk->fd, request->data, request->count, offset, 0);
+		done = write_cached(disk, request, offset);
 	return done == (ssize_t)request->length;
 }
 
@@ -226,6 +266,7 @@ static void serve_one(struct vp_ring *ring, struct vp_slot *slot)
 
 static uint32_t blk_serve(struct vp_ring *ring)
 {
+	uint64_t begin = __builtin_ia32_rdtsc();
 	uint32_t served = 0;
 
 	while (served < TURN) {
@@ -237,9 +278,11 @@ static uint32_t blk_serve(struct vp_ring *ring)
 		served++;
 		if (result == VP_POP_CHAIN)
 			serve_one(ring, slot);
-		if (served % SHOWN == 0)
+		if (served % SHOWN == 0 || !vp_virtq_knows_more(ring->queue))
 			vp_virtq_publish(ring->queue);
 	}
+	if (served > 0 && __builtin_ia32_rdtsc() - begin > WAITED)
+		ring->cached_reads = 0;
 	return served;
 }
 

@@ -14,6 +14,8 @@
 
 #define CHAIN_BYTES_MAX (1ull << 32)	/* 2.7.5.2 */
 
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "rings are little-endian (1.4)");
+
 #define READ_ONCE(field) __atomic_load_n(&(field), __ATOMIC_RELAXED)
 #define WRITE_ONCE(field, value) __atomic_store_n(&(field), (value), __ATOMIC_RELAXED)
 
@@ -37,29 +39,35 @@ static enum vp_pop reject(struct vp_virtq *queue, enum vp_fault_code code, uint6
 
 /* Where the descriptors of a chain are: the descriptor table, or an indirect one in guest memory. */
 struct table {
-	const struct vring_desc *entries;	/* NULL: the table spans regions */
+	const struct vring_desc *entries;	/* NULL: the table spans regions, or is not aligned */
 	uint64_t address;
 	uint64_t size;
 };
 
-static struct vring_desc read_descriptor(const struct vp_virtq *queue, const struct table *table,
-					 uint32_t index)
+/* A descriptor as two words, which are read once each: addr; len, flags and next. */
+struct words {
+	uint64_t address, rest;
+};
+
+static inline struct vring_desc read_descriptor(const struct vp_virtq *queue,
+						const struct table *table, uint32_t index)
 {
-	const struct vring_desc *entry;
-	struct vring_desc read;
+	struct words read;
 
 	if (table->entries) {
-		entry = &table->entries[index];
-		read.addr = READ_ONCE(entry->addr);
-		read.len = READ_ONCE(entry->len);
-		read.flags = READ_ONCE(entry->flags);
-		read.next = READ_ONCE(entry->next);
+		const struct words *entry = (const struct words *)&table->entries[index];
+
+		read.address = READ_ONCE(entry->address);
+		read.rest = READ_ONCE(entry->rest);
 	} else {
 		/* find_indirect() has seen that the table is all memory. */
 		vp_memory_read(queue->memory, table->address + index * sizeof(read), &read,
 			       sizeof(read));
 	}
-	return read;
+	return (struct vring_desc){
+		.addr = read.address, .len = (uint32_t)read.rest, .flags = (uint16_t)(read.rest >> 32),
+		.next = read.rest >> 48,
+	};
 }
 
 /* An indirect table (2.7.5.3); the write-only flag of its descriptor is ignored (2.7.5.3.2). */
@@ -67,6 +75,7 @@ static enum vp_pop find_indirect(struct vp_virtq *queue, const struct vring_desc
 				 struct table *table)
 {
 	uint64_t address = descriptor->addr, size = descriptor->len;
+	char *host;
 
 	if (!queue->indirect)	/* 2.7.5.3.1 */
 		return reject(queue, VP_FAULT_NOT_NEGOTIATED, 0, 0);
@@ -74,16 +83,20 @@ static enum vp_pop find_indirect(struct vp_virtq *queue, const struct vring_desc
 		return reject(queue, VP_FAULT_INDIRECT_NEXT, 0, 0);
 	if (size == 0 || size % sizeof(struct vring_desc))	/* 2.7.5.3 */
 		return reject(queue, VP_FAULT_TABLE_SIZE, 0, size);
-	table->entries = (const struct vring_desc *)vp_memory_pointer(queue->memory, address, size);
-	if (!table->entries && !vp_memory_covers(queue->memory, address, size))
+	host = vp_memory_pointer(queue->memory, address, size);
+	if (!host && !vp_memory_covers(queue->memory, address, size))
 		return reject(queue, VP_FAULT_ADDRESS, address, size);
+	/* The specification asks for no alignment of these. */
+	if ((uintptr_t)host % _Alignof(struct vring_desc))
+		host = NULL;
+	table->entries = (const struct vring_desc *)host;
 	table->address = address;
 	table->size = size / sizeof(struct vring_desc);
 	return VP_POP_CHAIN;
 }
 
 /* Adds the pieces of one buffer: one for each region that it is in, none for no bytes. */
-static enum vp_pop add_pieces(struct vp_virtq *queue, uint64_t address, uint64_t length,
+static enum vp_pop add_all_pieces(struct vp_virtq *queue, uint64_t address, uint64_t length,
 			      struct iovec *iov, uint32_t room, uint32_t *count)
 {
 	uint64_t position = address, left = length;
@@ -106,6 +119,22 @@ static enum vp_pop add_pieces(struct vp_virtq *queue, uint64_t address, uint64_t
 		if (position == 0 && left > 0)
 			return reject(queue, VP_FAULT_ADDRESS, address, length);
 	}
+	return VP_POP_CHAIN;
+}
+
+/* The same; mostly it is one, in the region of the last. */
+static inline enum vp_pop add_pieces(struct vp_virtq *queue, uint64_t address, uint64_t length,
+				     struct iovec *iov, uint32_t room, uint32_t *count)
+{
+	const struct vp_region *region = &queue->memory->regions[queue->hint];
+	uint64_t offset = address - region->guest;
+
+	if (queue->memory->count == 0 || offset >= region->size || length > region->size - offset ||
+	    length == 0 || *count == room)
+		return add_all_pieces(queue, address, length, iov, room, count);
+	iov[*count].iov_base = region->host + offset;
+	iov[*count].iov_len = length;
+	++*count;
 	return VP_POP_CHAIN;
 }
 
@@ -311,10 +340,11 @@ static void mark_used(struct vp_virtq *queue, uint64_t offset, uint64_t length)
 /* All that is writable: `len` in the used ring may be less than what was written (2.7.8.2). */
 static void mark_written(struct vp_virtq *queue, const struct vp_chain *chain)
 {
-	const struct iovec *iov = chain->iov + chain->readable;
+	for (uint32_t i = 0; i < chain->writable; i++) {
+		const struct iovec *piece = &chain->iov[chain->readable + i];
 
-	for (uint32_t i = 0; i < chain->writable; i++)
-		mark(queue, vp_memory_guest(queue->memory, iov[i].iov_base), iov[i].iov_len);
+		mark(queue, vp_memory_guest(queue->memory, piece->iov_base), piece->iov_len);
+	}
 }
 
 /* Giving used buffers back (2.7.8) */

@@ -121,6 +121,12 @@ static inline bool vp_virtq_has_more(const struct vp_virtq *queue)
 	       __atomic_load_n(&queue->avail->idx, __ATOMIC_ACQUIRE) != queue->next;
 }
 
+/* Whether more was seen already than was taken: no look at the available ring. */
+static inline bool vp_virtq_knows_more(const struct vp_virtq *queue)
+{
+	return queue->unfinished_next < queue->unfinished_count || queue->seen != queue->next;
+}
+
 /* For Python: batches, and what moves between workers. */
 struct vp_batch {
 	/* Where chains and their pieces go, and how many there is room for. */

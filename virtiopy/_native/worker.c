@@ -28,6 +28,13 @@
 /* How often the thread is reminded to stop that a peer's file keeps, ns. */
 #define REMIND (20 * 1000 * 1000)
 
+/*
+ * How much longer than it polls the thread may have slept to poll as long again.  To wake it takes a
+ * host tens of microseconds, and more under load: a driver that has one request at a time would else be
+ * waited for asleep for ever.  It also bounds what polling costs, to a twentieth of a CPU.
+ */
+#define WORTH_POLLING 20
+
 /* What an event is about, in the upper bits of its tag; below is a pointer. */
 #define TAG_WAKE (1ull << 56)
 #define TAG_KICK (2ull << 56)
@@ -397,8 +404,7 @@ static void sleep_until_work(struct vp_worker *worker)
 		worker->sleeps++;
 		begin = now();
 		worker->engine->kind->wait(worker->engine);
-		/* Who comes so soon is worth waiting for. */
-		if (now() - begin < worker->poll_most)
+		if (now() - begin < WORTH_POLLING * worker->poll_most)
 			worker->poll_now = worker->poll_most;
 	}
 	for (uint32_t i = 0; i < worker->ring_count; i++)

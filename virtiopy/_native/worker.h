@@ -83,6 +83,7 @@ struct vp_ring {
 	uint32_t starting, stopping, running;
 	uint32_t broken;	/* queue->fault says why: it is not touched any more */
 	uint32_t jobs;		/* slots that an engine has */
+	uint32_t cached_reads;	/* blk.c: that were in the page cache, in a row */
 	/* Slots that are free: a stack, so that few are touched. */
 	struct vp_slot *slots;
 	uint32_t slot_count, free_count;

@@ -4,6 +4,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from virtiopy.check.catalogue import DriverStatement, load
 from virtiopy.statements.terms import Keyword
@@ -53,7 +54,7 @@ class DeviceJudge:
     """
 
     def __init__(self, name: str) -> None:
-        self.name = name
+        self._name = name
         self.features = 0  # accepted, in the driver's present life with the device
         self._lock = threading.Lock()
         self._statements = load()
@@ -62,6 +63,11 @@ class DeviceJudge:
         self._consequences: dict[str, Finding] = {}
         self._cause: Finding | None = None
         self._trace: list[str] = []
+
+    @property
+    def name(self) -> str:
+        """The device's name in the VM."""
+        return self._name
 
     def note(self, act: str) -> None:
         """Remember an act of the driver, for the trace of a finding."""
@@ -127,11 +133,27 @@ class DeviceJudge:
             return Counter(self._kept)
 
 
+class Judged(Protocol):
+    """What one device's driver came to."""
+
+    @property
+    def name(self) -> str:
+        """The device's name."""
+
+    @property
+    def findings(self) -> list[Finding]:
+        """The findings, in the specification's order."""
+
+    @property
+    def exercised(self) -> Counter[str]:
+        """How often each statement was kept, by ID."""
+
+
 @dataclass(slots=True, frozen=True)
 class Verdict:
     """What all drivers of a run came to."""
 
-    devices: Sequence[DeviceJudge]
+    devices: Sequence[Judged]
 
     @property
     def findings(self) -> list[Finding]:

@@ -19,12 +19,16 @@ from virtiopy.virtqueue.queue import Completion, Virtqueue
 
 @dataclass(slots=True, frozen=True)
 class Variant:
-    """An unusual device: `text` says what it does, `section` where that is allowed."""
+    """An unusual device: `text` says what it does, `section` where that is allowed.
+
+    `usable` says whether a right driver makes use of such a device: else it leaves it alone.
+    """
 
     name: str
     text: str
     section: str
     dressing: Callable[[], Dressing]
+    usable: bool = True
 
 
 # Queues
@@ -342,15 +346,21 @@ VARIANTS: Mapping[str, Variant] = {
             "has another MagicValue",
             "4.2.2.2",
             _register(Register.MagicValue, lambda _: 0x746F_6F66),
+            usable=False,
         ),
         Variant(
             "other-version",
             "has Version 3",
             "4.2.2.2",
             _register(Register.Version, lambda _: 3),
+            usable=False,
         ),
         Variant(
-            "no-device", "has DeviceID 0", "4.2.2.2", _register(Register.DeviceID, lambda _: 0)
+            "no-device",
+            "has DeviceID 0",
+            "4.2.2.2",
+            _register(Register.DeviceID, lambda _: 0),
+            usable=False,
         ),
     )
 }

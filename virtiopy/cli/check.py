@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from virtiopy.vm.slots import WatchTransport
 
 #: What `--check-driver` without a file says.
-_NO_FILE = "-"
+NO_FILE = "-"
 
 _Command = TypeVar("_Command", bound=Callable[..., int])
 
@@ -61,7 +61,7 @@ def driver_check_option(function: _Command) -> _Command:
     return click.option(
         "--check-driver",
         is_flag=False,
-        flag_value=_NO_FILE,
+        flag_value=NO_FILE,
         metavar="[FILE]",
         help="Hold the driver against every statement that virtio 1.4 makes to it, and say which "
         "it broke; FILE.html, .json or .xml is the whole report. The status is 1 where a MUST is "
@@ -75,13 +75,15 @@ def unusual_device_options(function: _Command) -> _Command:
         "--hostile",
         metavar="NAME",
         help="Have the devices break the specification, to harden a driver: `virtiopy check "
-        "--variants` lists how.",
+        "--variants` lists how; `all`, or several names with commas, runs the guest with each in "
+        "turn.",
     )(function)
     return click.option(
         "--device-variant",
         metavar="NAME",
         help="Have the devices be legal but unusual, which a right driver takes: `virtiopy check "
-        "--variants` lists how.",
+        "--variants` lists how; `all`, or several names with commas, runs the guest with each in "
+        "turn, and ends with a table.",
     )(function)
 
 
@@ -135,7 +137,7 @@ class DriverChecking:
         from virtiopy.check.watch import DriverCheck
         from virtiopy.files import check_output
 
-        path = None if choice == _NO_FILE else Path(choice)
+        path = None if choice == NO_FILE else Path(choice)
         if path is not None:
             if path.suffix not in FORMS:
                 raise ConfigError(

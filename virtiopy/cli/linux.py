@@ -11,10 +11,12 @@ import click
 
 from virtiopy.cli.attachments import parse
 from virtiopy.cli.devices import DeviceCommand, attach_options
+from virtiopy.cli.inturn import asks_for_turns, run_in_turn
 from virtiopy.cli.machines import MachineOptions, machine_options, open_machine
 from virtiopy.cli.main import EXIT_GUEST_FAILED
 from virtiopy.cli.options import note
 from virtiopy.cli.sandboxed import Sandbox
+from virtiopy.cli.trace import TraceChoice
 from virtiopy.devices.registry import entries, entry_named
 from virtiopy.errors import ConfigError
 from virtiopy.files import check_output
@@ -94,6 +96,8 @@ def command(
     sandbox: str,
     device_variant: str | None,
     hostile: str | None,
+    trace: str | None,
+    trace_only: tuple[str, ...],
     words: tuple[str, ...],
     **attached: tuple[str, ...],
 ) -> int:
@@ -117,6 +121,10 @@ def command(
     from virtiopy.linux.unpacked import unpacked
     from virtiopy.vm.pc import Pc
 
+    if asks_for_turns(device_variant, hostile):
+        if not words:
+            raise ConfigError("Each device in turn takes a command to run: give one after --.")
+        return run_in_turn(click.get_current_context(), with_console=False)
     options = MachineOptions(
         accel,
         mode,
@@ -132,6 +140,7 @@ def command(
         sandbox=Sandbox(sandbox),
         device_variant=device_variant,
         hostile=hostile,
+        trace=TraceChoice(trace, trace_only),
     )
     cache = cache_folder()
     found = LinuxKernel.of(kernel) if kernel is not None else find_kernel(cache, note)

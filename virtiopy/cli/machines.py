@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,11 +13,14 @@ from virtiopy.cli.check import DriverChecking, driver_check_option, unusual_devi
 from virtiopy.cli.options import Seconds, accelerator_option, note, parse_size
 from virtiopy.cli.sandboxed import Sandbox, sandbox_option
 from virtiopy.cli.signals import ended_by_signals
+from virtiopy.cli.trace import TraceChoice, Tracing, trace_options
 from virtiopy.devices.registry import entries
 from virtiopy.errors import ConfigError
 
 if TYPE_CHECKING:
+    from virtiopy.transport.placement import Transport
     from virtiopy.vm.machine import Machine
+    from virtiopy.vm.slots import WatchTransport
 
 #: What --exit-free says, as Machine is told it.
 EXIT_FREE = {"on": True, "off": False, "auto": None}
@@ -44,6 +47,7 @@ class MachineOptions:
     sandbox: Sandbox
     device_variant: str | None = None
     hostile: str | None = None
+    trace: TraceChoice = field(default_factory=TraceChoice)
 
 
 def machine_options(function: Callable[..., int]) -> Callable[..., int]:
@@ -52,6 +56,7 @@ def machine_options(function: Callable[..., int]) -> Callable[..., int]:
         driver_check_option,
         sandbox_option,
         unusual_device_options,
+        trace_options,
         accelerator_option,
         click.option(
             "--mode",
@@ -178,10 +183,12 @@ def open_machine(
         hostile=options.hostile,
     )
     options.sandbox.writes(checking.path)
+    tracing = Tracing.open(options.trace, stack)
+    machine.on_stop.append(tracing.hurry)
     if options.pcap is not None:
         attached["net"] = with_pcap(attached["net"], options.pcap)
     # What watches the queues watches them in Python.
-    watched = options.mode == attachments.AUTO and checking.watches
+    watched = options.mode == attachments.AUTO and (checking.watches or tracing.watches)
     mode = "ioeventfd" if watched else options.mode
     for entry in entries():
         for number, text in enumerate(attached[entry.name]):
@@ -194,11 +201,46 @@ def open_machine(
                 f"{entry.name}{number}",
                 IoMode(choice.mode),
                 refused=_refused(choice),
-                watch=checking.prepare(device),
+                watch=one_after_the_other(
+                    checking.prepare(device),
+                    tracing.prepare(device, sees_acknowledgements=not machine.exit_free),
+                ),
             )
+    tracing.check_devices([slot.name for slot in machine.slots])
+    if tracing.watches:
+        _say_what_is_not_traced(machine)
     if options.control is not None:
         stack.enter_context(ControlServer(machine, options.control))
     return machine, checking
+
+
+def one_after_the_other(
+    *watches: "WatchTransport | None",
+) -> "WatchTransport | None":
+    """Return what puts several watchers before a device: the last sees what its driver sees."""
+    given = [watch for watch in watches if watch is not None]
+    if not given:
+        return None
+
+    def watch(name: str, transport: "Transport", trapped: bool) -> "Transport":
+        for one in given:
+            transport = one(name, transport, trapped)
+        return transport
+
+    return watch
+
+
+def _say_what_is_not_traced(machine: "Machine") -> None:
+    from virtiopy.vm.slots import IoMode
+
+    if machine.exit_free:
+        note(
+            "the guest reads registers without exits, so its reads are not in the trace: "
+            "--exit-free off has them."
+        )
+    for slot in machine.slots:
+        if slot.mode not in (IoMode.TRAPPED, IoMode.IOEVENTFD):
+            note(f"the rings of {slot.name} are in {slot.mode} mode, and not in the trace.")
 
 
 def _refused(choice: attachments.ModeChoice) -> Callable[[str], None] | None:

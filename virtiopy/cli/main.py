@@ -4,6 +4,7 @@ import importlib
 import io
 import logging
 import sys
+from collections.abc import Callable
 
 import click
 
@@ -119,15 +120,10 @@ def _is_ours_or_serious(record: logging.LogRecord) -> bool:
     return record.name.startswith("virtiopy") or record.levelno >= logging.WARNING
 
 
-def main() -> None:
-    """Run the command line; what is the user's fault ends in one sentence and status 2."""
-    open_standard_files()
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(_is_ours_or_serious)
-        handler.addFilter(RateLimit())
+def status_of(call: Callable[[], object]) -> int:
+    """Return the exit status of what `call` does, and say in one sentence what it raised."""
     try:
-        status = cli.main(standalone_mode=False, prog_name="virtiopy")
+        status = call()
         sys.stdout.flush()
     except click.exceptions.Exit as request:
         status = request.exit_code
@@ -151,7 +147,17 @@ def main() -> None:
         # The reader of our output has had enough of it, as `| head` has.
         discard_standard_output()
         status = EXIT_GUEST_FAILED
-    sys.exit(status if isinstance(status, int) else 0)
+    return status if isinstance(status, int) else 0
+
+
+def main() -> None:
+    """Run the command line; what is the user's fault ends in one sentence and status 2."""
+    open_standard_files()
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_is_ours_or_serious)
+        handler.addFilter(RateLimit())
+    sys.exit(status_of(lambda: cli.main(standalone_mode=False, prog_name="virtiopy")))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ class OutputError(HostError):
     """Standard output cannot be written."""
 
     def __init__(self, error: OSError) -> None:
+        self.error = error
         super().__init__(
             f"Standard output cannot be written ({error.strerror}): "
             "send it to a file or a terminal that has room."
@@ -109,6 +110,8 @@ class PatientOutput(io.TextIOBase):
         self._size = 0
         self._busy = False
         self._hurried = False
+        #: How many writes found no room, and were dropped.
+        self.dropped = 0
         self._error: BrokenPipeError | OutputError | None = None
         self._progress = time.monotonic()
         # A daemon, for it may be stuck in a write when the program ends.
@@ -155,6 +158,8 @@ class PatientOutput(io.TextIOBase):
                 self._waiting.append(data)
                 self._size += len(data)
                 self._changed.notify_all()
+            else:
+                self.dropped += 1
 
     def flush(self) -> None:
         """Do nothing: the thread writes as soon as it can."""

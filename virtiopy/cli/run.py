@@ -7,9 +7,12 @@ from pathlib import Path
 import click
 
 from virtiopy.cli.devices import DeviceCommand, attach_options
+from virtiopy.cli.inturn import asks_for_turns, run_in_turn
 from virtiopy.cli.machines import MachineOptions, machine_options, open_machine
 from virtiopy.cli.main import EXIT_GUEST_FAILED
 from virtiopy.cli.sandboxed import Sandbox
+from virtiopy.cli.trace import TraceChoice
+from virtiopy.cli.until import Until, until_options
 from virtiopy.errors import ConfigError
 from virtiopy.files import check_output
 
@@ -64,6 +67,7 @@ A kernel, its console on the terminal; Ctrl-a x ends it:
     help="What an access to an address is where no device is: an error, unless said otherwise, or "
     "all ones as on a PC, which is a kernel's default.",
 )
+@until_options
 @machine_options
 def command(
     *,
@@ -72,6 +76,8 @@ def command(
     initrd: Path | None,
     serial: str | None,
     append: str,
+    until: str | None,
+    until_failure: str | None,
     accel: str,
     mode: str,
     exit_free: str,
@@ -89,6 +95,8 @@ def command(
     sandbox: str,
     device_variant: str | None,
     hostile: str | None,
+    trace: str | None,
+    trace_only: tuple[str, ...],
     **attached: tuple[str, ...],
 ) -> int:
     """Run a guest driver or a kernel in a VM with virtio devices, and count its exits.
@@ -100,6 +108,8 @@ def command(
 
     A kernel's status is 0 when it switches itself off, and 1 when it panics.
     """
+    if asks_for_turns(device_variant, hostile):
+        return run_in_turn(click.get_current_context(), with_console=kernel is not None)
     options = MachineOptions(
         accel,
         mode,
@@ -115,6 +125,7 @@ def command(
         sandbox=Sandbox(sandbox),
         device_variant=device_variant,
         hostile=hostile,
+        trace=TraceChoice(trace, trace_only),
     )
     if kernel is not None:
         if guest is not None:
@@ -129,6 +140,7 @@ def command(
             timeout=timeout,
             unassigned=unassigned or "ignore",
             json_path=json_path,
+            until=Until(until, until_failure),
         )
     for option, value in (("--initrd", initrd), ("--serial", serial)):
         if value is not None:
@@ -141,6 +153,7 @@ def command(
         timeout=_GUEST_TIMEOUT if timeout is None else timeout,
         unassigned=unassigned or "error",
         json_path=json_path,
+        until=Until(until, until_failure),
     )
 
 
@@ -153,6 +166,7 @@ def _run_guest(
     timeout: float,
     unassigned: str,
     json_path: Path | None,
+    until: Until,
 ) -> int:
     from rich.console import Console
 
@@ -172,10 +186,11 @@ def _run_guest(
             stack,
             options,
             attached,
-            console=output.write,
+            console=until.watching(output.write),
             default_memory=_GUEST_MEMORY,
             ignore_unassigned=unassigned == "ignore",
         )
+        until.end = machine.end
         if json_path is not None:
             # Now, and not when the guest has run for nothing.
             check_output(json_path, "The report")
@@ -187,13 +202,13 @@ def _run_guest(
         options.sandbox.enter()
         ending = run_to_end(machine, timeout, image.path)
         results = parse_tap(output.text, whole=output.is_whole)
-        passed = ending.result.status == 0 and results.passed
+        passed = until.passed(ending.result.status == 0 and results.passed)
         kept = True
 
         def show() -> None:
             nonlocal kept
             output.finish()
-            kept = checking.finish(passed=ending.result.status == 0)
+            kept = checking.finish(passed=passed)
             console = Console()
             report.show_tests(console, results)
             report.show_exits(console, ending.result)
@@ -202,7 +217,9 @@ def _run_guest(
 
         save = partial(report.write_json, machine, ending, results, guest=guest, passed=passed)
         tell(ending, show, save, json_path, printed)
-    if results.complaint:
+    if until.missed():
+        click.echo(f"virtiopy: the guest ended and did not print {until.success!r}.", err=True)
+    elif results.complaint and until.status is None:
         click.echo(f"virtiopy: the guest's report is not whole: {results.complaint}.", err=True)
     if not passed:
         click.echo(f"virtiopy: the guest failed, with status {ending.result.status}.", err=True)
@@ -221,6 +238,7 @@ def _run_kernel(
     timeout: float | None,
     unassigned: str,
     json_path: Path | None,
+    until: Until,
 ) -> int:
     from rich.console import Console
 
@@ -244,14 +262,15 @@ def _run_kernel(
             stack,
             options,
             attached,
-            console=debug.write,
+            console=until.watching(debug.write),
             default_memory=kernelrun.DEFAULT_MEMORY,
             ignore_unassigned=unassigned == "ignore",
             for_kernel=True,
         )
+        until.end = machine.end
         if json_path is not None:
             check_output(json_path, "The report")
-        with Pc(machine, output.write, stream) as pc:
+        with Pc(machine, until.watching(output.write), stream) as pc:
             pc.boot(kernel, f"{kernelrun.DEFAULT_WORDS} {append}".strip(), initrd)
             if printed is not None:
                 machine.on_stop.append(printed.hurry)
@@ -260,6 +279,9 @@ def _run_kernel(
             options.sandbox.writes(json_path)
             options.sandbox.enter()
             status, ending = kernelrun.run_to_the_end(machine, pc, output, path, timeout or 0)
+        if ending.error is None and until.missed():
+            click.echo(f"virtiopy: the guest ended and did not print {until.success!r}.", err=True)
+            status = max(status, EXIT_GUEST_FAILED)
         kept = True
 
         def show() -> None:

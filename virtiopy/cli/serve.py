@@ -16,6 +16,7 @@ from virtiopy.cli.main import EXIT_GUEST_FAILED
 from virtiopy.cli.options import parse_mode
 from virtiopy.cli.output import PATIENCE, patient_output
 from virtiopy.cli.sandboxed import Sandbox, sandbox_option
+from virtiopy.cli.trace import TraceChoice, Tracing, trace_options
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.devices.entry import DeviceEntry
 from virtiopy.devices.registry import entry_named
@@ -70,6 +71,7 @@ has network devices, libvirt and other VMMs, and systemd.
     help="Who may connect to --socket, as in 0660; 0600 where it is not given, whatever the umask.",
 )
 @driver_check_option
+@trace_options
 @sandbox_option
 def command(
     *,
@@ -80,6 +82,8 @@ def command(
     socket_fd: int | None,
     socket_mode: int | None,
     check_driver: str | None,
+    trace: str | None,
+    trace_only: tuple[str, ...],
     sandbox: str,
 ) -> int:
     """Serve DEVICE to another VMM over vhost-user, until SIGTERM or Ctrl-C.
@@ -110,15 +114,19 @@ def command(
             stack.callback(source.close)
         served, lease, mode = _build(entry_named(device), options, box)
         stack.callback(served.close)
+        tracing = Tracing.open(TraceChoice(trace, trace_only), stack)
+        # Other frontends do not wait for the trace's reader.
+        tracing.hurry()
         loop = stack.enter_context(EventLoop("serve"))
         server = Server(served, loop, source, kept=path is None, lease=lease)
         # Closed on this thread, as the loop ran here: nothing is done beside it any more.
         with server:
             checking.watch_frontend(device, server.backend.lifecycle)
+            tracing.watch_backend(device, server.backend)
             # Before there are threads that work rings.
             box.enter()
             # What watches the queues watches them in Python.
-            if mode.required or not checking.watches:
+            if mode.required or not (checking.watches or tracing.watches):
                 _delegate(served, mode)
             loop.watch(ended, READABLE, lambda events: loop.stop(), "signals")
             click.echo(f"virtiopy: {device} {'connects to' if connect else 'is ready at'} {name}")

@@ -9,12 +9,12 @@ import pytest
 
 from virtiopy.conformance.drivers import DRIVERS, driver_of
 from virtiopy.conformance.marks import SUITE, suite_files
-from virtiopy.conformance.problems import BlockedError, NotApplicableError
-from virtiopy.conformance.progress import Progress
+from virtiopy.conformance.problems import BlockedError, NotApplicableError, words_of
+from virtiopy.conformance.progress import Progress, waited_in_vain
 from virtiopy.conformance.report import github, reports, summary
+from virtiopy.conformance.report.blame import Broken
 from virtiopy.conformance.report.comparison import sides
 from virtiopy.conformance.report.document import SPECIFICATION, document
-from virtiopy.conformance.report.findings import Findings
 from virtiopy.conformance.report.results import (
     Outcome,
     Remark,
@@ -40,6 +40,7 @@ THOROUGH = pytest.StashKey[float]()
 TRACE = pytest.StashKey[Trace]()
 JUDGE = pytest.StashKey[Judge]()
 RESULTS = pytest.StashKey[Results]()
+BROKEN = pytest.StashKey[dict[str, Broken]]()
 WALKS = pytest.StashKey["Walks"]()
 REPORTS = pytest.StashKey[list[Path]]()
 PROGRESS = pytest.StashKey[dict[str, Progress]]()
@@ -65,6 +66,7 @@ def pytest_configure(config: pytest.Config) -> None:
     option = config.getoption
     config.stash[RESULTS] = Results(strict=option("virtio_strict"))
     config.stash[PROGRESS] = {}
+    config.stash[BROKEN] = {}
     try:
         config.stash[PATIENCE_KEY] = _seconds("patience", option("virtio_patience"), PATIENCE)
         config.stash[THOROUGH] = _seconds("thorough", option("virtio_thorough"), 0)
@@ -238,8 +240,12 @@ def pytest_runtest_makereport(
     if not in_suite(item):
         return report
     error = call.excinfo.value if call.excinfo is not None else None
-    if isinstance(error, NotApplicableError | BlockedError):
-        _leave_out(item, report, error)
+    if isinstance(error, NotApplicableError):
+        _leave_out(item, report, Outcome.NOT_APPLICABLE, str(error))
+    elif isinstance(error, BlockedError):
+        _leave_out(item, report, Outcome.BLOCKED, str(error))
+    elif error is not None and waited_in_vain(error) and _hurried(item):
+        _leave_out(item, report, Outcome.BLOCKED, _HURRIED.format(words_of(error)))
     failure = failure_of(error) if report.failed and error is not None else None
     lines = item.stash[TRACE].lines() if report.failed and TRACE in item.stash else []
     if lines:
@@ -266,20 +272,28 @@ def pytest_runtest_makereport(
     return report
 
 
-def _leave_out(
-    item: pytest.Item, report: pytest.TestReport, error: NotApplicableError | BlockedError
-) -> None:
+#: What is said of a test that waited less than the user asked for.
+_HURRIED = "{}. Others waited in vain before, and this one was hurried: alone (-k) it is not"
+
+
+def _hurried(item: pytest.Item) -> bool:
+    session = item.stash.get(SESSION, None)
+    return session is not None and session.hurried
+
+
+def _leave_out(item: pytest.Item, report: pytest.TestReport, outcome: Outcome, reason: str) -> None:
     """Have a test be none that passed or failed."""
     report.outcome = "skipped"
-    report.longrepr = (str(item.path), (item.location[1] or 0) + 1, str(error))
-    outcome = Outcome.BLOCKED if isinstance(error, BlockedError) else Outcome.NOT_APPLICABLE
-    report.user_properties += [(_REASON, str(error)), (_OUTCOME, outcome.value)]
+    report.longrepr = (str(item.path), (item.location[1] or 0) + 1, reason)
+    report.user_properties += [(_REASON, reason), (_OUTCOME, outcome.value)]
 
 
 def _weigh(item: pytest.Item, report: pytest.TestReport, result: Result) -> None:
     """Have a failed test not be a failure where it shows nothing that fails."""
-    results = item.config.stash[RESULTS]
-    outcome = Findings(results.of(result.target), strict=results.strict).outcome(result)
+    strict = item.config.stash[RESULTS].strict
+    broken = item.config.stash[BROKEN].setdefault(result.target, Broken(strict=strict))
+    broken.take(result)
+    outcome = broken.outcome(result)
     if outcome is Outcome.FAILED:
         return
     report.outcome = "skipped"
@@ -295,7 +309,10 @@ def _go_on(item: pytest.Item, error: BaseException | None) -> None:
     target = target_of(item)
     progress = progress_of(item)
     session = item.stash.get(SESSION, None)
-    progress.take(error, served=session is not None and session.served)
+    if session is not None:
+        progress.take(error, served=session.served, slowest=session.slowest)
+    else:
+        progress.take(error, served=False)
     if not (why := progress.hopeless or progress.cut_short):
         return
     config.stash[RESULTS].cut_short = why

@@ -45,11 +45,14 @@ def session(request: pytest.FixtureRequest, virtio_target: Target) -> Iterator[S
     progress = progress_of(node)
     if why := progress.hopeless or progress.cut_short:
         pytest.skip(f"the run of this target was cut short: {why}")
+    asked_for = node.config.stash[PATIENCE_KEY]
+    patience = progress.patience(asked_for)
     try:
-        session = virtio_target.open(trace, progress.patience(node.config.stash[PATIENCE_KEY]))
+        session = virtio_target.open(trace, patience)
     except ConfigError as error:
         # The user's, and so for every test.
         pytest.exit(str(error), returncode=pytest.ExitCode.USAGE_ERROR)
+    session.hurried = patience < asked_for
     node.stash[SESSION] = session
     with session:
         note_subject(node.config, virtio_target, session)

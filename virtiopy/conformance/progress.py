@@ -1,6 +1,9 @@
 """How a run goes: how long tests wait for a device, and when the run gives it up.
 
 A device that answers nothing costs the whole patience in each test, and says nothing new by that.
+So after some tests that waited in vain the others wait less, and are hurried: long enough for what
+the device was seen to take, and where that is too little, they are blocked and accuse it of
+nothing.
 """
 
 from dataclasses import dataclass, field
@@ -14,8 +17,14 @@ from virtiopy.conformance.problems import (
     words_of,
 )
 
-#: How long is waited once something has not come, as a part of the patience, and at least.
+#: How many tests may wait in vain before the others are hurried.
+_UNHURRIED = 2
+
+#: How long those wait: a part of the patience, and at least this, in seconds.
 _PART, _LEAST = 0.2, 0.5
+
+#: And at least so many times as long as the slowest answer so far took.
+_SLOWEST_TIMES = 4
 
 #: After so many tests in which no request was ever served there is nothing to test.
 _HOPELESS = 3
@@ -32,18 +41,21 @@ class Progress:
     stalls: int = 0
     #: Whether the device ever served a request.
     served: bool = False
+    #: The longest that was waited for what did come, in seconds.
+    slowest: float = 0
     _vain: list[str] = field(default_factory=list)
 
     def patience(self, asked_for: float) -> float:
         """Return how long the next test is to wait, of the seconds that the user asked for."""
-        if not self.stalls:
+        if self.stalls < _UNHURRIED:
             return asked_for
-        return min(asked_for, max(_LEAST, _PART * asked_for))
+        return min(asked_for, max(_LEAST, _PART * asked_for, _SLOWEST_TIMES * self.slowest))
 
-    def take(self, error: BaseException | None, *, served: bool) -> None:
-        """Take what a test failed with, None if it did not."""
+    def take(self, error: BaseException | None, *, served: bool, slowest: float = 0) -> None:
+        """Take what a test failed with, None if it did not, and the slowest that it waited for."""
         self.served |= served
-        if isinstance(error, (NoAnswerError, WedgedError)):
+        self.slowest = max(self.slowest, slowest)
+        if waited_in_vain(error):
             self.stalls += 1
         if isinstance(error, (DeviceError, StepError)) and not self.served:
             what = words_of(error).partition("\n")[0]
@@ -63,3 +75,8 @@ class Progress:
         if self.stalls < STALLS_MAX:
             return ""
         return f"{self.stalls} tests waited for what did not come: the others were not run."
+
+
+def waited_in_vain(error: BaseException | None) -> bool:
+    """Say whether a test ended because of what did not come in time."""
+    return isinstance(error, (NoAnswerError, WedgedError))

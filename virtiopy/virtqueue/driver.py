@@ -199,7 +199,10 @@ class DriverQueue:
 
     def disable_interrupts(self) -> None:
         """Advise the device that no used buffer notification is needed (2.7.7)."""
-        if not self.event_idx:
+        if self.event_idx:
+            # The entry that it names was used already: the next of that index is a wrap away.
+            self.used_event[0] = (self.last_used - 1) % INDEX_MODULUS
+        else:
             self.available.flags = VIRTQ_AVAIL_F_NO_INTERRUPT
 
     def enable_interrupts(self) -> bool:

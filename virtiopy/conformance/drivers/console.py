@@ -138,6 +138,10 @@ class ConsoleDriver(DeviceDriver):
         self.ports.clear()
         self.messages.clear()
         if self.multiport:
+            # They are looked at without notifications, which over MMIO would pass for those of
+            # another queue: all share one interrupt.
+            for index in (CONTROL_RECEIVEQ, CONTROL_TRANSMITQ):
+                self.session.queues[index].disable_interrupts()
             self.supply_control_buffers()
 
     # Control messages

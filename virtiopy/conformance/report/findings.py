@@ -1,36 +1,22 @@
-"""From failed tests to findings: one fault is one finding, and what it hides is blocked.
-
-A test fails with something that it can name only in part. The device may break the statement that
-the test is about, or one that every test stands on: a request that is never used fails each test
-that sends one. So the tests of what is stood on decide.
-
-1. A failure that is sure of its statement is about that.
-2. A step's failure is about the step's statement where a test of that statement fails, too; where
-   those pass, or there is none, it is about what the test does: its own statement.
-3. What is about a statement that stands on another which is broken is blocked by that one.
-"""
+"""From failed tests to findings: one fault is one finding, and what it hides is blocked."""
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from virtiopy.conformance.clauses.catalogue import Area, Clause, Transport
 from virtiopy.conformance.clauses.definitions import everything, stands_on
 from virtiopy.conformance.marks import clauses_to_tests
+from virtiopy.conformance.report.blame import WORKS_ON, Broken
 from virtiopy.conformance.report.results import (
-    Blame,
     ClauseResult,
     Failure,
     Outcome,
     Result,
     Subject,
 )
-from virtiopy.statements.terms import Keyword
 
-#: What the finding of a hostile act is called, which breaks no statement of the specification's.
-WORKS_ON = "works on"
-
-#: What is said of it.
+#: What is said of a finding that is none of a statement.
 WORKS_ON_WORDS = "A device works on, whatever its driver does."
 
 
@@ -60,10 +46,14 @@ class Findings:
         self._by_key: dict[str, Finding] = {}
         # The statement that a failed test is counted under, by the test's name.
         self._counted: dict[str, str] = {}
-        failed = [(result, result.failure) for result in results if result.failure is not None]
-        broken = {statement for one in failed if (statement := _shown_by(*one)) is not None}
-        for result, failure in failed:
-            self._sort(result, failure, broken)
+        # What shows a finding, by the test's name.
+        self._shows: dict[str, Finding] = {}
+        self._broken = Broken(strict=strict)
+        for result in results:
+            self._broken.take(result)
+        for result in results:
+            if result.failure is not None:
+                self._sort(result, result.failure)
         self._fold_deaths()
         self._remark()
 
@@ -83,10 +73,8 @@ class Findings:
         """Return what a test came to, in the light of all others."""
         if result.failure is None:
             return result.outcome
-        for finding in self._by_key.values():
-            if result in finding.tests:
-                return finding.outcome
-        return Outcome.BLOCKED
+        finding = self._shows.get(result.test)
+        return Outcome.BLOCKED if finding is None else finding.outcome
 
     def counted_under(self, result: Result) -> str | None:
         """Return the statement that a failed test shows broken, or that is in its way."""
@@ -94,21 +82,20 @@ class Findings:
 
     # Which statement
 
-    def _sort(self, result: Result, failure: Failure, broken: Collection[str]) -> None:
-        statement = _statement(result, failure, broken)
-        below = next((one for one in stands_on(statement) if one in broken), None)
-        self._counted[result.test] = below or statement
-        if below is not None:
-            self._finding(below, below, failure).blocked.append(result)
-        else:
-            self._finding(_key(statement, failure), statement, failure).tests.append(result)
+    def _sort(self, result: Result, failure: Failure) -> None:
+        place = self._broken.place(result, failure)
+        self._counted[result.test] = place.below or place.statement
+        if place.below is not None:
+            self._finding(place.below, place.below, failure).blocked.append(result)
+            return
+        finding = self._finding(_key(place.statement, failure), place.statement, failure)
+        finding.tests.append(result)
+        self._shows[result.test] = finding
 
     def _finding(self, key: str, statement: str, failure: Failure) -> Finding:
         finding = self._by_key.get(key)
         if finding is None:
-            warns = _is_should(statement) and not self._strict
-            outcome = Outcome.WARNING if warns else Outcome.FAILED
-            finding = Finding(statement, outcome, failure.words)
+            finding = Finding(statement, self._broken.outcome_of(statement), failure.words)
             self._by_key[key] = finding
         if not finding.tests:
             finding.words = failure.words
@@ -127,6 +114,7 @@ class Findings:
                 earlier.blocked += finding.blocked
                 for result in [*finding.tests, *finding.blocked]:
                     self._counted[result.test] = earlier.statement
+                self._shows.update((result.test, earlier) for result in finding.tests)
                 del self._by_key[key]
 
     def _remark(self) -> None:
@@ -174,40 +162,6 @@ class Findings:
 
 def _named(statement: str) -> str:
     return "what a device does after hostile acts" if statement == WORKS_ON else statement
-
-
-def _shown_by(result: Result, failure: Failure) -> str | None:
-    """Return the statement that a failure shows to be broken whatever other tests come to."""
-    if failure.blame is Blame.SURE:
-        return failure.clause
-    if failure.blame is Blame.STEP:
-        return failure.clause if failure.clause in result.clauses else None
-    return _own(result)
-
-
-def _statement(result: Result, failure: Failure, broken: Collection[str]) -> str:
-    """Return what a failure is about."""
-    own = _own(result)
-    if failure.blame is Blame.TEST or failure.clause is None:
-        return own or WORKS_ON
-    if failure.blame is Blame.SURE or failure.clause in broken:
-        return failure.clause
-    if own is None:
-        # Of a hostile act, if it is the device's end; else of a random walk.
-        return WORKS_ON if failure.died and not result.clauses else failure.clause
-    # A step that fails is more than what a device SHOULD do.
-    return failure.clause if _is_should(own) else own
-
-
-def _own(result: Result) -> str | None:
-    """Return the statement that a test is about; what a device MAY do cannot be done wrong."""
-    known = everything()
-    return next((one for one in result.clauses if known[one].keyword is not Keyword.MAY), None)
-
-
-def _is_should(statement: str) -> bool:
-    clause = everything().get(statement)
-    return clause is not None and clause.keyword in {Keyword.SHOULD, Keyword.SHOULD_NOT}
 
 
 def _key(statement: str, failure: Failure) -> str:

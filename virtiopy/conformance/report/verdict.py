@@ -113,6 +113,8 @@ class Judge:
         """See whether a reset helps; raises WedgedError where it does not."""
         self._session.trace.note("a good request is not served: does a reset help?")
         self._after_reset(Verdict.STALLED, queue)
+        if self._session.hurried:
+            return
         words = "a good request was not served until a reset, and the device had not asked for one"
         try:
             self._session.require_status()
@@ -145,10 +147,11 @@ class Judge:
             # The act has taken all descriptors.
             return Verdict.REJECTED
         driver.offer(sent)
-        end = time.monotonic() + session.patience
-        while time.monotonic() < end:
+        start = time.monotonic()
+        while time.monotonic() < start + session.patience:
             queue.completed.update((used.head, used) for used in queue.take_all_used())
             if (used := queue.completed.pop(sent.head, None)) is not None:
+                session.came_after(time.monotonic() - start)
                 driver.check(sent, used)
                 return Verdict.SERVED
             if session.needs_reset:

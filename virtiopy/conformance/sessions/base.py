@@ -60,6 +60,10 @@ class Session(Closing):
         self.trace = trace
         #: How long is waited for what has to come.
         self.patience = patience
+        #: Whether that is less than the user asked for, as the device was waited for in vain.
+        self.hurried = False
+        #: The longest that was waited for what did come.
+        self.slowest = 0.0
         self.memory = SessionMemory()
         self.allocator = Allocator(*DRIVERS_PART)
         #: Feature bits that may be negotiated unless a test asks for more.
@@ -276,16 +280,21 @@ class Session(Closing):
 
         Raises NoAnswerError when it does not in time, or DeviceError when it never will.
         """
-        end = time.monotonic() + self.patience
+        start = time.monotonic()
         pause = 0.00002
         while not (result := condition()):
             self.raise_failure()
-            if time.monotonic() > end:
+            if time.monotonic() > start + self.patience:
                 self.check_alive()
                 raise NoAnswerError(f"{what}: not within {self.patience:g} s")
             time.sleep(pause)
             pause = min(2 * pause, 0.005)
+        self.came_after(time.monotonic() - start)
         return result
+
+    def came_after(self, seconds: float) -> None:
+        """Take note of how long something that came was waited for."""
+        self.slowest = max(self.slowest, seconds)
 
     def never(self, what: str, condition: Callable[[], object], seconds: float = 0.03) -> None:
         """Fail where `condition` comes true, now or within a little time."""
@@ -384,9 +393,3 @@ class Session(Closing):
     def content(self, *pieces: Piece) -> bytes:
         """Return what is in buffers now."""
         return b"".join(self.memory.read(piece.address, piece.length) for piece in pieces)
-
-
-def status_words(status: int) -> str:
-    """Name the bits of the device status field."""
-    words = [bit.name for bit in DeviceStatus if status & bit and bit.name]
-    return "|".join(words) or "0"

@@ -17,7 +17,7 @@ from virtiopy.conformance.problems import (
     raised,
     words_of,
 )
-from virtiopy.conformance.sessions.base import Session, status_words
+from virtiopy.conformance.sessions.base import Session
 from virtiopy.conformance.sessions.queue import SessionQueue
 from virtiopy.conformance.sessions.trace import Trace
 from virtiopy.conformance.sessions.wires import SoftwareWires, WiredRegisters
@@ -26,6 +26,7 @@ from virtiopy.conformance.targets.loops import raise_failure, turns
 from virtiopy.eventloop import EventLoop
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import DeviceStatus, Feature
+from virtiopy.trace.words import register_name, register_value
 from virtiopy.transport.driver import MmioDriver, Registers
 from virtiopy.transport.mmio import MmioTransport
 from virtiopy.transport.mmioplace import MmioPlacement
@@ -112,29 +113,14 @@ class TracedRegisters:
     def read(self, offset: int, size: int) -> bytes:
         """Read `size` bytes at `offset`."""
         value = self._cpu.run(lambda: self._registers.read(offset, size))
-        self._trace.note(f"read {_name(offset, size)} = {_value(offset, value)}")
+        self._trace.note(f"read {register_name(offset, size)} = {register_value(offset, value)}")
         return value
 
     def write(self, offset: int, data: bytes) -> None:
         """Write `data` at `offset`."""
-        self._trace.note(f"write {_name(offset, len(data))} = {_value(offset, data)}")
+        name = register_name(offset, len(data))
+        self._trace.note(f"write {name} = {register_value(offset, data)}")
         self._cpu.run(lambda: self._registers.write(offset, data))
-
-
-def _name(offset: int, size: int) -> str:
-    width = f" ({size} bytes)" if size != 4 else ""
-    if offset >= Register.Config:
-        return f"Config+{offset - Register.Config:#x}{width}"
-    try:
-        return Register(offset).name + width
-    except ValueError:
-        return f"register {offset:#05x}{width}"
-
-
-def _value(offset: int, data: bytes) -> str:
-    value = int.from_bytes(data, "little")
-    words = f" ({status_words(value)})" if offset == Register.Status else ""
-    return f"{value:#x}{words}"
 
 
 class MmioSession(Session):
@@ -215,10 +201,15 @@ class MmioSession(Session):
         """Return how many used buffer notifications of any queue came since the last call."""
         self._look_at_the_line()
         count = self._raised - self._seen
-        if count == 0 or not self._acknowledge(Interrupt.USED_BUFFER):
+        if count == 0:
             return 0
-        self._seen += count
-        return count
+        if self._acknowledge(Interrupt.USED_BUFFER):
+            self._seen += count
+            return count
+        if not self.interrupt_pending:
+            # An acknowledgement came between the bit and its interrupt, and was for both.
+            self._seen += count
+        return 0
 
     @property
     def interrupt_pending(self) -> bool:
@@ -229,7 +220,9 @@ class MmioSession(Session):
         """Say whether a configuration change notification came since the last call."""
         if not self._acknowledge(Interrupt.CONFIG_CHANGE):
             return False
-        self._seen += 1
+        self._look_at_the_line()
+        # Its interrupt may have been taken for a used buffer's, or be still to come.
+        self._seen = min(self._seen + 1, self._raised)
         return True
 
     # Features and life

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from virtiopy._native import lib
 from virtiopy.conformance.sessions.trace import Trace
 from virtiopy.memory import GuestMemory
+from virtiopy.trace.words import piece
 from virtiopy.virtqueue import layout
 from virtiopy.virtqueue.driver import Allocator, DriverQueue, Piece, Used
 from virtiopy.virtqueue.layout import (
@@ -69,7 +70,7 @@ class SessionQueue(DriverQueue):
 
     def _write_table(self, table: int, pieces: Sequence[Piece]) -> None:
         super()._write_table(table, pieces)
-        what = ", ".join(f"{p.address:#x}+{p.length}{' W' * p.writable}" for p in pieces)
+        what = ", ".join(piece(p.address, p.length, writable=p.writable) for p in pieces)
         self._note(f"indirect table at {table:#x} = {what}")
 
     def make_available(self, *heads: int) -> None:

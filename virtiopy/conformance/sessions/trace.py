@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from virtiopy.trace.words import event_line
+
 #: How many of the last events are kept.
 EVENTS_MAX = 400
 
@@ -54,7 +56,4 @@ class Trace:
         events = list(self._events)
         left_out = self._count - len(events)
         lines = [f"... {left_out} events before"] if left_out else []
-        for event in events:
-            times = f" ({event.count} times)" if event.count > 1 else ""
-            lines.append(f"{event.seconds * 1e3:9.3f} ms  {event.what}{times}")
-        return lines
+        return lines + [event_line(event.seconds, event.what, event.count) for event in events]

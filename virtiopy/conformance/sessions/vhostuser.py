@@ -19,7 +19,7 @@ from virtiopy.errors import PeerError
 from virtiopy.spec import DeviceId, DeviceStatus, Feature
 from virtiopy.vhost.user.connection import Connection
 from virtiopy.vhost.user.frontend import InflightFile, RefusedError, VhostUserFrontend
-from virtiopy.vhost.user.messages import Flag, Message, ProtocolFeature
+from virtiopy.vhost.user.messages import ProtocolFeature
 from virtiopy.vhost.vring import Vring
 from virtiopy.virtqueue.queue import QueueState
 
@@ -27,36 +27,13 @@ from virtiopy.virtqueue.queue import QueueState
 QUEUE_SIZE_MAX = 256
 
 
-class TracedConnection(Connection):
-    """A connection whose messages are traced."""
-
-    def __init__(self, stream: socket.socket, trace: Trace) -> None:
-        super().__init__(stream)
-        self._trace = trace
-
-    def send(self, message: Message) -> None:
-        """Send a message."""
-        self._trace.note(f"-> {_words(message)}")
-        super().send(message)
-
-    def receive(self) -> Message | None:
-        """Return the next message."""
-        message = super().receive()
-        if message is not None:
-            self._trace.note(f"<- {_words(message)}")
-        return message
-
-
-def _words(message: Message) -> str:
-    """Show a message; of its payload the numbers, as the protocol has them."""
-    payload = message.payload
-    if len(payload) == 8:
-        words = f"{int.from_bytes(payload, 'little'):#x}"
-    else:
-        words = payload[:48].hex(" ", 4) + ("..." if len(payload) > 48 else "")
-    flags = "".join(f" {flag.name}" for flag in Flag if message.flags & flag)
-    files = f", {len(message.fds)} files" if message.fds else ""
-    return f"{message.name} {words}{files}{flags}"
+def traced(stream: socket.socket, trace: Trace) -> Connection:
+    """Return a connection to a backend whose messages are traced."""
+    connection = Connection(stream)
+    connection.on_message = lambda message, sent: trace.note(
+        f"{'->' if sent else '<-'} {message.describe()}"
+    )
+    return connection
 
 
 class Line(Closing):
@@ -121,7 +98,7 @@ class VhostUserSession(Session):
         stream = self.backend.connect(self.patience)
         stream.settimeout(self.patience)
         with self._peer():
-            self._frontend = VhostUserFrontend(TracedConnection(stream, self.trace))
+            self._frontend = VhostUserFrontend(traced(stream, self.trace))
             self._frontend.set_memory(self.memory)
 
     def _hang_up(self) -> None:
@@ -176,8 +153,8 @@ class VhostUserSession(Session):
     def reconnect(self) -> None:
         """Leave the backend, as a VMM that was restarted, and have it go on with the rings.
 
-        The rings go on at the used ring's index; what was in flight is served again. With
-        `track_inflight` before, the backend knows what it was.
+        The rings go on at the used ring's index; what was in flight is served again, and a backend
+        that tracks it knows what it was.
         """
         self._hang_up()
         self.trace.note("reconnect")
@@ -192,12 +169,14 @@ class VhostUserSession(Session):
         for index, queue in self.queues.items():
             self._start_ring(index, QueueState(queue.used_idx))
 
-    def track_inflight(self) -> bool:
-        """Have the backend track what is in flight, before DRIVER_OK; False where it cannot."""
+    def _track_inflight(self) -> None:
+        """Have the backend track what is in flight, where it can, as VMMs do at DRIVER_OK.
+
+        One built on libvhost-user starts no ring without the area that it offers.
+        """
         self._forget_inflight()
         with self._peer():
             self._inflight = self.frontend.get_inflight(self.queue_count, QUEUE_SIZE_MAX)
-        return self._inflight is not None
 
     def _forget_inflight(self) -> None:
         if self._inflight is not None:
@@ -263,6 +242,7 @@ class VhostUserSession(Session):
     def driver_ok(self) -> None:
         """Start the rings, as a VMM does at DRIVER_OK."""
         self._driver_ok = True
+        self._track_inflight()
         for index in self.queues:
             self._start_ring(index)
         with self._peer():

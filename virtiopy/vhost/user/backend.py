@@ -97,6 +97,8 @@ class Backend(LifecycleObserver, Closing):
         self._watch: Watch | None = None
         self._deadline: Timer | None = None
         self._channel: Connection | None = None
+        #: Told of each message of a frontend that is connected from now on: Connection.on_message.
+        self.on_message: Callable[[Message, bool], None] | None = None
         self._protocol_features = 0
         #: Whether SET_OWNER came.
         self._is_owned = False
@@ -124,6 +126,7 @@ class Backend(LifecycleObserver, Closing):
         """Serve this frontend from now on; on the loop's thread."""
         stream.setblocking(False)
         self._connection = Connection(stream)
+        self._connection.on_message = self.on_message
         self._watch = self._loop.watch(stream.fileno(), READABLE, self._readable, "frontend")
 
     def _readable(self, events: int) -> None:

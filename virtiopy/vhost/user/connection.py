@@ -5,7 +5,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from virtiopy.closing import Closing
 from virtiopy.errors import PeerError
@@ -25,6 +25,8 @@ class Connection(Closing):
 
     def __init__(self, stream: socket.socket) -> None:
         self.socket = stream
+        #: Told of each message, before it is sent or after it was received, and which of the two.
+        self.on_message: Callable[[Message, bool], None] | None = None
         self._data = bytearray()
         self._fds: list[int] = []
         self._header: Header | None = None
@@ -47,6 +49,8 @@ class Connection(Closing):
 
         Raises PeerError when it cannot be sent whole: the connection is of no use any more.
         """
+        if self.on_message is not None:
+            self.on_message(message, True)
         data = message.encode()
         try:
             flags = socket.MSG_NOSIGNAL | self._flags
@@ -80,6 +84,8 @@ class Connection(Closing):
         message = Message(header.request, bytes(self._data), header.flags, self._fds)
         self._data.clear()
         self._header, self._fds = None, []
+        if self.on_message is not None:
+            self.on_message(message, False)
         return message
 
     @property

@@ -26,7 +26,7 @@ from virtiopy.errors import ConfigError, PeerError
 from virtiopy.eventloop import READABLE, EventLoop, Timer, Watch
 from virtiopy.spec import DeviceId, DeviceStatus, Feature, feature_mask, has_feature
 from virtiopy.vhost.user.frontend import InflightFile, VhostUserFrontend, connect
-from virtiopy.vhost.user.messages import ProtocolFeature
+from virtiopy.vhost.user.messages import Message, ProtocolFeature
 from virtiopy.vhost.vring import Vring
 from virtiopy.virtqueue.queue import RING_FEATURES, Virtqueue
 
@@ -72,6 +72,7 @@ class VhostUserDevice(VirtioDevice):
         #: How often another backend took over.
         self.reconnects = 0
         self._frontend: VhostUserFrontend | None = None
+        self._on_message: Callable[[Message, bool], None] | None = None
         #: When the last backend left (time.monotonic), if none is there.
         self._left_at: float | None = None
         self._inflight: InflightFile | None = None
@@ -104,7 +105,14 @@ class VhostUserDevice(VirtioDevice):
     def _take(self, frontend: VhostUserFrontend) -> None:
         """Have this session from now on; raises PeerError."""
         self._frontend = frontend
+        frontend.connection.on_message = self._on_message
         self._config = self._read_config(frontend)
+
+    def watch_messages(self, on_message: Callable[[Message, bool], None]) -> None:
+        """Have each message to this backend and the next told: see Connection.on_message."""
+        self._on_message = on_message
+        if self._frontend is not None:
+            self._frontend.connection.on_message = on_message
 
     def _read_config(self, frontend: VhostUserFrontend) -> bytes:
         if not frontend.has(ProtocolFeature.CONFIG):

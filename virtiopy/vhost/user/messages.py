@@ -169,6 +169,17 @@ class Message:
         """The request's name, as a frontend's."""
         return request_name(self.request)
 
+    def describe(self) -> str:
+        """Word the message for a person; of its payload the numbers, as the protocol has them."""
+        payload = self.payload
+        if len(payload) == 8:
+            words = f"{int.from_bytes(payload, 'little'):#x}"
+        else:
+            words = payload[:48].hex(" ", 4) + ("..." if len(payload) > 48 else "")
+        flags = "".join(f" {flag.name}" for flag in Flag if self.flags & flag)
+        files = f", {len(self.fds)} files" if self.fds else ""
+        return f"{self.name} {words}{files}{flags}"
+
     def take_fd(self) -> int | None:
         """Return the file descriptor, the caller's from here on; None where there is none."""
         return self.fds.pop() if self.fds else None

@@ -1,0 +1,96 @@
+"""Which statement a failed test is about, in the light of what other tests have shown broken.
+
+A test fails with something that it can name only in part. The device may break the statement that
+the test is about, or one that every test stands on: a request that is never used fails each test
+that sends one. So the tests of what is stood on decide.
+
+1. A failure that is sure of its statement is about that.
+2. A step's failure is about the step's statement where a test of that statement fails, too; where
+   those pass, or there is none, it is about what the test does: its own statement.
+3. What is about a statement that stands on another which is broken is blocked by that one.
+"""
+
+from dataclasses import dataclass
+
+from virtiopy.conformance.clauses.definitions import everything, stands_on
+from virtiopy.conformance.report.results import Blame, Failure, Outcome, Result
+from virtiopy.statements.terms import Keyword
+
+#: What the finding of a hostile act is called, which breaks no statement of the specification's.
+WORKS_ON = "works on"
+
+
+@dataclass(slots=True, frozen=True)
+class Place:
+    """What a failure is about, and the broken statement below that which blocks it, or None."""
+
+    statement: str
+    below: str | None
+
+
+class Broken:
+    """The statements that the tests of one target have shown to be broken so far.
+
+    Its work for one test does not grow with the number of tests before it.
+    """
+
+    def __init__(self, *, strict: bool = False) -> None:
+        self._strict = strict
+        self._statements: set[str] = set()
+
+    def take(self, result: Result) -> None:
+        """Take what a test failed with, if it did."""
+        if result.failure is not None:
+            statement = _shown_by(result, result.failure)
+            if statement is not None:
+                self._statements.add(statement)
+
+    def place(self, result: Result, failure: Failure) -> Place:
+        """Return what a failure is about, as far as tests have told yet."""
+        statement = self._statement(result, failure)
+        below = next((one for one in stands_on(statement) if one in self._statements), None)
+        return Place(statement, below)
+
+    def outcome(self, result: Result) -> Outcome:
+        """Return what a test comes to, as far as tests have told yet."""
+        if result.failure is None:
+            return result.outcome
+        place = self.place(result, result.failure)
+        return self.outcome_of(place.statement) if place.below is None else Outcome.BLOCKED
+
+    def outcome_of(self, statement: str) -> Outcome:
+        """Return what it comes to that a statement is broken."""
+        warns = _is_should(statement) and not self._strict
+        return Outcome.WARNING if warns else Outcome.FAILED
+
+    def _statement(self, result: Result, failure: Failure) -> str:
+        own = _own(result)
+        if failure.blame is Blame.TEST or failure.clause is None:
+            return own or WORKS_ON
+        if failure.blame is Blame.SURE or failure.clause in self._statements:
+            return failure.clause
+        if own is None:
+            # Of a hostile act, if it is the device's end; else of a random walk.
+            return WORKS_ON if failure.died and not result.clauses else failure.clause
+        # A step that fails is more than what a device SHOULD do.
+        return failure.clause if _is_should(own) else own
+
+
+def _shown_by(result: Result, failure: Failure) -> str | None:
+    """Return the statement that a failure shows to be broken whatever other tests come to."""
+    if failure.blame is Blame.SURE:
+        return failure.clause
+    if failure.blame is Blame.STEP:
+        return failure.clause if failure.clause in result.clauses else None
+    return _own(result)
+
+
+def _own(result: Result) -> str | None:
+    """Return the statement that a test is about; what a device MAY do cannot be done wrong."""
+    known = everything()
+    return next((one for one in result.clauses if known[one].keyword is not Keyword.MAY), None)
+
+
+def _is_should(statement: str) -> bool:
+    clause = everything().get(statement)
+    return clause is not None and clause.keyword in {Keyword.SHOULD, Keyword.SHOULD_NOT}

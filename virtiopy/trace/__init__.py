@@ -1,0 +1,1 @@
+"""What passes between drivers and devices, told live: registers, rings, notifications, messages."""
