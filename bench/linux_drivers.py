@@ -23,7 +23,7 @@ BEGIN = "<!-- made by python -m bench.linux_drivers -->"
 END = "<!-- the end of what is made -->"
 
 #: How long a run may take before it hangs, seconds: a boot takes 5 to 20.
-TIMEOUT = 60
+TIMEOUT = 150
 
 #: Linux tells of its troubles from this level on.
 WORDS = "loglevel=5"

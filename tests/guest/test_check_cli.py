@@ -141,3 +141,24 @@ def test_a_shell_has_no_turns() -> None:
 def test_a_name_among_several_that_is_none_is_refused() -> None:
     outcome = virtiopy("run", "--accel", "tcg", "--device-variant", "late,laet")
     assert_one_sentence(outcome, "There is no device variant 'laet'")
+
+
+@pytest.mark.parametrize(
+    ("variant", "outcome"), [("many-features", "kept"), ("needs-reset", "not exercised")]
+)
+def test_a_variant_that_did_nothing_put_no_driver_to_the_test(
+    tmp_path: Path, variant: str, outcome: str
+) -> None:
+    # The guest has one buffer of random bytes: too few for a device that needs a reset later.
+    path = tmp_path / "report.json"
+    done = virtiopy(
+        *("run", "--accel", "tcg", "--mode", "trapped", "--rng", "--guest", "mistakes"),
+        *("--device-variant", variant, f"--check-driver={path}"),
+    )
+    assert done.status == 0, done.errors
+    provoked = [
+        one["outcome"]
+        for one in json.loads(path.read_text())["statements"]
+        if one.get("variant") == variant
+    ]
+    assert set(provoked) == {outcome}

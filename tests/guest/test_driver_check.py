@@ -4,6 +4,7 @@ On the software CPU, in trapped mode: each access and each kick is seen before t
 """
 
 import contextlib
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from virtiopy.conformance.targets.builders import BUILDERS, Rig
 from virtiopy.conformance.targets.hosts import ConsoleHost, NetHost
 from virtiopy.devices.balloon import Balloon
 from virtiopy.memory import GuestMemory
+from virtiopy.metrics.exitlog import ExitKind
 from virtiopy.transport.placement import Transport
 from virtiopy.vm.machine import Machine
 from virtiopy.vm.slots import IoMode
@@ -147,6 +149,36 @@ ON_PURPOSE = {
 def test_the_guest_drivers_break_what_they_mean_to_and_nothing_else(guest: str, kind: str) -> None:
     verdict = run(guest, "", kind, timeout=100)
     assert {finding.statement.id for finding in verdict.findings} == ON_PURPOSE[guest, kind]
+
+
+def exits(*, judged: bool) -> Counter[ExitKind]:
+    """Count the exits of a guest that reads 50 blocks, by kind."""
+    with contextlib.ExitStack() as stack:
+        rig = make("blk")
+        stack.callback(rig.host.close)
+        memory = stack.enter_context(GuestMemory.allocate(64 << 20))
+        accelerator = select("tcg", memory)
+        stack.callback(accelerator.close)
+        machine = stack.enter_context(
+            Machine(memory, accelerator, console=bytearray().extend, exit_free=False)
+        )
+
+        def watch(name: str, transport: Transport, trapped: bool) -> Transport:
+            return DriverCheck().watch_registers(
+                name, transport, sees_reads=True, sees_kicks=trapped
+            )
+
+        machine.add_device(rig.device, "blk0", IoMode.TRAPPED, watch=watch if judged else None)
+        machine.boot(GuestImage.open(guest_path("blk")), "blk.requests=50")
+        result = machine.run(60)
+        assert result.status == 0
+        return result.exits.counts
+
+
+def test_a_judge_leaves_the_exits_as_they_are() -> None:
+    without = exits(judged=False)
+    assert sum(n for kind, n in without.items() if kind.register == "QueueNotify") == 50
+    assert exits(judged=True) == without
 
 
 # Unusual and hostile devices

@@ -54,7 +54,7 @@ LOW = ["_native", "closing", "complaints", "errors", "eventfds", "files", "socke
 #: What a device is and which there are; not one of them.
 DEVICES = ["devices.base", "devices.entry", "devices.registry"]
 MAY_IMPORT = {
-    "_native": [],
+    "_native": ["errors"],
     "closing": [],
     "complaints": [],
     "eventfds": ["_native"],

@@ -3,6 +3,7 @@
 import pytest
 
 from virtiopy.check.catalogue import FOLDER, Area, Watcher, load
+from virtiopy.check.variants import VARIANTS
 from virtiopy.statements.index import load_index
 from virtiopy.statements.terms import Keyword
 
@@ -36,6 +37,10 @@ def test_a_statement_is_watched_or_provoked_or_there_is_a_reason(identity: str) 
     one = STATEMENTS[identity]
     assert [bool(one.watcher), bool(one.variant), bool(one.unobservable)].count(True) == 1
     assert one.paraphrase.endswith((".", ")."))
+
+
+def test_each_unusual_device_that_a_statement_takes_is_there() -> None:
+    assert {one.variant for one in STATEMENTS.values() if one.variant} - VARIANTS.keys() == set()
 
 
 def test_a_device_watches_only_its_own_statements() -> None:

@@ -5,9 +5,25 @@ come from the kernel's headers at build time.
 """
 
 import sys
+import zlib
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from virtiopy._native._lib import ffi, lib
+from virtiopy.errors import ConfigError
+
+_REMEDY = "build it with scripts/setup, or `pip install` the package again"
+
+try:
+    from virtiopy._native._lib import ffi, lib
+except ModuleNotFoundError as error:
+    raise ConfigError(f"the compiled part of virtiopy is missing: {_REMEDY}.") from error
+
+#: What the compiled part was made for, beside it: another is left from before a change.
+_DECLARATIONS = b"".join(
+    Path(__file__).with_name(name).read_bytes() for name in ("cdef.h", "cdef_rings.h")
+)
+if getattr(lib, "VP_DECLARATIONS", None) != zlib.crc32(_DECLARATIONS):
+    raise ConfigError(f"the compiled part of virtiopy is of another version: {_REMEDY}.")
 
 if TYPE_CHECKING:
     from virtiopy._native._lib import CData

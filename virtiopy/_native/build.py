@@ -5,6 +5,7 @@ is left to the C compiler (``...``), which takes it from the kernel's headers; a
 headers lack fails the build.
 """
 
+import zlib
 from pathlib import Path
 
 from cffi import FFI
@@ -33,12 +34,15 @@ SOURCES = (
 
 HEADERS = ("build.py", *(path.name for path in sorted(HERE.glob("*.h"))))
 
+DECLARATIONS = b"".join((HERE / name).read_bytes() for name in ("cdef.h", "cdef_rings.h"))
+
 ffibuilder = FFI()
-for name in ("cdef.h", "cdef_rings.h"):
-    ffibuilder.cdef((HERE / name).read_text())
+ffibuilder.cdef(DECLARATIONS.decode())
+# For an extension that is older than what Python goes by to be told from a fresh one.
+ffibuilder.cdef("#define VP_DECLARATIONS ...")
 ffibuilder.set_source(
     "virtiopy._native._lib",
-    '#include "native.h"',
+    f'#include "native.h"\n#define VP_DECLARATIONS {zlib.crc32(DECLARATIONS)}u',
     sources=[f"virtiopy/_native/{name}.c" for name in SOURCES],
     include_dirs=["virtiopy/_native"],
     depends=[f"virtiopy/_native/{name}" for name in HEADERS],

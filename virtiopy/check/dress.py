@@ -13,6 +13,11 @@ class Dressing:
 
     lifecycle: Lifecycle
 
+    @property
+    def has_acted(self) -> bool:
+        """Whether the driver came to what is unusual, and so was put to the test."""
+        return True
+
     def device(self, device: VirtioDevice) -> None:
         """Change the device before a transport has it."""
 

@@ -88,6 +88,48 @@ class _Late(QueueProxy):
                 device.notify(self)
 
 
+class _CoalescedInterrupts(Dressing):
+    """Sends one interrupt for all that its queues used in some milliseconds."""
+
+    _DELAY = 0.005  # seconds
+
+    def __init__(self) -> None:
+        self.pending = False
+        self._acted = False
+
+    @property
+    def has_acted(self) -> bool:
+        """Whether there was an interrupt to hold back."""
+        return self._acted
+
+    def queue(self, queue: Virtqueue) -> Virtqueue:
+        return _Coalesced(queue, self)
+
+    def interrupt_later(self, queue: Virtqueue) -> bool:
+        """Interrupt for `queue` soon; False where the device does nothing of itself."""
+        loop = self.lifecycle.device.loop
+        if loop is None:
+            return False
+        if not self.pending:
+            self.pending = self._acted = True
+            loop.call_later(self._DELAY, lambda: self._interrupt(queue), "coalesced interrupt")
+        return True
+
+    def _interrupt(self, queue: Virtqueue) -> None:
+        with self.lifecycle.device.lock:
+            self.pending = False
+            self.lifecycle.used_buffer_notification(queue)
+
+
+class _Coalesced(QueueProxy):
+    def __init__(self, inner: Virtqueue, dressing: _CoalescedInterrupts) -> None:
+        super().__init__(inner)
+        self._dressing = dressing
+
+    def should_interrupt(self) -> bool:
+        return self.inner.should_interrupt() and not self._dressing.interrupt_later(self)
+
+
 class _FlagWithEventIdx(QueueProxy):
     """Has flags 1 in the used ring, which a driver with VIRTIO_F_EVENT_IDX ignores."""
 
@@ -133,6 +175,11 @@ class _NeedsReset(QueueProxy):
 
 class _NeedsResetOnce(Dressing):
     done = False
+
+    @property
+    def has_acted(self) -> bool:
+        """Whether the device has needed a reset."""
+        return self.done
 
     def queue(self, queue: Virtqueue) -> Virtqueue:
         return _NeedsReset(queue, self)
@@ -190,14 +237,19 @@ def _without(*features: Feature) -> Callable[[int], int]:
 class _RefusesOnce(Dressing):
     """Refuses the first features that the driver chooses."""
 
+    _refused = False
+
+    @property
+    def has_acted(self) -> bool:
+        """Whether the driver has chosen features."""
+        return self._refused
+
     def device(self, device: VirtioDevice) -> None:
         accepts = device.accepts
-        refused = False
 
         def accept(features: int) -> bool:
-            nonlocal refused
-            if not refused:
-                refused = True
+            if not self._refused:
+                self._refused = True
                 return False
             return accepts(features)
 
@@ -220,6 +272,11 @@ class _MovingConfig(Dressing):
 
     def __init__(self) -> None:
         self._left = self._TIMES
+
+    @property
+    def has_acted(self) -> bool:
+        """Whether the configuration has changed between two reads."""
+        return self._left < self._TIMES
 
     def read(self, offset: int, data: bytes) -> bytes:
         if offset >= Register.Config and self._left:
@@ -313,6 +370,12 @@ VARIANTS: Mapping[str, Variant] = {
             "interrupts whether the driver wants it or not",
             "2.7.7.1",
             _queues(lambda queue, _: _Spurious(queue)),
+        ),
+        Variant(
+            "coalesced-interrupts",
+            "sends one interrupt for what all its queues used in some milliseconds",
+            "4.2.3.4",
+            _CoalescedInterrupts,
         ),
         Variant(
             "undefined-interrupts",

@@ -1,6 +1,6 @@
 """Puts the judge's watchers beside a device: at its registers, in its life, at its rings."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from virtiopy.check.catalogue import Area, load
 from virtiopy.check.judge import DeviceJudge, Verdict
@@ -59,9 +59,14 @@ class DriverCheck:
         self._watched.append(watched)
         return watched
 
-    def survived(self, variant: str) -> None:
-        """Book the statements that take this unusual device: the guest passed with it."""
+    def survived(self, variant: str, names: Collection[str]) -> None:
+        """Book the statements that take this unusual device: the guest passed with it.
+
+        `names` are those of the devices whose drivers came to what is unusual.
+        """
         for watched in self._watched:
+            if watched.judge.name not in names:
+                continue
             for statement in load().values():
                 if statement.variant == variant and watched.concerns(statement.area):
                     watched.judge.kept(statement.id)

@@ -1,7 +1,7 @@
 """virtiopy check: the statements to drivers; and the option that has a run's drivers judged."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -114,6 +114,7 @@ class DriverChecking:
     exit_free: bool
     make_dressing: "Callable[[], Dressing] | None" = None
     variant: str | None = None
+    _dressings: "dict[str, Dressing]" = field(default_factory=dict)
 
     @property
     def watches(self) -> bool:
@@ -163,6 +164,7 @@ class DriverChecking:
         def watch(name: str, transport: "Transport", trapped: bool) -> "Transport":
             if dressing is not None:
                 transport = dressing.dress(transport)
+                self._dressings[name] = dressing
             if self.check is None:
                 return transport
             return self.check.watch_registers(
@@ -186,7 +188,8 @@ class DriverChecking:
         from virtiopy.check import report
 
         if passed and self.variant is not None:
-            self.check.survived(self.variant)
+            acted = [name for name, one in self._dressings.items() if one.has_acted]
+            self.check.survived(self.variant, acted)
         verdict = self.check.finish()
         for line in report.lines(verdict):
             click.echo(line)
