@@ -150,7 +150,14 @@ def test_a_disc_is_mounted_and_ejected(rig: Rig) -> None:
 # sg3-utils
 
 
+def become_ready(linux: Linux, sd: str) -> None:
+    """Have a unit tell, once, of what was plugged in before."""
+    linux.sh(f"host sg_turs /dev/{sd}", check=False)
+    linux.sh(f"host sg_turs /dev/{sd}")
+
+
 def test_its_pages_are_as_sg3_utils_reads_them(linux: Linux, sd: str) -> None:
+    become_ready(linux, sd)
     assert f"Unit serial number: {SERIAL}" in linux.sh(f"host sg_inq /dev/{sd}")
     names = linux.sh(f"host sg_vpd -p di /dev/{sd}")
     assert f"vendor specific: DISK            {SERIAL}" in names
@@ -176,9 +183,7 @@ def test_sg3_utils_command_a_disk(rig: Rig, sd: str) -> None:
             return image.read(8 * 512)
 
     linux.sh("yes | dd of=/tmp/ones bs=512 count=1 2>/dev/null")
-    # The unit tells of what was plugged in before, once.
-    linux.sh(f"host sg_turs /dev/{sd}", check=False)
-    linux.sh(f"host sg_turs /dev/{sd}")
+    become_ready(linux, sd)
     linux.sh(f"host sg_write_same --16 --lba={block} --num=8 --in=/tmp/ones /dev/{sd}")
     assert content() == b"y\n" * 2048
     linux.sh(f"host sg_verify --16 --lba={block} --count=8 /dev/{sd}")

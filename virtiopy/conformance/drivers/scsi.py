@@ -7,9 +7,9 @@ from typing import ClassVar
 
 from virtiopy._native import ffi
 from virtiopy.conformance.drivers.base import WHOLE, DeviceDriver, Framing, Request
-from virtiopy.conformance.problems import StepError
+from virtiopy.conformance.problems import NotApplicableError, StepError
 from virtiopy.conformance.sessions.base import Session
-from virtiopy.devices.scsi import ScsiFeature
+from virtiopy.conformance.targets.scsi import ScsiHost
 from virtiopy.spec import DeviceId
 from virtiopy.virtqueue.driver import Piece
 
@@ -101,6 +101,14 @@ class Event:
     reason: int
 
 
+@dataclass(slots=True, frozen=True)
+class Offered:
+    """A buffer for an event, and the head of its chain."""
+
+    head: int
+    piece: Piece
+
+
 def lun_field(target: int, lun: int) -> bytes:
     """Return the `lun` field of a logical unit (5.6.6.1), by flat space addressing."""
     return bytes([1, target, 0x40 | lun >> 8, lun & 0xFF]) + bytes(4)
@@ -123,7 +131,7 @@ class ScsiDriver(DeviceDriver):
 
     device_id: ClassVar[DeviceId] = DeviceId.SCSI_HOST
     name: ClassVar[str] = "scsi"
-    understood = (ScsiFeature.VIRTIO_SCSI_F_HOTPLUG, ScsiFeature.VIRTIO_SCSI_F_CHANGE)
+    understood = ("VIRTIO_SCSI_F_HOTPLUG", "VIRTIO_SCSI_F_CHANGE")
     main_queue = REQUESTQ
     config_size = MAX_LUN_AT + FIELD_SIZE
     queues = REQUESTQ + 1
@@ -131,6 +139,14 @@ class ScsiDriver(DeviceDriver):
     def __init__(self, session: Session) -> None:
         super().__init__(session)
         self._ids = count(1)
+
+    @property
+    def scsi_host(self) -> ScsiHost:
+        """The host's side; not applicable where the suite has no hand in it."""
+        host = self.session.host
+        if not isinstance(host, ScsiHost):
+            raise NotApplicableError("the suite has no hand in the host's side of this device")
+        return host
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -208,16 +224,18 @@ class ScsiDriver(DeviceDriver):
 
     # Events
 
-    def offer_event(self, size: int = EVENT_SIZE) -> Piece:
+    def offer_event(self, size: int = EVENT_SIZE) -> Offered:
         """Give the device a buffer for an event."""
         piece = self.session.room(size)
         queue = self.session.queues[EVENTQ]
-        queue.make_available(queue.place([piece]))
+        head = queue.place([piece])
+        queue.make_available(head)
         self.session.kick(EVENTQ)
-        return piece
+        return Offered(head, piece)
 
-    def take_event(self, piece: Piece) -> Event:
-        """Wait until that buffer, the first in the queue, was used; return the event in it."""
-        self.session.wait_used(EVENTQ)
-        fields = ffi.from_buffer("struct virtio_scsi_event *", self.session.content(piece))
+    def take_event(self, offered: Offered) -> Event:
+        """Wait until that buffer was used; return the event in it."""
+        self.session.wait_for(EVENTQ, offered.head)
+        content = self.session.content(offered.piece)
+        fields = ffi.from_buffer("struct virtio_scsi_event *", content)
         return Event(fields.event, bytes(fields.lun), fields.reason)
