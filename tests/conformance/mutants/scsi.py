@@ -5,6 +5,7 @@ from virtiopy.conformance.targets.builders import build_scsi
 from virtiopy.devices.scsi import Address, Scsi, ScsiFeature
 from virtiopy.devices.scsi.command import ScsiStatus
 from virtiopy.devices.scsi.requests import Outcome, Request, Response
+from virtiopy.devices.scsi.spc import PrimaryUnit
 from virtiopy.spec import has_feature
 
 
@@ -76,17 +77,17 @@ class TellsOfDiscs(Scsi):
             self.driver_features, ScsiFeature.VIRTIO_SCSI_F_CHANGE
         ):
             address = Address(0, 0)
-            self.units[address].measure = lambda: True
+            self.units[address].measure = lambda: True  # type: ignore[method-assign]
         super().capacity_changed(address)
 
 
 class ForgetsThatItLostEvents(Scsi):
     """Drops the first event of a driver that has no buffer, and is silent about it."""
 
-    def add_unit(self, address: Address, unit: object) -> None:  # type: ignore[override]
+    def add_unit(self, address: Address, unit: PrimaryUnit) -> None:
         features, self.driver_features = self.driver_features, 0
         try:
-            super().add_unit(address, unit)  # type: ignore[arg-type]
+            super().add_unit(address, unit)
         finally:
             self.driver_features = features
 
