@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from virtiopy.check.cases import AS_IT_IS, CaseKind, cases
+
 #: Where the page's table begins and ends.
 BEGIN = "<!-- made by python -m bench.linux_drivers -->"
 END = "<!-- the end of what is made -->"
@@ -64,20 +66,52 @@ SUBJECTS = (
 
 
 def run(subject: Subject, folder: Path) -> Mapping[str, Any]:
-    """Run a driver with each device, unless that is in the folder; return the report."""
-    report = folder / f"{subject.name}.json"
-    if not report.exists():
+    """Run a driver with each device that is not in the folder yet; return the report of all."""
+    path = folder / f"{subject.name}.json"
+    report: dict[str, Any] = {"runs": [], "findings": []}
+    if path.exists():
+        report = json.loads(path.read_text())
+    done = {run_["case"] for run_ in report["runs"]}
+    missing = [case for case in cases() if case.name not in done and case is not AS_IT_IS]
+    if missing:
         with (folder / "disk.img").open("ab") as disk:
             disk.truncate(32 << 20)
+        made = folder / f"{subject.name}-more.json"
         attach = [word.format(folder=folder) for word in subject.attach]
         command = [sys.executable, "-m", "virtiopy.cli.main", "linux", *attach, "--append", WORDS]
-        command += ["--device-variant", "all", "--hostile", "all", "--check-driver"]
-        command += ["--timeout", str(TIMEOUT), "--json", str(report), "--", subject.task]
-        done = subprocess.run(command, check=False)
-        if not report.exists():
-            sys.exit(f"{subject.name}: nothing was run (status {done.returncode})")
-    found: Mapping[str, Any] = json.loads(report.read_text())
-    return found
+        for option, kind in (
+            ("--device-variant", CaseKind.VARIANT),
+            ("--hostile", CaseKind.HOSTILE),
+        ):
+            names = [case.name for case in missing if case.kind is kind]
+            # A comma makes several of one.
+            command += [option, ",".join([*names, names[-1]])] if names else []
+        command += ["--check-driver", "--timeout", str(TIMEOUT), "--json", str(made)]
+        ended = subprocess.run([*command, "--", subject.task], check=False)
+        if not made.exists():
+            sys.exit(f"{subject.name}: nothing was run (status {ended.returncode})")
+        join(report, json.loads(made.read_text()))
+        made.unlink()
+        path.write_text(json.dumps(report, indent=1))
+    order = [case.name for case in cases()]
+    report["runs"].sort(key=lambda run_: order.index(run_["case"]))
+    return report
+
+
+def join(report: dict[str, Any], more: Mapping[str, Any]) -> None:
+    """Add runs and findings to a report: a statement's finding once for each device."""
+    known = {run_["case"] for run_ in report["runs"]}
+    for run_ in more["runs"]:
+        if run_["case"] not in known:
+            known.add(run_["case"])
+            report["runs"].append(run_)
+    findings = report["findings"]
+    for finding in more["drivers"]["findings"]:
+        same = [one for one in findings if one["statement"] == finding["statement"]]
+        if same:
+            same[0]["count"] += finding["count"]
+        else:
+            findings.append(finding)
 
 
 def cell(run_: Mapping[str, Any]) -> str:
@@ -102,7 +136,7 @@ def page(reports: Mapping[str, Mapping[str, Any]]) -> str:
     lines += [f"| {' | '.join(cells)} |" for cells in zip(*rows, strict=True)]
     lines += ["", "| statement | what the driver did | times |", "| --- | --- | --- |"]
     for name in names:
-        for finding in reports[name]["drivers"]["findings"]:
+        for finding in reports[name]["findings"]:
             what = f"{name}: {finding['evidence'][0]}"
             lines.append(
                 f"| {finding['statement']} {finding['keyword']} | {what} | {finding['count']} |"

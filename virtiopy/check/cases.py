@@ -52,7 +52,7 @@ class CaseKind(enum.Enum):
 class Case:
     """What is done to the devices of a run; `text` says what they do.
 
-    `usable` says whether a right driver makes use of such a device: else it leaves it alone.
+    `usable` says whether a right driver makes use of such a device: else it may leave it alone.
     """
 
     kind: CaseKind
@@ -98,7 +98,7 @@ def is_in_turn(choice: str | None) -> bool:
 def _names(choice: str | None, known: Iterable[str]) -> list[str]:
     if choice is None:
         return []
-    return list(known) if choice == ALL else choice.split(",")
+    return list(known) if choice == ALL else list(dict.fromkeys(choice.split(",")))
 
 
 class Outcome(enum.StrEnum):

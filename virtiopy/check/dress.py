@@ -32,6 +32,10 @@ class Dressing:
         """Return what the driver reads in place of `data`, at `offset` of the registers."""
         return data
 
+    def write(self, offset: int, data: bytes) -> bool:
+        """Say whether what the driver writes at `offset` of the registers has its effect."""
+        return True
+
     def dress(self, transport: Transport) -> Transport:
         """Put the changes before a transport; returns what is to stand on the bus."""
         self.lifecycle = lifecycle = transport.lifecycle
@@ -65,7 +69,8 @@ class DressedTransport:
 
     def write(self, offset: int, data: bytes) -> None:
         """Take what the driver writes."""
-        self._transport.write(offset, data)
+        if self._dressing.write(offset, data):
+            self._transport.write(offset, data)
 
 
 def used_index(queue: Virtqueue, lifecycle: Lifecycle) -> int:

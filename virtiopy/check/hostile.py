@@ -4,17 +4,21 @@ What is true of a driver that meets one is for the guest to show: it survives an
 is corrupted. No statement allows what these devices do.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from virtiopy.check.dress import Dressing, used_index
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.errors import ConfigError
+from virtiopy.spec import DeviceId
 from virtiopy.transport.lifecycle import Lifecycle
 from virtiopy.transport.registers import Register
 from virtiopy.virtqueue.layout import INDEX_MODULUS, USED_ELEMENT_SIZE, USED_HEADER_SIZE
 from virtiopy.virtqueue.proxy import QueueProxy
 from virtiopy.virtqueue.queue import Completion, Virtqueue
+
+#: The queue by which a console tells of its ports (5.3.2).
+CONTROL_RECEIVEQ = 2
 
 
 @dataclass(slots=True, frozen=True)
@@ -79,6 +83,35 @@ class _Rewriting(QueueProxy):
                 view[:] = b"\xff" * len(view)
 
 
+class _Nonsense(QueueProxy):
+    """Answers with what is no answer: the last byte, where a status is; a console's events."""
+
+    _BYTE = 0x5A
+    _CONSOLE_EVENT_AT = 4  # of struct virtio_console_control, in the second queue of control
+
+    def __init__(self, inner: Virtqueue, lifecycle: Lifecycle) -> None:
+        super().__init__(inner)
+        self._is_control = (
+            lifecycle.device.device_id is DeviceId.CONSOLE and inner.index == CONTROL_RECEIVEQ
+        )
+
+    def push_many(self, completions: Iterable[Completion]) -> None:
+        done = list(completions)
+        for chain, written in done:
+            if written:
+                at = self._CONSOLE_EVENT_AT if self._is_control else written - 1
+                _set_byte(chain.writable, at, self._BYTE)
+        self.inner.push_many(done)
+
+
+def _set_byte(pieces: Sequence[memoryview], at: int, value: int) -> None:
+    for piece in pieces:
+        if at < len(piece):
+            piece[at] = value
+            return
+        at -= len(piece)
+
+
 class _Silent(QueueProxy):
     """Takes buffers, and never uses one."""
 
@@ -116,6 +149,19 @@ def _entries(entry: Callable[[int, int, int], tuple[int, int]]) -> Callable[[], 
 
 def _indexes(index: Callable[[int], int]) -> Callable[[], Dressing]:
     return _queues(lambda queue, lifecycle: _Patched(queue, lifecycle, index=index))
+
+
+class _ChangingConfig(Dressing):
+    """Has another configuration at each read, and one ConfigGeneration."""
+
+    def __init__(self) -> None:
+        self._reads = 0
+
+    def read(self, offset: int, data: bytes) -> bytes:
+        if offset < Register.Config:
+            return data
+        self._reads += 1
+        return bytes(byte ^ (self._reads * 0x35 & 0xFF) for byte in data)
 
 
 class _LyingConfig(Dressing):
@@ -160,6 +206,12 @@ HOSTILE: Mapping[str, Hostile] = {
         ),
         Hostile("silence", "uses no buffer", _queues(lambda queue, _: _Silent(queue))),
         Hostile("interrupt-storm", "sends 200 interrupts for a buffer", _queues(_Storm)),
+        Hostile(
+            "nonsense",
+            "answers requests with a status that there is not",
+            _queues(_Nonsense),
+        ),
+        Hostile("config-changes", "has another configuration at each read", _ChangingConfig),
         Hostile("config-lies", "has a configuration space of ones", _LyingConfig),
         Hostile("queue-size-0", "has QueueSizeMax 0", _queue_size_max(0)),
         Hostile("queue-size-65535", "has QueueSizeMax 65535", _queue_size_max(65535)),

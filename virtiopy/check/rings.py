@@ -60,6 +60,7 @@ class RingJudge(QueueObserver):
         self._sees_kicks = sees_kicks
         self._states: dict[int, _State] = {}
         self._queues: dict[int, Virtqueue] = {}
+        self._takes_kicks = True
 
     # A queue's life
 
@@ -72,9 +73,15 @@ class RingJudge(QueueObserver):
         """Judge what the driver leaves: it resets the device, or the run ends."""
         for queue in self._queues.values():
             self._unchanged(queue, self._states[queue.index])
-            self._never_kicked(queue)
+            if self._takes_kicks:
+                self._never_kicked(queue)
         self._queues = {}
         self._states = {}
+        self._takes_kicks = True
+
+    def needs_reset(self) -> None:
+        """Take note that the device needs a reset: kicks are not told until then."""
+        self._takes_kicks = False
 
     def _event_idx(self) -> bool:
         return has_feature(self._judge.features, Feature.VIRTIO_F_EVENT_IDX)

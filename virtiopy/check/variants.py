@@ -21,7 +21,7 @@ from virtiopy.virtqueue.queue import Completion, Virtqueue
 class Variant:
     """An unusual device: `text` says what it does, `section` where that is allowed.
 
-    `usable` says whether a right driver makes use of such a device: else it leaves it alone.
+    `usable` says whether a right driver makes use of such a device: else it may leave it alone.
     """
 
     name: str
@@ -128,6 +128,34 @@ class _Coalesced(QueueProxy):
 
     def should_interrupt(self) -> bool:
         return self.inner.should_interrupt() and not self._dressing.interrupt_later(self)
+
+
+class _KicksSuppressed(QueueProxy):
+    """Asks for no kick, ever: it looks at its queues by itself."""
+
+    _PAUSE = 0.002  # seconds
+
+    def __init__(self, inner: Virtqueue, lifecycle: Lifecycle) -> None:
+        super().__init__(inner)
+        self._lifecycle = lifecycle
+        self._looks = False
+
+    def enable_kicks(self) -> bool:
+        loop = self._lifecycle.device.loop
+        if loop is None:
+            return self.inner.enable_kicks()
+        self.inner.disable_kicks()
+        if not self._looks:
+            self._looks = True
+            loop.call_later(self._PAUSE, self._look, f"look at queue {self.index}")
+        return False
+
+    def _look(self) -> None:
+        with self._lifecycle.device.lock:
+            self._looks = False
+            # A queue that was reset meanwhile is another's to look at.
+            if self._lifecycle.queues.get(self.index) is self:
+                self._lifecycle.work(self.index)
 
 
 class _FlagWithEventIdx(QueueProxy):
@@ -259,6 +287,19 @@ class _RefusesOnce(Dressing):
 # Registers and configuration
 
 
+class _StrictWidth(Dressing):
+    """Has control registers that take 32 bits and nothing else: they read as 0 (4.2.2.2)."""
+
+    def read(self, offset: int, data: bytes) -> bytes:
+        return data if self._fits(offset, data) else bytes(len(data))
+
+    def write(self, offset: int, data: bytes) -> bool:
+        return self._fits(offset, data)
+
+    def _fits(self, offset: int, data: bytes) -> bool:
+        return offset >= Register.Config or (len(data) == 4 and offset % 4 == 0)
+
+
 class _LongConfig(Dressing):
     def device(self, device: VirtioDevice) -> None:
         config_space = device.config_space
@@ -364,7 +405,10 @@ VARIANTS: Mapping[str, Variant] = {
             "2.2",
             _offers(lambda offered: offered | _RESERVED),
         ),
-        Variant("refused-features", "refuses FEATURES_OK once", "2.2.2", _RefusesOnce),
+        # A driver may try again, or take the device for unusable (3.1.1).
+        Variant(
+            "refused-features", "refuses FEATURES_OK once", "2.2.2", _RefusesOnce, usable=False
+        ),
         Variant(
             "spurious-interrupts",
             "interrupts whether the driver wants it or not",
@@ -384,6 +428,12 @@ VARIANTS: Mapping[str, Variant] = {
             _register(Register.InterruptStatus, lambda value: value and value | _UNDEFINED_EVENTS),
         ),
         Variant(
+            "kicks-suppressed",
+            "asks for no kick, ever: it looks at its queues by itself",
+            "2.7.10.2",
+            _queues(_KicksSuppressed),
+        ),
+        Variant(
             "flag-with-event-idx",
             "has flags 1 in the used ring with VIRTIO_F_EVENT_IDX",
             "2.7.10.1",
@@ -400,6 +450,12 @@ VARIANTS: Mapping[str, Variant] = {
             "changes ConfigGeneration between reads of the configuration space",
             "2.5.1",
             _MovingConfig,
+        ),
+        Variant(
+            "strict-width",
+            "has control registers that take accesses of 32 bits alone",
+            "4.2.2.2",
+            _StrictWidth,
         ),
         Variant("long-config", "has a longer configuration space", "2.5.1", _LongConfig),
         Variant("needs-reset", "sets DEVICE_NEEDS_RESET once", "2.1.2", _NeedsResetOnce),

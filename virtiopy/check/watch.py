@@ -119,6 +119,10 @@ class _Watched(LifecycleObserver):
         """Pass a kick on."""
         self._rings.kicked(index)
 
+    def needs_reset(self, reason: str) -> None:
+        """Pass on that the device needs a reset."""
+        self._rings.needs_reset()
+
     def config_written(self, offset: int) -> None:
         """Pass a write of the configuration space on."""
         for request in self._requests:

@@ -8,9 +8,11 @@ from virtiopy.devices.base import VirtioDevice
 from virtiopy.eventloop import EventLoop
 from virtiopy.virtqueue.queue import Chain, Virtqueue
 
-#: Batches that workers have of one device. What a device does not pop stays in guest memory: a
-#: driver cannot have more of it described in the host's.
+#: Batches that workers have of one device, and pieces of memory after which they get no more: a
+#: request may have tens of thousands, and others wait behind it. What a device does not pop stays
+#: in guest memory: a driver cannot have more of it described in the host's.
 BATCHES_MAX = 8
+PIECES_MAX = 16384
 
 
 @dataclass(slots=True, eq=False)
@@ -19,6 +21,7 @@ class Batch:
 
     queue: Virtqueue
     chains: Sequence[Chain]
+    pieces: int
     written: list[int] = field(default_factory=list)
     finished: threading.Event = field(default_factory=threading.Event)
 
@@ -39,7 +42,8 @@ class Batches:
     @property
     def full(self) -> bool:
         """Whether the workers have as many batches as they may."""
-        return len(self._batches) >= BATCHES_MAX
+        pieces = sum(batch.pieces for batch in self._batches)
+        return len(self._batches) >= BATCHES_MAX or pieces >= PIECES_MAX
 
     @property
     def in_flight(self) -> Sequence[Batch]:
@@ -50,9 +54,13 @@ class Batches:
         """Have the device handle a queue again when a batch is complete."""
         self._waiting[queue.index] = queue
 
+    def _count(self, queue: Virtqueue) -> int:
+        return sum(batch.queue is queue for batch in self._batches)
+
     def start(self, queue: Virtqueue, chains: Sequence[Chain], loop: EventLoop) -> None:
         """Have a worker serve some requests; one completion for all of them."""
-        batch = Batch(queue, chains)
+        pieces = sum(len(chain.readable) + len(chain.writable) for chain in chains)
+        batch = Batch(queue, chains, pieces)
 
         def work() -> None:
             try:
@@ -88,7 +96,8 @@ class Batches:
             return
         self._batches.discard(batch)
         waiting, self._waiting = self._waiting, {}
-        for queue in waiting.values():
+        # Those of which workers have least come first: no queue takes all the room, time and again.
+        for queue in sorted(waiting.values(), key=self._count):
             self._device.handle_soon(queue)
         # A queue that was reset meanwhile has no use for its buffers (2.6.1.1.1).
         if self._device.queues.get(batch.queue.index) is batch.queue:

@@ -21,7 +21,7 @@ from virtiopy.devices.rings import DelegatedRings
 from virtiopy.errors import ConfigError
 from virtiopy.spec import DeviceId, feature_mask, has_feature
 from virtiopy.virtqueue.buffers import Buffers, gather, scatter, split_at, total
-from virtiopy.virtqueue.queue import BATCH, BATCHES_A_TURN, Chain, Virtqueue
+from virtiopy.virtqueue.queue import BATCH, Chain, Virtqueue, batches_of_a_turn
 
 log = logging.getLogger(__name__)
 
@@ -342,7 +342,7 @@ class Blk(VirtioDevice):
             super().handle(queue)
             return
         cached = CACHED_READS
-        for _ in range(BATCHES_A_TURN):
+        for _ in batches_of_a_turn():
             queue.disable_kicks()
             if self._batches.full:
                 self._batches.handle_after(queue)

@@ -59,7 +59,7 @@ from virtiopy.devices.scsi.unit import LogicalUnit
 from virtiopy.errors import DriverError
 from virtiopy.spec import DeviceId, feature_mask, has_feature
 from virtiopy.virtqueue.buffers import total
-from virtiopy.virtqueue.queue import BATCH, BATCHES_A_TURN, Chain, Virtqueue
+from virtiopy.virtqueue.queue import BATCH, Chain, Virtqueue, batches_of_a_turn
 
 log = logging.getLogger(__name__)
 
@@ -285,7 +285,7 @@ class Scsi(VirtioDevice):
     def _handle_requests(self, queue: Virtqueue) -> None:
         assert self.loop is not None
         at_once = AT_ONCE
-        for _ in range(BATCHES_A_TURN):
+        for _ in batches_of_a_turn():
             queue.disable_kicks()
             if self._batches.full:
                 self._batches.handle_after(queue)
@@ -359,7 +359,7 @@ class Scsi(VirtioDevice):
     # The control queue (5.6.6.2)
 
     def _handle_control(self, queue: Virtqueue) -> None:
-        for _ in range(BATCHES_A_TURN):
+        for _ in batches_of_a_turn():
             queue.disable_kicks()
             chains = queue.pop_many(BATCH)
             for chain in chains:
