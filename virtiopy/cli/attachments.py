@@ -115,7 +115,8 @@ def parse(entry: DeviceEntry, text: str) -> DeviceOptions:
     option = entry.option
     if not option.has_main and text:
         text = f",{text}"
-    return DeviceOptions(option.name, text, (*option.keys, "mode"), option.repeatable)
+    keys = (*option.keys, "mode")
+    return DeviceOptions(option.name, text, keys, option.repeatable, option.parts)
 
 
 def mode_of(entry: DeviceEntry, options: DeviceOptions, default: str) -> ModeChoice:

@@ -16,7 +16,7 @@ PIECES_MAX = 16384
 
 
 @dataclass(slots=True, eq=False)
-class _Batch:
+class Batch:
     """Requests that one worker serves together, and how much it wrote to each."""
 
     queue: Virtqueue
@@ -35,7 +35,7 @@ class Batches:
     def __init__(self, device: VirtioDevice, serve: Callable[[Virtqueue, Chain], int]) -> None:
         self._device = device
         self._serve = serve
-        self._batches: set[_Batch] = set()
+        self._batches: set[Batch] = set()
         # Queues that the device goes on with when there is room for another batch.
         self._waiting: dict[int, Virtqueue] = {}
 
@@ -44,6 +44,11 @@ class Batches:
         """Whether the workers have as many batches as they may."""
         pieces = sum(batch.pieces for batch in self._batches)
         return len(self._batches) >= BATCHES_MAX or pieces >= PIECES_MAX
+
+    @property
+    def in_flight(self) -> Sequence[Batch]:
+        """The batches that workers have."""
+        return list(self._batches)
 
     def handle_after(self, queue: Virtqueue) -> None:
         """Have the device handle a queue again when a batch is complete."""
@@ -55,7 +60,7 @@ class Batches:
     def start(self, queue: Virtqueue, chains: Sequence[Chain], loop: EventLoop) -> None:
         """Have a worker serve some requests; one completion for all of them."""
         pieces = sum(len(chain.readable) + len(chain.writable) for chain in chains)
-        batch = _Batch(queue, chains, pieces)
+        batch = Batch(queue, chains, pieces)
 
         def work() -> None:
             try:
@@ -73,15 +78,19 @@ class Batches:
     def settle(self, index: int) -> None:
         """Complete what the workers have of a queue."""
         for batch in [batch for batch in self._batches if batch.queue.index == index]:
-            batch.finished.wait()
-            self._complete(batch)
+            self.finish(batch)
+
+    def finish(self, batch: Batch) -> None:
+        """Wait until a batch is served, and complete it, if it was not yet."""
+        batch.finished.wait()
+        self._complete(batch)
 
     def drain(self) -> None:
         """Wait until no worker touches a buffer any more (2.4.1, 2.6.1.1.1)."""
         for batch in self._batches:
             batch.finished.wait()
 
-    def _complete(self, batch: _Batch) -> None:
+    def _complete(self, batch: Batch) -> None:
         """Give a batch's buffers back, once."""
         if batch not in self._batches:
             return

@@ -208,6 +208,39 @@ _OWN = (
         rigs={"ninep": f"{_RIGS}:build_ninep"},
         linux_modules=("9pnet_virtio", "9p"),
     ),
+    DeviceEntry(
+        name="scsi",
+        device_id=DeviceId.SCSI_HOST,
+        kind="SCSI host device",
+        device="virtiopy.devices.scsi.device:Scsi",
+        option=Option(
+            "--scsi",
+            "{disk=PATH|cdrom=FILE}[,target=N][,lun=N][,readonly=on][,rotational=off]"
+            "[,cache=writeback|writethrough|none][,serial=ID][,format=raw]...[,queues=N]"
+            "[,queue-size=N][,mode=trapped|ioeventfd]",
+            "Attach a SCSI host device, with a logical unit for each raw image or block device "
+            "that `disk` names, and for each image of a disc that `cdrom` names. What follows one "
+            "is about it, up to the next; a unit without a `lun` has the first free one of its "
+            "target.",
+            keys=("queues", "queue-size"),
+            has_main=False,
+            parts={
+                "disk": (
+                    *("target", "lun", "readonly", "rotational", "cache", "serial", "format"),
+                ),
+                "cdrom": ("target", "lun", "cache", "serial"),
+            },
+        ),
+        build="virtiopy.cli.scsi:build_scsi",
+        build_served="virtiopy.cli.scsi:build_served_scsi",
+        suite_driver=f"{_SUITE}.scsi:ScsiDriver",
+        rigs={"scsi": f"{_RIGS}:build_scsi"},
+        linux_modules=("virtio_scsi", "sd_mod", "sr_mod", "isofs", "ext4", "crc32c_generic"),
+        linux_counter=LinuxCounter(
+            "request",
+            "awk '{ print $1 + $5 + $12 + $16 }' /sys/block/sda/stat",
+        ),
+    ),
 )
 
 # In the order of help texts.
