@@ -37,9 +37,8 @@ def cpu_seconds(process: int) -> float:
 def memory_beyond_the_guests(process: int) -> float:
     """Return the MiB of a process that are no shared memory: its own, and its share of files."""
     rollup = Path(f"/proc/{process}/smaps_rollup").read_text()
-    kibibytes = sum(
-        int(match[1]) for match in re.finditer(r"^Pss_(?:Anon|File): +(\d+) kB", rollup, re.MULTILINE)
-    )
+    found = re.finditer(r"^Pss_(?:Anon|File): +(\d+) kB", rollup, re.MULTILINE)
+    kibibytes = sum(int(match[1]) for match in found)
     return kibibytes / 1024
 
 
