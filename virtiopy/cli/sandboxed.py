@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import click
 
@@ -29,6 +30,9 @@ def sandbox_option(function: Callable[..., int]) -> Callable[..., int]:
 
 class Sandbox:
     """Collects what the options of a command line need, and then enters the sandbox."""
+
+    #: Whether this process was to enter one: what it has not open then it cannot open.
+    entered: ClassVar[bool] = False
 
     def __init__(self, mode: str) -> None:
         self.mode = SandboxMode(mode)
@@ -82,4 +86,5 @@ class Sandbox:
         # Threads that work rings let it through.
         from virtiopy.worker.thread import REMINDER
 
+        Sandbox.entered = self.mode is not SandboxMode.OFF
         enter(self.mode, self.abilities, self.rules, signal_number=REMINDER, note=note)

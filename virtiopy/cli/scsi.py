@@ -11,6 +11,8 @@ from virtiopy.devices.base import VirtioDevice
 from virtiopy.errors import ConfigError
 
 if TYPE_CHECKING:
+    from virtiopy.devices.scsi import Address
+    from virtiopy.devices.scsi.plugging import UnitAddresses
     from virtiopy.devices.scsi.spc import PrimaryUnit
     from virtiopy.host.disk import DiskImage
     from virtiopy.vhost.user.rings import Lease
@@ -59,8 +61,7 @@ class _Lease:
 
 
 def _build(options: DeviceOptions, *, claimed: bool) -> "tuple[VirtioDevice, Sequence[DiskImage]]":
-    from virtiopy.devices.scsi import Address, Scsi
-    from virtiopy.devices.scsi.address import LUN_MAX, TARGET_MAX
+    from virtiopy.devices.scsi import Scsi
     from virtiopy.virtqueue.layout import QUEUE_SIZE_MAX, valid_queue_size
 
     if not options.parts:
@@ -73,15 +74,7 @@ def _build(options: DeviceOptions, *, claimed: bool) -> "tuple[VirtioDevice, Seq
     num_queues = options.number("queues", 1, 1, 64)
     addresses: dict[Address, DeviceOptions] = {}
     for _, part in options.parts:
-        target = part.number("target", 0, 0, TARGET_MAX)
-        free = next(n for n in range(LUN_MAX + 1) if Address(target, n) not in addresses)
-        address = Address(target, part.number("lun", free, 0, LUN_MAX))
-        if address in addresses:
-            raise ConfigError(
-                f"{options.option} has two units at target={target},lun={address.lun}: give each "
-                "an address of its own."
-            )
-        addresses[address] = part
+        addresses[_address(part, addresses)] = part
     units: dict[Address, PrimaryUnit] = {}
     images: list[DiskImage] = []
     with contextlib.ExitStack() as opened:
@@ -91,8 +84,47 @@ def _build(options: DeviceOptions, *, claimed: bool) -> "tuple[VirtioDevice, Seq
             units[address] = unit
             images.append(image)
         device = Scsi(units, num_queues=num_queues, queue_size=queue_size)
+        device.open_unit = _plug
         opened.pop_all()
     return device, images
+
+
+def _address(part: DeviceOptions, taken: "UnitAddresses") -> "Address":
+    """Return where a unit is to be, which has the first free LUN of its target by default."""
+    from virtiopy.devices.scsi import Address
+    from virtiopy.devices.scsi.address import LUN_MAX, TARGET_MAX
+
+    target = part.number("target", 0, 0, TARGET_MAX)
+    free = next((n for n in range(LUN_MAX + 1) if Address(target, n) not in taken), 0)
+    address = Address(target, part.number("lun", free, 0, LUN_MAX))
+    if address in taken:
+        raise ConfigError(
+            f"{part.option} has two units at target={target},lun={address.lun}: give each "
+            "an address of its own."
+        )
+    return address
+
+
+def _plug(text: str, taken: "UnitAddresses") -> "tuple[Address, PrimaryUnit]":
+    """Open the image of a unit that is plugged in while the VM runs."""
+    from virtiopy.cli.attachments import parse
+    from virtiopy.cli.sandboxed import Sandbox
+    from virtiopy.devices.registry import entry_named
+
+    if Sandbox.entered:
+        raise ConfigError(
+            "The run is in a sandbox, where it opens no more images: start it with --sandbox off "
+            "to plug units in."
+        )
+    options = parse(entry_named("scsi"), text)
+    if len(options.parts) != 1 or options.keys:
+        raise ConfigError(
+            f"{text} is not one unit: write it as in disk=b.img,lun=1, with keys of its own alone."
+        )
+    [(kind, part)] = options.parts
+    address = _address(part, taken)
+    unit, _ = _open_unit(kind, part, claimed=True)
+    return address, unit
 
 
 def _open_unit(kind: str, part: DeviceOptions, *, claimed: bool) -> "tuple[PrimaryUnit, DiskImage]":
