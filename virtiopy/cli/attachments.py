@@ -96,7 +96,7 @@ def choose_net_mode(options: DeviceOptions, default: str) -> ModeChoice:
     """Return the mode of a network device: `vhost=on` is another word for `mode=vhost`."""
     if vhost_user_path(options) is not None:
         return ModeChoice("vhost-user")
-    modes = ("trapped", "ioeventfd", "vhost")
+    modes = ("trapped", "ioeventfd", "native", "vhost")
     default = _without_native(default)
     vhost, mode = options.text("vhost", ""), options.text("mode", "")
     if not vhost:
@@ -371,7 +371,9 @@ def build_net(options: DeviceOptions) -> VirtioDevice:
             pcap = PcapFile(Path(record), name, _limit(options, "pcap-limit"))
             file = opened.enter_context(contextlib.closing(pcap))
             link = RecordedLink(link, file)
-        device = Net(link, mac=mac, busy_poll=options.number("poll-us", 0, 0, POLL_MAX))
+        polls = bool(options.text("poll-us", ""))
+        busy_poll = options.number("poll-us", 0, 0, POLL_MAX) if polls else None
+        device = Net(link, mac=mac, busy_poll=busy_poll)
         opened.pop_all()
     return device
 
