@@ -34,6 +34,13 @@ def sandbox_option(function: Callable[..., int]) -> Callable[..., int]:
     )(function)
 
 
+def _images(entry: DeviceEntry, options: DeviceOptions) -> list[DeviceOptions]:
+    """Return the options of each image that may be of any format."""
+    if entry.name == "blk":
+        return [options]
+    return [part for _, part in options.parts]
+
+
 class Sandbox:
     """Collects what the options of a command line need, and then enters the sandbox."""
 
@@ -59,7 +66,7 @@ class Sandbox:
         """Keep what a device of the command line needs."""
         if vhost_user_path(options) is not None:
             self.abilities |= Ability.CONNECT
-        elif entry.name == "blk" and needs_storage_daemon(options):
+        elif any(needs_storage_daemon(one) for one in _images(entry, options)):
             from virtiopy.host.storage import running
 
             self.abilities |= Ability.START

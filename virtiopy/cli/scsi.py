@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from virtiopy.devices.scsi import Address
     from virtiopy.devices.scsi.plugging import UnitAddresses
     from virtiopy.devices.scsi.spc import PrimaryUnit
-    from virtiopy.host.disk import DiskImage
+    from virtiopy.host.disk import CacheMode, DiskImage
+    from virtiopy.host.nbd import NbdDisk
     from virtiopy.vhost.user.rings import Lease
 
 #: Digits of the serial number of a unit that was given none.
@@ -82,7 +83,8 @@ def _build(options: DeviceOptions, *, claimed: bool) -> "tuple[VirtioDevice, Seq
             unit, image = _open_unit(kind, part, claimed=claimed)
             opened.callback(unit.close)
             units[address] = unit
-            images.append(image)
+            if image is not None:
+                images.append(image)
         device = Scsi(units, num_queues=num_queues, queue_size=queue_size)
         device.open_unit = _plug
         opened.pop_all()
@@ -127,7 +129,9 @@ def _plug(text: str, taken: "UnitAddresses") -> "tuple[Address, PrimaryUnit]":
     return address, unit
 
 
-def _open_unit(kind: str, part: DeviceOptions, *, claimed: bool) -> "tuple[PrimaryUnit, DiskImage]":
+def _open_unit(
+    kind: str, part: DeviceOptions, *, claimed: bool
+) -> "tuple[PrimaryUnit, DiskImage | None]":
     """Open the image of a unit; raises ConfigError."""
     from virtiopy.cli.attachments import needs_storage_daemon
     from virtiopy.devices.scsi import Cdrom, ScsiDisk
@@ -137,11 +141,6 @@ def _open_unit(kind: str, part: DeviceOptions, *, claimed: bool) -> "tuple[Prima
     path = Path(part.main)
     if not part.main:
         raise ConfigError(f"{part.option} has {kind}= without an image: name one.")
-    if kind == "disk" and needs_storage_daemon(part):
-        raise ConfigError(
-            f"{part.main} is no raw image, which {part.option} needs: convert it with "
-            "`qemu-img convert -O raw`, or attach it by --disk."
-        )
     serial = part.text("serial", "") or _serial_of(path)
     if not serial.isascii() or not serial.isprintable() or len(serial) > SERIAL_MAX:
         raise ConfigError(
@@ -150,6 +149,12 @@ def _open_unit(kind: str, part: DeviceOptions, *, claimed: bool) -> "tuple[Prima
     cache = CacheMode(part.choice("cache", list(CacheMode), CacheMode.WRITEBACK))
     # All that is read of the options is checked before anything is opened.
     rotational = part.flag("rotational", default=True)
+    writeback = cache is not CacheMode.WRITETHROUGH
+    if needs_storage_daemon(part):
+        disk = _open_formatted(part, cache, readonly=True if kind == "cdrom" else None)
+        if kind == "cdrom":
+            return Cdrom(disk, serial=serial), None
+        return ScsiDisk(disk, serial=serial, writeback=writeback, rotational=rotational), None
     image = DiskImage(
         path,
         readonly=kind == "cdrom" or part.flag("readonly"),
@@ -159,8 +164,29 @@ def _open_unit(kind: str, part: DeviceOptions, *, claimed: bool) -> "tuple[Prima
     )
     if kind == "cdrom":
         return Cdrom(image, serial=serial), image
-    writeback = cache is not CacheMode.WRITETHROUGH
     return ScsiDisk(image, serial=serial, writeback=writeback, rotational=rotational), image
+
+
+def _open_formatted(part: DeviceOptions, cache: "CacheMode", *, readonly: bool | None) -> "NbdDisk":
+    """Have qemu-storage-daemon serve an image of another format, and use it by NBD."""
+    from virtiopy.cli.attachments import image_format
+    from virtiopy.host.nbd import NbdDisk
+    from virtiopy.host.storage import NBD_NAME, NbdImage, StorageDaemon
+
+    if part.text("readonly", ""):
+        readonly = part.flag("readonly")
+    image = NbdImage(
+        part.main,
+        image_format(part),
+        readonly=readonly,
+        cache=cache,
+        reaches=tuple(Path(name) for name in part.texts("reaches")),
+    )
+    with contextlib.ExitStack() as opened:
+        daemon = opened.enter_context(StorageDaemon(image))
+        disk = NbdDisk(daemon.connect, NBD_NAME, release=daemon.close)
+        opened.pop_all()
+    return disk
 
 
 def _serial_of(path: Path) -> str:
