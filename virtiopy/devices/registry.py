@@ -216,17 +216,19 @@ _OWN = (
         option=Option(
             "--scsi",
             "{disk=PATH|cdrom=FILE}[,target=N][,lun=N][,readonly=on][,rotational=off]"
-            "[,cache=writeback|writethrough|none][,serial=ID][,format=raw]...[,queues=N]"
-            "[,queue-size=N][,mode=trapped|ioeventfd]",
-            "Attach a SCSI host device, with a logical unit for each raw image or block device "
-            "that `disk` names, and for each image of a disc that `cdrom` names. What follows one "
-            "is about it, up to the next; a unit without a `lun` has the first free one of its "
-            "target.",
+            "[,cache=writeback|writethrough|none][,serial=ID][,format=FORMAT][,reaches=PATH]..."
+            "[,queues=N][,queue-size=N][,mode=trapped|ioeventfd]",
+            "Attach a SCSI host device, with a logical unit for each image or block device that "
+            "`disk` names, in any format that --disk takes, and for each image of a disc that "
+            "`cdrom` names. What follows one is about it, up to the next; a unit without a `lun` "
+            "has the first free one of its target.",
             keys=("queues", "queue-size"),
+            repeatable=("reaches",),
             has_main=False,
             parts={
                 "disk": (
                     *("target", "lun", "readonly", "rotational", "cache", "serial", "format"),
+                    "reaches",
                 ),
                 "cdrom": ("target", "lun", "cache", "serial"),
             },

@@ -43,6 +43,7 @@ from virtiopy.devices.scsi.events import (
     ResetReason,
     parameter_reason,
 )
+from virtiopy.devices.scsi.plugging import COMMANDS, OpenUnit
 from virtiopy.devices.scsi.requests import (
     FUNCTION_COMPLETE,
     Outcome,
@@ -108,6 +109,7 @@ class Scsi(VirtioDevice):
 
     device_id: ClassVar[DeviceId] = DeviceId.SCSI_HOST
     feature_bits = ScsiFeature
+    commands = COMMANDS
     features = feature_mask([ScsiFeature.VIRTIO_SCSI_F_HOTPLUG, ScsiFeature.VIRTIO_SCSI_F_CHANGE])
 
     def __init__(
@@ -120,6 +122,8 @@ class Scsi(VirtioDevice):
         super().__init__()
         self.queue_sizes = [CONTROL_QUEUE_SIZE, EVENT_QUEUE_SIZE, *[queue_size] * num_queues]
         self._num_queues, self._queue_size = num_queues, queue_size
+        #: Makes the units that a user plugs in later on; None where none can.
+        self.open_unit: OpenUnit | None = None
         self._sizes = Sizes(CDB_SIZE, SENSE_SIZE)
         # Replaced, and never changed: workers look units up without a lock.
         self._units: Mapping[Address, PrimaryUnit] = {}
