@@ -5,7 +5,7 @@ disk. What they override is here in small pieces.
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 from virtiopy.devices.base import VirtioDevice
@@ -25,7 +25,7 @@ class RamDisk(VirtioDevice):
 
     device_id = DeviceId.BLOCK
     feature_bits = BlkFeature
-    queue_sizes = (128, 128)
+    queue_sizes: Sequence[int] = (128, 128)
     features = feature_mask(
         [
             Bit.VIRTIO_BLK_F_FLUSH,

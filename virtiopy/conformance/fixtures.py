@@ -56,6 +56,8 @@ def session(request: pytest.FixtureRequest, virtio_target: Target) -> Iterator[S
     session.hurried = patience < asked_for
     node.stash[SESSION] = session
     with session:
+        # It withholds what is not the device's to have negotiated.
+        driver_of(session)
         note_subject(node.config, virtio_target, session)
         for mark in node.iter_markers("feature"):
             session.require(*mark.args)

@@ -10,13 +10,16 @@ from virtiopy.conformance.report.verdict import Judge, Verdict
 from virtiopy.conformance.sessions.base import Session
 from virtiopy.conformance.sessions.memory import changed
 from virtiopy.conformance.sessions.vhostuser import VhostUserSession
-from virtiopy.spec import DeviceStatus, Feature, feature_mask, has_feature
+from virtiopy.spec import DeviceId, DeviceStatus, Feature, feature_mask, has_feature
 
 VERSION_1 = Feature.VIRTIO_F_VERSION_1
 
 #: VIRTIO_F_NOTIFY_ON_EMPTY and VIRTIO_F_ANY_LAYOUT, which a transitional device may offer (6.3):
 #: its VMM decides whether the device of a vhost-user backend is one.
 TRANSITIONAL = feature_mask([24, 27])
+
+#: The same of device types: VIRTIO_NET_F_GSO (5.1.3.2); VIRTIO_BLK_F_BARRIER and SCSI (5.2.3.1).
+LEGACY = {DeviceId.NETWORK: feature_mask([6]), DeviceId.BLOCK: feature_mask([0, 7])}
 
 #: How far beyond what is allowed the available ring's index is moved.
 JUMP = 0x4000
@@ -136,7 +139,7 @@ def test_a_feature_that_was_not_offered_leaves_features_ok_clear(session: Sessio
 def test_no_bit_is_offered_that_means_nothing(session: Session) -> None:
     unknown = session.offered & ~of_device(session.device_id)
     if isinstance(session, VhostUserSession):
-        unknown &= ~TRANSITIONAL
+        unknown &= ~(TRANSITIONAL | LEGACY.get(session.device_id, 0))
     assert not unknown, f"offered: {names(unknown, session.device_id)}"
 
 
