@@ -104,6 +104,10 @@ static const struct name balloon_features[] = {
 	{ 3, "FREE_PAGE_HINT" }, { 4, "PAGE_POISON" }, { 5, "PAGE_REPORTING" },
 };
 
+static const struct name scsi_features[] = {
+	{ 0, "INOUT" }, { 1, "HOTPLUG" }, { 2, "CHANGE" }, { 3, "T10_PI" },
+};
+
 static const struct {
 	uint32_t device_id;
 	const struct name *names;
@@ -113,6 +117,7 @@ static const struct {
 	{ 2, block_features, ARRAY_SIZE(block_features) },
 	{ 3, console_features, ARRAY_SIZE(console_features) },
 	{ 5, balloon_features, ARRAY_SIZE(balloon_features) },
+	{ 8, scsi_features, ARRAY_SIZE(scsi_features) },
 };
 
 static const char *find(const struct name *names, size_t count, uint32_t number)

@@ -11,7 +11,8 @@ from virtiopy.conformance.drivers.blk import SECTOR, ZONE_TYPES, Zoned
 from virtiopy.conformance.drivers.zones import ACTIVE, OPEN, ZoneState, ZoneStatus, ZoneType
 from virtiopy.conformance.targets.builders import Rig
 from virtiopy.conformance.targets.disks import BlkHost
-from virtiopy.devices.blk import Blk, BlkFeature, Disk, Request, RequestError, RequestType, Status
+from virtiopy.devices.blk import Blk, BlkFeature, Request, RequestError, RequestType, Status
+from virtiopy.devices.disk import Disk
 from virtiopy.spec import feature_mask, has_feature
 from virtiopy.virtqueue.buffers import Buffers, gather, scatter, total
 

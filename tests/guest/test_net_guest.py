@@ -43,6 +43,9 @@ WORDS = 8
 SIZE = 8 * WORDS
 SEQUENCE_END = (1 << 64) - 1
 
+#: Who may work the rings here.
+MODES = ["trapped", "ioeventfd", "native"]
+
 
 def datagram(number: int) -> bytes:
     """What the guest's drivers send and expect."""
@@ -129,8 +132,14 @@ def stop(namespace: Namespace) -> None:
     namespace.inside(send)
 
 
-@pytest.mark.parametrize("mode", ["trapped", "ioeventfd"])
-@pytest.mark.parametrize("options", ["", ",queues=4", ",mtu=9000"])
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [
+        *((mode, options) for mode in MODES[:2] for options in ("", ",queues=4", ",mtu=9000")),
+        # A pair's thread does not know of the others: each takes seconds.
+        ("native", ",queues=4"),
+    ],
+)
 def test_the_net_guest_passes(
     tmp_path: Path, namespace: Namespace, mode: str, options: str
 ) -> None:
@@ -144,7 +153,7 @@ def test_the_net_guest_passes(
     assert namespace.links() == set()
 
 
-@pytest.mark.parametrize("mode", ["trapped", "ioeventfd"])
+@pytest.mark.parametrize("mode", MODES)
 def test_the_guest_answers_a_thousand_pings(
     tmp_path: Path, namespace: Namespace, mode: str
 ) -> None:
@@ -342,7 +351,7 @@ def test_vhost_auto_falls_back_and_says_so_in_one_line(
     assert outcome.report["devices"][0]["mode"] == "ioeventfd"
 
 
-@pytest.mark.parametrize("mode", ["trapped", "ioeventfd"])
+@pytest.mark.parametrize("mode", MODES)
 def test_the_report_has_the_mode(tmp_path: Path, namespace: Namespace, mode: str) -> None:
     net = f"tap=t0,create=on,netns={namespace.name},mode={mode}"
     outcome = run_guest(tmp_path, "probe", "--net", net)
@@ -371,7 +380,7 @@ def test_a_tap_with_longer_frames_than_the_device_is_refused_for_vhost(
     assert_one_sentence(virtiopy("run", "--net", net), "MTU of 9000", "link set t0 mtu 1500")
 
 
-@pytest.mark.parametrize("mode", ["trapped", "ioeventfd"])
+@pytest.mark.parametrize("mode", MODES)
 def test_a_tap_that_vanishes_is_a_link_that_goes_down(
     tmp_path: Path, namespace: Namespace, mode: str
 ) -> None:

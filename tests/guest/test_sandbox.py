@@ -2,6 +2,7 @@
 
 import json
 import os
+import pwd
 import re
 import shutil
 import signal
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.guest.support import VIRTIOPY
+from tests.guest.support import VIRTIOPY, assert_one_sentence, virtiopy
 from virtiopy.host.storage import DAEMON
 from virtiopy.sandbox.process import lacking
 
@@ -162,6 +163,27 @@ def test_a_process_cannot_do_what_it_does_not_need(
         for name in ("CapPrm", "CapEff", "CapInh", "CapBnd", "CapAmb"):
             # The bounding set is root's alone to make smaller.
             assert int(fields[name], 16) == 0 or (name == "CapBnd" and os.geteuid() != 0)
+
+
+@needs_sandbox
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize("sandbox", ["on", "off"])
+def test_root_becomes_another_user_in_all_threads(sandbox: str, disk: Path, tmp_path: Path) -> None:
+    words = ["--user", "nobody", "--sandbox", sandbox]
+    disks = "disk.img,mode=native,workers=2,queues=2"
+    tried = _try(["run", "--disk", disks, *words], tmp_path, only="open another's environment")
+    assert set(tried.failed.values()) == {"PermissionError"}
+    assert len(tried.threads) > 2
+    for status in tried.threads:
+        fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+        assert set(fields["Uid"].split()) == {str(pwd.getpwnam("nobody").pw_uid)}
+        assert fields["Groups"].split() == []
+        assert int(fields["CapEff"], 16) == 0
+
+
+def test_a_user_that_is_none_is_refused(disk: Path) -> None:
+    outcome = virtiopy("run", "--disk", str(disk), "--user", "no-such-user")
+    assert_one_sentence(outcome, "no-such-user", "/etc/passwd")
 
 
 @needs_sandbox

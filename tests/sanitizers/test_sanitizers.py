@@ -21,6 +21,7 @@ UNIT_TESTS = [
     "test_native_queue.py",
     "test_worker.py",
     "test_blk_native.py",
+    "test_net_native.py",
     "test_vhost_user_lost_memory.py",
     "test_vhost_user_bad_memory.py",
 ]
@@ -65,10 +66,13 @@ def test_rings_of_bad_drivers_are_worked_without_a_wrong_access() -> None:
 
 
 @pytest.mark.timeout(600)
-def test_the_hostile_driver_is_served_without_a_wrong_access() -> None:
+@pytest.mark.parametrize("device", ["blk", pytest.param("net", marks=pytest.mark.nightly)])
+def test_the_hostile_driver_is_served_without_a_wrong_access(device: str) -> None:
+    # What it does to a queue is the same for every device: once is enough.
+    acts = "hostile" if device == "blk" else "hostile and test_net"
     said = suite(
-        *("--pyargs", "virtiopy.conformance", "-k", "hostile", "-p", "no:cacheprovider", "-rN"),
-        "--virtio-target=python:tests.sanitizers.targets:blk",
+        *("--pyargs", "virtiopy.conformance", "-k", acts, "-p", "no:cacheprovider", "-rN"),
+        f"--virtio-target=python:tests.sanitizers.targets:{device}",
         "--virtio-transport=vhost-user",
     )
     assert " passed" in said

@@ -105,7 +105,7 @@ MAY_IMPORT = {
         "devices.blk",
         "devices.delegation",
         "devices.net.features",
-        "devices.net.link",
+        "devices.net.backing",
         "guard",
         "transport.interrupts",
         "transport.lifecycle",
@@ -133,7 +133,19 @@ MAY_IMPORT = {
     ],
     # Rings worked by a native thread: no transport, and of devices only what they say of their
     # backing.
-    "worker": [*LOW, "memory", "virtqueue", "devices.delegation", "devices.diskbacking"],
+    "worker": [
+        *LOW,
+        "memory",
+        "virtqueue",
+        "devices.delegation",
+        "devices.diskbacking",
+        "devices.net.backing",
+        # What frames are subject to.
+        "devices.net.control",
+        "devices.net.features",
+        "devices.net.header",
+        "devices.net.path",
+    ],
     # The generic commands ask no device's type.
     "control": [*LOW, *DEVICES, "eventloop", "sizes", "spec", "vm"],
     "statements": ["errors", "spec"],

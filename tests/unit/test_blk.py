@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virtiopy.devices.blk import Blk, BlkFeature, Disk, RequestType, Status
+from virtiopy.devices.blk import Blk, BlkFeature, RequestType, Status
+from virtiopy.devices.disk import Disk
 from virtiopy.host.disk import DiskImage
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import DeviceStatus, Feature, has_feature

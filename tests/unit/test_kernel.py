@@ -31,10 +31,12 @@ INITRD = Initrd(Path("initrd.img"), b"an initrd" * 1000)
 
 
 def pack_lz4(data: bytes) -> bytes:
-    """What `lz4 -l` makes, and the kernel's build after it: the unpacked size."""
-    block: bytes = lz4.block.compress(data, store_size=False)
-    size = len(block).to_bytes(4, "little")
-    return bytes.fromhex("02214c18") + size + block + len(data).to_bytes(4, "little")
+    """What `lz4 -l` makes, blocks of 8 MiB, and the kernel's build after it: the unpacked size."""
+    packed = bytes.fromhex("02214c18")
+    for start in range(0, len(data), 8 << 20):
+        block: bytes = lz4.block.compress(data[start : start + (8 << 20)], store_size=False)
+        packed += len(block).to_bytes(4, "little") + block
+    return packed + len(data).to_bytes(4, "little")
 
 
 def with_size(pack: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:

@@ -75,3 +75,32 @@ def test_what_is_no_mode_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(ConfigError, match="as in 0660") as refused:
         parse_mode(text)
     assert len(str(refused.value)) < 200
+
+
+PARTS = {"disk": ("lun", "readonly"), "cdrom": ("lun",)}
+
+
+def test_what_follows_a_part_is_its_own() -> None:
+    text = ",queues=2,disk=a,,b,lun=1,cdrom=c,lun=2,disk=d,readonly=on"
+    options = DeviceOptions("--scsi", text, ["queues"], parts=PARTS)
+    assert options.number("queues", 1, 1, 9) == 2
+    assert [(kind, part.main, part.keys) for kind, part in options.parts] == [
+        ("disk", "a,b", ["lun"]),
+        ("cdrom", "c", ["lun"]),
+        ("disk", "d", ["readonly"]),
+    ]
+    assert options.parts[2][1].flag("readonly")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (",lun=1,disk=a", "lun before what it is of: begin with disk or cdrom"),
+        (",cdrom=a,readonly=on", "readonly of a cdrom, which takes lun"),
+        (",disk=a,lun=1,lun=2", "lun twice"),
+        (",disk=a,size=1", "does not know 'size=1'"),
+    ],
+)
+def test_a_key_that_is_not_the_parts_is_refused(text: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        DeviceOptions("--scsi", text, ["queues"], parts=PARTS)

@@ -88,3 +88,14 @@ def test_a_full_disk_ends_the_record_and_nothing_else(tmp_path: Path) -> None:
 def test_a_disk_that_is_full_from_the_start_is_told() -> None:
     with pytest.raises(ConfigError, match="No space left"):
         PcapFile(Path("/dev/full"), "tap0")
+
+
+def test_a_record_ends_at_its_limit(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "x.pcapng"
+    file = PcapFile(path, "tap0", limit=1000)
+    for _ in range(100):
+        file.record(FRAMES[0], inbound=True)
+    file.close()
+    assert 1000 <= path.stat().st_size < 1000 + 100 + len(FRAMES[0])
+    assert len(caplog.records) == 1
+    assert "pcap-limit= gives it more" in caplog.text

@@ -16,7 +16,6 @@ from virtiopy.virtqueue.formats import open_queue
 from virtiopy.virtqueue.layout import VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE
 from virtiopy.virtqueue.queue import (
     BATCH,
-    BATCHES_A_TURN,
     DESCRIPTORS_A_POP,
     REJECTS_A_POP,
     RING_FEATURES,
@@ -28,6 +27,7 @@ from virtiopy.virtqueue.queue import (
     QueueObserver,
     QueueState,
     Virtqueue,
+    batches_of_a_turn,
 )
 
 NEXT, WRITE = VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE
@@ -108,7 +108,7 @@ def test_the_example_of_a_devices_loop_works(memory: GuestMemory) -> None:
     interrupts: list[Virtqueue] = []
     names = {
         "BATCH": BATCH,
-        "BATCHES_A_TURN": BATCHES_A_TURN,
+        "batches_of_a_turn": batches_of_a_turn,
         "driver": driver,
         "queue": open_queue(memory, 8, driver.areas, features=RING_FEATURES & ~EVENT_IDX),
         "serve": lambda chain: scatter(chain.writable, b"hello"),

@@ -152,6 +152,16 @@ def test_a_full_disk_drops_output_and_is_logged_once(caplog: pytest.LogCaptureFi
     ]
 
 
+def test_a_file_grows_up_to_its_limit(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "log"
+    with guest_of(FileStream(path, limit=6)) as guest:
+        for text in (b"first ", b"lost", b"lost"):
+            guest.write(text)
+    assert path.read_bytes() == b"first "
+    assert len(caplog.records) == 1
+    assert "limit= gives it more" in caplog.text
+
+
 def test_a_fifo_whose_reader_is_slow_gets_every_byte(tmp_path: Path) -> None:
     path = tmp_path / "fifo"
     os.mkfifo(path)

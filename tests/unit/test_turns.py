@@ -32,9 +32,11 @@ from virtiopy.virtqueue.queue import (
     BATCH,
     BATCHES_A_TURN,
     REJECTS_A_POP,
+    TURN_SECONDS,
     Completion,
     QueueObserver,
     Virtqueue,
+    batches_of_a_turn,
 )
 
 MEMORY_SIZE = 8 << 20
@@ -291,3 +293,14 @@ def test_a_queue_that_was_reset_takes_no_more_turns() -> None:
         bench.endless.drivers.clear()
         bench.driver.queues[index].add(pieces)
         assert len(bench.driver.collect(index)) == 1
+
+
+def test_a_turn_whose_time_is_over_begins_no_other_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("virtiopy.virtqueue.queue.time.monotonic", lambda: now)
+    assert len(list(batches_of_a_turn())) == BATCHES_A_TURN
+    begun = 0
+    for _ in batches_of_a_turn():
+        begun += 1
+        now += 0.6 * TURN_SECONDS
+    assert begun == 2

@@ -119,7 +119,7 @@ def test_vhost_and_mode_say_the_same(text: str, chosen: ModeChoice) -> None:
         ("vhost=auto,mode=vhost", "vhost=auto and mode=vhost"),
         ("vhost=auto,mode=trapped", "vhost=auto and mode=trapped"),
         ("vhost=yes", "vhost=yes: use one of on, off, auto"),
-        ("mode=fast", "mode=fast: use one of trapped, ioeventfd, vhost"),
+        ("mode=fast", "mode=fast: use one of trapped, ioeventfd, native, vhost"),
     ],
 )
 def test_vhost_and_mode_that_contradict_each_other_are_refused(text: str, words: str) -> None:

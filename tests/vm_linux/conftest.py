@@ -18,6 +18,7 @@ from virtiopy.devices.blk import Blk
 from virtiopy.devices.console import Console
 from virtiopy.devices.net import Net
 from virtiopy.devices.rng import Rng
+from virtiopy.devices.scsi import Address, Cdrom, Scsi, ScsiDisk
 from virtiopy.devices.streams import Size
 from virtiopy.host.disk import DiskImage
 from virtiopy.host.tap import Tap
@@ -30,6 +31,13 @@ DISK_SIZE = 64 << 20
 HOST, GUEST = "192.0.2.1", "192.0.2.2"
 MTU = 1400
 PORT = "org.example.echo"
+SERIAL = "scsi-0123456789"
+#: SCSI commands, one a program.
+SG3_UTILS = (
+    *("sg_inq", "sg_vpd", "sg_readcap", "sg_luns", "sg_opcodes", "sg_unmap", "sg_write_same"),
+    *("sg_modes", "sg_compare_and_write", "sg_persist", "sg_reset", "sg_start", "sg_verify"),
+    *("sg_turs", "sg_sync", "sg_requests"),
+)
 #: Programs of the host's that the guest runs from a disk, by their Debian package.
 PROGRAMS = {
     "fio": "fio",
@@ -38,6 +46,7 @@ PROGRAMS = {
     "ethtool": "ethtool",
     "blkdiscard": "util-linux",
     "rngtest": "rng-tools5",
+    **dict.fromkeys(SG3_UTILS, "sg3-utils"),
 }
 #: Mounts that disk, and makes `host` the command that runs a program of it.
 MOUNT_PROGRAMS = """
@@ -59,6 +68,7 @@ class Rig:
     port: Typist
     balloon: Balloon
     net: Net
+    scsi: Scsi
 
     @property
     def disk(self) -> Path:
@@ -83,6 +93,28 @@ def make_disk_of_programs(image: Path, folder: Path) -> None:
     subprocess.run(["/usr/sbin/mkfs.ext4", "-q", "-d", folder, image, "160M"], check=True)
 
 
+def make_scsi(folder: Path) -> Scsi:
+    """Make a SCSI host with two disks and a disc."""
+    (folder / "scsi.img").touch()
+    os.truncate(folder / "scsi.img", DISK_SIZE)
+    (folder / "fixed.img").write_bytes(bytes(8 << 20))
+    (folder / "disc").mkdir()
+    (folder / "disc" / "Some content").write_bytes(os.urandom(300_000))
+    subprocess.run(
+        ["genisoimage", "-quiet", "-R", "-J", "-o", folder / "disc.iso", folder / "disc"],
+        check=True,
+    )
+    return Scsi(
+        {
+            Address(0, 0): ScsiDisk(
+                DiskImage(folder / "scsi.img"), serial=SERIAL, rotational=False
+            ),
+            Address(0, 1): Cdrom(DiskImage(folder / "disc.iso", readonly=True)),
+            Address(3, 300): ScsiDisk(DiskImage(folder / "fixed.img", readonly=True)),
+        }
+    )
+
+
 def copy_into(folder: Path, source: Path, target: Path) -> None:
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +127,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
         pytest.skip("unicorn is not installed")
     if os.geteuid() != 0 or not Path("/dev/net/tun").exists():
         pytest.skip("a tap takes root and /dev/net/tun")
-    needs("ip", "busybox", *PROGRAMS)
+    needs("ip", "busybox", "genisoimage", *PROGRAMS)
     try:
         find_kernel(cache_folder())
     except NoKernelError as error:
@@ -115,6 +147,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
         console, port = Typist(Size(80, 24)), Typist()
         balloon = Balloon(statistics_interval=1)
         net = Net(Tap(tap), mac=default_mac(tap))
+        scsi = make_scsi(folder)
         devices = {
             "blk0": Blk(DiskImage(folder / "disk.img"), serial="0123456789"),
             "blk1": Blk(DiskImage(folder / "second.img", readonly=True)),
@@ -123,11 +156,12 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
             "console0": Console(console, {PORT: port}),
             "balloon0": balloon,
             "rng0": Rng(),
+            "scsi0": scsi,
         }
         linux = stack.enter_context(Linux(devices))
         linux.sh(MOUNT_PROGRAMS)
         linux.sh(f"ip address add {GUEST}/24 dev eth0; ip link set eth0 up")
-        yield Rig(linux, folder, namespace, console, port, balloon, net)
+        yield Rig(linux, folder, namespace, console, port, balloon, net, scsi)
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ BOOT_SECONDS, COMMAND_SECONDS = 180.0, 90.0
 #: Modules for all devices.
 MODULES = (
     *("virtio_blk", "ext4", "crc32c_generic", "virtio_net", "af_packet", "virtio_console"),
-    *("virtio_balloon", "virtio_rng"),
+    *("virtio_balloon", "virtio_rng", "virtio_scsi", "sd_mod", "sr_mod", "isofs", "sg"),
 )
 
 

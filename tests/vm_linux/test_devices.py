@@ -41,7 +41,7 @@ def test_every_device_has_its_driver(linux: Linux) -> None:
     )
     assert drivers.split() == [
         *("virtio_balloon", "virtio_blk", "virtio_blk", "virtio_blk"),
-        *("virtio_console", "virtio_net", "virtio_rng"),
+        *("virtio_console", "virtio_net", "virtio_rng", "virtio_scsi"),
     ]
     for slot in linux.machine.slots:
         assert slot.transport.lifecycle.status & DeviceStatus.DRIVER_OK, slot.name
@@ -344,6 +344,12 @@ def test_rngtest_finds_nothing_to_say_against_it(linux: Linux) -> None:
         ("virtio_blk", "dd if=/dev/vda of=/dev/null bs=4k count=10 iflag=direct 2>&1"),
         ("virtio_rng", "head -c 16 /dev/hwrng | wc -c"),
         ("virtio_balloon", "true"),
+        # It looks for units in its own time.
+        (
+            "virtio_scsi",
+            "for i in $(seq 300); do ls -d /sys/class/scsi_disk/*:0:0:0 2>/dev/null && exit; "
+            "sleep 0.1; done; exit 1",
+        ),
         (
             "virtio_net",
             f"ip address add {GUEST}/24 dev eth0; ip link set eth0 up; ping -c 2 -W 20 {HOST}",

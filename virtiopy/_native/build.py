@@ -21,6 +21,7 @@ SOURCES = (
     "guard",
     "ioctl",
     "memory",
+    "net",
     "pool",
     "sandbox",
     "tcg",

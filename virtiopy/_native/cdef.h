@@ -544,6 +544,55 @@ struct virtio_net_hdr_v1 {
 	...;
 };
 
+/* virtio: the SCSI host device (5.6) */
+struct virtio_scsi_config {
+	uint32_t num_queues, seg_max, max_sectors, cmd_per_lun, event_info_size, sense_size, cdb_size;
+	uint16_t max_channel, max_target;
+	uint32_t max_lun;
+	...;
+};
+
+struct virtio_scsi_cmd_req {
+	uint8_t lun[8];
+	uint64_t tag;
+	uint8_t task_attr, prio, crn, cdb[...];
+	...;
+};
+
+struct virtio_scsi_cmd_resp {
+	uint32_t sense_len, resid;
+	uint16_t status_qualifier;
+	uint8_t status, response, sense[...];
+	...;
+};
+
+struct virtio_scsi_ctrl_tmf_req {
+	uint32_t type, subtype;
+	uint8_t lun[8];
+	uint64_t tag;
+	...;
+};
+
+struct virtio_scsi_ctrl_an_req {
+	uint32_t type;
+	uint8_t lun[8];
+	uint32_t event_requested;
+	...;
+};
+
+struct virtio_scsi_ctrl_an_resp {
+	uint32_t event_actual;
+	uint8_t response;
+	...;
+};
+
+struct virtio_scsi_event {
+	uint32_t event;
+	uint8_t lun[8];
+	uint32_t reason;
+	...;
+};
+
 /* Network interfaces: the union's members by the names that linux/if.h defines for them. */
 struct ifreq {
 	char ifr_name[...];

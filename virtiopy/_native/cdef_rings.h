@@ -65,7 +65,7 @@ struct vp_slot { struct vp_chain chain; bool is_head_only; ...; };
 struct vp_ring_counts {
 	uint64_t served, handed_up, rejected, at_once, jobs, kicks, interrupts, system_calls;
 };
-struct vp_ring { uint32_t broken; struct vp_ring_counts counts; ...; };
+struct vp_ring { int error; uint32_t broken; struct vp_ring_counts counts; ...; };
 struct vp_disk { int fd; uint32_t alignment, in_memory, readonly, writeback; uint64_t sectors; };
 int vp_has_uring(void);
 struct vp_worker *vp_worker_new(int attention, uint32_t poll_us, int use_uring, int signal_number, int *error);
@@ -84,3 +84,38 @@ void vp_ring_give(struct vp_ring *ring, uint32_t index, uint32_t written);
 void vp_ring_finish(struct vp_ring *ring, uint32_t index, uint32_t written);
 int vp_ring_next_reject(struct vp_ring *ring, struct vp_fault *fault);
 void vp_ring_serve_blk(struct vp_ring *ring, struct vp_disk *disk);
+
+/* net.c: frames between rings and a tap */
+#define VP_GSO_TCPV4 ...
+#define VP_GSO_TCPV6 ...
+#define VP_GSO_ECN ...
+#define VP_FILTER_PROMISC ...
+#define VP_FILTER_ALLMULTI ...
+#define VP_FILTER_ALLUNI ...
+#define VP_FILTER_NOMULTI ...
+#define VP_FILTER_NOUNI ...
+#define VP_FILTER_NOBCAST ...
+struct vp_filter {
+	bool by_address, by_vlan;
+	uint32_t modes;
+	uint8_t mac[6];
+	uint8_t vlans[512];
+	const uint8_t *table;
+	uint32_t table_count;
+};
+struct vp_port_counts {
+	uint64_t rx_frames, rx_filtered, rx_dropped_too_short, rx_dropped_too_long;
+	uint64_t rx_dropped_no_buffer, rx_dropped_offload, rx_buffers_too_small;
+	uint64_t tx_frames, tx_dropped_header, tx_dropped_too_short, tx_dropped_too_long;
+	uint64_t tx_dropped_link_down, tx_dropped_refused, tx_waits;
+};
+struct vp_port {
+	int fd;
+	bool mergeable, rx_checksum, tx_checksum, has_mtu;
+	uint32_t mtu, rx_gso, tx_gso;
+	uint64_t enough;
+	const struct vp_filter *filter;
+	struct vp_port_counts counts;
+	...;
+};
+void vp_ring_serve_net(struct vp_ring *ring, struct vp_port *port, int is_transmit);

@@ -30,6 +30,7 @@
 #include <linux/virtio_ids.h>
 #include <linux/virtio_mmio.h>
 #include <linux/virtio_net.h>
+#include <linux/virtio_scsi.h>
 #include <linux/virtio_ring.h>
 
 #include "sandbox.h"

@@ -64,8 +64,11 @@ struct vp_dirty {
 	uint32_t *too_small;	/* ... which this says from then on */
 };
 
-/* Chains that were put and are not published yet; more are published at once. */
-#define VP_UNPUBLISHED 64
+/*
+ * Chains that were put and are not published yet; more are published at once.  As many as a worker has
+ * slots: the buffers of a received frame are published together (5.1.9.4.1).
+ */
+#define VP_UNPUBLISHED 256
 
 struct vp_virtq {
 	/* What does not change. */

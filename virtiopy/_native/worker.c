@@ -140,6 +140,19 @@ static void note_reject(struct vp_ring *ring)
 	tell(ring->worker);
 }
 
+/* Takes note of what vp_virtq_pop() has found instead of a chain: a malformed one, or a broken ring. */
+void vp_ring_fault(struct vp_ring *ring, enum vp_pop result)
+{
+	if (result == VP_POP_REJECTED) {
+		note_reject(ring);
+	} else if (result == VP_POP_BROKEN) {
+		__atomic_store_n(&ring->broken, 1, __ATOMIC_RELEASE);
+		tell(ring->worker);
+		if (ring->error >= 0)
+			signal_eventfd(ring->error);
+	}
+}
+
 static void take_head_only(struct vp_ring *ring, struct vp_slot *slot)
 {
 	vp_virtq_take(ring->queue, slot->chain.head);
@@ -168,12 +181,7 @@ enum vp_pop vp_ring_pop(struct vp_ring *ring, struct vp_slot **slot)
 		return result;
 	}
 	vp_ring_free_slot(ring, taken);
-	if (result == VP_POP_REJECTED) {
-		note_reject(ring);
-	} else if (result == VP_POP_BROKEN) {
-		__atomic_store_n(&ring->broken, 1, __ATOMIC_RELEASE);
-		tell(ring->worker);
-	}
+	vp_ring_fault(ring, result);
 	return result;
 }
 
@@ -224,11 +232,16 @@ static bool is_stopping(const struct vp_ring *ring)
 	return __atomic_load_n(&ring->stopping, __ATOMIC_RELAXED);
 }
 
+static bool wants_chains(const struct vp_ring *ring)
+{
+	return ring->free_count > 0 && (!ring->kind->wants || ring->kind->wants(ring));
+}
+
 static bool is_ready(const struct vp_ring *ring)
 {
 	if (ring->broken || is_stopping(ring))
 		return false;
-	return (ring->free_count > 0 && vp_virtq_has_more(ring->queue)) ||
+	return (wants_chains(ring) && vp_virtq_has_more(ring->queue)) ||
 	       (ring->kind->ready && ring->kind->ready(ring)) ||
 	       __atomic_load_n(&ring->down.tail, __ATOMIC_RELAXED) != ring->down.head;
 }
@@ -239,7 +252,8 @@ static bool serve(struct vp_ring *ring)
 
 	if (!ring->broken && !is_stopping(ring))
 		any |= ring->kind->serve(ring) > 0;
-	if (any)
+	/* Also for what went back without a turn of the kind's: malformed chains, buffers too small. */
+	if (any || ring->queue->used_idx != ring->queue->signalled)
 		vp_ring_interrupt(ring);
 	return any;
 }
@@ -397,7 +411,7 @@ static void sleep_until_work(struct vp_worker *worker)
 	for (uint32_t i = 0; i < worker->ring_count; i++) {
 		struct vp_ring *ring = worker->rings[i];
 
-		if (!ring->broken && !is_stopping(ring) && ring->free_count > 0)
+		if (!ring->broken && !is_stopping(ring) && wants_chains(ring))
 			more |= vp_virtq_enable_kicks(ring->queue);
 	}
 	if (!more && !has_work(worker)) {
@@ -630,6 +644,7 @@ struct vp_ring *vp_ring_new(struct vp_virtq *queue, int kick, int call)
 	ring->queue = queue;
 	ring->kick = kick;
 	ring->call = call;
+	ring->error = -1;
 	ring->device_fd = -1;
 	while (ring->free_count < ring->slot_count) {
 		uint32_t index = ring->slot_count - 1 - ring->free_count;

@@ -56,6 +56,8 @@ struct vp_ring_kind {
 	bool (*ready)(const struct vp_ring *ring);
 	/* The device's own file is readable: see vp_ring.device_fd. */
 	void (*readable)(struct vp_ring *ring);
+	/* Whether the ring wants chains now.  Or NULL: always. */
+	bool (*wants)(const struct vp_ring *ring);
 	/* The worker is about to leave the ring: what it holds of chains goes back.  Or NULL. */
 	void (*leave)(struct vp_ring *ring);
 };
@@ -77,6 +79,7 @@ struct vp_ring {
 	struct vp_virtq *queue;
 	void *device;		/* the kind's own: struct vp_disk, struct vp_port */
 	int kick, call;
+	int error;		/* an eventfd, written when the ring is found broken, or -1 */
 	int device_fd;		/* a file to be told of when it is readable, or -1 */
 	struct vp_worker *worker;
 	/* Written by the owner of the ring, under the worker's lock: see vp_worker_start_ring(). */
@@ -103,6 +106,7 @@ void vp_ring_complete(struct vp_ring *ring, struct vp_slot *slot, uint32_t writt
 int vp_ring_submit(struct vp_ring *ring, struct vp_slot *slot, struct vp_job *job);
 void vp_ring_interrupt(struct vp_ring *ring);
 enum vp_pop vp_ring_pop(struct vp_ring *ring, struct vp_slot **slot);
+void vp_ring_fault(struct vp_ring *ring, enum vp_pop result);
 
 /* For Python. */
 struct vp_worker *vp_worker_new(int attention, uint32_t poll_us, int use_uring, int signal_number,
@@ -134,5 +138,59 @@ struct vp_disk {
 };
 
 void vp_ring_serve_blk(struct vp_ring *ring, struct vp_disk *disk);
+
+/* net.c: a tap, and what was negotiated for the frames of one ring of it. */
+#define VP_LONGEST_FRAME 65589	/* that asks for segmentation: devices/net/header.py */
+
+/* Segmentation types of a mask; the same with ECN are VP_GSO_ECN bits further. */
+#define VP_GSO_TCPV4 1
+#define VP_GSO_TCPV6 2
+#define VP_GSO_ECN 2
+
+#define VP_FILTER_PROMISC 1
+#define VP_FILTER_ALLMULTI 2
+#define VP_FILTER_ALLUNI 4
+#define VP_FILTER_NOMULTI 8
+#define VP_FILTER_NOUNI 16
+#define VP_FILTER_NOBCAST 32
+
+/* Which frames the driver wants (5.1.9.5.1 to 5.1.9.5.3); it does not change while a ring is worked. */
+struct vp_filter {
+	bool by_address, by_vlan;
+	uint32_t modes;
+	uint8_t mac[6];
+	uint8_t vlans[512];
+	const uint8_t *table;
+	uint32_t table_count;
+};
+
+/* Frames by what became of them: devices/net/path.py says more of each. */
+struct vp_port_counts {
+	uint64_t rx_frames, rx_filtered, rx_dropped_too_short, rx_dropped_too_long;
+	uint64_t rx_dropped_no_buffer, rx_dropped_offload, rx_buffers_too_small;
+	uint64_t tx_frames, tx_dropped_header, tx_dropped_too_short, tx_dropped_too_long;
+	uint64_t tx_dropped_link_down, tx_dropped_refused, tx_waits;
+};
+
+struct vp_port {
+	int fd;
+	bool mergeable, rx_checksum, tx_checksum, has_mtu;
+	uint32_t mtu, rx_gso, tx_gso;
+	uint64_t enough;	/* bytes of buffers that are had ready to receive */
+	const struct vp_filter *filter;
+	struct vp_port_counts counts;
+	/* The thread's own. */
+	bool readable;		/* the link may have a frame */
+	struct vp_slot *ready[VP_SLOTS];	/* buffers to receive into, in their order */
+	uint32_t ready_first, ready_count;
+	uint64_t room;
+	struct vp_slot *unsent;	/* a frame that the link has no room for */
+	uint64_t held;		/* bytes in `frame`, of one that waits for buffers */
+	struct iovec iov[1024 + 1];
+	uint8_t frame[12 + VP_LONGEST_FRAME + 65536];
+	uint8_t overflow[12 + VP_LONGEST_FRAME];
+};
+
+void vp_ring_serve_net(struct vp_ring *ring, struct vp_port *port, int is_transmit);
 
 #endif

@@ -13,6 +13,7 @@ from virtiopy.cli.options import DeviceOptions, is_text, note, parse_mode, parse
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.devices.entry import DeviceEntry, find
 from virtiopy.errors import ConfigError
+from virtiopy.host.limits import OUTPUT_LIMIT
 from virtiopy.sockets import OWNER_ONLY
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def choose_net_mode(options: DeviceOptions, default: str) -> ModeChoice:
     """Return the mode of a network device: `vhost=on` is another word for `mode=vhost`."""
     if vhost_user_path(options) is not None:
         return ModeChoice("vhost-user")
-    modes = ("trapped", "ioeventfd", "vhost")
+    modes = ("trapped", "ioeventfd", "native", "vhost")
     default = _without_native(default)
     vhost, mode = options.text("vhost", ""), options.text("mode", "")
     if not vhost:
@@ -114,7 +115,8 @@ def parse(entry: DeviceEntry, text: str) -> DeviceOptions:
     option = entry.option
     if not option.has_main and text:
         text = f",{text}"
-    return DeviceOptions(option.name, text, (*option.keys, "mode"), option.repeatable)
+    keys = (*option.keys, "mode")
+    return DeviceOptions(option.name, text, keys, option.repeatable, option.parts)
 
 
 def mode_of(entry: DeviceEntry, options: DeviceOptions, default: str) -> ModeChoice:
@@ -275,16 +277,17 @@ def build_balloon(options: DeviceOptions) -> VirtioDevice:
 
 
 def build_console(options: DeviceOptions) -> VirtioDevice:
-    """Make a console device of `TARGET[,port=NAME:TARGET]...[,wait=on][,socket-mode=MODE]`."""
+    """Make a console device of `TARGET[,port=NAME:TARGET]...[,wait=on][,limit=SIZE][,...]`."""
     from virtiopy.devices.console import Console
     from virtiopy.devices.streams import Stream
 
     wait = options.flag("wait")
     mode = parse_mode(options.text("socket-mode", f"{OWNER_ONLY:o}"))
+    limit = _limit(options, "limit")
     with contextlib.ExitStack() as opened:
 
         def open_stream(text: str) -> Stream:
-            stream = open_target(text, wait=wait, socket_mode=mode)
+            stream = open_target(text, wait=wait, socket_mode=mode, limit=limit)
             opened.callback(stream.close)
             return stream
 
@@ -303,7 +306,14 @@ def build_console(options: DeviceOptions) -> VirtioDevice:
     return console
 
 
-def open_target(text: str, *, wait: bool, socket_mode: int = OWNER_ONLY) -> "Stream":
+def _limit(options: DeviceOptions, key: str) -> int:
+    """Return how many bytes a guest may fill a file with."""
+    return parse_size(text) if (text := options.text(key, "")) else OUTPUT_LIMIT
+
+
+def open_target(
+    text: str, *, wait: bool, socket_mode: int = OWNER_ONLY, limit: int = OUTPUT_LIMIT
+) -> "Stream":
     """Open the host's side of a port; a pseudoterminal's name is printed."""
     import click
 
@@ -320,7 +330,7 @@ def open_target(text: str, *, wait: bool, socket_mode: int = OWNER_ONLY) -> "Str
     if kind == "socket" and rest:
         return SocketStream(Path(rest), wait=wait, mode=socket_mode)
     if kind == "file" and rest:
-        return FileStream(Path(rest))
+        return FileStream(Path(rest), limit=limit)
     raise ConfigError(
         f"--console has {text!r}: use one of stdio, pty, pty:LINK, socket:PATH, file:PATH."
     )
@@ -358,9 +368,12 @@ def build_net(options: DeviceOptions) -> VirtioDevice:
     with contextlib.ExitStack() as opened:
         link: FrameLink = opened.enter_context(contextlib.closing(Tap(config)))
         if record:
-            file = opened.enter_context(contextlib.closing(PcapFile(Path(record), name)))
+            pcap = PcapFile(Path(record), name, _limit(options, "pcap-limit"))
+            file = opened.enter_context(contextlib.closing(pcap))
             link = RecordedLink(link, file)
-        device = Net(link, mac=mac, busy_poll=options.number("poll-us", 0, 0, POLL_MAX))
+        polls = bool(options.text("poll-us", ""))
+        busy_poll = options.number("poll-us", 0, 0, POLL_MAX) if polls else None
+        device = Net(link, mac=mac, busy_poll=busy_poll)
         opened.pop_all()
     return device
 

@@ -3,7 +3,9 @@
 import functools
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
+from types import MappingProxyType
 
 import click
 
@@ -20,13 +22,23 @@ class DeviceOptions:
 
     Raises ConfigError for an unknown key, one without a value, or one given twice that is not
     `repeatable`.
+
+    Each key of `parts` begins a part, which ends where the next begins: what follows of its own
+    keys, by that mapping, is the part's.
     """
 
     def __init__(
-        self, option: str, text: str, keys: Iterable[str], repeatable: Iterable[str] = ()
+        self,
+        option: str,
+        text: str,
+        keys: Iterable[str],
+        repeatable: Iterable[str] = (),
+        parts: Mapping[str, Iterable[str]] = MappingProxyType({}),
     ) -> None:
+        #: What begins each part, and its keys; its `main` is the value of the first.
+        self.parts: list[tuple[str, DeviceOptions]] = []
         self._lists: dict[str, list[str]] = {key: [] for key in repeatable}
-        known = [*keys, *self._lists]
+        known = dict.fromkeys([*keys, *self._lists, *parts, *chain(*parts.values())])
         self.option = option
         first, *rest = [part.replace("\0", ",") for part in text.replace(",,", "\0").split(",")]
         self.main = first
@@ -38,12 +50,29 @@ class DeviceOptions:
                     f"{option} does not know {part!r}: use {', '.join(f'{k}=...' for k in known)}"
                     f"{'; a comma of a value is written twice' if not equals else ''}."
                 )
-            if key in self._lists:
-                self._lists[key].append(value)
-                continue
-            if key in self._values:
-                raise ConfigError(f"{option} has {key} twice: give it once.")
-            self._values[key] = value
+            if key in parts:
+                self.parts.append((key, DeviceOptions(option, "", parts[key])))
+                self.parts[-1][1].main = value
+            elif self.parts and key in parts[self.parts[-1][0]]:
+                self.parts[-1][1]._take(key, value)
+            elif any(key in keys for keys in parts.values()):
+                raise ConfigError(self._misplaced(key, parts))
+            else:
+                self._take(key, value)
+
+    def _misplaced(self, key: str, parts: Mapping[str, Iterable[str]]) -> str:
+        if not self.parts:
+            return f"{self.option} has {key} before what it is of: begin with {' or '.join(parts)}."
+        part = self.parts[-1][0]
+        return f"{self.option} has {key} of a {part}, which takes {', '.join(parts[part])}."
+
+    def _take(self, key: str, value: str) -> None:
+        if key in self._lists:
+            self._lists[key].append(value)
+            return
+        if key in self._values:
+            raise ConfigError(f"{self.option} has {key} twice: give it once.")
+        self._values[key] = value
 
     @property
     def keys(self) -> list[str]:

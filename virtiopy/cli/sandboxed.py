@@ -12,11 +12,17 @@ from virtiopy.errors import ConfigError
 from virtiopy.sandbox.calls import Ability
 from virtiopy.sandbox.files import removed, written
 from virtiopy.sandbox.landlock import READ, Rule
-from virtiopy.sandbox.process import SandboxMode, enter
+from virtiopy.sandbox.process import SandboxMode, User, enter
 
 
 def sandbox_option(function: Callable[..., int]) -> Callable[..., int]:
-    """Give a subcommand the option --sandbox."""
+    """Give a subcommand the options --sandbox and --user."""
+    function = click.option(
+        "--user",
+        metavar="NAME",
+        help="Become this user, once all is set up: for root, whose files and devices are open "
+        "then. What is written at the end has to be in a folder of the user's.",
+    )(function)
     return click.option(
         "--sandbox",
         type=click.Choice([mode.value for mode in SandboxMode]),
@@ -30,8 +36,9 @@ def sandbox_option(function: Callable[..., int]) -> Callable[..., int]:
 class Sandbox:
     """Collects what the options of a command line need, and then enters the sandbox."""
 
-    def __init__(self, mode: str) -> None:
+    def __init__(self, mode: str, user: str | None) -> None:
         self.mode = SandboxMode(mode)
+        self.user = None if user is None else User.named(user)
         self.abilities = Ability.NONE
         self.rules: list[Rule] = []
 
@@ -82,4 +89,11 @@ class Sandbox:
         # Threads that work rings let it through.
         from virtiopy.worker.thread import REMINDER
 
-        enter(self.mode, self.abilities, self.rules, signal_number=REMINDER, note=note)
+        enter(
+            self.mode,
+            self.abilities,
+            self.rules,
+            signal_number=REMINDER,
+            note=note,
+            user=self.user,
+        )

@@ -85,6 +85,7 @@ def command(
     trace: str | None,
     trace_only: tuple[str, ...],
     sandbox: str,
+    user: str | None,
 ) -> int:
     """Serve DEVICE to another VMM over vhost-user, until SIGTERM or Ctrl-C.
 
@@ -99,7 +100,7 @@ def command(
     from virtiopy.vhost.user.server import Server
 
     checking = DriverChecking.open(check_driver, exit_free=False)
-    box = Sandbox(sandbox)
+    box = Sandbox(sandbox, user)
     box.writes(checking.path)
     if connect:
         box.abilities |= Ability.CONNECT

@@ -27,7 +27,7 @@ from virtiopy.eventloop import EventLoop
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import DeviceId, feature_mask, has_feature
 from virtiopy.virtqueue.buffers import gather, split_at
-from virtiopy.virtqueue.queue import BATCH, BATCHES_A_TURN, Chain, Virtqueue
+from virtiopy.virtqueue.queue import BATCH, Chain, Virtqueue, batches_of_a_turn
 
 log = logging.getLogger(__name__)
 
@@ -326,7 +326,7 @@ class Balloon(VirtioDevice):
             self._serve_batches(virtqueue, queue)
 
     def _serve_batches(self, virtqueue: BalloonQueue, queue: Virtqueue) -> None:
-        for _ in range(BATCHES_A_TURN):
+        for _ in batches_of_a_turn():
             queue.disable_kicks()
             chains = queue.pop_many(BATCH_REQUESTS)
             self.notify(queue)
@@ -478,7 +478,7 @@ class Balloon(VirtioDevice):
 
     def _take_statistics(self, queue: Virtqueue) -> None:
         """Read the statistics of a buffer, and hold it until the next ones are asked for."""
-        for _ in range(BATCHES_A_TURN):
+        for _ in batches_of_a_turn():
             queue.disable_kicks()
             chains = queue.pop_many(BATCH)
             for chain in chains:

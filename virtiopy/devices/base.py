@@ -18,7 +18,7 @@ from virtiopy.errors import ConfigError, DriverError
 from virtiopy.eventloop import BottomHalf, EventLoop
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import DeviceId
-from virtiopy.virtqueue.queue import BATCH, BATCHES_A_TURN, Chain, Virtqueue
+from virtiopy.virtqueue.queue import BATCH, Chain, Virtqueue, batches_of_a_turn
 
 #: The fact of a device that another process is: how long that has been gone, in seconds.
 GONE_FOR = "gone_for"
@@ -269,7 +269,7 @@ class VirtioDevice:
         The example in the docstring of `Virtqueue` explains the loop. Devices that complete a
         buffer at once override `serve`, the others this.
         """
-        for _ in range(BATCHES_A_TURN):
+        for _ in batches_of_a_turn():
             queue.disable_kicks()
             chains = queue.pop_many(BATCH)
             queue.push_many([(chain, self.serve(queue, chain)) for chain in chains])

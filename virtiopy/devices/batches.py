@@ -8,17 +8,20 @@ from virtiopy.devices.base import VirtioDevice
 from virtiopy.eventloop import EventLoop
 from virtiopy.virtqueue.queue import Chain, Virtqueue
 
-#: Batches that workers have of one device. What a device does not pop stays in guest memory: a
-#: driver cannot have more of it described in the host's.
+#: Batches that workers have of one device, and pieces of memory after which they get no more: a
+#: request may have tens of thousands, and others wait behind it. What a device does not pop stays
+#: in guest memory: a driver cannot have more of it described in the host's.
 BATCHES_MAX = 8
+PIECES_MAX = 16384
 
 
 @dataclass(slots=True, eq=False)
-class _Batch:
+class Batch:
     """Requests that one worker serves together, and how much it wrote to each."""
 
     queue: Virtqueue
     chains: Sequence[Chain]
+    pieces: int
     written: list[int] = field(default_factory=list)
     finished: threading.Event = field(default_factory=threading.Event)
 
@@ -32,22 +35,32 @@ class Batches:
     def __init__(self, device: VirtioDevice, serve: Callable[[Virtqueue, Chain], int]) -> None:
         self._device = device
         self._serve = serve
-        self._batches: set[_Batch] = set()
+        self._batches: set[Batch] = set()
         # Queues that the device goes on with when there is room for another batch.
         self._waiting: dict[int, Virtqueue] = {}
 
     @property
     def full(self) -> bool:
         """Whether the workers have as many batches as they may."""
-        return len(self._batches) >= BATCHES_MAX
+        pieces = sum(batch.pieces for batch in self._batches)
+        return len(self._batches) >= BATCHES_MAX or pieces >= PIECES_MAX
+
+    @property
+    def in_flight(self) -> Sequence[Batch]:
+        """The batches that workers have."""
+        return list(self._batches)
 
     def handle_after(self, queue: Virtqueue) -> None:
         """Have the device handle a queue again when a batch is complete."""
         self._waiting[queue.index] = queue
 
+    def _count(self, queue: Virtqueue) -> int:
+        return sum(batch.queue is queue for batch in self._batches)
+
     def start(self, queue: Virtqueue, chains: Sequence[Chain], loop: EventLoop) -> None:
         """Have a worker serve some requests; one completion for all of them."""
-        batch = _Batch(queue, chains)
+        pieces = sum(len(chain.readable) + len(chain.writable) for chain in chains)
+        batch = Batch(queue, chains, pieces)
 
         def work() -> None:
             try:
@@ -65,21 +78,26 @@ class Batches:
     def settle(self, index: int) -> None:
         """Complete what the workers have of a queue."""
         for batch in [batch for batch in self._batches if batch.queue.index == index]:
-            batch.finished.wait()
-            self._complete(batch)
+            self.finish(batch)
+
+    def finish(self, batch: Batch) -> None:
+        """Wait until a batch is served, and complete it, if it was not yet."""
+        batch.finished.wait()
+        self._complete(batch)
 
     def drain(self) -> None:
         """Wait until no worker touches a buffer any more (2.4.1, 2.6.1.1.1)."""
         for batch in self._batches:
             batch.finished.wait()
 
-    def _complete(self, batch: _Batch) -> None:
+    def _complete(self, batch: Batch) -> None:
         """Give a batch's buffers back, once."""
         if batch not in self._batches:
             return
         self._batches.discard(batch)
         waiting, self._waiting = self._waiting, {}
-        for queue in waiting.values():
+        # Those of which workers have least come first: no queue takes all the room, time and again.
+        for queue in sorted(waiting.values(), key=self._count):
             self._device.handle_soon(queue)
         # A queue that was reset meanwhile has no use for its buffers (2.6.1.1.1).
         if self._device.queues.get(batch.queue.index) is batch.queue:

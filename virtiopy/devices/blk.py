@@ -9,18 +9,19 @@ import enum
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 from virtiopy._native import ffi
 from virtiopy.devices.base import Fact, VirtioDevice
 from virtiopy.devices.batches import Batches
 from virtiopy.devices.delegation import OpenWorker
+from virtiopy.devices.disk import Disk
 from virtiopy.devices.diskbacking import POLL_US, DiskBacking, FileDisk
 from virtiopy.devices.rings import DelegatedRings
 from virtiopy.errors import ConfigError
 from virtiopy.spec import DeviceId, feature_mask, has_feature
 from virtiopy.virtqueue.buffers import Buffers, gather, scatter, split_at, total
-from virtiopy.virtqueue.queue import BATCH, BATCHES_A_TURN, Chain, Virtqueue
+from virtiopy.virtqueue.queue import BATCH, Chain, Virtqueue, batches_of_a_turn
 
 log = logging.getLogger(__name__)
 
@@ -94,43 +95,6 @@ _SEGMENT_SIZE = ffi.sizeof("struct virtio_blk_discard_write_zeroes")
 _ZEROES = bytes(1 << 16)
 _CAPACITY_SIZE = ffi.sizeof("uint64_t")  # the first field
 _WRITEBACK_OFFSET = ffi.offsetof("struct virtio_blk_config", "wce")
-
-
-class Disk(Protocol):
-    """What the device needs of a disk: offsets and lengths in bytes, multiples of 512.
-
-    All of these raise OSError for what the host cannot do.
-    """
-
-    size: int
-    readonly: bool
-    alignment: int
-    physical_block_size: int
-    can_punch_holes: bool
-
-    def measure(self) -> None:
-        """Take the size that the disk has now."""
-
-    def read(self, offset: int, buffers: Buffers) -> None:
-        """Fill `buffers`."""
-
-    def read_cached(self, offset: int, buffers: Buffers) -> bool:
-        """Fill `buffers` with what is in the host's memory; False where it would have to wait."""
-
-    def write(self, offset: int, buffers: Buffers, *, stable: bool = False) -> None:
-        """Write `buffers`; when `stable`, return only once they are on persistent storage."""
-
-    def flush(self) -> None:
-        """Return once every completed write is on persistent storage."""
-
-    def discard(self, offset: int, length: int) -> None:
-        """Deallocate a range."""
-
-    def write_zeroes(self, offset: int, length: int, *, unmap: bool) -> None:
-        """Make a range read as zeroes, and deallocate it where asked to and able."""
-
-    def close(self) -> None:
-        """Give up the disk."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -378,7 +342,7 @@ class Blk(VirtioDevice):
             super().handle(queue)
             return
         cached = CACHED_READS
-        for _ in range(BATCHES_A_TURN):
+        for _ in batches_of_a_turn():
             queue.disable_kicks()
             if self._batches.full:
                 self._batches.handle_after(queue)

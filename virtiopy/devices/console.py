@@ -20,7 +20,7 @@ from virtiopy.errors import DriverError
 from virtiopy.eventloop import EventLoop
 from virtiopy.spec import DeviceId, feature_mask, has_feature
 from virtiopy.virtqueue.buffers import Buffers, gather, scatter, split_at, total
-from virtiopy.virtqueue.queue import BATCH, BATCHES_A_TURN, Chain, Completion, Virtqueue
+from virtiopy.virtqueue.queue import BATCH, Chain, Completion, Virtqueue, batches_of_a_turn
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +155,7 @@ class Port:
         self.stream.watch_room(bool(self._output or self._emergency))
 
     def _drain(self, queue: Virtqueue) -> None:
-        for _ in range(BATCHES_A_TURN):
+        for _ in batches_of_a_turn():
             queue.disable_kicks()
             if not self._output:
                 chains = queue.pop_many(BATCH)
@@ -383,7 +383,7 @@ class Console(VirtioDevice):
         self, queue: Virtqueue, pending: Callable[[], bool], fill: Callable[[Chain], int]
     ) -> None:
         """Fill the driver's buffers while anything is pending; a kick is wanted only after that."""
-        for _ in range(BATCHES_A_TURN):
+        for _ in batches_of_a_turn():
             done: list[Completion] = []
             while pending() and len(done) < BATCH and (chain := queue.pop()) is not None:
                 done.append((chain, fill(chain)))

@@ -90,6 +90,17 @@ class QueueWorker(Protocol):
 
 
 @runtime_checkable
+class FrameWorker(QueueWorker, Protocol):
+    """Another worker of a network device's pair, which looks at the frames as the device does."""
+
+    def refresh(self) -> None:
+        """Take the receive filter as it is now."""
+
+    def collect(self) -> None:
+        """Add the frames that were moved since the last call to the device's counters."""
+
+
+@runtime_checkable
 class RingWorker(Protocol):
     """Another worker of virtqueues that are independent of each other, in this process.
 

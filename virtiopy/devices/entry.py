@@ -101,7 +101,8 @@ class Option:
 
     `keys` may follow the first part of its value as key=value, `repeatable` ones several times;
     every device knows `mode` too. Without `has_main` there is no first part: the value is
-    key=value,... and may be left out.
+    key=value,... and may be left out. Each key of `parts` begins a part of the value, with keys of
+    its own after it.
     """
 
     name: str
@@ -110,6 +111,7 @@ class Option:
     keys: tuple[str, ...] = ()
     repeatable: tuple[str, ...] = ()
     has_main: bool = True
+    parts: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(slots=True, frozen=True)

@@ -19,7 +19,7 @@ from virtiopy.errors import DriverError
 from virtiopy.eventloop import EventLoop
 from virtiopy.spec import DeviceId, feature_mask
 from virtiopy.virtqueue.buffers import gather, scatter, total
-from virtiopy.virtqueue.queue import BATCH, BATCHES_A_TURN, Chain, Virtqueue
+from virtiopy.virtqueue.queue import BATCH, Chain, Virtqueue, batches_of_a_turn
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ class NineP(VirtioDevice):
 
     def handle(self, queue: Virtqueue) -> None:
         """Give the server what is available; a message that is none is answered here."""
-        for _ in range(BATCHES_A_TURN):
+        for _ in batches_of_a_turn():
             queue.disable_kicks()
             chains = queue.pop_many(BATCH)
             done = [

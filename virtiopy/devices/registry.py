@@ -117,12 +117,14 @@ _OWN = (
         device="virtiopy.devices.console:Console",
         option=Option(
             "--console",
-            "TARGET[,port=NAME:TARGET]...[,wait=on][,socket-mode=MODE][,mode=trapped|ioeventfd]",
+            "TARGET[,port=NAME:TARGET]...[,wait=on][,socket-mode=MODE][,limit=SIZE]"
+            "[,mode=trapped|ioeventfd]",
             "Attach a console whose host's side is TARGET: stdio (Ctrl-a x ends the run), "
             "pty[:LINK], socket:PATH or file:PATH; `port` adds a named channel. Output for a pty "
             "or socket that no process has open is dropped, or with wait=on held for the first "
-            "that opens it. A socket is its owner's alone, or what socket-mode=0660 says.",
-            keys=("wait", "socket-mode"),
+            "that opens it. A socket is its owner's alone, or what socket-mode=0660 says. A file "
+            "grows up to 1G, or `limit`.",
+            keys=("wait", "socket-mode", "limit"),
             repeatable=("port",),
         ),
         build=f"{_CLI}:build_console",
@@ -139,7 +141,7 @@ _OWN = (
         option=Option(
             "--net",
             "tap=NAME[,create=on][,address=IP/PREFIX][,bridge=NAME][,netns=NAME][,mac=MAC][,mtu=N]"
-            "[,queues=N][,pcap=FILE][,vhost=on|off|auto][,poll-us=N]"
+            "[,queues=N][,pcap=FILE][,pcap-limit=SIZE][,vhost=on|off|auto][,poll-us=N]"
             "[,mode=trapped|ioeventfd|vhost], or vhost-user=SOCKET[,mac=MAC]",
             "Attach a network device to a tap, which is there or with create=on is made and taken "
             "away again. `pcap` records its frames. vhost=on has the kernel's vhost-net work the "
@@ -147,7 +149,7 @@ _OWN = (
             "process serves.",
             keys=(
                 *("tap", "create", "address", "bridge", "netns", "mac", "mtu", "queues", "pcap"),
-                *("vhost", "poll-us", "vhost-user"),
+                *("pcap-limit", "vhost", "poll-us", "vhost-user"),
             ),
             has_main=False,
         ),
@@ -205,6 +207,39 @@ _OWN = (
         ),
         rigs={"ninep": f"{_RIGS}:build_ninep"},
         linux_modules=("9pnet_virtio", "9p"),
+    ),
+    DeviceEntry(
+        name="scsi",
+        device_id=DeviceId.SCSI_HOST,
+        kind="SCSI host device",
+        device="virtiopy.devices.scsi.device:Scsi",
+        option=Option(
+            "--scsi",
+            "{disk=PATH|cdrom=FILE}[,target=N][,lun=N][,readonly=on][,rotational=off]"
+            "[,cache=writeback|writethrough|none][,serial=ID][,format=raw]...[,queues=N]"
+            "[,queue-size=N][,mode=trapped|ioeventfd]",
+            "Attach a SCSI host device, with a logical unit for each raw image or block device "
+            "that `disk` names, and for each image of a disc that `cdrom` names. What follows one "
+            "is about it, up to the next; a unit without a `lun` has the first free one of its "
+            "target.",
+            keys=("queues", "queue-size"),
+            has_main=False,
+            parts={
+                "disk": (
+                    *("target", "lun", "readonly", "rotational", "cache", "serial", "format"),
+                ),
+                "cdrom": ("target", "lun", "cache", "serial"),
+            },
+        ),
+        build="virtiopy.cli.scsi:build_scsi",
+        build_served="virtiopy.cli.scsi:build_served_scsi",
+        suite_driver=f"{_SUITE}.scsi:ScsiDriver",
+        rigs={"scsi": f"{_RIGS}:build_scsi"},
+        linux_modules=("virtio_scsi", "sd_mod", "sr_mod", "isofs", "ext4", "crc32c_generic"),
+        linux_counter=LinuxCounter(
+            "request",
+            "awk '{ print $1 + $5 + $12 + $16 }' /sys/block/sda/stat",
+        ),
     ),
 )
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from virtiopy.errors import ConfigError
 from virtiopy.files import open_output
+from virtiopy.host.limits import OUTPUT_LIMIT
 
 log = logging.getLogger(__name__)
 
@@ -20,14 +21,15 @@ class PcapFile:
     """A pcapng file with one Ethernet interface, named `interface`.
 
     Each frame is in the file when `record` returns, so that the file can be read meanwhile, and
-    after a crash. Raises ConfigError where the file cannot be written; a disk that is full later
-    ends the record, and nothing else.
+    after a crash. Raises ConfigError where the file cannot be written; a disk that is full later,
+    or a file of `limit` bytes, ends the record, and nothing else.
     """
 
-    def __init__(self, path: Path, interface: str) -> None:
+    def __init__(self, path: Path, interface: str, limit: int = OUTPUT_LIMIT) -> None:
         from dpkt import pcapng  # noqa: PLC0415 - only who records needs it
 
         self._path = path
+        self._limit = limit
         self._block = pcapng.EnhancedPacketBlockLE
         self._options = {
             direction: [
@@ -69,6 +71,15 @@ class PcapFile:
             self._file.flush()
         except OSError as error:
             log.warning("the pcap file %s ends here: %s", self._path, error)
+            self.close()
+            return
+        if self._file.tell() >= self._limit:
+            log.warning(
+                "the pcap file %s ends here: it has the %d bytes of its limit; "
+                "pcap-limit= gives it more",
+                self._path,
+                self._limit,
+            )
             self.close()
 
     def close(self) -> None:

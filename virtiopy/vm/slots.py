@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from virtiopy.accel.base import Accelerator
 from virtiopy.devices.base import VirtioDevice
-from virtiopy.devices.delegation import Backing, OpenWorker, RingWorker
+from virtiopy.devices.delegation import Backing, OpenWorker, QueueWorker, RingWorker
 from virtiopy.errors import ConfigError, HostError
 from virtiopy.eventloop import EventLoop
 from virtiopy.memory import GuestMemory
@@ -194,7 +194,7 @@ class Slots:
         )
         return slot
 
-    def _open_native(self, backing: Backing) -> RingWorker:
+    def _open_native(self, backing: Backing) -> QueueWorker | RingWorker:
         """Open a worker without the interpreter: an OpenWorker."""
         if self._code_watch is not None:
             raise HostError("The software CPU has to see what devices write: use mode=ioeventfd.")

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from virtiopy.closing import Closing
 from virtiopy.devices.delegation import Backing, DelegatedQueue, RingWorker
 from virtiopy.devices.diskbacking import DiskBacking
+from virtiopy.devices.net.backing import LinkBacking
 from virtiopy.errors import ConfigError, HostError
 from virtiopy.virtqueue.native import NativeQueue, is_enabled
 from virtiopy.virtqueue.queue import Chain, Virtqueue
 from virtiopy.worker.blk import NativeDisk
+from virtiopy.worker.net import NativePair
 from virtiopy.worker.thread import NativeRing, RingCounts, WorkerThread
 
 
@@ -67,7 +69,7 @@ class NativeWorker(Closing):
         return self._rings[queue].counts
 
 
-def open_native(backing: Backing) -> RingWorker:
+def open_native(backing: Backing) -> RingWorker | NativePair:
     """Open a worker without the interpreter for a device: an OpenWorker.
 
     Raises ConfigError for a device that it cannot work, HostError where there can be none.
@@ -78,4 +80,6 @@ def open_native(backing: Backing) -> RingWorker:
         )
     if isinstance(backing, DiskBacking):
         return NativeWorker(backing)
+    if isinstance(backing, LinkBacking) and backing.rules is not None:
+        return NativePair(backing)
     raise ConfigError(f"No {backing.kind} is worked natively: use another mode.")

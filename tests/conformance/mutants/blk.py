@@ -16,12 +16,12 @@ from virtiopy.devices.blk import (
     SECTOR_SIZE,
     Blk,
     BlkFeature,
-    Disk,
     Request,
     RequestError,
     RequestType,
     Status,
 )
+from virtiopy.devices.disk import Disk
 from virtiopy.eventloop import EventLoop
 from virtiopy.spec import feature_mask
 from virtiopy.transport.mmio import MmioTransport

@@ -27,6 +27,7 @@ class Area(enum.Enum):
     CONSOLE = "console"  # 5.3
     RNG = "rng"  # 5.4
     BALLOON = "balloon"  # 5.5
+    SCSI = "scsi"  # 5.6
 
 
 class Transport(enum.Enum):

@@ -26,6 +26,7 @@ AREAS = {
     Area.CONSOLE: ("console device", "5.3"),
     Area.RNG: ("entropy device", "5.4"),
     Area.BALLOON: ("traditional balloon device", "5.5"),
+    Area.SCSI: ("SCSI host device", "5.6"),
 }
 
 #: Characters of a target's name in a heading.

@@ -11,6 +11,7 @@ from typing import cast
 from virtiopy.conformance.targets.disks import BlkHost
 from virtiopy.conformance.targets.hosts import BalloonHost, ConsoleHost, Host, Link, NetHost
 from virtiopy.conformance.targets.ninep import VersionServer
+from virtiopy.conformance.targets.scsi import ScsiHost
 from virtiopy.devices.balloon import Balloon
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.devices.blk import Blk
@@ -20,6 +21,7 @@ from virtiopy.devices.net import Net
 from virtiopy.devices.ninep import NineP
 from virtiopy.devices.registry import entries
 from virtiopy.devices.rng import Rng
+from virtiopy.devices.scsi import Scsi
 
 #: The MAC address of `inproc:net`.
 MAC = bytes.fromhex("020000000001")
@@ -91,6 +93,14 @@ def build_balloon(kind: type[Balloon] = Balloon) -> Rig:
 def build_ninep(kind: type[NineP] = NineP) -> Rig:
     """Make a 9P device whose server answers at once."""
     return Rig(kind(VersionServer(), "conformance"))
+
+
+def build_scsi(kind: type[Scsi] = Scsi) -> Rig:
+    """Make a SCSI host device with a disk at LUN 0, and a CD-ROM at LUN 1, of target 0."""
+    host = ScsiHost()
+    device = kind(host.open_units(), num_queues=2, queue_size=128)
+    host.attach(device)
+    return Rig(device, host)
 
 
 class _Builders(Mapping[str, Factory]):

@@ -1,4 +1,4 @@
-"""The network device's pairs of virtqueues, each delegated to a worker of its own: vhost."""
+"""The network device's pairs of virtqueues, each delegated to a worker of its own."""
 
 import contextlib
 import os
@@ -7,14 +7,15 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from virtiopy.devices.base import DeviceHost
-from virtiopy.devices.delegation import OpenWorker, QueueWorker, RingWorker
-from virtiopy.devices.net.link import FrameLink, LinkBacking
+from virtiopy.devices.delegation import FrameWorker, OpenWorker, QueueWorker, RingWorker
+from virtiopy.devices.net.backing import FrameRules, LinkBacking
+from virtiopy.devices.net.link import FrameLink
 from virtiopy.devices.net.pair import Pair
 from virtiopy.errors import ConfigError
 from virtiopy.eventloop import READABLE, EventLoop
 
 
-class Delegator(Protocol):
+class Delegator(FrameRules, Protocol):
     """What delegates its pairs: the network device."""
 
     host: DeviceHost
@@ -22,7 +23,8 @@ class Delegator(Protocol):
     lock: threading.RLock
     link: FrameLink
     mtu: int
-    busy_poll: int
+    busy_poll: int | None
+    may_block: bool
     driver_features: int
 
     @property
@@ -59,7 +61,7 @@ class PairWorkers:
     def open(self, open_worker: OpenWorker) -> None:
         """Open a worker for each pair. Raises ConfigError, and what `open_worker` does."""
         device = self._device
-        if device.host.notifiers(0) is None or device.loop is None:
+        if device.may_block or device.loop is None:
             raise ConfigError(
                 "In trapped mode only the device can take kicks: start it in another mode."
             )
@@ -67,7 +69,7 @@ class PairWorkers:
             workers = []
             for pair in device.pairs:
                 file = device.link.worker_file(pair.index, device.mtu)
-                worker = open_worker(LinkBacking(file, device.busy_poll))
+                worker = open_worker(LinkBacking(file, device.busy_poll, device))
                 opened.callback(worker.close)
                 assert not isinstance(worker, RingWorker), "a backing of a link is for pairs"
                 workers.append(worker)
@@ -111,14 +113,28 @@ class PairWorkers:
             or not device.may_be_worked
         ):
             return
-        # There are some: `open` has seen to it.
         notifiers = {
             ring: found
             for ring in pair.queues
             if (found := device.host.notifiers(2 * pair.index + ring)) is not None
         }
+        # A frontend may not have said yet by which eventfds it is told.
+        if len(notifiers) < len(pair.queues):
+            return
         if pair.delegate(notifiers, device.driver_features):
             self.count += 1
+
+    def refresh(self) -> None:
+        """Tell the workers that look at frames that the receive filter may have changed."""
+        for pair in self._device.pairs:
+            if pair.delegated and isinstance(pair.worker, FrameWorker):
+                pair.worker.refresh()
+
+    def collect(self) -> None:
+        """Bring the device's counters up to what the workers have moved."""
+        for pair in self._device.pairs:
+            if isinstance(pair.worker, FrameWorker):
+                pair.worker.collect()
 
     def reclaim(self, pair: Pair) -> None:
         """Reclaim a pair, if it was delegated, and have the device go on with it."""

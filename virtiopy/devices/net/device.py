@@ -51,7 +51,8 @@ class Net(VirtioDevice):
     """A network device on `link`, whose MAC address is `mac`, 6 bytes.
 
     It has as many pairs of virtqueues as the link has queues, `queue_size` entries each, and the
-    link's MTU. Others who work its queues poll for `busy_poll` microseconds before they sleep.
+    link's MTU. Others who work its queues poll for `busy_poll` microseconds before they sleep, or
+    for as long as they are used to.
     """
 
     device_id: ClassVar[DeviceId] = DeviceId.NETWORK
@@ -59,13 +60,13 @@ class Net(VirtioDevice):
     feature_bits = NetFeature
 
     queues_in_one = 2
-    workers: ClassVar[frozenset[str]] = frozenset({"vhost"})
+    workers: ClassVar[frozenset[str]] = frozenset({"vhost", "native"})
 
     #: VMMs keep controlq for themselves.
     vmm_features = feature_mask([NetFeature.VIRTIO_NET_F_CTRL_VQ])
 
     def __init__(
-        self, link: FrameLink, *, mac: bytes, queue_size: int = 256, busy_poll: int = 0
+        self, link: FrameLink, *, mac: bytes, queue_size: int = 256, busy_poll: int | None = None
     ) -> None:
         super().__init__()
         if len(mac) != MAC_SIZE or is_multicast(mac):
@@ -152,6 +153,8 @@ class Net(VirtioDevice):
 
     def counters(self) -> dict[str, int]:
         """Return NetCounters by name, what the link dropped, and the control commands."""
+        with self.lock:
+            self._workers.collect()
         return {
             **asdict(self.counts),
             "rx_dropped_by_link": self.link.dropped(),
@@ -382,7 +385,9 @@ class Net(VirtioDevice):
 
     def serve(self, queue: Virtqueue, chain: Chain) -> int:
         """Serve a control command (5.1.9.5)."""
-        return self.control.serve(chain)
+        written = self.control.serve(chain)
+        self._workers.refresh()
+        return written
 
     def _receive(self, pair: Pair, *, kicked: bool = False) -> None:
         if pair.receiver.queue is None or self._link_failed:

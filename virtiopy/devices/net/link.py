@@ -1,24 +1,9 @@
 """What a network device needs of the host's side: a link that frames come from and go to."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Protocol
 
-from virtiopy.devices.delegation import Backing
 from virtiopy.virtqueue.buffers import Buffers
-
-
-@dataclass(slots=True, frozen=True)
-class LinkBacking(Backing):
-    """A queue of a link, for the worker of a pair of virtqueues.
-
-    `file` is the queue's; the worker polls for `busy_poll` microseconds before it sleeps.
-    """
-
-    kind: ClassVar[str] = "network device"
-
-    file: int
-    busy_poll: int = 0
 
 
 class FrameLink(Protocol):

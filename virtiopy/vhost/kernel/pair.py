@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from virtiopy.closing import Closing
 from virtiopy.devices.delegation import Backing, DelegatedQueue
-from virtiopy.devices.net.link import LinkBacking
+from virtiopy.devices.net.backing import LinkBacking
 from virtiopy.errors import ConfigError, VirtiopyError
 from virtiopy.memory import GuestMemory
 from virtiopy.vhost.kernel.net import RINGS, VhostNet
@@ -120,4 +120,4 @@ def open_pair(memory: GuestMemory, backing: Backing) -> VhostPair:
         raise ConfigError(
             f"vhost-net works network devices, and this is a {backing.kind}: use another mode."
         )
-    return VhostPair(memory, backing.file, backing.busy_poll)
+    return VhostPair(memory, backing.file, backing.busy_poll or 0)

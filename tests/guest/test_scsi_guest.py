@@ -1,0 +1,72 @@
+"""The SCSI guest in a VM, on devices of ours and on QEMU's; and what --scsi says of a bad value."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.guest.accelerators import each_accelerator
+from tests.guest.support import (
+    assert_one_sentence,
+    make_image,
+    needs_qemu,
+    run_guest,
+    run_in_qemu,
+    virtiopy,
+)
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    return make_image(tmp_path / "disk.img", 1 << 20)
+
+
+@each_accelerator
+@pytest.mark.parametrize("mode", ["trapped", "ioeventfd"])
+def test_the_scsi_guest_passes(tmp_path: Path, image: Path, mode: str, name: str) -> None:
+    before = image.read_bytes()
+    scsi = f"disk={image},cdrom={make_image(tmp_path / 'disc.iso', 1 << 20)}"
+    outcome = run_guest(tmp_path, "scsi", "--scsi", scsi, "--mode", mode, "--accel", name)
+
+    assert outcome.failures() == []
+    assert outcome.status == 0, outcome.errors
+    assert len(outcome.report["tests"]) > 60
+    assert image.read_bytes() == before
+
+
+@needs_qemu
+def test_the_same_scsi_guest_passes_on_a_device_of_qemus(image: Path) -> None:
+    drive = f"if=none,id=d,file={image},format=raw"
+    run_in_qemu(
+        "scsi",
+        *("-device", "virtio-scsi-device", "-drive", drive, "-device", "scsi-hd,drive=d"),
+        accel="tcg",
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("", "has no unit"),
+        ("queues=2", "has no unit"),
+        ("disk=", "without an image"),
+        ("lun=1,disk={image}", "has lun before what it is of: begin with disk or cdrom"),
+        ("disk={image},lun=1,disk={image},lun=1", "two units at target=0,lun=1"),
+        ("disk={image},lun=16384", "lun=16384: use a number from 0 to 16383"),
+        ("disk={image},target=256", "target=256: use a number from 0 to 255"),
+        ("disk={image},lun=1,lun=2", "has lun twice"),
+        ("disk={image},serial=" + "x" * 37, "up to 36 ASCII characters"),
+        ("disk={image},rotational=no", "rotational=no: use one of on, off"),
+        ("disk={image}.none", "does not exist"),
+        ("cdrom={image},readonly=off", "readonly of a cdrom, which takes target, lun, "),
+        ("disk={image},queue-size=3", "queue-size=3"),
+        ("disk={image}.qcow2", "no raw image"),
+    ],
+)
+def test_a_value_that_is_wrong_is_said_in_a_sentence(image: Path, value: str, words: str) -> None:
+    value = value.format(image=image)
+    assert_one_sentence(virtiopy("run", "--guest", "scsi", "--scsi", value), words)
+
+
+def test_an_image_is_attached_once(image: Path) -> None:
+    value = f"disk={image},disk={image}"
+    assert_one_sentence(virtiopy("run", "--guest", "scsi", "--scsi", value), "is in use")

@@ -1,0 +1,601 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The frames of a network device (5.1.9) whose link is a tap: devices/net/path.py is the reference.
+ * Control commands, recording and legacy drivers are Python's.
+ */
+#include "native.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "worker.h"
+
+#define HEADER sizeof(struct virtio_net_hdr_v1)
+#define ETHERNET 14
+#define VLAN_TAG 4
+#define ETHERNET_MOST (ETHERNET + 4 * VLAN_TAG)
+#define TCP_HEADER 20
+#define START (HEADER + ETHERNET_MOST)	/* what is looked at of a received frame */
+
+/* Frames of one turn. */
+#define TURN 64
+
+/* Pieces that one system call takes. */
+#define PIECES 1024
+
+/* Milliseconds that a link without room for a frame is waited for, in one turn. */
+#define NO_ROOM_MS 1
+
+static const uint8_t broadcast[6] = { 0xff, 0xff, 0xff, 0xff, 0xff, 0xff };
+
+static bool is_tag(const uint8_t *ethertype)
+{
+	return (ethertype[0] == 0x81 && ethertype[1] == 0x00) ||
+	       (ethertype[0] == 0x88 && ethertype[1] == 0xa8);
+}
+
+/* How long a frame that begins with `count` bytes of `start` may be, unsegmented (5.1.4.1). */
+static uint64_t longest_frame(const uint8_t *start, uint64_t count, uint32_t mtu)
+{
+	uint64_t length = ETHERNET;
+
+	while (length < ETHERNET_MOST && length <= count && is_tag(start + length - 2))
+		length += VLAN_TAG;
+	return mtu + length;
+}
+
+/* Copies the first bytes of some pieces: as many as there are, up to `count`. */
+static uint64_t copy_start(const struct iovec *iov, uint32_t pieces, void *to, uint64_t count)
+{
+	uint64_t copied = 0;
+
+	for (uint32_t i = 0; i < pieces && copied < count; i++) {
+		uint64_t part = count - copied < iov[i].iov_len ? count - copied : iov[i].iov_len;
+
+		memcpy((char *)to + copied, iov[i].iov_base, part);
+		copied += part;
+	}
+	return copied;
+}
+
+/* Which bit of a mask of segmentation types this value of gso_type has; 0: it is none. */
+static uint32_t gso_bit(uint8_t type)
+{
+	uint32_t ecn = type & VIRTIO_NET_HDR_GSO_ECN ? VP_GSO_ECN : 0;
+
+	switch (type & ~VIRTIO_NET_HDR_GSO_ECN) {
+	case VIRTIO_NET_HDR_GSO_TCPV4:
+		return VP_GSO_TCPV4 << ecn;
+	case VIRTIO_NET_HDR_GSO_TCPV6:
+		return VP_GSO_TCPV6 << ecn;
+	default:
+		return 0;
+	}
+}
+
+/* Takes the next buffer of the queue; NULL where there is none now, or many that are malformed. */
+static struct vp_slot *pop(struct vp_ring *ring)
+{
+	for (uint32_t i = 0; i < TURN; i++) {
+		struct vp_slot *slot = vp_ring_slot(ring);
+		enum vp_pop result;
+
+		if (!slot)
+			return NULL;
+		result = vp_virtq_pop(ring->queue, &slot->chain, slot->iov, VP_PIECES);
+		if (result == VP_POP_CHAIN)
+			return slot;
+		if (result == VP_POP_NO_ROOM) {
+			/* Cut into more pieces than a frame can have bytes in: as good as malformed. */
+			vp_virtq_take(ring->queue, slot->chain.head);
+			slot->chain.readable = slot->chain.writable = 0;
+			vp_ring_complete(ring, slot, 0);
+			continue;
+		}
+		vp_ring_free_slot(ring, slot);
+		if (result == VP_POP_EMPTY)
+			return NULL;
+		vp_ring_fault(ring, result);
+		if (result == VP_POP_BROKEN)
+			break;
+	}
+	return NULL;
+}
+
+/* Transmitting (5.1.9.2) */
+
+/*
+ * Makes of the driver's header one that the host's own parser can be given: it never sees a field that
+ * was not looked at.  False for one that lies (5.1.9.2.1).
+ */
+static bool check_header(const struct vp_port *port, const struct virtio_net_hdr_v1 *header,
+			 const struct iovec *frame, uint32_t pieces, uint64_t length,
+			 struct virtio_net_hdr_v1 *safe)
+{
+	memset(safe, 0, sizeof(*safe));
+	if (header->flags & VIRTIO_NET_HDR_F_NEEDS_CSUM) {
+		if (!port->tx_checksum || header->csum_start < ETHERNET ||
+		    header->csum_start + header->csum_offset + 2u > length)
+			return false;
+		safe->flags = VIRTIO_NET_HDR_F_NEEDS_CSUM;
+		safe->csum_start = header->csum_start;
+		safe->csum_offset = header->csum_offset;
+	}
+	if (header->gso_type == VIRTIO_NET_HDR_GSO_NONE)
+		return true;
+	if (!(gso_bit(header->gso_type) & port->tx_gso) || !safe->flags || header->gso_size == 0)
+		return false;
+	if (port->has_mtu) {
+		uint8_t start[ETHERNET_MOST] = { 0 };
+		uint64_t count = copy_start(frame, pieces, start, sizeof(start));
+
+		/* Each segment repeats the headers, up to TCP's (5.1.4.2). */
+		if ((uint64_t)safe->csum_start + TCP_HEADER + header->gso_size >
+		    longest_frame(start, count, port->mtu))
+			return false;
+	}
+	safe->gso_type = header->gso_type;
+	safe->gso_size = header->gso_size;
+	safe->hdr_len = header->hdr_len < length ? header->hdr_len : length;
+	return true;
+}
+
+static bool is_too_long(const struct vp_port *port, const struct virtio_net_hdr_v1 *header,
+			const struct iovec *frame, uint32_t pieces, uint64_t length)
+{
+	uint8_t start[ETHERNET_MOST] = { 0 };
+
+	if (length > VP_LONGEST_FRAME)
+		return true;
+	if (header->gso_type != VIRTIO_NET_HDR_GSO_NONE || !port->has_mtu ||
+	    length <= port->mtu + ETHERNET)
+		return false;
+	return length > longest_frame(start, copy_start(frame, pieces, start, sizeof(start)), port->mtu);
+}
+
+/* Makes port->iov of a frame: a header of ours, and the driver's pieces behind its own. */
+static uint32_t place_frame(struct vp_port *port, const struct vp_chain *chain)
+{
+	uint64_t skip = HEADER;
+	uint32_t count = 1;
+
+	for (uint32_t i = 0; i < chain->readable && count < PIECES; i++) {
+		const struct iovec *piece = &chain->iov[i];
+
+		if (piece->iov_len <= skip) {
+			skip -= piece->iov_len;
+			continue;
+		}
+		port->iov[count].iov_base = (char *)piece->iov_base + skip;
+		port->iov[count++].iov_len = piece->iov_len - skip;
+		skip = 0;
+	}
+	return count;
+}
+
+static void count_refusal(struct vp_port *port)
+{
+	/* A tap's words for an interface that is down, and for one that is no more. */
+	if (errno == EIO || errno == EBADFD)
+		port->counts.tx_dropped_link_down++;
+	else
+		port->counts.tx_dropped_refused++;
+}
+
+/* Sends one frame, or counts why not; false where the link has no room for it. */
+static bool send_frame(struct vp_ring *ring, const struct vp_chain *chain)
+{
+	struct vp_port *port = ring->device;
+	struct virtio_net_hdr_v1 header, safe;
+	uint64_t length = chain->readable_bytes - HEADER;
+	uint32_t count;
+	ssize_t done;
+
+	/* A copy: what was checked is what is sent. */
+	if (copy_start(chain->iov, chain->readable, &header, HEADER) < HEADER) {
+		port->counts.tx_dropped_header++;
+		return true;
+	}
+	if (length < ETHERNET) {
+		port->counts.tx_dropped_too_short++;
+		return true;
+	}
+	count = place_frame(port, chain);
+	if (!check_header(port, &header, port->iov + 1, count - 1, length, &safe)) {
+		port->counts.tx_dropped_header++;
+		return true;
+	}
+	if (is_too_long(port, &safe, port->iov + 1, count - 1, length)) {
+		port->counts.tx_dropped_too_long++;
+		return true;
+	}
+	port->iov[0].iov_base = &safe;
+	port->iov[0].iov_len = HEADER;
+	ring->counts.system_calls++;
+	done = writev(port->fd, port->iov, count);
+	if (done >= 0)
+		port->counts.tx_frames++;
+	else if (errno == EAGAIN)
+		return false;
+	else
+		count_refusal(port);
+	return true;
+}
+
+static uint32_t transmit(struct vp_ring *ring)
+{
+	struct vp_port *port = ring->device;
+	uint32_t served = 0;
+
+	while (served < TURN) {
+		struct vp_slot *slot = port->unsent ? port->unsent : pop(ring);
+
+		if (!slot)
+			break;
+		port->unsent = NULL;
+		if (!send_frame(ring, &slot->chain)) {
+			struct pollfd link = { .fd = port->fd, .events = POLLOUT };
+
+			port->counts.tx_waits++;
+			port->unsent = slot;
+			poll(&link, 1, NO_ROOM_MS);
+			break;
+		}
+		ring->counts.served++;
+		vp_ring_complete(ring, slot, 0);
+		served++;
+	}
+	return served;
+}
+
+static bool transmit_ready(const struct vp_ring *ring)
+{
+	const struct vp_port *port = ring->device;
+
+	return port->unsent;
+}
+
+/* Receiving (5.1.9.4) */
+
+static struct vp_slot *ready_at(struct vp_port *port, uint32_t place)
+{
+	return port->ready[(port->ready_first + place) % VP_SLOTS];
+}
+
+static void take_ready(struct vp_ring *ring, uint32_t written)
+{
+	struct vp_port *port = ring->device;
+	struct vp_slot *slot = ready_at(port, 0);
+
+	port->ready_first++;
+	port->ready_count--;
+	port->room -= slot->chain.writable_bytes;
+	vp_ring_complete(ring, slot, written);
+}
+
+/* Gives back the buffers that come next and have no room for a header (5.1.9.3.1). */
+static void skip_small(struct vp_ring *ring)
+{
+	struct vp_port *port = ring->device;
+
+	while (port->ready_count > 0 && ready_at(port, 0)->chain.writable_bytes < HEADER) {
+		port->counts.rx_buffers_too_small++;
+		take_ready(ring, 0);
+	}
+}
+
+static bool make_room(struct vp_ring *ring, uint64_t size)
+{
+	struct vp_port *port = ring->device;
+
+	while (port->room < size) {
+		struct vp_slot *slot = pop(ring);
+
+		if (!slot)
+			return false;
+		port->ready[(port->ready_first + port->ready_count++) % VP_SLOTS] = slot;
+		port->room += slot->chain.writable_bytes;
+		skip_small(ring);
+	}
+	return true;
+}
+
+static bool wants_address(const struct vp_filter *filter, const uint8_t *address)
+{
+	/* Each NO... goes before the ALL... beside it (5.1.9.5.1.1). */
+	if (!memcmp(address, broadcast, sizeof(broadcast)))
+		return !(filter->modes & VP_FILTER_NOBCAST);
+	if (address[0] & 1) {
+		if (filter->modes & VP_FILTER_NOMULTI)
+			return false;
+		if (filter->modes & VP_FILTER_ALLMULTI)
+			return true;
+	} else {
+		if (filter->modes & VP_FILTER_NOUNI)
+			return false;
+		if (filter->modes & VP_FILTER_ALLUNI || !memcmp(address, filter->mac, 6))
+			return true;
+	}
+	for (uint32_t i = 0; i < filter->table_count; i++)
+		if (!memcmp(address, filter->table + 6 * i, 6))
+			return true;
+	return false;
+}
+
+static bool wants(const struct vp_filter *filter, const uint8_t *frame)
+{
+	uint32_t vlan = (frame[14] << 8 | frame[15]) & 0xfff;
+
+	if (filter->modes & VP_FILTER_PROMISC)
+		return true;
+	if (filter->by_vlan && is_tag(frame + 12) && !(filter->vlans[vlan / 8] & 1 << vlan % 8))
+		return false;
+	return !filter->by_address || wants_address(filter, frame);
+}
+
+/* Whether the driver takes what is left to do of a frame, and is told how (5.1.9.4.1). */
+static bool may_offload(const struct vp_port *port, const struct virtio_net_hdr_v1 *header)
+{
+	bool partial = header->flags & VIRTIO_NET_HDR_F_NEEDS_CSUM;
+
+	if (header->gso_type == VIRTIO_NET_HDR_GSO_NONE)
+		return !partial || port->rx_checksum;
+	return gso_bit(header->gso_type) & port->rx_gso && partial && header->gso_size != 0;
+}
+
+/* Whether the driver is to see a frame of `length` bytes, header and all, which begins with `start`. */
+static bool admits(struct vp_port *port, const uint8_t *start, uint64_t length)
+{
+	const struct virtio_net_hdr_v1 *header = (const struct virtio_net_hdr_v1 *)start;
+	const uint8_t *frame = start + HEADER;
+	uint64_t count = (length < START ? length : START) - HEADER;
+
+	if (!may_offload(port, header))
+		port->counts.rx_dropped_offload++;
+	else if (port->has_mtu && header->gso_type == VIRTIO_NET_HDR_GSO_NONE &&
+		 length - HEADER > longest_frame(frame, count, port->mtu))
+		port->counts.rx_dropped_too_long++;
+	else if (!wants(port->filter, frame))
+		port->counts.rx_filtered++;
+	else
+		return true;
+	return false;
+}
+
+/* Writes the header over what the link had: without GUEST_CSUM flags is 0 (5.1.9.4.1). */
+static void write_header(struct vp_port *port, const uint8_t *start, uint16_t buffers)
+{
+	const struct iovec *iov = ready_at(port, 0)->chain.iov;
+	struct virtio_net_hdr_v1 header;
+	uint64_t done = 0;
+
+	memcpy(&header, start, sizeof(header));
+	header.flags &= port->rx_checksum ? VIRTIO_NET_HDR_F_NEEDS_CSUM | VIRTIO_NET_HDR_F_DATA_VALID : 0;
+	header.num_buffers = buffers;
+	for (iov += ready_at(port, 0)->chain.readable; done < HEADER; iov++) {
+		uint64_t part = HEADER - done < iov->iov_len ? HEADER - done : iov->iov_len;
+
+		memcpy(iov->iov_base, (const char *)&header + done, part);
+		done += part;
+	}
+}
+
+/* Uses the buffers that hold a frame. */
+static void use_buffers(struct vp_ring *ring, const uint8_t *start, uint64_t length)
+{
+	struct vp_port *port = ring->device;
+	uint64_t room = 0;
+	uint32_t count = 0;
+
+	while (room < length)
+		room += ready_at(port, count++)->chain.writable_bytes;
+	write_header(port, start, count);
+	/* The buffers of a frame are seen together (5.1.9.4.1). */
+	if (ring->queue->unpublished_count + count > VP_UNPUBLISHED)
+		vp_virtq_publish(ring->queue);
+	while (count-- > 0) {
+		uint64_t bytes = ready_at(port, 0)->chain.writable_bytes;
+		uint64_t written = bytes < length ? bytes : length;
+
+		take_ready(ring, written);
+		length -= written;
+	}
+	skip_small(ring);
+	port->counts.rx_frames++;
+	ring->counts.served++;
+}
+
+/* Makes port->iov of the next buffers: one, or with MRG_RXBUF enough; returns how much room that is. */
+static uint64_t place_buffers(struct vp_port *port, uint32_t *pieces)
+{
+	uint64_t room = 0;
+
+	*pieces = 0;
+	for (uint32_t i = 0; i < port->ready_count; i++) {
+		const struct vp_chain *chain = &ready_at(port, i)->chain;
+
+		if (*pieces + chain->writable >= PIECES)
+			break;
+		memcpy(port->iov + *pieces, chain->iov + chain->readable,
+		       chain->writable * sizeof(struct iovec));
+		*pieces += chain->writable;
+		room += chain->writable_bytes;
+		if (room >= port->enough)
+			break;
+	}
+	return room;
+}
+
+/* Copies a frame that was longer than its buffers into more; false where there are too few. */
+static bool place_held(struct vp_ring *ring)
+{
+	struct vp_port *port = ring->device;
+	uint64_t length = port->held, done = 0;
+
+	if (!make_room(ring, length)) {
+		/* No more can come before some are used: it will never have room. */
+		if (ring->broken || ring->free_count == 0 ||
+		    ring->queue->in_flight == ring->queue->size) {
+			port->counts.rx_dropped_no_buffer++;
+			port->held = 0;
+		}
+		return false;
+	}
+	for (uint32_t i = 0; done < length; i++) {
+		const struct vp_chain *chain = &ready_at(port, i)->chain;
+
+		for (uint32_t j = 0; j < chain->writable && done < length; j++) {
+			const struct iovec *piece = &chain->iov[chain->readable + j];
+			uint64_t part = length - done < piece->iov_len ? length - done : piece->iov_len;
+
+			memcpy(piece->iov_base, port->frame + done, part);
+			done += part;
+		}
+	}
+	port->held = 0;
+	use_buffers(ring, port->frame, length);
+	return true;
+}
+
+/* Has a frame, of which `room` bytes are in the buffers and the others in port->overflow, wait whole. */
+static void hold(struct vp_port *port, uint32_t pieces, uint64_t length, uint64_t room)
+{
+	if (!port->mergeable || length > sizeof(port->frame)) {
+		/* Without MRG_RXBUF it is to be in a single buffer (5.1.9.3.2). */
+		port->counts.rx_dropped_too_long++;
+		return;
+	}
+	memcpy(port->frame + room, port->overflow, length - room);
+	copy_start(port->iov, pieces, port->frame, room);
+	port->held = length;
+}
+
+/* Receives one frame straight into the next buffers; false where the link has none, or is gone. */
+static bool receive_frame(struct vp_ring *ring)
+{
+	struct vp_port *port = ring->device;
+	uint8_t start[START] __attribute__((aligned(8))) = { 0 };
+	uint32_t pieces;
+	uint64_t room = place_buffers(port, &pieces);
+	ssize_t length;
+
+	port->iov[pieces] = (struct iovec){ port->overflow, sizeof(port->overflow) };
+	ring->counts.system_calls++;
+	length = readv(port->fd, port->iov, pieces + 1);
+	if (length < 0) {
+		port->readable = false;
+		if (errno == EFAULT)
+			vp_ring_fault(ring, VP_POP_BROKEN);
+		return false;
+	}
+	if (length < (ssize_t)(HEADER + ETHERNET)) {
+		port->counts.rx_dropped_too_short++;
+		return true;
+	}
+	copy_start(port->iov, pieces + 1, start, (uint64_t)length < START ? (uint64_t)length : START);
+	if (!admits(port, start, length))
+		return true;
+	if ((uint64_t)length > room)
+		hold(port, pieces, length, room);
+	else
+		use_buffers(ring, start, length);
+	return true;
+}
+
+static uint32_t receive(struct vp_ring *ring)
+{
+	struct vp_port *port = ring->device;
+	uint32_t served = 0;
+
+	while (served < TURN && !ring->broken) {
+		if (port->held) {
+			if (!place_held(ring))
+				break;
+			served++;
+			continue;
+		}
+		make_room(ring, port->enough);
+		if (port->ready_count == 0 || !port->readable || !receive_frame(ring))
+			break;
+		served++;
+	}
+	return served;
+}
+
+static bool receive_wants(const struct vp_ring *ring)
+{
+	const struct vp_port *port = ring->device;
+
+	return port->room < (port->held > port->enough ? port->held : port->enough);
+}
+
+static bool receive_ready(const struct vp_ring *ring)
+{
+	const struct vp_port *port = ring->device;
+
+	return port->readable && port->ready_count > 0 && !port->held;
+}
+
+static void readable(struct vp_ring *ring)
+{
+	struct vp_port *port = ring->device;
+
+	port->readable = true;
+}
+
+/* Makes the buffers available again that were not used; those that were overtaken are used, empty. */
+static void leave(struct vp_ring *ring)
+{
+	struct vp_port *port = ring->device;
+	uint32_t overtaken, count;
+	uint16_t heads[VP_SLOTS];
+
+	if (port->unsent) {
+		port->ready[0] = port->unsent;
+		port->ready_first = 0;
+		port->ready_count = 1;
+		port->unsent = NULL;
+	}
+	if (port->held)
+		port->counts.rx_dropped_no_buffer++;
+	port->held = 0;
+	overtaken = port->ready_count > ring->queue->since_rejected ?
+			    port->ready_count - ring->queue->since_rejected : 0;
+	while (overtaken-- > 0)
+		take_ready(ring, 0);
+	count = port->ready_count;
+	for (uint32_t i = 0; i < count; i++) {
+		struct vp_slot *slot = ready_at(port, count - 1 - i);
+
+		heads[i] = slot->chain.head;
+		vp_ring_free_slot(ring, slot);
+	}
+	vp_virtq_publish(ring->queue);
+	vp_virtq_untake(ring->queue, heads, count);
+	port->ready_count = 0;
+	port->room = 0;
+}
+
+static const struct vp_ring_kind receive_kind = {
+	.serve = receive, .ready = receive_ready, .wants = receive_wants, .readable = readable,
+	.leave = leave,
+};
+
+static const struct vp_ring_kind transmit_kind = {
+	.serve = transmit, .ready = transmit_ready, .leave = leave,
+};
+
+/* Makes a ring one of frames to be received from the port's link, or sent to it. */
+void vp_ring_serve_net(struct vp_ring *ring, struct vp_port *port, int is_transmit)
+{
+	ring->kind = is_transmit ? &transmit_kind : &receive_kind;
+	ring->device = port;
+	if (!is_transmit) {
+		ring->device_fd = port->fd;
+		/* There may be frames already. */
+		port->readable = true;
+	}
+}

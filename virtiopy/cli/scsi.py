@@ -1,0 +1,136 @@
+"""SCSI host devices of the command line: --scsi disk=PATH,...,cdrom=FILE,..."""
+
+import contextlib
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from virtiopy.cli.options import DeviceOptions, note
+from virtiopy.devices.base import VirtioDevice
+from virtiopy.errors import ConfigError
+
+if TYPE_CHECKING:
+    from virtiopy.devices.scsi.spc import PrimaryUnit
+    from virtiopy.host.disk import DiskImage
+    from virtiopy.vhost.user.rings import Lease
+
+#: Digits of the serial number of a unit that was given none.
+_SERIAL_DIGITS = 20
+
+
+def build_scsi(options: DeviceOptions) -> VirtioDevice:
+    """Make a SCSI host device of `disk=PATH[,lun=N][,...]...[,queues=N]`."""
+    device, _ = _build(options, claimed=True)
+    return device
+
+
+def build_served_scsi(options: DeviceOptions) -> "tuple[VirtioDevice, Lease | None]":
+    """Make one to be served; its rings claim the images while they are worked."""
+    device, images = _build(options, claimed=False)
+    lease = _Lease(images)
+    try:
+        lease.claim()
+    except ConfigError as error:
+        note(f"{error} Until then no frontend can use it here.")
+    lease.release()
+    return device, lease
+
+
+class _Lease:
+    """The images of a device: all of them are claimed, or none."""
+
+    def __init__(self, images: "Sequence[DiskImage]") -> None:
+        self._images = images
+
+    def claim(self) -> None:
+        """Have them; raises ConfigError where another has one."""
+        try:
+            for image in self._images:
+                image.claim()
+        except ConfigError:
+            self.release()
+            raise
+
+    def release(self) -> None:
+        """Let others have them."""
+        for image in self._images:
+            image.release()
+
+
+def _build(options: DeviceOptions, *, claimed: bool) -> "tuple[VirtioDevice, Sequence[DiskImage]]":
+    from virtiopy.devices.scsi import Address, Scsi
+    from virtiopy.devices.scsi.address import LUN_MAX, TARGET_MAX
+    from virtiopy.virtqueue.layout import QUEUE_SIZE_MAX, valid_queue_size
+
+    if not options.parts:
+        raise ConfigError(
+            f"{options.option} has no unit: write it as in {options.option} disk=disk.img."
+        )
+    queue_size = options.number("queue-size", 256, 4, QUEUE_SIZE_MAX)
+    if not valid_queue_size(queue_size):
+        raise ConfigError(f"{options.option} has queue-size={queue_size}: use a power of 2.")
+    num_queues = options.number("queues", 1, 1, 64)
+    addresses: dict[Address, DeviceOptions] = {}
+    for _, part in options.parts:
+        target = part.number("target", 0, 0, TARGET_MAX)
+        free = next(n for n in range(LUN_MAX + 1) if Address(target, n) not in addresses)
+        address = Address(target, part.number("lun", free, 0, LUN_MAX))
+        if address in addresses:
+            raise ConfigError(
+                f"{options.option} has two units at target={target},lun={address.lun}: give each "
+                "an address of its own."
+            )
+        addresses[address] = part
+    units: dict[Address, PrimaryUnit] = {}
+    images: list[DiskImage] = []
+    with contextlib.ExitStack() as opened:
+        for address, (kind, part) in zip(addresses, options.parts, strict=True):
+            unit, image = _open_unit(kind, part, claimed=claimed)
+            opened.callback(unit.close)
+            units[address] = unit
+            images.append(image)
+        device = Scsi(units, num_queues=num_queues, queue_size=queue_size)
+        opened.pop_all()
+    return device, images
+
+
+def _open_unit(kind: str, part: DeviceOptions, *, claimed: bool) -> "tuple[PrimaryUnit, DiskImage]":
+    """Open the image of a unit; raises ConfigError."""
+    from virtiopy.cli.attachments import needs_storage_daemon
+    from virtiopy.devices.scsi import Cdrom, ScsiDisk
+    from virtiopy.devices.scsi.spc import SERIAL_MAX
+    from virtiopy.host.disk import CacheMode, DiskImage
+
+    path = Path(part.main)
+    if not part.main:
+        raise ConfigError(f"{part.option} has {kind}= without an image: name one.")
+    if kind == "disk" and needs_storage_daemon(part):
+        raise ConfigError(
+            f"{part.main} is no raw image, which {part.option} needs: convert it with "
+            "`qemu-img convert -O raw`, or attach it by --disk."
+        )
+    serial = part.text("serial", "") or _serial_of(path)
+    if not serial.isascii() or not serial.isprintable() or len(serial) > SERIAL_MAX:
+        raise ConfigError(
+            f"{part.option} has serial={serial}: use up to {SERIAL_MAX} ASCII characters."
+        )
+    cache = CacheMode(part.choice("cache", list(CacheMode), CacheMode.WRITEBACK))
+    # All that is read of the options is checked before anything is opened.
+    rotational = part.flag("rotational", default=True)
+    image = DiskImage(
+        path,
+        readonly=kind == "cdrom" or part.flag("readonly"),
+        cache=cache,
+        any_content=kind == "cdrom" or bool(part.text("format", "")),
+        claimed=claimed,
+    )
+    if kind == "cdrom":
+        return Cdrom(image, serial=serial), image
+    writeback = cache is not CacheMode.WRITETHROUGH
+    return ScsiDisk(image, serial=serial, writeback=writeback, rotational=rotational), image
+
+
+def _serial_of(path: Path) -> str:
+    """Return a serial number that another image does not have, and this one always has."""
+    return hashlib.sha256(bytes(path.resolve())).hexdigest()[:_SERIAL_DIGITS]
