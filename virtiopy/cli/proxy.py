@@ -75,6 +75,7 @@ def command(
     trace: str | None,
     trace_only: tuple[str, ...],
     sandbox: str,
+    user: str | None,
 ) -> int:
     """Stand between a vhost-user frontend and a backend, pass all on, and show it with --trace.
 
@@ -86,7 +87,7 @@ def command(
     from virtiopy.vhost.user.proxy import Proxy
     from virtiopy.vhost.user.server import listen
 
-    box = Sandbox(sandbox)
+    box = Sandbox(sandbox, user)
     box.abilities |= Ability.CONNECT
     with contextlib.ExitStack() as stack:
         ended = signals_as_file(stack)
