@@ -75,7 +75,10 @@ class Events:
         for _ in range(_SHORT_BUFFERS):
             chain = queue.pop()
             if chain is None:
-                return False
+                # The kick for the next buffer has it told that one was lost.
+                if not queue.enable_kicks():
+                    return False
+                continue
             if total(chain.writable) >= EVENT_SIZE:
                 queue.push(chain, scatter(chain.writable, data))
                 return True
