@@ -4,11 +4,9 @@ import enum
 
 from virtiopy._native import ffi
 from virtiopy.devices.scsi.command import Additional
+from virtiopy.devices.scsi.features import EVENT_SIZE
 from virtiopy.virtqueue.buffers import scatter, total
 from virtiopy.virtqueue.queue import Virtqueue
-
-#: Bytes of an event: event_info_size.
-EVENT_SIZE = ffi.sizeof("struct virtio_scsi_event")
 
 #: Bit 31 of `event`: events before it were lost.
 EVENTS_MISSED = 1 << 31
