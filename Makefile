@@ -63,6 +63,7 @@ lint: $(VENV)/ready-dev
 nightly: $(VENV)/ready-dev
 	HYPOTHESIS_PROFILE=nightly $(BIN)/pytest --timeout 7200 tests/unit
 	$(BIN)/pytest -m nightly tests/guest tests/sanitizers
+	$(BIN)/pytest -m nightly --numprocesses auto tests/conformance
 
 setup: $(VENV)/ready-run
 

@@ -2,7 +2,8 @@
 
 The guest's ring 0 may be the slower part (docs/net.md): the last line is what the device can do
 without a CPU to wait for. Then, where DPDK is installed, `virtiopy serve net` beside DPDK's vhost:
-DPDK's driver sends as fast as it can to either, and each has a tap behind it. Example:
+DPDK's driver sends as fast as it can to either, and each has a tap behind it. At the end the device
+alone once more, beside a bare C loop on the same tap, by CPU time (bench.turns). Example:
 python -m bench.net --frames 5000
 """
 
@@ -21,6 +22,7 @@ from functools import partial
 from pathlib import Path
 
 from bench.common import MICROVM, QEMU, by_turns, give_up, require, tell, write_json
+from bench.turns import frames
 from tests.guest.dpdk import PATIENCE as DPDK_PATIENCE
 from tests.guest.dpdk import TESTPMD, Testpmd
 from tests.guest.vhost_user import serve
@@ -64,6 +66,10 @@ class Bench:
     def ioeventfd(self, append: str) -> list[str]:
         """Return the command line of a run with the rings worked by the event loop."""
         return self._virtiopy("ioeventfd", append)
+
+    def native(self, append: str) -> list[str]:
+        """Return the command line of a run with the rings worked by a thread in C."""
+        return self._virtiopy("native", append)
 
     def trapped(self, append: str) -> list[str]:
         """Return the command line of a run with the rings worked by the CPU's thread."""
@@ -183,10 +189,10 @@ class DpdkBench:
         self._folder = folder
         self._runs = itertools.count()
 
-    def virtiopy(self) -> float:
+    def virtiopy(self, mode: str) -> float:
         """Return the frames a second through `virtiopy serve net`."""
         path = self._new_socket()
-        options = f"tap={DPDK_TAP},create=on,netns={self._namespace.name}"
+        options = f"tap={DPDK_TAP},create=on,netns={self._namespace.name},mode={mode}"
         with serve("net", options, path):
             return self._rate(path)
 
@@ -225,7 +231,11 @@ def beside_dpdk(rounds: int) -> dict[str, list[float]]:
     peer = "DPDK's driver sends, DPDK"
     with Namespace() as namespace, tempfile.TemporaryDirectory() as folder:
         bench = DpdkBench(namespace, Path(folder))
-        contestants = {"DPDK's driver sends, virtiopy": bench.virtiopy, peer: bench.dpdk}
+        contestants: dict[str, Callable[[], float]] = {
+            "DPDK's driver sends, native": partial(bench.virtiopy, "native"),
+            "DPDK's driver sends, ioeventfd": partial(bench.virtiopy, "ioeventfd"),
+            peer: bench.dpdk,
+        }
         figures = by_turns(contestants, rounds)
     tell(figures, "thousand frames a second", 1e-3, peer=peer)
     return figures
@@ -244,6 +254,7 @@ def main() -> None:
         for direction, measure in (("send", bench.send), ("receive", bench.receive)):
             peer = f"guest {direction}s, QEMU microvm"
             contestants: dict[str, Callable[[], float]] = {
+                f"guest {direction}s, native": partial(measure, bench.native),
                 f"guest {direction}s, ioeventfd": partial(measure, bench.ioeventfd),
                 f"guest {direction}s, trapped": partial(measure, bench.trapped),
                 peer: partial(measure, bench.qemu),
@@ -256,6 +267,9 @@ def main() -> None:
         print(f"{TESTPMD} is missing (dpdk-dev): DPDK is not measured", file=sys.stderr)
     else:
         results |= beside_dpdk(arguments.rounds)
+    print("\nThe device alone, ns of CPU time a frame: a bare C loop, and the native worker")
+    with tempfile.TemporaryDirectory() as folder:
+        frames(Path(folder), 400_000)
     write_json(arguments.json, results, "frames a second")
 
 

@@ -163,24 +163,27 @@ class Bench:
     def __init__(self, folder: Path, mebibytes: int, milliseconds: int = 1000) -> None:
         self._folder = folder
         self._milliseconds = milliseconds
-        self._image = folder / "disk.img"
-        self._blocks = make_image(self._image, mebibytes)
+        self.image = folder / "disk.img"
+        self._blocks = make_image(self.image, mebibytes)
         self._client = build(CLIENT, folder)
 
     def measure(self, peer: Peer, *, depth: int, wait: bool, write: bool) -> float:
         """Return the requests a second of a peer that was just started."""
-        path = self._folder / "blk.sock"
-        with peer(self._image, path) as numbers:
-            settings = [self._blocks, depth, int(wait), int(write), self._milliseconds]
-            done = subprocess.run(
-                [*CLIENT_CPU, str(self._client), *map(str, [*numbers, *settings])],
-                pass_fds=[numbers[0], numbers[2], numbers[3]],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
+        with peer(self.image, self._folder / "blk.sock") as numbers:
+            return self.drive(numbers, depth=depth, wait=wait, write=write)
+
+    def drive(self, numbers: list[int], *, depth: int, wait: bool, write: bool) -> float:
+        """Have the client use a ring; returns the requests a second."""
+        settings = [self._blocks, depth, int(wait), int(write), self._milliseconds]
+        done = subprocess.run(
+            [*CLIENT_CPU, str(self._client), *map(str, [*numbers, *settings])],
+            pass_fds=[numbers[0], numbers[2], numbers[3]],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         if done.returncode:
-            give_up(f"{done.stderr.strip()} (the peer is {peer})")
+            give_up(done.stderr.strip())
         return float(done.stdout)
 
 

@@ -86,6 +86,14 @@ class SuiteRun:
             if test["target"] == target and clause in test["clauses"]
         }
 
+    def findings(self, target: str) -> tuple[list[str], list[str]]:
+        """Return the statements of a target's findings: those that fail, and the warnings."""
+        [subject] = [one for one in self.document["subjects"] if one["target"] == target]
+        found: dict[str, list[str]] = {"failed": [], "warning": []}
+        for finding in subject["findings"]:
+            found[finding["outcome"]].append(finding["statement"])
+        return found["failed"], found["warning"]
+
 
 @cache
 def kept(folder: Path) -> SuiteRun:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -141,6 +142,41 @@ def test_a_failed_test_costs_no_look_at_all_results_before_it(tmp_path: Path) ->
     assert made is not None, run.stdout
     assert int(failed[1]) >= 3
     assert int(made[1]) <= 2
+
+
+def test_a_run_that_takes_too_long_says_what_it_found(tmp_path: Path) -> None:
+    own_device(tmp_path, NEVER_NOTIFIES, "Broken")
+    options = ["--virtio-patience=0.3", "--virtio-timeout=0.2", "--virtio-report=report.json"]
+    run = run_pytest(*options, "-k", "test_split and event_idx", folder=tmp_path)
+    assert run.returncode == pytest.ExitCode.TESTS_FAILED, run.stdout
+    assert "1 finding" in run.stdout
+    assert "cut short: it has taken 0.2 s, as --timeout says." in run.stdout
+    assert read(tmp_path / "report.json")["cut_short"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_ended_says_what_it_found(tmp_path: Path, number: signal.Signals) -> None:
+    # The test after the first that failed ends the run.
+    ends = f"""\
+import os
+
+class Broken(Rng):
+    def notify(self, queue):
+        pass
+
+    def negotiated(self, features):
+        super().negotiated(features)
+        Broken.times = getattr(Broken, "times", 0) + 1
+        if Broken.times == 3:
+            os.kill(os.getpid(), {int(number)})
+"""
+    own_device(tmp_path, ends, "Broken")
+    options = ["--virtio-patience=0.3", "--virtio-report=report.json"]
+    run = run_pytest(*options, "-k", "test_split and event_idx", folder=tmp_path)
+    assert run.returncode == pytest.ExitCode.INTERRUPTED, run.stdout
+    assert "1 finding" in run.stdout
+    assert "cut short: it was interrupted." in run.stdout
+    assert read(tmp_path / "report.json")["cut_short"]
 
 
 def test_a_feature_that_was_not_offered_makes_a_test_not_applicable(tmp_path: Path) -> None:

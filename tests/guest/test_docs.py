@@ -25,6 +25,8 @@ PAGES = sorted(DOCS.glob("*.md"))
 #: What the commands of a page need, where that is not KVM.
 _NEEDS = {
     "test-your-own-driver": [],
+    # It puts a disk to the whole suite, twice.
+    "first-broken-disk": [pytest.mark.timeout(400)],
     "test-your-own-backend": [
         pytest.mark.skipif(
             shutil.which("qemu-storage-daemon") is None,

@@ -1,5 +1,7 @@
 """The SCSI guest in a VM, on devices of ours and on QEMU's; and what --scsi says of a bad value."""
 
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from tests.guest.support import (
     run_in_qemu,
     virtiopy,
 )
+from tests.guest.vhost_user import serve
 
 
 @pytest.fixture
@@ -59,7 +62,8 @@ def test_the_same_scsi_guest_passes_on_a_device_of_qemus(image: Path) -> None:
         ("disk={image}.none", "does not exist"),
         ("cdrom={image},readonly=off", "readonly of a cdrom, which takes target, lun, "),
         ("disk={image},queue-size=3", "queue-size=3"),
-        ("disk={image}.qcow2", "no raw image"),
+        ("disk={image}.qcow2", "does not exist"),
+        ("disk={image},reaches={image}.none,lun=x", "lun=x: use a number"),
     ],
 )
 def test_a_value_that_is_wrong_is_said_in_a_sentence(image: Path, value: str, words: str) -> None:
@@ -70,3 +74,30 @@ def test_a_value_that_is_wrong_is_said_in_a_sentence(image: Path, value: str, wo
 def test_an_image_is_attached_once(image: Path) -> None:
     value = f"disk={image},disk={image}"
     assert_one_sentence(virtiopy("run", "--guest", "scsi", "--scsi", value), "is in use")
+
+
+@pytest.mark.skipif(shutil.which("qemu-storage-daemon") is None, reason="qemu-utils is missing")
+def test_the_scsi_guest_passes_on_an_image_of_another_format(tmp_path: Path) -> None:
+    image = tmp_path / "disk.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", image, "1M"], check=True)
+    scsi = f"disk={image},cache=none"
+    outcome = run_guest(tmp_path, "scsi", "--scsi", scsi, "--accel", "tcg")
+
+    assert outcome.failures() == []
+    assert outcome.status == 0, outcome.errors
+    check = subprocess.run(["qemu-img", "check", image], capture_output=True, check=False)
+    assert check.returncode == 0, check.stdout
+
+
+def test_the_scsi_guest_passes_on_a_device_that_another_process_serves(
+    tmp_path: Path, image: Path
+) -> None:
+    path = tmp_path / "scsi.sock"
+    with serve("scsi", f"disk={image},queues=2", path):
+        outcome = run_guest(tmp_path, "scsi", "--scsi", f"vhost-user={path}", "--accel", "tcg")
+        value = f"vhost-user={path},disk={image}"
+        assert_one_sentence(virtiopy("run", "--scsi", value), "leave disk out")
+
+    assert outcome.failures() == []
+    assert outcome.status == 0, outcome.errors
+    assert len(outcome.report["tests"]) > 60

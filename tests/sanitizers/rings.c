@@ -12,6 +12,8 @@
  */
 #include "../../virtiopy/_native/worker.c"
 
+#include <sys/socket.h>
+
 #define LARGEST 64	/* entries of the queue */
 #define REGIONS 3
 #define DISK_SECTORS 128
@@ -99,6 +101,7 @@ struct device {
 	struct vp_virtq queue;
 	struct vp_ring *ring;
 	struct vp_disk disk;
+	struct vp_port *port;	/* of a network device: else NULL */
 	struct vhost_user_queue_region *inflight;
 	uint8_t *log;
 	uint32_t log_too_small;
@@ -108,6 +111,11 @@ struct device {
 static struct vp_worker worker = { .engine = &engine, .wake = -1, .attention = -1 };
 static int sink = -1, image = -1;
 
+/* A link of frames: the device's end, and the fuzzer's. */
+static int link_ends[2];
+static struct vp_port port;
+static struct vp_filter filter = { .mac = { 2 }, .vlans = { 0x80 } };
+
 static void open_files(void)
 {
 	uint64_t count;
@@ -116,6 +124,7 @@ static void open_files(void)
 		sink = eventfd(0, EFD_NONBLOCK);
 		image = syscall(SYS_memfd_create, "image", 0);
 		CHECK(ftruncate(image, DISK_SECTORS * 512) == 0);
+		CHECK(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK, 0, link_ends) == 0);
 		worker.wake = worker.attention = sink;
 	}
 	if (read(sink, &count, sizeof(count)) < 0)
@@ -161,9 +170,43 @@ static void place_requests(struct device *device)
 	}
 }
 
+/* Takes what was sent, and what was not received. */
+static void drain_link(void)
+{
+	static char frame[1 << 17];
+
+	for (int end = 0; end < 2; end++)
+		while (read(link_ends[end], frame, sizeof(frame)) >= 0)
+			continue;
+}
+
+/* Makes the ring one of frames, which are subject to whatever the input says. */
+static void setup_net(struct device *device, struct input *input, bool is_transmit)
+{
+	uint32_t rules = take_number(input, 2);
+
+	drain_link();
+	filter.by_address = rules & 1;
+	filter.by_vlan = rules & 2;
+	filter.modes = rules >> 2 & 63;
+	memset(&port, 0, offsetof(struct vp_port, iov));
+	port.fd = link_ends[0];
+	port.filter = &filter;
+	port.mergeable = rules & 0x100;
+	port.rx_checksum = port.tx_checksum = rules & 0x200;
+	port.has_mtu = rules & 0x400;
+	port.mtu = 68;
+	port.rx_gso = port.tx_gso = rules & 0x800 ? 15 : 0;
+	port.enough = !port.mergeable ? 12 : port.rx_gso ? 12 + VP_LONGEST_FRAME : 12 + 68 + 18;
+	port.last = rules & 0x1000 ? 4096 : 0;
+	device->port = &port;
+	vp_ring_serve_net(device->ring, &port, is_transmit);
+}
+
 static void setup(struct device *device, struct input *input)
 {
-	uint32_t settings = take_number(input, 1), size = 1 << take_number(input, 1) % 7;
+	uint32_t settings = take_number(input, 1), sized = take_number(input, 1);
+	uint32_t size = 1 << (sized & 15) % 7;
 
 	memset(device, 0, sizeof(*device));
 	device->memory = malloc(sizeof(*device->memory) + REGIONS * sizeof(struct vp_region));
@@ -190,7 +233,10 @@ static void setup(struct device *device, struct input *input)
 	};
 	device->ring = vp_ring_new(&device->queue, sink, sink);
 	CHECK(device->ring);
-	vp_ring_serve_blk(device->ring, &device->disk);
+	if (sized & 0x40)
+		setup_net(device, input, sized & 0x80);
+	else
+		vp_ring_serve_blk(device->ring, &device->disk);
 	device->ring->worker = &worker;
 	begin_ring(&worker, device->ring);
 	job_count = 0;
@@ -214,6 +260,8 @@ static void check_books(const struct device *device)
 
 	for (int i = 0; i < LARGEST; i++)
 		with_python += device->given[i];
+	if (device->port)
+		with_python += device->port->ready_count + (device->port->unsent != NULL);
 	CHECK(ring->jobs == job_count);
 	CHECK(device->queue.in_flight == ring->jobs + up + down + with_python);
 	CHECK(ring->free_count == ring->slot_count - device->queue.in_flight);
@@ -295,12 +343,34 @@ static void offer(struct device *device, struct input *input)
 	avail->idx++;
 }
 
+/* A frame comes, behind a header of the input's. */
+static void inject_frame(struct device *device, struct input *input)
+{
+	static uint8_t frame[12 + VP_LONGEST_FRAME];
+	uint64_t length = take_number(input, take_number(input, 1) & 1 ? 2 : 1) % sizeof(frame), count;
+
+	if (!device->port)
+		return;
+	memset(frame, 0, length);
+	count = take_number(input, 1) % 40;
+	if (count > input->left)
+		count = input->left;
+	memcpy(frame, input->data, count < length ? count : length);
+	input->data += count;
+	input->left -= count;
+	if (length > 0 && write(link_ends[1], frame, length) < 0)
+		CHECK(errno == EAGAIN);
+	device->port->readable = true;
+}
+
 /* The device's turns, and Python's */
 
 static void serve_ring(struct device *device)
 {
 	is_ready(device->ring);
 	serve(device->ring);
+	if (device->port && device->ring->kind->ready && device->port->unsent)
+		drain_link();
 }
 
 static void finish_job(struct input *input)
@@ -395,7 +465,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	open_files();
 	setup(&device, &input);
 	while (input.left > 0) {
-		switch (take_number(&input, 1) % 9) {
+		switch (take_number(&input, 1) % 10) {
 		case 0:
 		case 1:
 			write_descriptor(&device, &input);
@@ -421,6 +491,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		case 8:
 			if (!device.ring->broken && vp_virtq_enable_kicks(&device.queue))
 				vp_virtq_disable_kicks(&device.queue);
+			break;
+		case 9:
+			inject_frame(&device, &input);
 			break;
 		}
 		check_books(&device);

@@ -4,8 +4,8 @@
 come from the kernel's headers at build time.
 """
 
+import binascii
 import sys
-import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,7 @@ except ModuleNotFoundError as error:
 _DECLARATIONS = b"".join(
     Path(__file__).with_name(name).read_bytes() for name in ("cdef.h", "cdef_rings.h")
 )
-if getattr(lib, "VP_DECLARATIONS", None) != zlib.crc32(_DECLARATIONS):
+if getattr(lib, "VP_DECLARATIONS", None) != binascii.crc32(_DECLARATIONS):
     raise ConfigError(f"the compiled part of virtiopy is of another version: {_REMEDY}.")
 
 if TYPE_CHECKING:

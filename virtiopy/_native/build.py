@@ -5,7 +5,7 @@ is left to the C compiler (``...``), which takes it from the kernel's headers; a
 headers lack fails the build.
 """
 
-import zlib
+import binascii
 from pathlib import Path
 
 from cffi import FFI
@@ -43,7 +43,7 @@ ffibuilder.cdef(DECLARATIONS.decode())
 ffibuilder.cdef("#define VP_DECLARATIONS ...")
 ffibuilder.set_source(
     "virtiopy._native._lib",
-    f'#include "native.h"\n#define VP_DECLARATIONS {zlib.crc32(DECLARATIONS)}u',
+    f'#include "native.h"\n#define VP_DECLARATIONS {binascii.crc32(DECLARATIONS)}u',
     sources=[f"virtiopy/_native/{name}.c" for name in SOURCES],
     include_dirs=["virtiopy/_native"],
     depends=[f"virtiopy/_native/{name}" for name in HEADERS],

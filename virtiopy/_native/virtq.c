@@ -210,7 +210,7 @@ static enum vp_pop next_head(struct vp_virtq *queue, uint16_t *head)
 			return VP_POP_EMPTY;
 		queue->seen = seen;
 	}
-	*head = READ_ONCE(queue->avail->ring[queue->next % queue->size]);
+	*head = READ_ONCE(queue->avail->ring[queue->next & (queue->size - 1)]);
 	if (*head >= queue->size)	/* 2.7.6 */
 		return fail(queue, VP_POP_BROKEN, VP_FAULT_HEAD, *head, 0);
 	return VP_POP_CHAIN;
@@ -351,7 +351,7 @@ static void mark_written(struct vp_virtq *queue, const struct vp_chain *chain)
 
 void vp_virtq_put(struct vp_virtq *queue, const struct vp_chain *chain, uint32_t written)
 {
-	struct vring_used_elem *element = &queue->used->ring[queue->used_idx % queue->size];
+	struct vring_used_elem *element = &queue->used->ring[queue->used_idx & (queue->size - 1)];
 	struct vhost_user_queue_region *inflight = queue->inflight;
 
 	if (queue->dirty.log)

@@ -76,7 +76,7 @@ struct vp_virtq {
 	struct vring_desc *desc;
 	struct vring_avail *avail;
 	struct vring_used *used;
-	uint32_t size;
+	uint32_t size;		/* a power of 2 (2.7) */
 	uint32_t longest;	/* the most descriptors of a chain */
 	bool event_idx, indirect;
 

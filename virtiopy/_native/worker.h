@@ -186,8 +186,9 @@ struct vp_port {
 	uint64_t room;
 	struct vp_slot *unsent;	/* a frame that the link has no room for */
 	uint64_t held;		/* bytes in `frame`, of one that waits for buffers */
+	uint64_t last;		/* bytes of the frame that was received last */
 	struct iovec iov[1024 + 1];
-	uint8_t frame[12 + VP_LONGEST_FRAME + 65536];
+	uint8_t frame[12 + VP_LONGEST_FRAME + 65536] __attribute__((aligned(8)));
 	uint8_t overflow[12 + VP_LONGEST_FRAME];
 };
 

@@ -89,6 +89,9 @@ virtiopy conformance compare A.json B.json puts two reports side by side.
 )
 @click.option("--patience", metavar="SECONDS", help="Wait so long for what has to come (5).")
 @click.option(
+    "--timeout", metavar="SECONDS", help="Begin no test after so long, and say what was found."
+)
+@click.option(
     "--report",
     "reports",
     metavar="FILE",
@@ -110,6 +113,7 @@ def command(
     walks: str | None,
     replay: str | None,
     patience: str | None,
+    timeout: str | None,
     thorough: str | None,
     strict: bool,
     output: str | None,
@@ -142,6 +146,7 @@ def command(
         "walks": walks,
         "replay": replay,
         "patience": patience,
+        "timeout": timeout,
         "thorough": thorough,
         "output": output,
     }

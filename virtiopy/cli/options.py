@@ -24,7 +24,7 @@ class DeviceOptions:
     `repeatable`.
 
     Each key of `parts` begins a part, which ends where the next begins: what follows of its own
-    keys, by that mapping, is the part's.
+    keys, by that mapping, is the part's, with the same `repeatable` ones.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class DeviceOptions:
                     f"{'; a comma of a value is written twice' if not equals else ''}."
                 )
             if key in parts:
-                self.parts.append((key, DeviceOptions(option, "", parts[key])))
+                self.parts.append((key, DeviceOptions(option, "", parts[key], self._lists)))
                 self.parts[-1][1].main = value
             elif self.parts and key in parts[self.parts[-1][0]]:
                 self.parts[-1][1]._take(key, value)

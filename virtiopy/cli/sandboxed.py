@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import click
 
@@ -33,8 +34,18 @@ def sandbox_option(function: Callable[..., int]) -> Callable[..., int]:
     )(function)
 
 
+def _images(entry: DeviceEntry, options: DeviceOptions) -> list[DeviceOptions]:
+    """Return the options of each image that may be of any format."""
+    if entry.name == "blk":
+        return [options]
+    return [part for _, part in options.parts]
+
+
 class Sandbox:
     """Collects what the options of a command line need, and then enters the sandbox."""
+
+    #: Whether this process was to enter one: what it has not open then it cannot open.
+    entered: ClassVar[bool] = False
 
     def __init__(self, mode: str, user: str | None) -> None:
         self.mode = SandboxMode(mode)
@@ -55,7 +66,7 @@ class Sandbox:
         """Keep what a device of the command line needs."""
         if vhost_user_path(options) is not None:
             self.abilities |= Ability.CONNECT
-        elif entry.name == "blk" and needs_storage_daemon(options):
+        elif any(needs_storage_daemon(one) for one in _images(entry, options)):
             from virtiopy.host.storage import running
 
             self.abilities |= Ability.START
@@ -89,6 +100,7 @@ class Sandbox:
         # Threads that work rings let it through.
         from virtiopy.worker.thread import REMINDER
 
+        Sandbox.entered = self.mode is not SandboxMode.OFF
         enter(
             self.mode,
             self.abilities,

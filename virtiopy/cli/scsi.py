@@ -11,8 +11,11 @@ from virtiopy.devices.base import VirtioDevice
 from virtiopy.errors import ConfigError
 
 if TYPE_CHECKING:
+    from virtiopy.devices.scsi import Address
+    from virtiopy.devices.scsi.plugging import UnitAddresses
     from virtiopy.devices.scsi.spc import PrimaryUnit
-    from virtiopy.host.disk import DiskImage
+    from virtiopy.host.disk import CacheMode, DiskImage
+    from virtiopy.host.nbd import NbdDisk
     from virtiopy.vhost.user.rings import Lease
 
 #: Digits of the serial number of a unit that was given none.
@@ -37,6 +40,18 @@ def build_served_scsi(options: DeviceOptions) -> "tuple[VirtioDevice, Lease | No
     return device, lease
 
 
+def connect_scsi(socket: Path, options: DeviceOptions) -> VirtioDevice:
+    """Make the device that another process serves at a socket; raises ConfigError."""
+    from virtiopy.vhost.user.scsi import open_scsi
+
+    if options.parts:
+        raise ConfigError(
+            f"{options.option} is a vhost-user backend's, which has its own units: "
+            f"leave {options.parts[0][0]} out here."
+        )
+    return open_scsi(socket)
+
+
 class _Lease:
     """The images of a device: all of them are claimed, or none."""
 
@@ -59,8 +74,7 @@ class _Lease:
 
 
 def _build(options: DeviceOptions, *, claimed: bool) -> "tuple[VirtioDevice, Sequence[DiskImage]]":
-    from virtiopy.devices.scsi import Address, Scsi
-    from virtiopy.devices.scsi.address import LUN_MAX, TARGET_MAX
+    from virtiopy.devices.scsi import Scsi
     from virtiopy.virtqueue.layout import QUEUE_SIZE_MAX, valid_queue_size
 
     if not options.parts:
@@ -73,15 +87,7 @@ def _build(options: DeviceOptions, *, claimed: bool) -> "tuple[VirtioDevice, Seq
     num_queues = options.number("queues", 1, 1, 64)
     addresses: dict[Address, DeviceOptions] = {}
     for _, part in options.parts:
-        target = part.number("target", 0, 0, TARGET_MAX)
-        free = next(n for n in range(LUN_MAX + 1) if Address(target, n) not in addresses)
-        address = Address(target, part.number("lun", free, 0, LUN_MAX))
-        if address in addresses:
-            raise ConfigError(
-                f"{options.option} has two units at target={target},lun={address.lun}: give each "
-                "an address of its own."
-            )
-        addresses[address] = part
+        addresses[_address(part, addresses)] = part
     units: dict[Address, PrimaryUnit] = {}
     images: list[DiskImage] = []
     with contextlib.ExitStack() as opened:
@@ -89,13 +95,55 @@ def _build(options: DeviceOptions, *, claimed: bool) -> "tuple[VirtioDevice, Seq
             unit, image = _open_unit(kind, part, claimed=claimed)
             opened.callback(unit.close)
             units[address] = unit
-            images.append(image)
+            if image is not None:
+                images.append(image)
         device = Scsi(units, num_queues=num_queues, queue_size=queue_size)
+        device.open_unit = _plug
         opened.pop_all()
     return device, images
 
 
-def _open_unit(kind: str, part: DeviceOptions, *, claimed: bool) -> "tuple[PrimaryUnit, DiskImage]":
+def _address(part: DeviceOptions, taken: "UnitAddresses") -> "Address":
+    """Return where a unit is to be, which has the first free LUN of its target by default."""
+    from virtiopy.devices.scsi import Address
+    from virtiopy.devices.scsi.features import LUN_MAX, TARGET_MAX
+
+    target = part.number("target", 0, 0, TARGET_MAX)
+    free = next((n for n in range(LUN_MAX + 1) if Address(target, n) not in taken), 0)
+    address = Address(target, part.number("lun", free, 0, LUN_MAX))
+    if address in taken:
+        raise ConfigError(
+            f"{part.option} has two units at target={target},lun={address.lun}: give each "
+            "an address of its own."
+        )
+    return address
+
+
+def _plug(text: str, taken: "UnitAddresses") -> "tuple[Address, PrimaryUnit]":
+    """Open the image of a unit that is plugged in while the VM runs."""
+    from virtiopy.cli.attachments import parse
+    from virtiopy.cli.sandboxed import Sandbox
+    from virtiopy.devices.registry import entry_named
+
+    if Sandbox.entered:
+        raise ConfigError(
+            "The run is in a sandbox, where it opens no more images: start it with --sandbox off "
+            "to plug units in."
+        )
+    options = parse(entry_named("scsi"), text)
+    if len(options.parts) != 1 or options.keys:
+        raise ConfigError(
+            f"{text} is not one unit: write it as in disk=b.img,lun=1, with keys of its own alone."
+        )
+    [(kind, part)] = options.parts
+    address = _address(part, taken)
+    unit, _ = _open_unit(kind, part, claimed=True)
+    return address, unit
+
+
+def _open_unit(
+    kind: str, part: DeviceOptions, *, claimed: bool
+) -> "tuple[PrimaryUnit, DiskImage | None]":
     """Open the image of a unit; raises ConfigError."""
     from virtiopy.cli.attachments import needs_storage_daemon
     from virtiopy.devices.scsi import Cdrom, ScsiDisk
@@ -105,11 +153,6 @@ def _open_unit(kind: str, part: DeviceOptions, *, claimed: bool) -> "tuple[Prima
     path = Path(part.main)
     if not part.main:
         raise ConfigError(f"{part.option} has {kind}= without an image: name one.")
-    if kind == "disk" and needs_storage_daemon(part):
-        raise ConfigError(
-            f"{part.main} is no raw image, which {part.option} needs: convert it with "
-            "`qemu-img convert -O raw`, or attach it by --disk."
-        )
     serial = part.text("serial", "") or _serial_of(path)
     if not serial.isascii() or not serial.isprintable() or len(serial) > SERIAL_MAX:
         raise ConfigError(
@@ -118,6 +161,12 @@ def _open_unit(kind: str, part: DeviceOptions, *, claimed: bool) -> "tuple[Prima
     cache = CacheMode(part.choice("cache", list(CacheMode), CacheMode.WRITEBACK))
     # All that is read of the options is checked before anything is opened.
     rotational = part.flag("rotational", default=True)
+    writeback = cache is not CacheMode.WRITETHROUGH
+    if needs_storage_daemon(part):
+        disk = _open_formatted(part, cache, readonly=True if kind == "cdrom" else None)
+        if kind == "cdrom":
+            return Cdrom(disk, serial=serial), None
+        return ScsiDisk(disk, serial=serial, writeback=writeback, rotational=rotational), None
     image = DiskImage(
         path,
         readonly=kind == "cdrom" or part.flag("readonly"),
@@ -127,8 +176,29 @@ def _open_unit(kind: str, part: DeviceOptions, *, claimed: bool) -> "tuple[Prima
     )
     if kind == "cdrom":
         return Cdrom(image, serial=serial), image
-    writeback = cache is not CacheMode.WRITETHROUGH
     return ScsiDisk(image, serial=serial, writeback=writeback, rotational=rotational), image
+
+
+def _open_formatted(part: DeviceOptions, cache: "CacheMode", *, readonly: bool | None) -> "NbdDisk":
+    """Have qemu-storage-daemon serve an image of another format, and use it by NBD."""
+    from virtiopy.cli.attachments import image_format
+    from virtiopy.host.nbd import NbdDisk
+    from virtiopy.host.storage import NBD_NAME, NbdImage, StorageDaemon
+
+    if part.text("readonly", ""):
+        readonly = part.flag("readonly")
+    image = NbdImage(
+        part.main,
+        image_format(part),
+        readonly=readonly,
+        cache=cache,
+        reaches=tuple(Path(name) for name in part.texts("reaches")),
+    )
+    with contextlib.ExitStack() as opened:
+        daemon = opened.enter_context(StorageDaemon(image))
+        disk = NbdDisk(daemon.connect, NBD_NAME, release=daemon.close)
+        opened.pop_all()
+    return disk
 
 
 def _serial_of(path: Path) -> str:

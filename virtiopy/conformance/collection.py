@@ -1,12 +1,17 @@
 """Which of the suite's tests are collected, and what becomes of each: loaded when asked for."""
 
+import math
+import signal
 import sys
+import threading
+import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from virtiopy.conformance.clauses.definitions import COMPLETION, everything
 from virtiopy.conformance.drivers import DRIVERS, driver_of
 from virtiopy.conformance.marks import SUITE, suite_files
 from virtiopy.conformance.problems import BlockedError, NotApplicableError, words_of
@@ -30,6 +35,7 @@ from virtiopy.conformance.targets.target import PATIENCE, Target, parse
 from virtiopy.conformance.walks.steps import Step
 from virtiopy.conformance.walks.steps import load as load_steps
 from virtiopy.errors import ConfigError
+from virtiopy.statements.terms import Keyword
 
 #: How many random walks there are, where it is not said.
 WALKS_COUNT = 25
@@ -37,6 +43,7 @@ WALKS_COUNT = 25
 TARGET = pytest.StashKey[Target]()
 PATIENCE_KEY = pytest.StashKey[float]()
 THOROUGH = pytest.StashKey[float]()
+TIMEOUT = pytest.StashKey["Timeout"]()
 TRACE = pytest.StashKey[Trace]()
 JUDGE = pytest.StashKey[Judge]()
 RESULTS = pytest.StashKey[Results]()
@@ -70,12 +77,35 @@ def pytest_configure(config: pytest.Config) -> None:
     try:
         config.stash[PATIENCE_KEY] = _seconds("patience", option("virtio_patience"), PATIENCE)
         config.stash[THOROUGH] = _seconds("thorough", option("virtio_thorough"), 0)
+        config.stash[TIMEOUT] = Timeout(_seconds("timeout", option("virtio_timeout"), math.inf))
         config.stash[REPORTS] = [reports.check_path(text) for text in option("virtio_report")]
         config.stash[WALKS] = _walks(option("virtio_walks"), option("virtio_replay"))
         if option("virtio_target") or option("virtio_spawn"):
             config.stash[TARGET] = _target(config)
     except ConfigError as error:
         raise pytest.UsageError(str(error)) from error
+    if threading.current_thread() is threading.main_thread():
+        # Whoever ends the run is told what was found, as after Ctrl-C.
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+        def restore() -> None:
+            signal.signal(signal.SIGTERM, before)
+
+        config.add_cleanup(restore)
+
+
+class Timeout:
+    """The end of a run that may take so many seconds from now on."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._end = time.monotonic() + seconds
+
+    @property
+    def over(self) -> str:
+        """Why no test is to begin any more; "" while one may."""
+        late = time.monotonic() >= self._end
+        return f"it has taken {self._seconds:g} s, as --timeout says." if late else ""
 
 
 def _seconds(name: str, text: str | None, default: float) -> float:
@@ -197,18 +227,33 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: (targets[target_of(item)], _rank(item)) if in_suite(item) else ())
 
 
-#: The files of the suite's tests, in the order in which they are run; devices come after `blk`.
+#: The files of the suite's tests about every device, in the order in which they are run.
 _ORDER = ("test_basic", "test_split", "test_mmio")
 
 
 def _rank(item: pytest.Item) -> int:
     if not item.path.is_relative_to(SUITE):
         return -1
+    if COMPLETION in clauses_of(item):
+        return 0
     if item.path.stem in _ORDER:
-        return _ORDER.index(item.path.stem)
+        return 2 + _ORDER.index(item.path.stem)
+    last = 2 + len(_ORDER)
     if item.path.stem == "test_walks":
-        return len(_ORDER) + 2
-    return len(_ORDER) + (item.path.parent.name == "hostile")
+        return last + 2
+    if item.path.parent.name == "hostile":
+        return last + 1
+    return 1 if is_basis(item) else last
+
+
+def is_basis(item: pytest.Item) -> bool:
+    """Say whether a test is about what tests of other statements stand on.
+
+    Such tests come first, and are not hurried: what they find is not held against others.
+    """
+    known = everything()
+    clauses = [known[clause] for clause in clauses_of(item) if clause in known]
+    return any(clause.keyword is Keyword.DEFINITION or clause.bears for clause in clauses)
 
 
 def _concerns(item: pytest.Item) -> bool:
@@ -313,7 +358,7 @@ def _go_on(item: pytest.Item, error: BaseException | None) -> None:
         progress.take(error, served=session.served, slowest=session.slowest)
     else:
         progress.take(error, served=False)
-    if not (why := progress.hopeless or progress.cut_short):
+    if not (why := progress.hopeless or progress.cut_short or config.stash[TIMEOUT].over):
         return
     config.stash[RESULTS].cut_short = why
     if all(target_of(other) is target for other in item.session.items if in_suite(other)):
@@ -422,11 +467,11 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """Write the reports, if anything was tested, and say in the exit status what was found."""
     config = session.config
     results = config.stash[RESULTS]
-    paths = config.stash[REPORTS]
-    if not results.subjects:
-        paths.clear()
-    for path in paths:
-        reports.write(path, document(results))
+    if session.exitstatus == pytest.ExitCode.INTERRUPTED and not results.cut_short:
+        results.cut_short = "it was interrupted."
+        _write(config)
+        return
+    _write(config)
     if results.cut_short:
         # Where another target could be tested, the run has a verdict.
         vain = set(results.subjects) <= set(_hopeless(config))
@@ -436,3 +481,13 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     remarks = any(result.remarks for result in results)
     if session.exitstatus == pytest.ExitCode.OK and results.strict and remarks:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _write(config: pytest.Config) -> None:
+    """Write the reports, if anything was tested."""
+    results = config.stash[RESULTS]
+    paths = config.stash[REPORTS]
+    if not results.subjects:
+        paths.clear()
+    for path in paths:
+        reports.write(path, document(results))

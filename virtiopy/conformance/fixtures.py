@@ -11,6 +11,7 @@ from virtiopy.conformance.collection import (
     SESSION,
     THOROUGH,
     TRACE,
+    is_basis,
     note_subject,
     progress_of,
     target_of,
@@ -46,7 +47,7 @@ def session(request: pytest.FixtureRequest, virtio_target: Target) -> Iterator[S
     if why := progress.hopeless or progress.cut_short:
         pytest.skip(f"the run of this target was cut short: {why}")
     asked_for = node.config.stash[PATIENCE_KEY]
-    patience = progress.patience(asked_for)
+    patience = asked_for if is_basis(node) else progress.patience(asked_for)
     try:
         session = virtio_target.open(trace, patience)
     except ConfigError as error:

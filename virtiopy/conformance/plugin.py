@@ -17,6 +17,7 @@ _OPTIONS = (
     ("replay", "FILE", "walk the walk in this file, and run no other test"),
     ("thorough", "SECONDS", "how long each test with random work goes on"),
     ("patience", "SECONDS", "how long is waited for what has to come (5)"),
+    ("timeout", "SECONDS", "begin no test after so long, and say what was found"),
 )
 
 _MARKS = (

@@ -62,6 +62,9 @@ _NBD = ("nbd", "nbd+tcp", "nbd+unix")
 
 _NBD_PORT = 10809
 
+#: What an image is called that the daemon serves by NBD.
+NBD_NAME = "disk"
+
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://")
 
 #: A part of QEMU's --blockdev and --export, which take JSON.
@@ -127,6 +130,10 @@ class Image:
             "file": self._protocol(),
         }
         return json.dumps(node)
+
+    def serving(self, path: Path) -> list[str]:
+        """Return the options that serve it as a block device at a socket."""
+        return ["--export", self.export(path)]
 
     def export(self, path: Path) -> str:
         """Return the value of --export, for a socket at `path`."""
@@ -199,6 +206,23 @@ class Image:
         return {"type": "inet", "host": host, "port": str(port or _NBD_PORT)}
 
 
+@dataclass(slots=True, frozen=True)
+class NbdImage(Image):
+    """An image that is served by the NBD protocol, for virtiopy's own devices to use."""
+
+    def serving(self, path: Path) -> list[str]:
+        """Return the options that serve it at a socket."""
+        server: _Node = {"addr": {"type": "unix", "path": str(path)}, "max-connections": 0}
+        node: _Node = {
+            "type": "nbd",
+            "id": "disk",
+            "node-name": "disk",
+            "name": NBD_NAME,
+            "writable": not self.is_readonly,
+        }
+        return ["--nbd-server", json.dumps(server), "--export", json.dumps(node)]
+
+
 class StorageDaemon(Closing):
     """A qemu-storage-daemon with one image; raises ConfigError, with what it says, when it cannot.
 
@@ -265,7 +289,7 @@ class StorageDaemon(Closing):
             *("setpriv", "--pdeathsig", signal.Signals.SIGTERM.name.removeprefix("SIG")),
             *capability_options(self.image.files),
             DAEMON,
-            *("--blockdev", self._blockdev, "--export", self.image.export(self.path)),
+            *("--blockdev", self._blockdev, *self.image.serving(self.path)),
             *("--pidfile", str(self._ready)),
         ]
         with self._stderr.open("wb") as stderr:

@@ -1,6 +1,6 @@
 """Balloon devices with a fault."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import ClassVar
 
@@ -18,6 +18,7 @@ from virtiopy.virtqueue.queue import Chain, QueueError, Virtqueue
 #: Where poison_val is in struct virtio_balloon_config (5.5.4).
 POISON_OFFSET = 12
 
+INFLATEQ, DEFLATEQ = BalloonQueue.inflateq, BalloonQueue.deflateq
 STATSQ, REPORTING_VQ = BalloonQueue.statsq, BalloonQueue.reporting_vq
 
 TELL = BalloonFeature.VIRTIO_BALLOON_F_MUST_TELL_HOST
@@ -122,6 +123,42 @@ class ReadsStatisticsInOrder(QueueProxy):
     def popped(self, chain: Chain) -> FaultyChain:
         values = [value for _, value in statistics(chain)]
         return misread(chain, enumerate(values))
+
+
+class KeepsItsFirstStatistics(QueueProxy):
+    """Reads the first buffer of statistics again and again."""
+
+    first: Sequence[tuple[int, bytes]] = ()
+
+    def popped(self, chain: Chain) -> FaultyChain:
+        self.first = self.first or statistics(chain)
+        return misread(chain, self.first)
+
+
+class HasStatisticsOf32Bits(QueueProxy):
+    """Cuts values to 32 bits."""
+
+    def popped(self, chain: Chain) -> FaultyChain:
+        return misread(chain, [(tag, v[:4] + bytes(4)) for tag, v in statistics(chain)])
+
+
+# What is in the balloon (5.5.6)
+
+
+class LosesTheLastPage(QueueProxy):
+    """Takes no notice of the last page of more than two."""
+
+    def popped(self, chain: Chain) -> FaultyChain:
+        data = gather(chain.readable)
+        seen = data if len(data) <= 8 else data[:-4]
+        return FaultyChain(chain, [memoryview(seen)], chain.writable)
+
+
+class TakesEachRequestForAPage(QueueProxy):
+    """Takes the first page of each request."""
+
+    def popped(self, chain: Chain) -> FaultyChain:
+        return FaultyChain(chain, [memoryview(gather(chain.readable)[:4])], chain.writable)
 
 
 # Pages that the driver reports (5.5.6.7)
@@ -270,7 +307,15 @@ MUTANTS = [
         [
             ("5.5.6.3.2:1", KnowsNoStrangers),
             ("5.5.6.3.2:2", ReadsStatisticsInOrder),
+            ("5.5.6.3:1", KeepsItsFirstStatistics),
+            ("5.5.6.3:1", HasStatisticsOf32Bits),
         ],
     ),
+    *over_queue(
+        INFLATEQ,
+        build_balloon,
+        [("5.5.6:2", LosesTheLastPage), ("5.5.6:2", TakesEachRequestForAPage)],
+    ),
+    *over_queue(DEFLATEQ, build_balloon, [("5.5.6:2", LosesTheLastPage)]),
     *over_queue(REPORTING_VQ, build_balloon, [("5.5.6.7.2:1", RoundsReportsUp)]),
 ]

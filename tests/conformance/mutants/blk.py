@@ -342,7 +342,6 @@ MUTANTS = [
     *mutants(
         build_blk,
         [
-            ("5.2.5.2:1", OffersNoFlush),
             ("5.2.5.2:2", OffersNoFlush),
             ("5.2.5.2:3", KeepsWriteback),
             ("5.2.5.2:4", HasStalePadding),

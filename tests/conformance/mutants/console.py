@@ -1,6 +1,12 @@
 """Console devices with a fault."""
 
+from collections.abc import Mapping
+from itertools import count
+from typing import ClassVar
+
+from tests.conformance.faults import Proxy, faulty
 from tests.conformance.mutants import mutants
+from virtiopy.conformance.drivers.console import OUTPUT, TYPED
 from virtiopy.conformance.targets.builders import build_console
 from virtiopy.devices.console import (
     CONTROL_RECEIVEQ,
@@ -8,7 +14,8 @@ from virtiopy.devices.console import (
     Console,
     ControlEvent,
 )
-from virtiopy.virtqueue.buffers import gather, scatter
+from virtiopy.devices.streams import Stream
+from virtiopy.virtqueue.buffers import Buffers, gather, scatter
 from virtiopy.virtqueue.queue import Chain, Virtqueue
 
 
@@ -79,10 +86,145 @@ class RemovesPortsThatItNeverAdded(_Talking):
         self.say(number, ControlEvent.DEVICE_REMOVE)
 
 
+# Bytes that are lost, repeated, late or not the same (5.3.6)
+
+
+class OnStreams(Console):
+    """Has streams with a fault."""
+
+    fault: ClassVar[type[Proxy]]
+
+    def __init__(
+        self,
+        stream: Stream,
+        channels: Mapping[str, Stream] | None = None,
+        *,
+        max_nr_ports: int | None = None,
+    ) -> None:
+        faults = {name: faulty(one, self.fault) for name, one in (channels or {}).items()}
+        super().__init__(faulty(stream, self.fault), faults, max_nr_ports=max_nr_ports)
+
+
+class _Stream(Proxy):
+    def __init__(self, real: object) -> None:
+        super().__init__(real)
+        self.calls = count(1)
+
+    def some(self) -> bool:
+        """Say whether it is one of those to be wrong."""
+        return next(self.calls) % 10 == 0
+
+    def write(self, buffers: Buffers) -> int:
+        data = gather(buffers)
+        self.real.write([memoryview(self.out(data))])
+        return len(data)
+
+    def out(self, data: bytes) -> bytes:
+        """Return what comes out for what is written."""
+        return data
+
+    def read(self, count: int) -> bytes:
+        return self.come(self.real.read(count))
+
+    def come(self, data: bytes) -> bytes:
+        """Return what comes in of what is typed."""
+        return data
+
+
+class _LosesOutput(_Stream):
+    def out(self, data: bytes) -> bytes:
+        return data[:-1] if self.some() else data
+
+
+class _RepeatsOutput(_Stream):
+    def out(self, data: bytes) -> bytes:
+        return data * 2 if self.some() else data
+
+
+class _TranslatesNewlines(_Stream):
+    def out(self, data: bytes) -> bytes:
+        return data.replace(b"\n", b"\r\n")
+
+
+class _TurnsOutputRound(_Stream):
+    def out(self, data: bytes) -> bytes:
+        return data[1:] + data[:1] if self.some() else data
+
+
+class _LosesInput(_Stream):
+    def come(self, data: bytes) -> bytes:
+        return data[:-1] if data and self.some() else data
+
+
+class _RepeatsInput(_Stream):
+    """Reads the last byte again, in the place of the first that comes then."""
+
+    last = b""
+
+    def come(self, data: bytes) -> bytes:
+        last, self.last = self.last, data[-1:] or self.last
+        return last + data[1:] if data and self.some() else data
+
+
+class _HasSevenBits(_Stream):
+    def come(self, data: bytes) -> bytes:
+        return bytes(byte & 0x7F for byte in data)
+
+
+class LosesBytesThatAreWritten(OnStreams):
+    fault = _LosesOutput
+
+
+class RepeatsBytesThatAreWritten(OnStreams):
+    fault = _RepeatsOutput
+
+
+class TranslatesNewlines(OnStreams):
+    fault = _TranslatesNewlines
+
+
+class ReordersBytesThatAreWritten(OnStreams):
+    fault = _TurnsOutputRound
+
+
+class LosesBytesThatAreTyped(OnStreams):
+    fault = _LosesInput
+
+
+class RepeatsBytesThatAreTyped(OnStreams):
+    fault = _RepeatsInput
+
+
+class ReadsSevenBits(OnStreams):
+    fault = _HasSevenBits
+
+
+class MixesItsPortsUp(Console):
+    """Has the streams of its ports the other way round."""
+
+    def __init__(
+        self,
+        stream: Stream,
+        channels: Mapping[str, Stream] | None = None,
+        *,
+        max_nr_ports: int | None = None,
+    ) -> None:
+        [(name, other)] = (channels or {}).items()
+        super().__init__(other, {name: stream}, max_nr_ports=max_nr_ports)
+
+
 MUTANTS = [
     *mutants(
         build_console,
         [
+            (OUTPUT, LosesBytesThatAreWritten),
+            (OUTPUT, RepeatsBytesThatAreWritten),
+            (OUTPUT, TranslatesNewlines),
+            (OUTPUT, ReordersBytesThatAreWritten),
+            (OUTPUT, MixesItsPortsUp),
+            (TYPED, LosesBytesThatAreTyped),
+            (TYPED, RepeatsBytesThatAreTyped),
+            (TYPED, ReadsSevenBits),
             ("5.3.5.1:1", TakesEmergencyWritesOnlyWhenItRuns),
             ("5.3.5.1:2", PrintsTheUpperByte),
             ("5.3.5.1:2", LosesEmergencyWrites),

@@ -7,8 +7,10 @@ from typing import ClassVar
 from tests.conformance.faults import FaultyChain, Proxy, QueueProxy, faulty
 from tests.conformance.mutants import mutants, over_queue
 from virtiopy._native import ffi
+from virtiopy.conformance.drivers.net import UNKNOWN_GSO, Gso
 from virtiopy.conformance.targets.builders import build_net
 from virtiopy.devices.net import FrameLink, Net
+from virtiopy.devices.net.control import ReceiveFilter
 from virtiopy.devices.net.features import Terms
 from virtiopy.devices.net.header import (
     GSO_NONE,
@@ -19,7 +21,7 @@ from virtiopy.devices.net.header import (
 )
 from virtiopy.devices.net.path import Receiver
 from virtiopy.virtqueue.buffers import Buffers, gather, scatter, split_at, total
-from virtiopy.virtqueue.queue import Chain
+from virtiopy.virtqueue.queue import Chain, Virtqueue
 
 #: Where struct virtio_net_hdr says how many buffers a frame has.
 NUM_BUFFERS = slice(10, 12)
@@ -145,7 +147,7 @@ class VouchesForChecksums(_Rules):
     rules = _RashRules
 
 
-class _OnLink(Net):
+class OnLink(Net):
     """Has a link with a fault."""
 
     fault: ClassVar[type[Proxy]]
@@ -165,7 +167,7 @@ class _Fragmenter(Proxy):
             self.real.write(pair, [header, part])
 
 
-class Fragments(_OnLink):
+class Fragments(OnLink):
     fault = _Fragmenter
 
 
@@ -189,11 +191,17 @@ class SpreadsFramesUnasked(_Terms):
 
 
 class _Miscounter(Receiver):
+    def start(self, queue: Virtqueue, terms: Terms, filter_: ReceiveFilter) -> None:
+        super().start(queue, terms, filter_)
+        self.mergeable = terms.mergeable
+
     def header(self, start: bytes, count: int) -> bytes:
-        return super().header(start, 0)
+        return super().header(start, count if self.mergeable else 0)
 
 
 class LeavesNumBuffersAt0(_Receiving):
+    """Counts buffers only where there may be several."""
+
     receiver = _Miscounter
 
 
@@ -236,12 +244,53 @@ class UsesBuffersBeforeThereAreEnough(QueueProxy):
 
 
 class _FlagPasser(Receiver):
+    """Passes these flags whatever was negotiated."""
+
+    flags: ClassVar[int]
+
     def header(self, start: bytes, count: int) -> bytes:
-        return start[:1] + super().header(start, count)[1:]
+        header = super().header(start, count)
+        return bytes([header[0] | start[0] & self.flags]) + header[1:]
 
 
-class PassesAllFlags(_Receiving):
-    receiver = _FlagPasser
+class _DataValid(_FlagPasser):
+    flags = HeaderFlag.DATA_VALID
+
+
+class PassesDataValid(_Receiving):
+    receiver = _DataValid
+
+
+class _RscInfo(_FlagPasser):
+    flags = 4
+
+
+class PassesRscInfo(_Receiving):
+    receiver = _RscInfo
+
+
+class _UdpTunnelCsum(_FlagPasser):
+    flags = 8
+
+
+class PassesUdpTunnelCsum(_Receiving):
+    receiver = _UdpTunnelCsum
+
+
+class _Security(_FlagPasser):
+    flags = 16
+
+
+class PassesSecurity(_Receiving):
+    receiver = _Security
+
+
+class _SecurityErr(_FlagPasser):
+    flags = 32
+
+
+class PassesSecurityErr(_Receiving):
+    receiver = _SecurityErr
 
 
 class PassesPartialChecksums(_Terms):
@@ -251,18 +300,92 @@ class PassesPartialChecksums(_Terms):
         return replace(terms, rx_checksum=True)
 
 
-class PassesAllGsoTypes(_Terms):
+class _Passes(_Terms):
+    """Has frames with these values of gso_type passed to any driver."""
+
+    gso_types: ClassVar[frozenset[int]]
+
     def changed(self, terms: Terms) -> Terms:
-        return replace(terms, rx_gso_types=frozenset(range(256)))
+        return replace(terms, rx_gso_types=terms.rx_gso_types | self.gso_types)
 
 
-class _Believer(Receiver):
+class PassesTcpv4(_Passes):
+    gso_types = frozenset([Gso.TCPV4, Gso.TCPV4 | Gso.ECN])
+
+
+class PassesTcpv6(_Passes):
+    gso_types = frozenset([Gso.TCPV6, Gso.TCPV6 | Gso.ECN])
+
+
+class PassesUdp(_Passes):
+    gso_types = frozenset([Gso.UDP, Gso.UDP | Gso.ECN])
+
+
+class PassesUdpL4(_Passes):
+    gso_types = frozenset([Gso.UDP_L4, Gso.UDP_L4 | Gso.ECN])
+
+
+class PassesWhatItDoesNotKnow(_Passes):
+    gso_types = frozenset([UNKNOWN_GSO])
+
+
+class PassesEcn(_Terms):
+    """Has ECN passed to every driver that takes large frames."""
+
+    def changed(self, terms: Terms) -> Terms:
+        more = {Gso.TCPV4 | Gso.ECN} if Gso.TCPV4 in terms.rx_gso_types else set()
+        return replace(terms, rx_gso_types=terms.rx_gso_types | more)
+
+
+#: The bits of gso_type that say that a frame is in a tunnel.
+_TUNNELLED = Gso.UDP_TUNNEL_IPV4 | Gso.UDP_TUNNEL_IPV6
+
+
+class PassesTunnels(_Passes):
+    gso_types = frozenset(
+        Gso.TCPV4 | bits for bits in (Gso.UDP_TUNNEL_IPV4, Gso.UDP_TUNNEL_IPV6, _TUNNELLED)
+    )
+
+
+class _TunnelHider(Receiver):
+    def header(self, start: bytes, count: int) -> bytes:
+        return super().header(start[:1] + bytes([start[1] & ~_TUNNELLED]) + start[2:], count)
+
+
+class HidesTunnels(PassesTunnels, _Receiving):
+    """Takes a frame in a tunnel for one that is in none."""
+
+    receiver = _TunnelHider
+
+
+class _OuterSumHider(_TunnelHider):
     def may_offload(self, flags: int, gso_type: int, gso_size: bytes) -> bool:
-        return True
+        return bool(flags & 8) or super().may_offload(flags, gso_type, gso_size)
 
 
-class BelievesItsLink(_Receiving):
-    receiver = _Believer
+class LeavesOuterChecksums(_Receiving):
+    """Takes no heed of tunnels whose outer checksum is to be completed."""
+
+    receiver = _OuterSumHider
+
+
+class _BelieverOfFlags(Receiver):
+    def may_offload(self, flags: int, gso_type: int, gso_size: bytes) -> bool:
+        return any(gso_size) or super().may_offload(flags, gso_type, gso_size)
+
+
+class BelievesTheFlagsOfItsLink(_Receiving):
+    receiver = _BelieverOfFlags
+
+
+class _BelieverOfSizes(Receiver):
+    def may_offload(self, flags: int, gso_type: int, gso_size: bytes) -> bool:
+        needs_csum = bool(flags & HeaderFlag.NEEDS_CSUM)
+        return needs_csum or super().may_offload(flags, gso_type, gso_size)
+
+
+class BelievesTheSizesOfItsLink(_Receiving):
+    receiver = _BelieverOfSizes
 
 
 class _Embellisher(Receiver):
@@ -301,7 +424,7 @@ class _Eraser(Proxy):
         return length
 
 
-class LeavesNoSumOfThePseudoHeader(_OnLink):
+class LeavesNoSumOfThePseudoHeader(OnLink):
     fault = _Eraser
 
 
@@ -344,7 +467,7 @@ MUTANTS = [
             ("5.1.4.1:4", ShrinksItsMtu),
             ("5.1.4.1:5", PassesFramesAboveTheMtu),
             ("5.1.4.1:6", CountsTheEthernetHeaderAsPayload),
-            ("5.1.4.1:6", Fragments),
+            ("5.1.9.2:1", Fragments),
             ("5.1.9.2.2:1", RefusesUnknownFlags),
             ("5.1.9.2.2:2", ReadsCsumStartWithoutNeedsCsum),
             ("5.1.9.2.2:6", TrustsHdrLen),
@@ -354,29 +477,29 @@ MUTANTS = [
             ("5.1.9.3.2:2", SpreadsFramesUnasked),
             ("5.1.9.4.1:1", LeavesNumBuffersAt0),
             ("5.1.9.4.1:2", CountsTheBuffersAfterTheFirst),
-            ("5.1.9.4.1:5", PassesAllFlags),
+            ("5.1.9.4.1:5", PassesDataValid),
             ("5.1.9.4.1:6", PassesPartialChecksums),
-            ("5.1.9.4.1:7", PassesAllGsoTypes),
-            ("5.1.9.4.1:8", PassesAllGsoTypes),
-            ("5.1.9.4.1:9", PassesAllGsoTypes),
-            ("5.1.9.4.1:10", PassesAllGsoTypes),
-            ("5.1.9.4.1:11", PassesAllGsoTypes),
-            ("5.1.9.4.1:12", PassesAllFlags),
-            ("5.1.9.4.1:13", PassesAllGsoTypes),
+            ("5.1.9.4.1:7", PassesTcpv4),
+            ("5.1.9.4.1:8", PassesUdp),
+            ("5.1.9.4.1:9", PassesTcpv6),
+            ("5.1.9.4.1:10", PassesUdpL4),
+            ("5.1.9.4.1:11", PassesTunnels),
+            ("5.1.9.4.1:12", PassesUdpTunnelCsum),
+            ("5.1.9.4.1:13", PassesEcn),
             ("5.1.9.4.1:14", SaysNothingOfEcn),
             ("5.1.9.4.1:18", HasEveryChecksumCompleted),
             ("5.1.9.4.1:19", LeavesNoSumOfThePseudoHeader),
             ("5.1.9.4.1:20", CountsCsumStartFromTheIpHeader),
-            ("5.1.9.4.1:21", PassesAllGsoTypes),
-            ("5.1.9.4.1:25", PassesAllGsoTypes),
-            ("5.1.9.4.1:26", PassesAllGsoTypes),
-            ("5.1.9.4.1:27", BelievesItsLink),
-            ("5.1.9.4.1:28", BelievesItsLink),
-            ("5.1.9.4.1:30", PassesAllFlags),
+            ("5.1.9.4.1:21", HidesTunnels),
+            ("5.1.9.4.1:25", LeavesOuterChecksums),
+            ("5.1.9.4.1:26", PassesWhatItDoesNotKnow),
+            ("5.1.9.4.1:27", BelievesTheFlagsOfItsLink),
+            ("5.1.9.4.1:28", BelievesTheSizesOfItsLink),
+            ("5.1.9.4.1:30", PassesRscInfo),
             ("5.1.9.4.1:31", SaysNothingOfHdrLen),
             ("5.1.9.4.1:33", SaysThatAllChecksumsAreRight),
-            ("5.1.9.4.1:39", PassesAllFlags),
-            ("5.1.9.4.1:42", PassesAllFlags),
+            ("5.1.9.4.1:39", PassesSecurity),
+            ("5.1.9.4.1:42", PassesSecurityErr),
         ],
     ),
     *over_queue(

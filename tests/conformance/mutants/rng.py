@@ -1,5 +1,8 @@
 """Entropy devices with a fault."""
 
+import itertools
+import os
+
 from tests.conformance.mutants import mutants
 from virtiopy.conformance.targets.builders import build_rng
 from virtiopy.devices.rng import Rng
@@ -47,13 +50,51 @@ class SaysMoreThanItGives(Rng):
         return total(chain.writable)
 
 
+class RepeatsBlocks(Rng):
+    """Gives each 16 bytes twice."""
+
+    def serve(self, queue: Virtqueue, chain: Chain) -> int:
+        blocks = (os.getrandom(16) * 2 for _ in range(total(chain.writable) // 32 + 1))
+        return scatter(chain.writable, b"".join(blocks)[: total(chain.writable)])
+
+
+class RunsDry(Rng):
+    """Has 512 random bytes for a buffer, and zeroes after that."""
+
+    def serve(self, queue: Virtqueue, chain: Chain) -> int:
+        return scatter(chain.writable, os.getrandom(512).ljust(total(chain.writable), b"\0"))
+
+
+class GoesThroughItsPool(Rng):
+    """Has made its random bytes when it was made, and begins again at their end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = itertools.cycle(os.getrandom(1 << 14))
+
+    def serve(self, queue: Virtqueue, chain: Chain) -> int:
+        return scatter(chain.writable, bytes(itertools.islice(self.pool, total(chain.writable))))
+
+
+class GivesAscii(Rng):
+    """Has bytes of seven bits."""
+
+    def serve(self, queue: Virtqueue, chain: Chain) -> int:
+        data = os.getrandom(total(chain.writable))
+        return scatter(chain.writable, bytes(byte & 0x7F for byte in data))
+
+
 MUTANTS = [
     *mutants(
         build_rng,
         [
             ("5.4.6.2:1", GivesNothing),
             ("5.4.6.2:1", RepeatsItself),
-            ("5.4.6.2:1", LeavesTheBufferAsItWas),
+            ("2.7.8.2:2", LeavesTheBufferAsItWas),
+            ("5.4.6.2:1", RepeatsBlocks),
+            ("5.4.6.2:1", RunsDry),
+            ("5.4.6.2:1", GoesThroughItsPool),
+            ("5.4.6.2:1", GivesAscii),
             ("5.4.6.2:2", WritesPastTheEnd),
             ("2.7.8.2:2", SaysMoreThanItGives),
         ],

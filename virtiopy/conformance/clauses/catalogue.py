@@ -6,7 +6,7 @@ specification's sources; what is said of them is in AREA.toml, in our own words.
 
 import enum
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
@@ -55,6 +55,7 @@ class Clause:
     )
     unobservable: str | None  # why no driver can tell whether it is kept
     condition: Condition | None  # `feature`, to be asked
+    bears: Sequence[str] = ()  # statements that cannot be judged where this one is broken
 
     def applies(self, offered: int) -> bool:
         """Say whether the clause concerns a device that offers the feature set `offered`."""
@@ -69,6 +70,7 @@ class _Record(TypedDict, total=False):
     transports: list[str]
     host_side: bool
     unobservable: str
+    bears: list[str]
 
 
 def load(folder: Path = FOLDERS[Requirements.DEVICE]) -> Mapping[str, Clause]:
@@ -106,4 +108,5 @@ def _clause(identity: str, area: Area, record: _Record, index: Index) -> Clause:
         host_side=record.get("host_side", False),
         unobservable=record.get("unobservable"),
         condition=Condition.parse(feature, index.features) if feature else None,
+        bears=record.get("bears", ()),
     )

@@ -34,8 +34,11 @@ RESET = "2.4.1:1"
 FEATURES = "2.2.2:2"
 
 
+#: The device is none of a legacy specification's.
+VERSION_1 = "6.2:1"
+
 #: What everything else stands on.
-_BASIS = (RESET, FEATURES, COMPLETION)
+BASIS = (RESET, VERSION_1, FEATURES, COMPLETION)
 
 _FOLDER = FOLDERS[Requirements.DEVICE]
 
@@ -69,11 +72,11 @@ def _records() -> Mapping[str, _Record]:
 @functools.cache
 def stands_on(identity: str) -> list[str]:
     """Return the statements without which one cannot be judged, the most basic first."""
-    if identity in _BASIS:
-        return list(_BASIS[: _BASIS.index(identity)])
-    below: dict[str, None] = dict.fromkeys(_BASIS)
-    for other, record in _records().items():
-        if identity in record.get("bears", ()):
+    if identity in BASIS:
+        return list(BASIS[: BASIS.index(identity)])
+    below: dict[str, None] = dict.fromkeys(BASIS)
+    for other, clause in everything().items():
+        if identity in clause.bears:
             below |= dict.fromkeys([*stands_on(other), other])
     return list(below)
 
@@ -93,6 +96,7 @@ def _clause(identity: str, record: _Record, bits: Mapping[str, int]) -> Clause:
         host_side=record.get("host_side", False),
         unobservable=None,
         condition=Condition.parse(feature, bits) if feature else None,
+        bears=record.get("bears", ()),
     )
 
 

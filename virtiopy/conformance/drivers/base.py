@@ -132,7 +132,13 @@ class DeviceDriver:
         queue_size: int | None = None,
     ) -> None:
         """Reset the device and bring it up with these features, ready for requests."""
-        self.session.start(features, without=without, queue_size=queue_size)
+        self.session.start(
+            features, without=without, queue_size=queue_size, choose=self.choose_queues
+        )
+
+    def choose_queues(self, number: int) -> Iterable[int]:
+        """Return which of so many virtqueues are set up: all, unless one is like another."""
+        return range(number)
 
     # Requests that any device of this type has to serve
 

@@ -2,7 +2,7 @@
 
 import enum
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import count
 from typing import ClassVar
@@ -19,6 +19,9 @@ SECTOR = 512
 
 #: The first request queue (5.2.2).
 REQUESTQ = 0
+
+#: Of more request queues than this, which are all alike, only some are worked.
+QUEUES_MAX = 8
 
 HEADER_SIZE = ffi.sizeof("struct virtio_blk_outhdr")
 
@@ -172,6 +175,10 @@ class BlkDriver(DeviceDriver):
     def __init__(self, session: Session) -> None:
         super().__init__(session)
         self._sectors = count()
+
+    def choose_queues(self, number: int) -> Iterable[int]:
+        """Return the first queue, one in the middle and the last where there are many."""
+        return range(number) if number <= QUEUES_MAX else (0, number // 2, number - 1)
 
     # Requests
 

@@ -7,11 +7,20 @@ from itertools import count
 from typing import ClassVar
 
 from virtiopy._native import ffi
+from virtiopy.conformance.clauses.definitions import WRITTEN
 from virtiopy.conformance.drivers.base import DeviceDriver, Request, Sent
-from virtiopy.conformance.problems import NotApplicableError
+from virtiopy.conformance.problems import (
+    BrokenError,
+    NoAnswerError,
+    NotApplicableError,
+    StepError,
+)
 from virtiopy.conformance.sessions.base import FeatureLike, Session
 from virtiopy.conformance.targets.hosts import ConsoleHost, Terminal
 from virtiopy.spec import DeviceId
+
+#: What bytes that are written to a port come to, and what is typed at it.
+OUTPUT, TYPED = "5.3.6:1", "5.3.6:2"
 
 #: The control queues (5.3.2).
 CONTROL_RECEIVEQ = 2
@@ -227,18 +236,32 @@ class ConsoleDriver(DeviceDriver):
         """Whether the suite sees what is written, and can type."""
         return isinstance(self.session.host, ConsoleHost)
 
+    def is_at(self, port: int) -> bool:
+        """Say whether a port is one of the host's; not applicable where the suite has no hand."""
+        _ = self.terminal()
+        host = self.session.host
+        return isinstance(host, ConsoleHost) and port < len(host.terminals)
+
     def _transmission(
         self, queue: int, data: bytes, port: int | None = None, *, next_out: bool = True
     ) -> Request:
         def check(content: bytes, length: int) -> None:
-            assert length == 0, f"{length} bytes written to a transmit buffer"
+            self.check_sent(content, length)
             if port is None or not self.has_terminals:
                 return
-            printed = self.terminal(port).printed(data)
-            assert printed.endswith(data), f"{printed!r} came out, and not {data!r}"
-            assert printed == data or not next_out, f"{printed!r} came out, not just {data!r}"
+            printed = self.terminal(port).printed(data, seconds=self.session.patience)
+            if not printed.endswith(data):
+                raise NoAnswerError(f"{printed!r} came out, and not {data!r}", OUTPUT)
+            if next_out and printed != data:
+                raise StepError(f"{printed!r} came out, not just {data!r}", OUTPUT)
 
         return Request(queue, data, 0, check)
+
+    @staticmethod
+    def check_sent(content: bytes, length: int) -> None:
+        """Check the answer to bytes that were written: there is none but that they were used."""
+        if length:
+            raise BrokenError(f"{length} bytes written to a transmit buffer", WRITTEN)
 
     def output(self, data: bytes, port: int = 0, *, next_out: bool = True) -> Request:
         """Return a request to write bytes to a port, which have to come out.
@@ -251,7 +274,8 @@ class ConsoleDriver(DeviceDriver):
         """Return a request to read what is typed once the buffer is there."""
 
         def check(content: bytes, length: int) -> None:
-            assert content[:length] == data, f"{content[:length]!r} was read, and not {data!r}"
+            if content[:length] != data:
+                raise StepError(f"{content[:length]!r} was read, and not {data!r}", TYPED)
 
         return Request(receiveq(port), b"", room, check, lambda: self.terminal(port).type(data))
 

@@ -1,7 +1,7 @@
 """Receive buffers of a network device, and the frames that come in them (5.1.9.3, 5.1.9.4)."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from virtiopy.conformance.drivers.base import Request, Sent
@@ -9,10 +9,15 @@ from virtiopy.conformance.drivers.net import (
     HEADER_SIZE,
     NO_OFFLOADS,
     RECEIVE_SIZE,
+    RECEIVED,
     RECEIVEQ,
     Header,
     NetDriver,
 )
+from virtiopy.conformance.problems import BrokenError, NoAnswerError, words_of
+
+#: The statement that num_buffers is about.
+NUM_BUFFERS = "5.1.9.3.2:1"
 
 #: How many buffers there are, where a test does not say.
 BUFFERS = 16
@@ -59,19 +64,34 @@ class Inbox:
 
     def take(self) -> list[Received]:
         """Return the frames that have come since the last call."""
-        queue = self._net.session.queues[self._queue]
         earlier = len(self._used)
+        self._collect()
+        frames = []
+        while (frame := self._take_one(earlier)) is not None:
+            frames.append(frame)
+            earlier = 0
+        return frames
+
+    def parts(self, size: int) -> list[tuple[bytes, int]]:
+        """Wait for so many bytes, whatever num_buffers says; returns buffers and their lengths."""
+
+        def look() -> bool:
+            self._collect()
+            return sum(length for _, length in self._used) >= size
+
+        self._wait(look)
+        parts = list(self._used)
+        self._used.clear()
+        return parts
+
+    def _collect(self) -> None:
+        queue = self._net.session.queues[self._queue]
         done = [(self._sent.pop(used.head), used) for used in queue.take_all_used()]
         for sent, used in done:
             self._used.append((self._net.check(sent, used), used.length))
         for sent, _ in done:
             head = queue.place(sent.pieces)
             self._offer(Sent(sent.request, head, sent.pieces))
-        frames = []
-        while (frame := self._take_one(earlier)) is not None:
-            frames.append(frame)
-            earlier = 0
-        return frames
 
     def _take_one(self, earlier: int) -> Received | None:
         if not self._used:
@@ -80,7 +100,8 @@ class Inbox:
         assert length >= HEADER_SIZE, f"a frame's first buffer has {length} bytes of its header"
         header = Header.decode(content)
         count = header.num_buffers if self._net.session.has("VIRTIO_NET_F_MRG_RXBUF") else 1
-        assert count > 0, "num_buffers is 0"
+        if not count:
+            raise BrokenError("num_buffers is 0", NUM_BUFFERS)
         if len(self._used) < count:
             return None
         parts = [self._used.popleft() for _ in range(count)]
@@ -101,8 +122,14 @@ class Inbox:
             frames.extend(self.take())
             return any(received.frame == frame for received in frames)
 
-        self._net.session.wait("the frame received", look)
+        self._wait(look)
         return frames
+
+    def _wait(self, look: Callable[[], bool]) -> None:
+        try:
+            self._net.session.wait("the frame received", look)
+        except NoAnswerError as error:
+            raise NoAnswerError(words_of(error), RECEIVED) from error
 
     def outcome(
         self, frame: bytes, header: Header = NO_OFFLOADS, *, marker: bytes | None = None

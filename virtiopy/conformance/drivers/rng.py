@@ -2,11 +2,20 @@
 
 from typing import ClassVar
 
+from virtiopy.conformance.clauses.definitions import WRITTEN
 from virtiopy.conformance.drivers.base import WHOLE, DeviceDriver, Framing, Request
+from virtiopy.conformance.problems import BrokenError
+from virtiopy.conformance.sessions.base import STALE
 from virtiopy.spec import DeviceId
 
 #: The queue (5.4.2).
 REQUESTQ = 0
+
+#: The statement that each answer is about.
+RANDOM = "5.4.6.2:1"
+
+#: So many random bytes are not all the same by chance.
+CERTAIN = 16
 
 
 class RngDriver(DeviceDriver):
@@ -19,7 +28,10 @@ class RngDriver(DeviceDriver):
         """Return a request for up to `size` bytes."""
 
         def check(content: bytes, length: int) -> None:
-            assert 1 <= length <= size, f"{length} random bytes in a buffer of {size} (5.4.6.2)"
+            if not length:
+                raise BrokenError(f"no random byte in a buffer of {size}", RANDOM)
+            if length >= CERTAIN and set(content[:length]) == {STALE}:
+                raise BrokenError(f"the used length is {length}, and no byte was written", WRITTEN)
 
         return Request(REQUESTQ, b"", size, check)
 

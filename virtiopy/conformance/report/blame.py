@@ -12,7 +12,7 @@ that sends one. So the tests of what is stood on decide.
 
 from dataclasses import dataclass
 
-from virtiopy.conformance.clauses.definitions import everything, stands_on
+from virtiopy.conformance.clauses.definitions import BASIS, everything, stands_on
 from virtiopy.conformance.report.results import Blame, Failure, Outcome, Result
 from virtiopy.statements.terms import Keyword
 
@@ -72,8 +72,8 @@ class Broken:
         if own is None:
             # Of a hostile act, if it is the device's end; else of a random walk.
             return WORKS_ON if failure.died and not result.clauses else failure.clause
-        # A step that fails is more than what a device SHOULD do.
-        return failure.clause if _is_should(own) else own
+        # A step without which nothing works is more than what a device SHOULD do.
+        return failure.clause if _is_should(own) and failure.clause in BASIS else own
 
 
 def _shown_by(result: Result, failure: Failure) -> str | None:
@@ -81,7 +81,9 @@ def _shown_by(result: Result, failure: Failure) -> str | None:
     if failure.blame is Blame.SURE:
         return failure.clause
     if failure.blame is Blame.STEP:
-        return failure.clause if failure.clause in result.clauses else None
+        # A test of what a device MAY do has no other statement that could be broken.
+        own = failure.clause in result.clauses or (result.clauses and _own(result) is None)
+        return failure.clause if own else None
     return _own(result)
 
 

@@ -68,6 +68,8 @@ class Session(Closing):
         self.allocator = Allocator(*DRIVERS_PART)
         #: Feature bits that may be negotiated unless a test asks for more.
         self.understood = DRIVERS_FEATURES
+        #: Feature bits that the device offers for its frontend's sake, which has what they need.
+        self.withheld = 0
         #: The feature bits that were negotiated; 0 before.
         self.features = 0
         #: The queues that were set up since the last reset, by index.
@@ -115,7 +117,11 @@ class Session(Closing):
 
     def require(self, *features: FeatureLike) -> None:
         """Make the test not applicable where the device does not offer all of these."""
-        missing = feature_mask(named.bits(features)) & ~self.offered
+        mask = feature_mask(named.bits(features))
+        if withheld := mask & self.withheld & self.offered:
+            words = " and ".join(named.names(withheld, self.device_id))
+            raise NotApplicableError(f"{words} is for the frontend, and not for the backend")
+        missing = mask & ~self.offered
         if missing:
             words = " and ".join(named.names(missing, self.device_id))
             raise NotApplicableError(
@@ -127,7 +133,10 @@ class Session(Closing):
     ) -> int:
         """Return the feature set that `negotiate` asks for."""
         if features is None:
-            mask = self.offered & self.understood
+            # Without those whose requirements are not offered, which are no subset to ask for.
+            mask = named.valid_subset(
+                self.offered & self.understood & ~self.withheld, self.device_id
+            )
         else:
             mask = feature_mask([Feature.VIRTIO_F_VERSION_1, *named.bits(features)])
         return mask & ~feature_mask(named.bits(without))
@@ -194,10 +203,11 @@ class Session(Closing):
         *,
         without: Iterable[FeatureLike] = (),
         queue_size: int | None = None,
+        choose: Callable[[int], Iterable[int]] = range,
     ) -> None:
-        """Go through all of 3.1.1, with every queue that there is."""
+        """Go through all of 3.1.1, with every queue that there is, or those of them chosen."""
         self.negotiate(features, without=without)
-        for index in range(self.queue_count):
+        for index in choose(self.queue_count):
             most = self.queue_size_max(index)
             self.set_up_queue(index, min(most, queue_size or QUEUE_SIZE))
         self.driver_ok()

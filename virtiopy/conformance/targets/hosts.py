@@ -169,6 +169,10 @@ class Terminal:
             data += more
         return data
 
+    def taken(self, most: int, *, seconds: float = PATIENCE) -> bytes:
+        """Return what the guest wrote, up to `most` bytes; none where nothing comes in time."""
+        return self._ours.recv(most) if select.select([self._ours], [], [], seconds)[0] else b""
+
     def resize(self, cols: int, rows: int) -> None:
         """Change the terminal's size."""
         self.size = Size(cols, rows)

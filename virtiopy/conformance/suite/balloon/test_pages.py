@@ -4,6 +4,8 @@ import pytest
 
 from virtiopy.conformance.checks import same
 from virtiopy.conformance.drivers.balloon import BalloonDriver
+from virtiopy.conformance.effort import Effort
+from virtiopy.conformance.models.balloonwork import BalloonWork
 from virtiopy.conformance.sessions.base import Session
 
 MUST_TELL_HOST = "VIRTIO_BALLOON_F_MUST_TELL_HOST"
@@ -12,7 +14,7 @@ MUST_TELL_HOST = "VIRTIO_BALLOON_F_MUST_TELL_HOST"
 HUGE_PAGE = 512
 
 
-@pytest.mark.clause("5.5.3.2:1")
+@pytest.mark.clause("2.6:1", "5.5.3.2:1")
 @pytest.mark.feature(MUST_TELL_HOST)
 def test_a_driver_without_must_tell_host_is_refused_or_served(
     session: Session, balloon: BalloonDriver
@@ -100,3 +102,31 @@ def test_a_deflated_page_is_left_alone_when_its_neighbours_go_into_the_balloon(
     for start in range(0, len(pages), 64):
         balloon.inflate(*(pfn for pfn in pages[start : start + 64] if pfn != used))
     same(balloon.page(used), content, f"page {used}")
+
+
+# Many pages, in and out
+
+
+@pytest.mark.clause("5.5.6:1")
+def test_pages_outside_keep_what_is_in_them_while_others_go_in_and_come_out(
+    balloon: BalloonDriver, effort: Effort
+) -> None:
+    balloon.start()
+    for random in effort.rounds():
+        work = BalloonWork(balloon, random)
+        for _ in range(12):
+            work.round()
+            work.check_pages()
+
+
+@pytest.mark.clause("5.5.6:2")
+def test_the_host_counts_the_pages_that_are_in_the_balloon(
+    balloon: BalloonDriver, effort: Effort
+) -> None:
+    _ = balloon.balloon_host
+    for random in effort.rounds():
+        balloon.start()
+        work = BalloonWork(balloon, random)
+        for _ in range(12):
+            work.round()
+            work.check_count()

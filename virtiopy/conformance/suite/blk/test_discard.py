@@ -138,6 +138,7 @@ def same(found: bytes, expected: bytes, what: str) -> None:
 
 
 @pytest.mark.clause("5.2.6:5", "5.2.6.2:7")
+@writable
 @pytest.mark.feature(DISCARD)
 def test_a_discard_leaves_the_sectors_around_it_alone(blk: BlkDriver) -> None:
     blk.start()
@@ -151,6 +152,7 @@ def test_a_discard_leaves_the_sectors_around_it_alone(blk: BlkDriver) -> None:
 
 
 @pytest.mark.clause("5.2.6:5", "5.2.6.2:7")
+@writable
 @pytest.mark.feature(DISCARD)
 def test_a_discard_of_a_single_block_leaves_the_blocks_around_it_alone(blk: BlkDriver) -> None:
     blk.start()
@@ -165,6 +167,7 @@ def test_a_discard_of_a_single_block_leaves_the_blocks_around_it_alone(blk: BlkD
 
 
 @pytest.mark.clause("5.2.6.2:9")
+@writable
 @pytest.mark.feature(WRITE_ZEROES)
 @pytest.mark.parametrize("flags", [0, UNMAP], ids=["without unmap", "with unmap"])
 @pytest.mark.parametrize("blocks", [1, 8, 17])
@@ -180,6 +183,7 @@ def test_after_write_zeroes_the_sectors_read_as_zeroes(
 
 
 @pytest.mark.clause("5.2.6.2:9")
+@writable
 @pytest.mark.feature(WRITE_ZEROES)
 def test_write_zeroes_zeroes_every_segment(blk: BlkDriver) -> None:
     blk.start()
@@ -193,6 +197,7 @@ def test_write_zeroes_zeroes_every_segment(blk: BlkDriver) -> None:
 
 
 @pytest.mark.clause("5.2.6.2:9")
+@writable
 @pytest.mark.feature(WRITE_ZEROES)
 def test_write_zeroes_of_as_much_as_the_device_takes_at_once(blk: BlkDriver) -> None:
     blk.start()
@@ -206,6 +211,7 @@ def test_write_zeroes_of_as_much_as_the_device_takes_at_once(blk: BlkDriver) -> 
 
 
 @pytest.mark.clause("5.2.6:5", "5.2.6.2:8")
+@writable
 @pytest.mark.feature(WRITE_ZEROES)
 @pytest.mark.parametrize("flags", [0, UNMAP], ids=["without unmap", "with unmap"])
 def test_write_zeroes_leaves_the_sectors_around_it_alone(blk: BlkDriver, flags: int) -> None:

@@ -126,13 +126,8 @@ def test_a_write_to_a_read_only_device_is_an_error(blk: BlkDriver, *, accepted: 
     blk.start(without=[] if accepted else [RO])
     sectors = blk.block
     for sector in (0, sectors, blk.capacity - sectors):
-        before = blk.read(sector, sectors)
         data = pattern(sectors, seed=sector & 0xFF)
-        answer = blk.ask(blk.request(Type.OUT, sector, data, status=None))
-        done = "done" if blk.read(sector, sectors) != before else "not done"
-        assert answer.status == Status.IOERR, (
-            f"a write to sector {sector} was answered with status {answer.status}, and {done}"
-        )
+        blk.do(blk.request(Type.OUT, sector, data, status=Status.IOERR))
 
 
 @pytest.mark.clause("5.2.6.2:4")
