@@ -28,6 +28,9 @@ END = "<!-- the end of what is made -->"
 #: How long a run may take before it hangs, seconds: a boot takes 5 to 20.
 TIMEOUT = 150
 
+#: How many devices are named with a finding; the others are counted.
+NAMED_MOST = 4
+
 #: A finding, as a report has it.
 FINDING = re.compile(r"\S+: (?P<what>.*) \((?P<id>[\d.]+:\d+) (?P<keyword>[A-Z ]+): .*\)$")
 
@@ -121,7 +124,8 @@ def page(reports: Mapping[str, Mapping[str, Any]]) -> str:
         lines.append(f"| {case.name} | {' | '.join(cells)} |")
     lines += ["", "| statement | driver | what it did | with |", "| --- | --- | --- | --- |"]
     for (name, statement), (what, found) in findings(reports).items():
-        lines.append(f"| {statement} | {name} | {what} | {', '.join(found)} |")
+        more = f" and {len(found) - NAMED_MOST} more" if len(found) > NAMED_MOST else ""
+        lines.append(f"| {statement} | {name} | {what} | {', '.join(found[:NAMED_MOST])}{more} |")
     lines += ["", "| device | driver | what went wrong |", "| --- | --- | --- |"]
     for name, runs in reports.items():
         for case in cases():
