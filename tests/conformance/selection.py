@@ -10,11 +10,18 @@ from virtiopy.conformance.marks import SUITE
 from virtiopy.statements.terms import Keyword
 
 
-def select(items: list[pytest.Item], own: Mapping[str, Collection[str]], *, whole: bool) -> None:
+def select(
+    items: list[pytest.Item],
+    own: Mapping[str, Collection[str]],
+    *,
+    whole: bool,
+    files: Collection[str] = (),
+) -> None:
     """Leave out what no mutant is put to; `own` has the statements of each by its module's name.
 
     Of what is not about its statement there is one test of each statement that others stand on,
-    and with `whole` a case of every test. None is mistreated, or put to random work.
+    and with `whole` a case of every test, in `files` alone where those are given. None is
+    mistreated, or put to random work.
     """
     seen: set[tuple[str, str]] = set()
     kept = []
@@ -25,7 +32,7 @@ def select(items: list[pytest.Item], own: Mapping[str, Collection[str]], *, whol
         unseen = {(module, name) for name in names} - seen
         if set(clauses) & set(own[module]):
             kept.append(item)
-        elif unseen and _is_plain(item):
+        elif unseen and _is_plain(item) and (not files or item.path.stem in files):
             seen |= unseen
             kept.append(item)
     items[:] = kept

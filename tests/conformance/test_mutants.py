@@ -23,7 +23,7 @@ from virtiopy.statements.terms import Keyword
 pytestmark = pytest.mark.thorough
 
 #: How long a mutant is waited for, and a sound device: that may be slow, on a slow machine.
-PATIENCE = {"broken": 1.5, "sound": 10}
+PATIENCE = {"broken": 3, "sound": 10}
 
 #: How many mutants of an area share a run.
 PART = 10
@@ -47,6 +47,10 @@ WHOLE: Mapping[Factory, str] = {
     build_zoned: "python:tests.conformance.zoned:build_zoned",
 }
 
+#: The files of the suite that an area's mutants are put to, where not to all of it: the zoned
+#: device of these tests is made for what is asked of zones.
+FILES: Mapping[str, Sequence[str]] = {"zoned": ["test_zoned"]}
+
 MODULE = """\
 from tests.conformance.mutants.{area} import MUTANTS
 from virtiopy.conformance.targets.target import inproc
@@ -61,7 +65,7 @@ OWN = {own}
 
 
 def pytest_collection_modifyitems(items):
-    select(items, OWN, whole={whole})
+    select(items, OWN, whole={whole}, files={files})
 """
 
 
@@ -94,7 +98,9 @@ def run(
         name = f"test_{kind}_{number}.py"
         (folder / name).write_text(MODULE.format(area=area, target=target))
         own[name] = sorted(set(clauses))
-    (folder / "conftest.py").write_text(CONFTEST.format(own=own, whole=whole))
+    (folder / "conftest.py").write_text(
+        CONFTEST.format(own=own, whole=whole, files=FILES.get(area, ()))
+    )
     keep(folder, *own, "--tb=short", f"--virtio-patience={PATIENCE[kind]}")
 
 
@@ -144,7 +150,9 @@ def check_findings(done: SuiteRun, mutant: Mutant) -> None:
     """See that a mutant is what it should be found as."""
     failed, warnings = done.findings(mutant.target.name)
     if (exception := EXCEPTIONS.get((mutant.name, mutant.clause))) is not None:
-        assert set(failed) == set(exception.failed), done.output
+        # Not all of them are in the part of the suite that a mutant is put to by day.
+        assert set(failed) <= set(exception.failed), done.output
+        assert bool(failed) == bool(exception.failed), done.output
         return
     statement = finding_of(mutant)
     if everything()[statement].keyword in {Keyword.SHOULD, Keyword.SHOULD_NOT}:

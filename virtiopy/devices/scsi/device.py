@@ -13,13 +13,7 @@ from typing import ClassVar
 from virtiopy._native import ffi
 from virtiopy.devices.base import Fact, VirtioDevice
 from virtiopy.devices.batches import Batches
-from virtiopy.devices.scsi.address import (
-    LUN_MAX,
-    TARGET_MAX,
-    Address,
-    WellKnown,
-    parse_field,
-)
+from virtiopy.devices.scsi.address import Address, WellKnown, parse_field
 from virtiopy.devices.scsi.command import (
     Additional,
     CheckConditionError,
@@ -37,11 +31,20 @@ from virtiopy.devices.scsi.control import (
     parse_control,
 )
 from virtiopy.devices.scsi.events import (
-    EVENT_SIZE,
     Events,
     EventType,
     ResetReason,
     parameter_reason,
+)
+from virtiopy.devices.scsi.features import (
+    CDB_SIZE,
+    CMD_PER_LUN,
+    EVENT_SIZE,
+    LUN_MAX,
+    MAX_SECTORS,
+    SENSE_SIZE,
+    TARGET_MAX,
+    ScsiFeature,
 )
 from virtiopy.devices.scsi.plugging import COMMANDS, OpenUnit
 from virtiopy.devices.scsi.requests import (
@@ -67,14 +70,9 @@ log = logging.getLogger(__name__)
 #: Entries of the control queue and of the event queue.
 CONTROL_QUEUE_SIZE = EVENT_QUEUE_SIZE = 64
 
-#: The defaults of fields that the driver can change, bytes (5.6.4), and how far it can: a CDB has
-#: up to 260 bytes, sense data up to 252 (SPC-4, 4.3.3 and 4.5).
-SENSE_SIZE, CDB_SIZE = 96, 32
+#: How far the driver can change the sizes, bytes: a CDB has up to 260 bytes, sense data up to 252
+#: (SPC-4, 4.3.3 and 4.5).
 SENSE_SIZE_MAX, CDB_SIZE_MAX = 1 << 12, 1 << 9
-
-#: A hint to the driver: sectors of 512 bytes a request, and requests a logical unit at a time.
-MAX_SECTORS = 0xFFFF
-CMD_PER_LUN = 128
 
 #: Requests that a kick has served at once, of those that wait for nothing.
 AT_ONCE = 128
@@ -82,15 +80,6 @@ AT_ONCE = 128
 _SENSE_OFFSET = ffi.offsetof("struct virtio_scsi_config", "sense_size")
 _CDB_OFFSET = ffi.offsetof("struct virtio_scsi_config", "cdb_size")
 _FIELD_SIZE = ffi.sizeof("uint32_t")
-
-
-class ScsiFeature(enum.IntEnum):
-    """Feature bits (5.6.3)."""
-
-    VIRTIO_SCSI_F_INOUT = 0
-    VIRTIO_SCSI_F_HOTPLUG = 1
-    VIRTIO_SCSI_F_CHANGE = 2
-    VIRTIO_SCSI_F_T10_PI = 3
 
 
 class ScsiQueue(enum.IntEnum):
