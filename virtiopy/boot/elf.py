@@ -1,13 +1,12 @@
 """Guest images: ELF files, and the PVH note that says where to start them."""
 
 import mmap
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
-from virtiopy._native import lib
+from virtiopy._native import CData, ffi, lib
 from virtiopy.errors import ConfigError
 from virtiopy.memory import AddressError, GuestMemory
 
@@ -16,13 +15,7 @@ from virtiopy.memory import AddressError, GuestMemory
 _MAGIC = b"\x7fELF"
 _CLASS_32, _CLASS_64 = 1, 2
 _LITTLE_ENDIAN = 1
-_PT_LOAD, _PT_NOTE = 1, 4
-_EM_386, _EM_X86_64 = 3, 62
-
-#: e_type to e_shstrndx, behind the 16 bytes of e_ident.
-_HEADERS = {_CLASS_32: struct.Struct("<HHIIIIIHHHHHH"), _CLASS_64: struct.Struct("<HHIQQQIHHHHHH")}
-_PROGRAM_HEADERS = {_CLASS_32: struct.Struct("<8I"), _CLASS_64: struct.Struct("<IIQQQQQQ")}
-_NOTE = struct.Struct("<III")
+_KINDS = {_CLASS_32: "elf32", _CLASS_64: "elf64"}
 
 
 @dataclass(slots=True, frozen=True)
@@ -52,24 +45,24 @@ class _Elf:
         identity = _at(content, 0, 16)
         if identity[:4] != _MAGIC:
             raise ValueError("its magic number is not ELF's")
-        kind, data = identity[4:6]
-        if kind not in _HEADERS or data != _LITTLE_ENDIAN:
+        kind = _KINDS.get(identity[4])
+        if kind is None or identity[5] != _LITTLE_ENDIAN:
             raise ValueError("it is not for a little-endian machine of 32 or 64 bits")
-        header = _HEADERS[kind]
-        fields = header.unpack(_at(content, 16, header.size))
-        _, machine, _, entry, offset, _, _, _, entry_size, count, *_ = fields
-        shape = _PROGRAM_HEADERS[kind]
-        if count and entry_size < shape.size:
-            raise ValueError(f"its program headers have {entry_size} bytes")
+        header = _struct(content, f"struct {kind}_hdr", 0)
+        shape = f"struct {kind}_phdr"
+        if header.e_phnum and header.e_phentsize < ffi.sizeof(shape):
+            raise ValueError(f"its program headers have {header.e_phentsize} bytes")
         segments = []
-        for place in range(offset, offset + count * entry_size, entry_size or 1):
-            numbers = shape.unpack(_at(content, place, shape.size))
-            if kind == _CLASS_64:
-                type_, _, *rest = numbers
-            else:
-                type_, *rest = numbers
-            segments.append(_Segment(type_, *rest[:5]))
-        return cls(content, kind == _CLASS_64, machine, entry, tuple(segments))
+        for index in range(header.e_phnum):
+            one = _struct(content, shape, header.e_phoff + index * header.e_phentsize)
+            segments.append(
+                _Segment(
+                    *(one.p_type, one.p_offset, one.p_vaddr, one.p_paddr),
+                    *(one.p_filesz, one.p_memsz),
+                )
+            )
+        is_64_bit = identity[4] == _CLASS_64
+        return cls(content, is_64_bit, header.e_machine, header.e_entry, tuple(segments))
 
     def data(self, segment: _Segment) -> bytes:
         """Return what the file has of a segment: less than it says, where the file is cut short."""
@@ -79,13 +72,20 @@ class _Elf:
     def notes(self, segment: _Segment) -> Iterator[tuple[bytes, int, bytes]]:
         """Yield name, type and description of each note of a PT_NOTE segment."""
         data = self.data(segment)
+        size = ffi.sizeof("struct elf64_note")
         position = 0
-        while position + _NOTE.size <= len(data):
-            name_size, size, kind = _NOTE.unpack_from(data, position)
-            name = position + _NOTE.size
-            start = name + _padded(name_size)
-            yield data[name : name + name_size].rstrip(b"\0"), kind, data[start : start + size]
-            position = start + _padded(size)
+        while position + size <= len(data):
+            name = position + size
+            note = ffi.from_buffer("struct elf64_note *", data[position:name])
+            start = name + _padded(note.n_namesz)
+            end = start + note.n_descsz
+            yield data[name : name + note.n_namesz].rstrip(b"\0"), note.n_type, data[start:end]
+            position = start + _padded(note.n_descsz)
+
+
+def _struct(content: IO[bytes], shape: str, offset: int) -> CData:
+    data = _at(content, offset, ffi.sizeof(shape))
+    return ffi.new(f"{shape} *", ffi.from_buffer(f"{shape} *", data)[0])
 
 
 def _at(content: IO[bytes], offset: int, size: int) -> bytes:
@@ -167,14 +167,14 @@ class GuestImage:
 
     @classmethod
     def _parse(cls, path: Path, elf: _Elf) -> "GuestImage":
-        if elf.machine not in (_EM_X86_64, _EM_386):
+        if elf.machine not in (lib.EM_X86_64, lib.EM_386):
             raise ConfigError(
                 f"The guest image {path} is for another machine (e_machine {elf.machine}), not for "
                 "x86: build it for x86-64."
             )
         segments, pvh_entry, identical = [], None, True
         for segment in elf.segments:
-            if segment.type == _PT_LOAD and segment.memory_size:
+            if segment.type == lib.PT_LOAD and segment.memory_size:
                 data = elf.data(segment)
                 if len(data) != segment.file_size or len(data) > segment.memory_size:
                     raise ConfigError(
@@ -182,7 +182,7 @@ class GuestImage:
                     )
                 identical = identical and segment.physical == segment.virtual
                 segments.append(LoadSegment(segment.physical, data, segment.memory_size))
-            elif segment.type == _PT_NOTE:
+            elif segment.type == lib.PT_NOTE:
                 for name, kind, description in elf.notes(segment):
                     if name == b"Xen" and kind == lib.XEN_ELFNOTE_PHYS32_ENTRY:
                         pvh_entry = _pvh_entry(path, description)
