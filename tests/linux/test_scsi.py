@@ -14,7 +14,8 @@ import pytest
 from tests.guest.vhost_user import serve
 from tests.linux.guest import boot, finish
 
-pytestmark = pytest.mark.timeout(300)
+# A boot of its own takes minutes; tests/vm_linux/test_scsi.py shares one.
+pytestmark = [pytest.mark.timeout(300), pytest.mark.nightly]
 
 QUEUES = 4
 SIZE = 128 << 20
