@@ -62,7 +62,7 @@ lint: $(VENV)/ready-dev
 # The property tests with 10,000 examples each, and the tests of VMs that take minutes.
 nightly: $(VENV)/ready-dev
 	HYPOTHESIS_PROFILE=nightly $(BIN)/pytest --timeout 7200 tests/unit
-	$(BIN)/pytest -m nightly tests/guest tests/sanitizers
+	$(BIN)/pytest -m nightly tests/guest tests/linux tests/sanitizers
 	$(BIN)/pytest -m nightly --numprocesses auto tests/conformance
 
 setup: $(VENV)/ready-run

@@ -11,6 +11,7 @@ network device takes a tap: root, or a network namespace of one's own (unshare -
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,12 @@ END = "<!-- the end of what is made -->"
 
 #: How long a run may take before it hangs, seconds: a boot takes 5 to 20.
 TIMEOUT = 150
+
+#: How many devices are named with a finding; the others are counted.
+NAMED_MOST = 4
+
+#: A finding, as a report has it.
+FINDING = re.compile(r"\S+: (?P<what>.*) \((?P<id>[\d.]+:\d+) (?P<keyword>[A-Z ]+): .*\)$")
 
 #: Linux tells of its troubles from this level on.
 WORDS = "loglevel=5"
@@ -65,53 +72,35 @@ SUBJECTS = (
 )
 
 
-def run(subject: Subject, folder: Path) -> Mapping[str, Any]:
-    """Run a driver with each device that is not in the folder yet; return the report of all."""
+def load(subject: Subject, folder: Path) -> dict[str, Any]:
+    """Return the runs of a driver that are in the folder, by the device's name."""
     path = folder / f"{subject.name}.json"
-    report: dict[str, Any] = {"runs": [], "findings": []}
-    if path.exists():
-        report = json.loads(path.read_text())
-    done = {run_["case"] for run_ in report["runs"]}
-    missing = [case for case in cases() if case.name not in done and case is not AS_IT_IS]
-    if missing:
-        with (folder / "disk.img").open("ab") as disk:
-            disk.truncate(32 << 20)
-        made = folder / f"{subject.name}-more.json"
-        attach = [word.format(folder=folder) for word in subject.attach]
-        command = [sys.executable, "-m", "virtiopy.cli.main", "linux", *attach, "--append", WORDS]
-        for option, kind in (
-            ("--device-variant", CaseKind.VARIANT),
-            ("--hostile", CaseKind.HOSTILE),
-        ):
-            names = [case.name for case in missing if case.kind is kind]
-            # A comma makes several of one.
-            command += [option, ",".join([*names, names[-1]])] if names else []
-        command += ["--check-driver", "--timeout", str(TIMEOUT), "--json", str(made)]
-        ended = subprocess.run([*command, "--", subject.task], check=False)
-        if not made.exists():
-            sys.exit(f"{subject.name}: nothing was run (status {ended.returncode})")
-        join(report, json.loads(made.read_text()))
-        made.unlink()
-        path.write_text(json.dumps(report, indent=1))
-    order = [case.name for case in cases()]
-    report["runs"].sort(key=lambda run_: order.index(run_["case"]))
-    return report
+    return {run_["case"]: run_ for run_ in json.loads(path.read_text())} if path.exists() else {}
 
 
-def join(report: dict[str, Any], more: Mapping[str, Any]) -> None:
-    """Add runs and findings to a report: a statement's finding once for each device."""
-    known = {run_["case"] for run_ in report["runs"]}
-    for run_ in more["runs"]:
-        if run_["case"] not in known:
-            known.add(run_["case"])
-            report["runs"].append(run_)
-    findings = report["findings"]
-    for finding in more["drivers"]["findings"]:
-        same = [one for one in findings if one["statement"] == finding["statement"]]
-        if same:
-            same[0]["count"] += finding["count"]
-        else:
-            findings.append(finding)
+def run(subject: Subject, folder: Path) -> dict[str, Any]:
+    """Run a driver with each device that is not in the folder yet; return all runs."""
+    runs = load(subject, folder)
+    missing = [case for case in cases() if case.name not in runs and case is not AS_IT_IS]
+    if not missing:
+        return runs
+    with (folder / "disk.img").open("ab") as disk:
+        disk.truncate(32 << 20)
+    made = folder / f"{subject.name}-more.json"
+    attach = [word.format(folder=folder) for word in subject.attach]
+    command = [sys.executable, "-m", "virtiopy.cli.main", "linux", *attach, "--append", WORDS]
+    for option, kind in (("--device-variant", CaseKind.VARIANT), ("--hostile", CaseKind.HOSTILE)):
+        names = [case.name for case in missing if case.kind is kind]
+        # A comma makes several of one.
+        command += [option, ",".join([*names, names[-1]])] if names else []
+    command += ["--check-driver", "--timeout", str(TIMEOUT), "--json", str(made)]
+    ended = subprocess.run([*command, "--", subject.task], check=False)
+    if not made.exists():
+        sys.exit(f"{subject.name}: nothing was run (status {ended.returncode})")
+    runs = {run_["case"]: run_ for run_ in json.loads(made.read_text())["runs"]} | runs
+    made.unlink()
+    (folder / f"{subject.name}.json").write_text(json.dumps(list(runs.values()), indent=1))
+    return runs
 
 
 def cell(run_: Mapping[str, Any]) -> str:
@@ -128,26 +117,46 @@ def cell(run_: Mapping[str, Any]) -> str:
 
 
 def page(reports: Mapping[str, Mapping[str, Any]]) -> str:
-    """Make the tables and the list of findings, as Markdown."""
-    names = list(reports)
-    rows = [[run_["case"] for run_ in reports[names[0]]["runs"]]]
-    rows += [[cell(run_) for run_ in reports[name]["runs"]] for name in names]
-    lines = [f"| device | {' | '.join(names)} |", f"| --- |{' --- |' * len(names)}"]
-    lines += [f"| {' | '.join(cells)} |" for cells in zip(*rows, strict=True)]
-    lines += ["", "| statement | what the driver did | times |", "| --- | --- | --- |"]
-    for name in names:
-        for finding in reports[name]["findings"]:
-            what = f"{name}: {finding['evidence'][0]}"
-            lines.append(
-                f"| {finding['statement']} {finding['keyword']} | {what} | {finding['count']} |"
-            )
+    """Make the tables and the list of findings, as Markdown; what was not run is a dash."""
+    lines = [f"| device | {' | '.join(reports)} |", f"| --- |{' --- |' * len(reports)}"]
+    for case in cases():
+        cells = [cell(runs[case.name]) if case.name in runs else "-" for runs in reports.values()]
+        lines.append(f"| {case.name} | {' | '.join(cells)} |")
+    lines += ["", "| statement | driver | what it did | with |", "| --- | --- | --- | --- |"]
+    for (name, statement), (what, found) in findings(reports).items():
+        more = f" and {len(found) - NAMED_MOST} more" if len(found) > NAMED_MOST else ""
+        lines.append(f"| {statement} | {name} | {what} | {', '.join(found[:NAMED_MOST])}{more} |")
     lines += ["", "| device | driver | what went wrong |", "| --- | --- | --- |"]
-    for name in names:
-        for run_ in reports[name]["runs"]:
-            if not run_["right"] and run_["why"]:
-                why = str(run_["why"]).replace("|", "\\|")
-                lines.append(f"| {run_['case']} | {name} | {run_['outcome']}: {why} |")
+    for name, runs in reports.items():
+        for case in cases():
+            run_ = runs.get(case.name)
+            if run_ is not None and not run_["right"] and run_["outcome"] != "passes":
+                lines.append(f"| {case.name} | {name} | {run_['outcome']}: {why(run_)} |")
     return "\n".join(lines) + "\n"
+
+
+def findings(
+    reports: Mapping[str, Mapping[str, Any]],
+) -> dict[tuple[str, str], tuple[str, list[str]]]:
+    """Return what each driver did, by its name and the statement, and with which devices."""
+    found: dict[tuple[str, str], tuple[str, list[str]]] = {}
+    for name, runs in reports.items():
+        for case in cases():
+            run_ = runs.get(case.name)
+            if run_ is None or case.kind is CaseKind.HOSTILE:
+                continue
+            for text in [*run_["broken"], *run_["should_broken"]]:
+                match = FINDING.match(text)
+                if match is None:
+                    sys.exit(f"this is no finding: {text}")
+                key = (name, f"{match['id']} {match['keyword']}")
+                found.setdefault(key, (match["what"], []))[1].append(case.name)
+    return found
+
+
+def why(run_: Mapping[str, Any]) -> str:
+    """Word why a run is not right, without what the next run says otherwise."""
+    return str(run_["why"]).partition("; CPU")[0].replace("|", "\\|")
 
 
 def main() -> None:
@@ -155,10 +164,12 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--device", choices=[one.name for one in SUBJECTS], action="append")
     parser.add_argument("--page", type=Path)
+    parser.add_argument("--no-runs", action="store_true", help="tell of what is in the folder")
     arguments = parser.parse_args()
     arguments.folder.mkdir(exist_ok=True)
     chosen = [one for one in SUBJECTS if arguments.device is None or one.name in arguments.device]
-    reports = {one.name: run(one, arguments.folder) for one in chosen}
+    get = load if arguments.no_runs else run
+    reports = {one.name: get(one, arguments.folder) for one in chosen}
     made = page(reports)
     if arguments.page is None:
         print(made, end="")

@@ -9,7 +9,6 @@ import errno
 import os
 import stat
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, BinaryIO
@@ -95,7 +94,7 @@ def create_output(path: Path, what: str) -> int:
     try:
         if is_special(path):
             return os.open(path, os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC)
-        fd, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        fd, beside = _make_beside(path)
         mark(fd)
         Path(beside).replace(path)
     except OSError as error:
@@ -133,7 +132,7 @@ def write_output(
 
 
 def _write_beside(path: Path, text: str) -> None:
-    fd, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    fd, beside = _make_beside(path)
     try:
         mark(fd)
         stream: IO[str]
@@ -150,3 +149,11 @@ def _cannot(path: Path, what: str, error: OSError) -> ConfigError:
         f"{what} {path} cannot be written ({error.strerror}): "
         "name a file in a folder that you can write to, on a disk with room."
     )
+
+
+def _make_beside(path: Path) -> tuple[int, str]:
+    """Make a new file in a file's folder; returns its open file and its path."""
+    # Imported late: it brings a dozen modules, and most runs write no file.
+    import tempfile  # noqa: PLC0415
+
+    return tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)

@@ -89,6 +89,14 @@ def test_a_report_of_no_form_is_refused_before_the_runs(pytester: pytest.Pyteste
     result.stderr.fnmatch_lines(["*report.txt*.html, .json, .xml.*"])
 
 
+def test_a_report_that_cannot_be_written_is_refused_before_the_runs(
+    pytester: pytest.Pytester,
+) -> None:
+    result = run(pytester, "none", "--driver-report=no/report.json")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*The report no/report.json cannot be written*"])
+
+
 def test_a_suite_without_a_guest_is_told_to_have_one(pytester: pytest.Pytester) -> None:
     pytester.makeconftest('pytest_plugins = ["virtiopy.check.pytest"]')
     pytester.makepyfile(TEST)

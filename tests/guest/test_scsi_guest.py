@@ -15,6 +15,7 @@ from tests.guest.support import (
     run_in_qemu,
     virtiopy,
 )
+from tests.guest.vhost_user import serve
 
 
 @pytest.fixture
@@ -86,3 +87,17 @@ def test_the_scsi_guest_passes_on_an_image_of_another_format(tmp_path: Path) -> 
     assert outcome.status == 0, outcome.errors
     check = subprocess.run(["qemu-img", "check", image], capture_output=True, check=False)
     assert check.returncode == 0, check.stdout
+
+
+def test_the_scsi_guest_passes_on_a_device_that_another_process_serves(
+    tmp_path: Path, image: Path
+) -> None:
+    path = tmp_path / "scsi.sock"
+    with serve("scsi", f"disk={image},queues=2", path):
+        outcome = run_guest(tmp_path, "scsi", "--scsi", f"vhost-user={path}", "--accel", "tcg")
+        value = f"vhost-user={path},disk={image}"
+        assert_one_sentence(virtiopy("run", "--scsi", value), "leave disk out")
+
+    assert outcome.failures() == []
+    assert outcome.status == 0, outcome.errors
+    assert len(outcome.report["tests"]) > 60

@@ -10,7 +10,7 @@ done
 disk=/dev/$(basename /sys/class/scsi_disk/*:0:0:0/device/block/*)
 cd /run/tmp
 
-fio --name=verified --filename="$disk" --size=16M --offset_increment=16M \
+fio --name=verified --filename="$disk" --size=8M --offset_increment=16M \
 	--numjobs=4 --group_reporting --cpus_allowed=0-3 --cpus_allowed_policy=split \
 	--rw=randrw --bsrange=4k-64k --ioengine=libaio --iodepth=32 --direct=1 \
 	--verify=crc32c --verify_backlog=64 --verify_fatal=1 --verify_state_save=0 \

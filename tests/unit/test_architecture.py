@@ -106,6 +106,7 @@ MAY_IMPORT = {
         "devices.delegation",
         "devices.net.features",
         "devices.net.backing",
+        "devices.scsi.features",
         "guard",
         "transport.interrupts",
         "transport.lifecycle",

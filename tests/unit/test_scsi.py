@@ -9,6 +9,7 @@ from tests.unit.scsi_bench import (
     CDROM,
     CONTROL,
     DISK,
+    EVENTS,
     REQUESTS,
     STALE,
     Bench,
@@ -25,7 +26,7 @@ from virtiopy.devices.scsi.control import Function
 from virtiopy.devices.scsi.events import EVENTS_MISSED, EventType, ResetReason
 from virtiopy.devices.scsi.requests import Response
 from virtiopy.memory import GuestMemory
-from virtiopy.spec import DeviceId
+from virtiopy.spec import DeviceId, Feature
 from virtiopy.transport.registers import Register
 
 TUR = "000000000000"
@@ -445,6 +446,20 @@ def test_lost_events_are_told_with_the_next_buffer(bench: Bench) -> None:
     assert bench.events() == [(EVENTS_MISSED | EventType.NO_EVENT, bytes(8), 0)]
     bench.offer_event()
     assert bench.events() == []
+
+
+def test_a_kick_is_asked_for_where_an_event_was_lost(bench: Bench) -> None:
+    bench.start([ScsiFeature.VIRTIO_SCSI_F_HOTPLUG, Feature.VIRTIO_F_EVENT_IDX])
+    for lun in range(3):
+        bench.offer_event_quietly()
+        bench.device.add_unit(Address(1, lun), ScsiDisk(FakeDisk()))
+    assert len(bench.events()) == 3
+    bench.driver.queues[EVENTS].should_kick()
+    bench.device.add_unit(Address(1, 3), ScsiDisk(FakeDisk()))
+    bench.offer_event_quietly()
+    assert bench.driver.queues[EVENTS].should_kick()
+    bench.driver.kick(EVENTS)
+    assert bench.events() == [(EVENTS_MISSED | EventType.NO_EVENT, bytes(8), 0)]
 
 
 def test_lost_events_are_told_with_the_next_event(bench: Bench) -> None:

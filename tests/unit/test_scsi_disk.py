@@ -11,7 +11,12 @@ from tests.unit.test_blk import FakeDisk, pattern
 from virtiopy.devices.scsi import ScsiDisk
 from virtiopy.devices.scsi.command import Additional, SenseKey
 from virtiopy.devices.scsi.requests import Response
-from virtiopy.devices.scsi.sbc import MAX_UNMAP_RANGES, MAX_WRITE_SAME_BYTES, Exclusion
+from virtiopy.devices.scsi.sbc import (
+    _PATTERN_BYTES,
+    MAX_UNMAP_RANGES,
+    MAX_WRITE_SAME_BYTES,
+    Exclusion,
+)
 from virtiopy.memory import GuestMemory
 
 CONTENT = pattern(BLOCKS)
@@ -231,6 +236,33 @@ def test_blocks_are_verified(bench: Bench, opcode: int) -> None:
     assert bench.request(extent(opcode, 1, 1, flags=4)).why == illegal(
         Additional.INVALID_FIELD_IN_CDB
     )
+
+
+def test_more_is_verified_than_is_held_in_memory_at_a_time() -> None:
+    disk = FakeDisk()
+    size = 3 * _PATTERN_BYTES
+    disk.content = bytearray(CONTENT[:BLOCK] * (size // BLOCK))
+    disk.measure()
+    with GuestMemory.allocate(8 << 20) as memory:
+        bench = with_disk(memory, disk)
+        cdb = extent(0x8F, 0, size // BLOCK, flags=6)
+        assert bench.request(cdb, CONTENT[:BLOCK]).good
+        assert {call[2] for call in disk.calls} == {_PATTERN_BYTES}
+        disk.content[-1] ^= 1
+        reply = bench.request(cdb, CONTENT[:BLOCK])
+        assert int.from_bytes(reply.sense[3:7]) == size - 1
+        reply = bench.request(extent(0x8F, 0, size // BLOCK, flags=2), CONTENT[:BLOCK] * 6144)
+        assert int.from_bytes(reply.sense[3:7]) == size - 1
+
+
+def test_no_more_blocks_are_compared_with_one_than_are_set_by_one() -> None:
+    disk = FakeDisk()
+    disk.size = 1 << 40
+    with GuestMemory.allocate(8 << 20) as memory:
+        bench = with_disk(memory, disk)
+        cdb = extent(0x8F, 0, MAX_WRITE_SAME_BYTES // BLOCK + 1, flags=6)
+        assert bench.request(cdb, bytes(BLOCK)).why == illegal(Additional.INVALID_FIELD_IN_CDB)
+        assert disk.calls == []
 
 
 def compare_and_write(start: int, count: int) -> bytes:

@@ -160,9 +160,9 @@ class BalloonJudge(RequestJudge):
                 self._judge.kept("5.5.6.1:12")
             self._requests = 0
 
-    def finish(self) -> None:
+    def finish(self, *, by_driver: bool) -> None:
         """Judge what the driver has not done."""
-        if self._changed:
+        if self._changed and by_driver:
             self._judge.broke(
                 "5.5.6.1:11",
                 f"the balloon has {len(self._pages)} pages, and the driver has not written actual",

@@ -97,7 +97,7 @@ class BlkJudge(RequestJudge):
             "VIRTIO_BLK_T_DISCARD with the unmap bit",
         )
 
-    def finish(self) -> None:
+    def finish(self, *, by_driver: bool) -> None:
         """Take note of a life in which the driver could have flushed what it wrote."""
         self._could_flush |= self._wrote and self.accepted(feature_bit("VIRTIO_BLK_F_FLUSH"))
         self._wrote = False

@@ -86,7 +86,7 @@ class ConsoleJudge(RequestJudge):
             if len(message) == _CONTROL_SIZE and number(message, 4, 2) == _Event.CONSOLE_PORT:
                 self._consoles.add(number(message, 0, 4))
 
-    def finish(self) -> None:
+    def finish(self, *, by_driver: bool) -> None:
         """Judge what the driver has not said."""
         if self._worked and self._multiport:
             self._judge.check(

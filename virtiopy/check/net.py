@@ -284,6 +284,6 @@ class NetJudge(RequestJudge):
             "5.1.4.2:1", f"the driver writes byte {offset} of the configuration space"
         )
 
-    def finish(self) -> None:
+    def finish(self, *, by_driver: bool) -> None:
         """Begin the driver's next life."""
         self._pairs = 1

@@ -40,6 +40,7 @@ from virtiopy.check.cases import (
     read_result,
 )
 from virtiopy.errors import ConfigError
+from virtiopy.files import check_output
 
 #: How many lines of a run's output are shown where it is not right.
 _LINES_SHOWN = 25
@@ -179,6 +180,12 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(
             f"--driver-report {path}: end the report's name with one of {', '.join(report.FORMS)}."
         )
+    if path is not None:
+        try:
+            # Now, and not when every guest has run for nothing.
+            check_output(Path(path), "The report")
+        except ConfigError as error:
+            raise pytest.UsageError(str(error)) from error
     config.pluginmanager.register(_Summary(None if path is None else Path(path)), "virtio-drivers")
 
 

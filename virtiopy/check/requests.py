@@ -31,8 +31,12 @@ class RequestJudge(QueueObserver):
     def config_written(self, offset: int) -> None:
         """Follow a write of the configuration space at `offset`."""
 
-    def finish(self) -> None:
-        """Judge what the driver has left undone: it resets the device, or the run ends."""
+    def finish(self, *, by_driver: bool) -> None:
+        """Judge what the driver has left undone.
+
+        `by_driver` says whether it ends its life with the device, and not the run: then it may have
+        been about to do it.
+        """
 
     def conclude(self) -> None:
         """Judge what the driver has never done in the whole run."""

@@ -74,7 +74,7 @@ class DriverCheck:
     def finish(self) -> Verdict:
         """Judge what the drivers left undone, and return what all came to."""
         for watched in self._watched:
-            watched.finish()
+            watched.finish(by_driver=False)
             watched.conclude()
         return Verdict([watched.judge for watched in self._watched])
 
@@ -131,17 +131,17 @@ class _Watched(LifecycleObserver):
     def status_written(self, before: int, written: int) -> None:
         """Judge a life that the driver ends by a reset, while its rings are still there."""
         if written == 0:
-            self.finish()
+            self.finish(by_driver=True)
 
     def was_reset(self) -> None:
         """Judge a life that ends without a word of the driver's, as over vhost-user."""
-        self.finish()
+        self.finish(by_driver=False)
 
-    def finish(self) -> None:
-        """Judge what the driver left undone."""
+    def finish(self, *, by_driver: bool) -> None:
+        """Judge what the driver left undone; `by_driver` is as RequestJudge.finish has it."""
         self._rings.finish()
         for request in self._requests if self._live else ():
-            request.finish()
+            request.finish(by_driver=by_driver)
         self._live = False
         if self._registers is not None:
             self._registers.reset()

@@ -28,6 +28,7 @@ SUBCOMMANDS = {
     "run": "Run a guest driver or a kernel in a VM with virtio devices, and count its exits.",
     "linux": "Boot Linux with virtio devices, and run a command or a shell in it.",
     "serve": "Serve a device to another VMM over vhost-user.",
+    "proxy": "Stand between a vhost-user frontend and a backend, and show what passes.",
     "conformance": "Put any virtio backend through the specification.",
     "check": "List what drivers are held against; `run --check-driver` holds them.",
     "exits": "Compare what each way of doing I/O costs, in exits and in time.",

@@ -40,6 +40,18 @@ def build_served_scsi(options: DeviceOptions) -> "tuple[VirtioDevice, Lease | No
     return device, lease
 
 
+def connect_scsi(socket: Path, options: DeviceOptions) -> VirtioDevice:
+    """Make the device that another process serves at a socket; raises ConfigError."""
+    from virtiopy.vhost.user.scsi import open_scsi
+
+    if options.parts:
+        raise ConfigError(
+            f"{options.option} is a vhost-user backend's, which has its own units: "
+            f"leave {options.parts[0][0]} out here."
+        )
+    return open_scsi(socket)
+
+
 class _Lease:
     """The images of a device: all of them are claimed, or none."""
 
@@ -94,7 +106,7 @@ def _build(options: DeviceOptions, *, claimed: bool) -> "tuple[VirtioDevice, Seq
 def _address(part: DeviceOptions, taken: "UnitAddresses") -> "Address":
     """Return where a unit is to be, which has the first free LUN of its target by default."""
     from virtiopy.devices.scsi import Address
-    from virtiopy.devices.scsi.address import LUN_MAX, TARGET_MAX
+    from virtiopy.devices.scsi.features import LUN_MAX, TARGET_MAX
 
     target = part.number("target", 0, 0, TARGET_MAX)
     free = next((n for n in range(LUN_MAX + 1) if Address(target, n) not in taken), 0)

@@ -1,7 +1,6 @@
 """virtiopy serve: a device for another VMM, over vhost-user."""
 
 import contextlib
-import signal
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from virtiopy.cli.main import EXIT_GUEST_FAILED
 from virtiopy.cli.options import parse_mode
 from virtiopy.cli.output import PATIENCE, patient_output
 from virtiopy.cli.sandboxed import Sandbox, sandbox_option
+from virtiopy.cli.signals import signals_as_file
 from virtiopy.cli.trace import TraceChoice, Tracing, trace_options
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.devices.entry import DeviceEntry
@@ -107,7 +107,7 @@ def command(
 
     with contextlib.ExitStack() as stack:
         # First of all: a program that sees the socket may end this one.
-        ended = _signals_as_file(stack)
+        ended = signals_as_file(stack)
         # A signal interrupts no write to a pipe that is full and not read.
         printed = stack.enter_context(patient_output())
         source, name = _source(path, socket_fd, socket_mode, connect=connect)
@@ -206,17 +206,3 @@ def _delegate(served: VirtioDevice, choice: attachments.ModeChoice) -> None:
     except (ConfigError, HostError):
         if choice.required:
             raise
-
-
-def _signals_as_file(stack: contextlib.ExitStack) -> int:
-    """Make SIGTERM and SIGINT readable in a file, so that what is in flight is not interrupted."""
-    reader, writer = socket.socketpair()
-    for end in (reader, writer):
-        end.setblocking(False)
-        stack.callback(end.close)
-    before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-    stack.callback(signal.set_wakeup_fd, before)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            stack.callback(signal.signal, number, signal.signal(number, lambda *_: None))
-    return reader.fileno()

@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from types import FrameType
@@ -42,3 +43,17 @@ def ended_by_signals() -> Iterator[None]:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
         sys.stdout.flush()
+
+
+def signals_as_file(stack: contextlib.ExitStack) -> int:
+    """Make SIGTERM and SIGINT readable in a file, so that what is in flight is not interrupted."""
+    reader, writer = socket.socketpair()
+    for end in (reader, writer):
+        end.setblocking(False)
+        stack.callback(end.close)
+    before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    stack.callback(signal.set_wakeup_fd, before)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            stack.callback(signal.signal, number, signal.signal(number, lambda *_: None))
+    return reader.fileno()

@@ -17,6 +17,7 @@ from virtiopy.errors import ConfigError
 if TYPE_CHECKING:
     from virtiopy.devices.base import VirtioDevice
     from virtiopy.trace.events import Filter, LiveTrace, Sink
+    from virtiopy.trace.watch import DeviceTrace
     from virtiopy.transport.placement import Transport
     from virtiopy.vhost.user.backend import Backend
     from virtiopy.vm.slots import WatchTransport
@@ -141,6 +142,15 @@ class Tracing:
         trace = DeviceTrace(self._trace, name)
         trace.watch(backend.lifecycle, sees_acknowledgements=False)
         backend.on_message = lambda message, sent: trace.message(message, not sent)
+
+    def device(self, name: str) -> "DeviceTrace | None":
+        """Return the trace of what passes a proxy, if there is one."""
+        if self._trace is None:
+            return None
+        from virtiopy.trace.watch import DeviceTrace
+
+        self.check_devices([name])
+        return DeviceTrace(self._trace, name)
 
     def check_devices(self, names: Sequence[str]) -> None:
         """Raise ConfigError where --trace-only names a device that there is not."""

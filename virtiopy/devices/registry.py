@@ -217,12 +217,13 @@ _OWN = (
             "--scsi",
             "{disk=PATH|cdrom=FILE}[,target=N][,lun=N][,readonly=on][,rotational=off]"
             "[,cache=writeback|writethrough|none][,serial=ID][,format=FORMAT][,reaches=PATH]..."
-            "[,queues=N][,queue-size=N][,mode=trapped|ioeventfd]",
+            "[,queues=N][,queue-size=N][,mode=trapped|ioeventfd], or vhost-user=SOCKET",
             "Attach a SCSI host device, with a logical unit for each image or block device that "
             "`disk` names, in any format that --disk takes, and for each image of a disc that "
             "`cdrom` names. What follows one is about it, up to the next; a unit without a `lun` "
-            "has the first free one of its target.",
-            keys=("queues", "queue-size"),
+            "has the first free one of its target. vhost-user=SOCKET attaches one that another "
+            "process serves.",
+            keys=("queues", "queue-size", "vhost-user"),
             repeatable=("reaches",),
             has_main=False,
             parts={
@@ -235,6 +236,7 @@ _OWN = (
         ),
         build="virtiopy.cli.scsi:build_scsi",
         build_served="virtiopy.cli.scsi:build_served_scsi",
+        vhost_user="virtiopy.cli.scsi:connect_scsi",
         suite_driver=f"{_SUITE}.scsi:ScsiDriver",
         rigs={"scsi": f"{_RIGS}:build_scsi"},
         linux_modules=("virtio_scsi", "sd_mod", "sr_mod", "isofs", "ext4", "crc32c_generic"),

@@ -67,6 +67,16 @@ class DeviceTrace:
         """Add an event."""
         self._trace.add(self.name, event)
 
+    @property
+    def observers(self) -> Sequence[QueueObserver]:
+        """What traces a ring."""
+        return [_RingTrace(self)]
+
+    def called(self, index: int) -> None:
+        """Trace a used buffer notification that a driver does not acknowledge."""
+        flow = self.flows.get(index)
+        self.add(Event(Kind.INTERRUPT, Actor.DEVICE, f"interrupt: queue {index}", index, flow=flow))
+
     def kicked(self, index: int) -> None:
         """Begin with a kick what it brings about."""
         self.flows[index] = flow = self._trace.next_flow()

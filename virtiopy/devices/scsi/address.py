@@ -9,10 +9,6 @@ from typing import Final
 #: Bytes of the field.
 LUN_FIELD_SIZE = 8
 
-#: The largest numbers there are (5.6.4).
-TARGET_MAX = 255
-LUN_MAX = 16383
-
 #: The REPORT LUNS well-known logical unit, of the whole device (5.6.6.1).
 REPORT_LUNS: Final = bytes.fromhex("c101 000000000000")
 

@@ -6,20 +6,14 @@ unit's. Commands that would wait are served by the loop's workers, a batch at a 
 
 import enum
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import ClassVar
 
 from virtiopy._native import ffi
 from virtiopy.devices.base import Fact, VirtioDevice
 from virtiopy.devices.batches import Batches
-from virtiopy.devices.scsi.address import (
-    LUN_MAX,
-    TARGET_MAX,
-    Address,
-    WellKnown,
-    parse_field,
-)
+from virtiopy.devices.scsi.address import Address, WellKnown, parse_field
 from virtiopy.devices.scsi.command import (
     Additional,
     CheckConditionError,
@@ -37,11 +31,20 @@ from virtiopy.devices.scsi.control import (
     parse_control,
 )
 from virtiopy.devices.scsi.events import (
-    EVENT_SIZE,
     Events,
     EventType,
     ResetReason,
     parameter_reason,
+)
+from virtiopy.devices.scsi.features import (
+    CDB_SIZE,
+    CMD_PER_LUN,
+    EVENT_SIZE,
+    LUN_MAX,
+    MAX_SECTORS,
+    SENSE_SIZE,
+    TARGET_MAX,
+    ScsiFeature,
 )
 from virtiopy.devices.scsi.plugging import COMMANDS, OpenUnit
 from virtiopy.devices.scsi.requests import (
@@ -55,8 +58,8 @@ from virtiopy.devices.scsi.requests import (
     parse_request,
     task_of,
 )
-from virtiopy.devices.scsi.spc import CDROM_TYPE, AbsentUnit, PrimaryUnit, ReportLunsUnit
-from virtiopy.devices.scsi.unit import LogicalUnit
+from virtiopy.devices.scsi.spc import CDROM_TYPE, AbsentUnit, PrimaryUnit
+from virtiopy.devices.scsi.units import Units
 from virtiopy.errors import DriverError
 from virtiopy.spec import DeviceId, feature_mask, has_feature
 from virtiopy.virtqueue.buffers import total
@@ -67,14 +70,9 @@ log = logging.getLogger(__name__)
 #: Entries of the control queue and of the event queue.
 CONTROL_QUEUE_SIZE = EVENT_QUEUE_SIZE = 64
 
-#: The defaults of fields that the driver can change, bytes (5.6.4), and how far it can: a CDB has
-#: up to 260 bytes, sense data up to 252 (SPC-4, 4.3.3 and 4.5).
-SENSE_SIZE, CDB_SIZE = 96, 32
+#: How far the driver can change the sizes, bytes: a CDB has up to 260 bytes, sense data up to 252
+#: (SPC-4, 4.3.3 and 4.5).
 SENSE_SIZE_MAX, CDB_SIZE_MAX = 1 << 12, 1 << 9
-
-#: A hint to the driver: sectors of 512 bytes a request, and requests a logical unit at a time.
-MAX_SECTORS = 0xFFFF
-CMD_PER_LUN = 128
 
 #: Requests that a kick has served at once, of those that wait for nothing.
 AT_ONCE = 128
@@ -82,15 +80,6 @@ AT_ONCE = 128
 _SENSE_OFFSET = ffi.offsetof("struct virtio_scsi_config", "sense_size")
 _CDB_OFFSET = ffi.offsetof("struct virtio_scsi_config", "cdb_size")
 _FIELD_SIZE = ffi.sizeof("uint32_t")
-
-
-class ScsiFeature(enum.IntEnum):
-    """Feature bits (5.6.3)."""
-
-    VIRTIO_SCSI_F_INOUT = 0
-    VIRTIO_SCSI_F_HOTPLUG = 1
-    VIRTIO_SCSI_F_CHANGE = 2
-    VIRTIO_SCSI_F_T10_PI = 3
 
 
 class ScsiQueue(enum.IntEnum):
@@ -125,13 +114,7 @@ class Scsi(VirtioDevice):
         #: Makes the units that a user plugs in later on; None where none can.
         self.open_unit: OpenUnit | None = None
         self._sizes = Sizes(CDB_SIZE, SENSE_SIZE)
-        # Replaced, and never changed: workers look units up without a lock.
-        self._units: Mapping[Address, PrimaryUnit] = {}
-        self._absent: Mapping[int, PrimaryUnit] = {}
-        self._set_units(units)
-        self._report_luns = ReportLunsUnit()
-        self._report_luns.list_units = self._all_units
-        self._targets_report_luns: dict[int, PrimaryUnit] = {}
+        self._units = Units(units)
         self._batches = Batches(self, self.serve)
         self._cancelled = Cancelled()
         self._pending: list[PendingFunction] = []
@@ -142,46 +125,7 @@ class Scsi(VirtioDevice):
     @property
     def units(self) -> Mapping[Address, PrimaryUnit]:
         """The logical units."""
-        return self._units
-
-    def _set_units(self, units: Mapping[Address, PrimaryUnit]) -> None:
-        for address, unit in units.items():
-            if not (0 <= address.target <= TARGET_MAX and 0 <= address.lun <= LUN_MAX):
-                raise ValueError(f"there is no address {address}")
-            unit.address = address
-            unit.list_units = partial(self._units_of, address.target)
-        absent: dict[int, PrimaryUnit] = {}
-        for target in {address.target for address in units}:
-            absent[target] = self._absent.get(target) or AbsentUnit()
-            absent[target].list_units = partial(self._units_of, target)
-        self._units, self._absent = dict(units), absent
-
-    def _units_of(self, target: int) -> Sequence[bytes]:
-        return [address.entry for address in sorted(self._units) if address.target == target]
-
-    def _all_units(self) -> Sequence[bytes]:
-        return [address.field for address in sorted(self._units)]
-
-    def _find(self, lun: bytes) -> LogicalUnit | None:
-        """Return what a `lun` field addresses; None where there is no such target."""
-        address = parse_field(lun)
-        if isinstance(address, Address):
-            return self._units.get(address) or self._absent.get(address.target)
-        if address is None:
-            return None
-        if address.target is None:
-            return self._report_luns
-        return self._target_report_luns(address.target)
-
-    def _target_report_luns(self, target: int) -> LogicalUnit | None:
-        if target not in self._absent:
-            return None
-        unit = self._targets_report_luns.get(target)
-        if unit is None:
-            unit = ReportLunsUnit()
-            unit.list_units = partial(self._units_of, target)
-            self._targets_report_luns[target] = unit
-        return unit
+        return self._units.by_address
 
     def add_unit(self, address: Address, unit: PrimaryUnit) -> None:
         """Plug a logical unit in, and tell the driver (5.6.6.3); from any thread.
@@ -189,9 +133,9 @@ class Scsi(VirtioDevice):
         Raises ValueError where there is one at this address, or can be none.
         """
         with self.lock:
-            if address in self._units:
+            if address in self.units:
                 raise ValueError(f"there is a logical unit at {address}")
-            self._set_units({**self._units, address: unit})
+            self._units.replace({**self.units, address: unit})
             self._hotplugged(address, ResetReason.RESCAN)
 
     def remove_unit(self, address: Address) -> None:
@@ -200,16 +144,15 @@ class Scsi(VirtioDevice):
         What is being done of its requests is waited for. Raises KeyError where there is none.
         """
         with self.lock:
-            unit = self._units[address]
-            rest = {other: unit for other, unit in self._units.items() if other != address}
-            self._set_units(rest)
+            unit = self.units[address]
+            self._units.replace({at: other for at, other in self.units.items() if at != address})
             self._hotplugged(address, ResetReason.REMOVED)
             # All commands complete before it is unplugged (5.6.6.1.1).
             self._batches.drain()
             unit.close()
 
     def _hotplugged(self, address: Address, reason: ResetReason) -> None:
-        for other, unit in self._units.items():
+        for other, unit in self.units.items():
             if other.target == address.target and other != address:
                 unit.attend(Additional.REPORTED_LUNS_CHANGED)
         if has_feature(self.driver_features, ScsiFeature.VIRTIO_SCSI_F_HOTPLUG):
@@ -221,7 +164,7 @@ class Scsi(VirtioDevice):
         Raises KeyError where there is no such unit, ConfigError for a size that it cannot have.
         """
         with self.lock:
-            unit = self._units[address]
+            unit = self.units[address]
             if not unit.measure():
                 return
             unit.attend(Additional.CAPACITY_DATA_CHANGED)
@@ -347,7 +290,7 @@ class Scsi(VirtioDevice):
         if total(command.data_in) and total(command.data_out):
             # VIRTIO_SCSI_F_INOUT is not offered.
             return Outcome(Response.FAILURE)
-        unit = self._find(request.lun)
+        unit = self._units.find(request.lun)
         if unit is None:
             return Outcome(Response.BAD_TARGET)
         try:
@@ -385,7 +328,7 @@ class Scsi(VirtioDevice):
 
     def _addressed(self, lun: bytes) -> Response | None:
         """Return what is wrong with a `lun` field that has to address a logical unit."""
-        unit = self._find(lun)
+        unit = self._units.find(lun)
         if unit is None:
             return Response.BAD_TARGET
         return Response.INCORRECT_LUN if isinstance(unit, AbsentUnit) else None
@@ -431,7 +374,7 @@ class Scsi(VirtioDevice):
 
     def _reset_units(self, function: Function, address: Address | WellKnown) -> None:
         nexus = function is Function.I_T_NEXUS_RESET
-        for other, unit in self._units.items():
+        for other, unit in self.units.items():
             if nexus and other.target == address.target:
                 unit.reset(Additional.I_T_NEXUS_LOSS)
             elif other == address:
@@ -479,23 +422,20 @@ class Scsi(VirtioDevice):
         super().reset()
         self._sizes = Sizes(CDB_SIZE, SENSE_SIZE)
         self._events.reset()
-        for unit in self._every_unit():
+        for unit in self._units.every():
             unit.reset()
-
-    def _every_unit(self) -> Iterable[LogicalUnit]:
-        return [*self._units.values(), self._report_luns, *self._targets_report_luns.values()]
 
     def close(self) -> None:
         """Close every unit."""
         self._batches.drain()
-        for unit in self._units.values():
+        for unit in self.units.values():
             unit.close()
 
     def facts(self) -> Mapping[str, Fact]:
         """Tell which units there are, with their sizes in bytes."""
         return {
             "events_lost": self._events.lost,
-            "units": {str(at): unit.medium_size for at, unit in sorted(self._units.items())},
+            "units": {str(at): unit.medium_size for at, unit in sorted(self.units.items())},
         }
 
 

@@ -4,11 +4,9 @@ import enum
 
 from virtiopy._native import ffi
 from virtiopy.devices.scsi.command import Additional
+from virtiopy.devices.scsi.features import EVENT_SIZE
 from virtiopy.virtqueue.buffers import scatter, total
 from virtiopy.virtqueue.queue import Virtqueue
-
-#: Bytes of an event: event_info_size.
-EVENT_SIZE = ffi.sizeof("struct virtio_scsi_event")
 
 #: Bit 31 of `event`: events before it were lost.
 EVENTS_MISSED = 1 << 31
@@ -75,7 +73,10 @@ class Events:
         for _ in range(_SHORT_BUFFERS):
             chain = queue.pop()
             if chain is None:
-                return False
+                # The kick for the next buffer has it told that one was lost.
+                if not queue.enable_kicks():
+                    return False
+                continue
             if total(chain.writable) >= EVENT_SIZE:
                 queue.push(chain, scatter(chain.writable, data))
                 return True

@@ -18,7 +18,7 @@ from virtiopy.devices.scsi.command import (
 from virtiopy.devices.scsi.commandset import Definition, define
 from virtiopy.devices.scsi.modes import ModePage, ModeUnit, PageControl, PageReader
 from virtiopy.devices.scsi.spc import DISK_TYPE, Identity, VpdPage, not_ready
-from virtiopy.virtqueue.buffers import Buffers, gather, total
+from virtiopy.virtqueue.buffers import Buffers, gather, split_at, total
 
 #: The smallest logical block, bytes.
 BLOCK_SIZE = 512
@@ -44,7 +44,7 @@ _WRITE_PROTECTED, _DPO_AND_FUA = 0x80, 0x10
 _WCE = 0x04
 _CACHING_PAGE_SIZE = 18
 
-#: Bytes that a pattern of WRITE SAME is repeated to, to be written at a time.
+#: Bytes that are written, or compared, at a time: a pattern is repeated to so many.
 _PATTERN_BYTES = 1 << 20
 
 
@@ -215,19 +215,29 @@ class ScsiDisk(ModeUnit):
                 # The host's storage knows for itself whether it can be read.
                 return 0
             case 1:
-                compare_with, transferred = gather(command.sent(length)), length
+                rest: Buffers = command.sent(length)
+                for at in range(0, length, _PATTERN_BYTES):
+                    part, rest = split_at(rest, _PATTERN_BYTES)
+                    self._compare(offset, gather(part), at)
+                return length
             case 3:
+                if length > MAX_WRITE_SAME_BYTES:
+                    raise invalid_field(10 if command.cdb[0] == _VERIFY_16 else 7)
                 block = gather(command.sent(self.block_size if count else 0))
-                compare_with, transferred = block * count, len(block)
+                if not count:
+                    return 0
+                pattern = block * (min(length, _PATTERN_BYTES) // len(block))
+                for at in range(0, length, len(pattern)):
+                    self._compare(offset, pattern[: length - at], at)
+                return len(block)
             case _:
                 raise invalid_field(1)
-        self._compare(offset, compare_with)
-        return transferred
 
-    def _compare(self, offset: int, data: bytes) -> None:
-        found = self._content(offset, len(data))
+    def _compare(self, offset: int, data: bytes, at: int = 0) -> None:
+        """Compare what is `at` bytes after an offset; raises CheckConditionError."""
+        found = self._content(offset + at, len(data))
         if found != data:
-            first = next(i for i, byte in enumerate(data) if byte != found[i])
+            first = at + next(i for i, byte in enumerate(data) if byte != found[i])
             raise CheckConditionError(
                 Sense(SenseKey.MISCOMPARE, Additional.MISCOMPARE_DURING_VERIFY, information=first)
             )
@@ -428,6 +438,8 @@ class ScsiDisk(ModeUnit):
         """Bytes of its medium; 0 without one."""
         return self.disk.size
 
+
+_VERIFY_16 = 0x8F
 
 #: Where READ commands have their first block and their number of blocks: offset and size of each.
 _READS = {0x28: (2, 4, 7, 2), 0x88: (2, 8, 10, 4), 0xA8: (2, 4, 6, 4)}
