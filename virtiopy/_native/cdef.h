@@ -601,27 +601,6 @@ struct ifreq {
 	...;
 };
 
-/* ELF: what who loads a file needs to know of it */
-#define EM_386 ...
-#define EM_X86_64 ...
-#define PT_LOAD ...
-#define PT_NOTE ...
-struct elf32_hdr {
-	uint16_t e_machine;
-	uint32_t e_entry, e_phoff;
-	uint16_t e_phentsize, e_phnum;
-	...;
-};
-struct elf64_hdr {
-	uint16_t e_machine;
-	uint64_t e_entry, e_phoff;
-	uint16_t e_phentsize, e_phnum;
-	...;
-};
-struct elf32_phdr { uint32_t p_type, p_offset, p_vaddr, p_paddr, p_filesz, p_memsz; ...; };
-struct elf64_phdr { uint32_t p_type; uint64_t p_offset, p_vaddr, p_paddr, p_filesz, p_memsz; ...; };
-struct elf64_note { uint32_t n_namesz, n_descsz, n_type; ...; };
-
 /* PVH boot */
 struct hvm_start_info {
 	uint32_t magic, version, flags, nr_modules;

@@ -12,7 +12,6 @@
 #include <asm/bootparam.h>
 #include <fcntl.h>
 #include <linux/audit.h>
-#include <linux/elf.h>
 #include <malloc.h>
 #include <linux/falloc.h>
 #include <linux/fs.h>

@@ -85,7 +85,7 @@ def pytest_configure(config: pytest.Config) -> None:
     except ConfigError as error:
         raise pytest.UsageError(str(error)) from error
     if threading.current_thread() is threading.main_thread():
-        # Whoever ends the run is told what was found, as after Ctrl-C.
+        # The user who ends the run is told what was found, as after Ctrl-C.
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
 
         def restore() -> None:
