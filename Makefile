@@ -33,7 +33,7 @@ test: lint parallel vms
 PARALLEL := --numprocesses auto --dist worksteal tests/conformance tests/unit
 
 quick: $(VENV)/ready-dev
-	$(PYTEST) -m 'not thorough and not nightly' $(PARALLEL)
+	HYPOTHESIS_PROFILE=quick $(PYTEST) -m 'not thorough and not nightly' $(PARALLEL)
 
 parallel: $(VENV)/ready-dev
 	$(PYTEST) $(PARALLEL)

@@ -13,6 +13,9 @@ from virtiopy.conformance.targets.builders import BUILDERS
 
 DEVICES = list(BUILDERS)
 
+#: Those of `make check`: variants have most of their statements in common with what they vary.
+QUICK = ["blk", "net", "console", "rng", "balloon"]
+
 #: Statements that a backend of others' does not meet: by the test that shows it.
 QEMU_DIFFERENCES = {
     # A device MUST take direct descriptors with an indirect one at their end: libvhost-user looks
@@ -35,12 +38,16 @@ QEMU_DIFFERENCES = {
     ("device", "transport"),
     [
         *(
-            # The variants have most of their statements in common with what they vary.
-            pytest.param(device, "mmio", marks=[pytest.mark.thorough] if "-" in device else [])
+            pytest.param(device, "mmio", marks=[] if device in QUICK else [pytest.mark.thorough])
             for device in DEVICES
         ),
         *(
-            pytest.param(device, "vhost-user", marks=pytest.mark.thorough)
+            pytest.param(
+                device,
+                "vhost-user",
+                # Most of what differs is the transport's.
+                marks=[pytest.mark.thorough if device in {"blk", "net"} else pytest.mark.nightly],
+            )
             for device in DEVICES
             if "-" not in device
         ),

@@ -10,6 +10,9 @@ from tests.lab import plugin
 from tests.lab.kernel import LabMissingError, get_kernel
 from tests.lab.machine import CACHE, REPOSITORY, check_tools
 
+# Most of them run pytest in pytest.
+pytestmark = pytest.mark.thorough
+
 
 def run_lab_tests(path: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "lab", *arguments]
@@ -24,7 +27,6 @@ def run_lab_tests(path: str, *arguments: str) -> subprocess.CompletedProcess[str
     )
 
 
-@pytest.mark.thorough
 def test_without_the_lab_its_tests_are_skipped_loudly_with_the_remedy(tmp_path: Path) -> None:
     done = run_lab_tests(str(tmp_path), "--lab=boot")
 
