@@ -150,13 +150,14 @@ class RamDisk(VirtioDevice):
         return data[offset % PAGE : offset % PAGE + size]
 
     def put(self, offset: int, data: bytes) -> None:
-        while data:
+        left = memoryview(data)
+        while left:
             start = offset % PAGE
-            part = data[: PAGE - start]
+            part = left[: PAGE - start]
             page = self.pages.setdefault(offset // PAGE, bytearray(PAGE))
             page[start : start + len(part)] = part
             offset += len(part)
-            data = data[len(part) :]
+            left = left[len(part) :]
 
 
 class LargeDisk(RamDisk):

@@ -98,10 +98,11 @@ def test_qemu_storage_daemon_meets_every_statement_but_the_known(tmp_path: Path)
         "addr.type=unix,addr.path={socket}"
     )
     report = tmp_path / "report.json"
-    # Not the random walks: what QEMU has in flight when a ring is stopped is a matter of time, and
-    # so one fails now and then, and not when it is walked again.
+    # Not the random walks, nor a queue's reset in the middle of a request: what QEMU has in flight
+    # when a ring is stopped is a matter of time, and so one fails now and then, and not when it is
+    # done again.
     run = run_suite(
-        *("-k", "not random_walk"),
+        *("-k", "not random_walk and not queue-reset-when-in-the-middle"),
         f"--virtio-spawn={command}",
         "--virtio-device=blk",
         # Once a request was never used, a fifth of this: as long as a loaded machine may take.
