@@ -18,13 +18,15 @@ EXCEPTIONS: Mapping[tuple[str, str], Exceptional] = {
         [], "2.7.8.2:2 allows a used length below what was written: 2.6:2 is but a warning"
     ),
     ("CountsNoResidual", "5.6.6.1.1:1"): Exceptional(
-        ["2.6:1"], "it dies of every answer that is shorter than its buffer, before it tells one"
+        ["2.6:1", "5.6.6.1.1:1"],
+        "it dies of every answer that is shorter than its buffer, before it tells one",
     ),
     ("MixesItsPortsUp", "5.3.6:1"): Exceptional(
         ["5.3.6:1", "5.3.6:2"], "what is written and what is typed go to another port, each way"
     ),
     ("UsesBuffersBeforeThereAreEnough", "5.1.9.4.1:4"): Exceptional(
-        ["2.6:1"], "it loses frames for which there are too few buffers, and other requests wait"
+        ["2.6:1", "5.1.9.4.1:4"],
+        "it loses frames for which there are too few buffers, and other requests wait",
     ),
     **dict.fromkeys(
         [("HasNoLimit", "5.2.5.2:12"), ("HasNoLimit", "5.2.6.2:22"), ("HasNoLimit", "5.2.6.2:26")],
@@ -41,6 +43,7 @@ EXCEPTIONS: Mapping[tuple[str, str], Exceptional] = {
         ),
     ),
     ("OffersZoned", "5.2.5.2:6"): Exceptional(
-        ["6.2:1"], "a legacy device breaks that before all, and cannot be judged any further"
+        ["5.2.5.2:6", "6.2:1"],
+        "a legacy device breaks that before all, and cannot be judged any further",
     ),
 }
