@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.eventloop import EventLoop
-from virtiopy.virtqueue.queue import Chain, Virtqueue
+from virtiopy.virtqueue.queue import BATCH, Chain, Virtqueue, batches_of_a_turn
 
 #: Batches that workers have of one device, and pieces of memory after which they get no more: a
 #: request may have tens of thousands, and others wait behind it. What a device does not pop stays
@@ -53,6 +53,53 @@ class Batches:
     def handle_after(self, queue: Virtqueue) -> None:
         """Have the device handle a queue again when a batch is complete."""
         self._waiting[queue.index] = queue
+
+    def work(
+        self,
+        queue: Virtqueue,
+        serve_at_once: Callable[[Chain], int | None],
+        limit: int,
+        loop: EventLoop,
+    ) -> None:
+        """Work a queue for a turn: `limit` requests at once where they can be, the rest by workers.
+
+        `serve_at_once` returns how many bytes it wrote, or None for what would take longer. Raises
+        QueueError.
+        """
+        device = self._device
+        for _ in batches_of_a_turn():
+            queue.disable_kicks()
+            if self.full:
+                self.handle_after(queue)
+                return
+            chains = queue.pop_many(BATCH)
+            rest = self._serve_at_once(queue, chains[:limit], serve_at_once) + chains[limit:]
+            limit = max(0, limit - len(chains))
+            if rest:
+                self.start(queue, rest, loop)
+            device.notify(queue)
+            if not chains and not queue.enable_kicks():
+                return
+        device.handle_soon(queue)
+
+    def _serve_at_once(
+        self,
+        queue: Virtqueue,
+        chains: Sequence[Chain],
+        serve_at_once: Callable[[Chain], int | None],
+    ) -> list[Chain]:
+        """Serve what can be served at once; returns the others, for a worker."""
+        done, rest = [], []
+        for chain in chains:
+            written = serve_at_once(chain)
+            if written is None:
+                rest.append(chain)
+            else:
+                done.append((chain, written))
+        if done:
+            queue.push_many(done)
+            self._device.notify(queue)
+        return rest
 
     def _count(self, queue: Virtqueue) -> int:
         return sum(batch.queue is queue for batch in self._batches)

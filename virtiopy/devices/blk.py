@@ -21,7 +21,7 @@ from virtiopy.devices.rings import DelegatedRings
 from virtiopy.errors import ConfigError
 from virtiopy.spec import DeviceId, feature_mask, has_feature
 from virtiopy.virtqueue.buffers import Buffers, gather, scatter, split_at, total
-from virtiopy.virtqueue.queue import BATCH, Chain, Virtqueue, batches_of_a_turn
+from virtiopy.virtqueue.queue import Chain, Virtqueue
 
 log = logging.getLogger(__name__)
 
@@ -341,35 +341,7 @@ class Blk(VirtioDevice):
         if self.may_block or self.loop is None:
             super().handle(queue)
             return
-        cached = CACHED_READS
-        for _ in batches_of_a_turn():
-            queue.disable_kicks()
-            if self._batches.full:
-                self._batches.handle_after(queue)
-                return
-            chains = queue.pop_many(BATCH)
-            rest = self._serve_cached(queue, chains[:cached]) + chains[cached:]
-            cached = max(0, cached - len(chains))
-            if rest:
-                self._batches.start(queue, rest, self.loop)
-            self.notify(queue)
-            if not chains and not queue.enable_kicks():
-                return
-        self.handle_soon(queue)
-
-    def _serve_cached(self, queue: Virtqueue, chains: list[Chain]) -> list[Chain]:
-        """Serve reads of what the host has in memory; returns the others, for a worker."""
-        done, rest = [], []
-        for chain in chains:
-            written = self._read_cached(chain)
-            if written is None:
-                rest.append(chain)
-            else:
-                done.append((chain, written))
-        if done:
-            queue.push_many(done)
-            self.notify(queue)
-        return rest
+        self._batches.work(queue, self._read_cached, CACHED_READS, self.loop)
 
     def _read_cached(self, chain: Chain) -> int | None:
         data_in, status = split_at(chain.writable, total(chain.writable) - 1)

@@ -6,7 +6,7 @@ unit's. Commands that would wait are served by the loop's workers, a batch at a 
 
 import enum
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import ClassVar
 
@@ -227,39 +227,9 @@ class Scsi(VirtioDevice):
         elif self.may_block or self.loop is None:
             super().handle(queue)
         else:
-            self._handle_requests(queue)
-
-    def _handle_requests(self, queue: Virtqueue) -> None:
-        assert self.loop is not None
-        at_once = AT_ONCE
-        for _ in batches_of_a_turn():
-            queue.disable_kicks()
-            if self._batches.full:
-                self._batches.handle_after(queue)
-                return
-            chains = queue.pop_many(BATCH)
-            rest = self._serve_at_once(queue, chains[:at_once]) + chains[at_once:]
-            at_once = max(0, at_once - len(chains))
-            if rest:
-                self._batches.start(queue, rest, self.loop)
-            self.notify(queue)
-            if not chains and not queue.enable_kicks():
-                return
-        self.handle_soon(queue)
-
-    def _serve_at_once(self, queue: Virtqueue, chains: Sequence[Chain]) -> list[Chain]:
-        """Serve the requests that wait for nothing; returns the others, for a worker."""
-        done, rest = [], []
-        for chain in chains:
-            written = self._serve(queue, chain, at_once=True)
-            if written is None:
-                rest.append(chain)
-            else:
-                done.append((chain, written))
-        if done:
-            queue.push_many(done)
-            self.notify(queue)
-        return rest
+            self._batches.work(
+                queue, lambda chain: self._serve(queue, chain, at_once=True), AT_ONCE, self.loop
+            )
 
     # A request: parse, execute, complete (5.6.6.1)
 
