@@ -7,21 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.guest.test_vhost_user_docs import AS_A_USER, needs_users
 from tests.guest.vhost_user import serve
 from tests.linux.ram import MEMORY, PARAMETERS, PINGED, SOUND, RamGuest, RamLinux
 from tests.namespace import Namespace, needs_taps
-
-#: In another user's place: libvirt's driver wants an account of its own for root.
-_AS_A_USER = ["unshare", "--user", "--map-user=1000", "--map-group=1000"]
 
 pytestmark = [
     needs_taps,
     pytest.mark.timeout(600),
     pytest.mark.skipif(shutil.which("virsh") is None, reason="virsh is missing (libvirt-clients)"),
-    pytest.mark.skipif(
-        subprocess.run([*_AS_A_USER, "true"], capture_output=True, check=False).returncode != 0,
-        reason="unshare --user --map-user does not work here",
-    ),
+    needs_users,
 ]
 
 SUSPENSIONS = 10
@@ -84,7 +79,7 @@ class Virsh(RamGuest):
         self._answers = folder / "virsh.log"
         with self._answers.open("wb") as output:
             process = subprocess.Popen(
-                [*_AS_A_USER, "virsh", "--quiet", "--connect", f"qemu:///embed?root={home}"],
+                [*AS_A_USER, "virsh", "--quiet", "--connect", f"qemu:///embed?root={home}"],
                 env={**os.environ, "HOME": str(home)},
                 stdin=subprocess.PIPE,
                 stdout=output,
