@@ -18,6 +18,7 @@ import pytest
 
 from tests.guest.accelerators import OWN_MODES
 from tests.guest.support import ISOLATED, VIRTIOPY, make_image, needs_isolation, needs_kvm
+from tests.patience import PATIENCE
 from virtiopy.accel.kvm.accelerator import KvmAccelerator
 from virtiopy.boot.elf import GuestImage
 from virtiopy.boot.guests import guest_path
@@ -269,7 +270,7 @@ def test_a_signal_ends_the_command_and_leaves_nothing(
         assert (folder / "vm.sock").exists()
         assert session_of(process) == [process.pid]
         process.send_signal(number)
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=PATIENCE)
         assert process.returncode == 128 + number
         assert errors.strip() == "virtiopy: interrupted"
         assert session_of(process) == []
@@ -278,7 +279,7 @@ def test_a_signal_ends_the_command_and_leaves_nothing(
 
 def test_a_guest_that_ends_leaves_nothing(folder: Path) -> None:
     with running(folder, "probe", "") as process:
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=PATIENCE)
         assert (process.returncode, errors) == (0, "")
         assert session_of(process) == []
     assert os.listdir(folder) == ["disk.img"]

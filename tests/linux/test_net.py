@@ -14,17 +14,15 @@ import pytest
 from tests.guest.vhost_user import serve
 from tests.linux.guest import boot, chardev, finish, wait_for
 from tests.namespace import Namespace, needs_taps
+from tests.patience import PATIENCE
 
-pytestmark = [needs_taps, pytest.mark.timeout(300)]
+pytestmark = needs_taps
 
 ADDRESS = "192.0.2.1"
 PAIRS = 2
 
 #: What is sent each way, bytes.
 SIZE = 100 << 20
-
-#: How long the guest may take until it connects, and between two pieces, seconds.
-PATIENCE = 100.0
 
 
 @dataclass(slots=True)
@@ -112,7 +110,7 @@ def transfer(
                 backend.kill()
                 backend.restart()
                 (share / "restarted").touch()
-                finish(lab, 100)
+                finish(lab)
         yield Transfer(share, *digests, links_left=namespace.links())
 
 

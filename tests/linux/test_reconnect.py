@@ -14,9 +14,8 @@ from tests.guest.vhost_user import serve
 from tests.lab.machine import Lab
 from tests.linux.disk import QUEUES, LinuxDisk, make_image
 from tests.linux.guest import finish, wait_for
+from tests.patience import PATIENCE
 from virtiopy._native import ffi
-
-pytestmark = pytest.mark.timeout(400)
 
 KILLS = 20
 
@@ -27,9 +26,6 @@ FIO = (f"--size={SIZE}", "--bsrange=4k-8k")
 #: What each backend writes before it is killed, bytes: all that can be in flight when it comes, so
 #: that some of it has to be completed, and other requests written.
 PROGRESS = QUEUES * 32 * (8 << 10)
-
-#: How long that may take, seconds.
-PATIENCE = 60.0
 
 
 def requests_in_flight(pid: int) -> int:
@@ -121,7 +117,7 @@ def disk(
                 run.kill_backend()
                 backend.restart()
             run.await_progress()
-            finish(lab, 200)
+            finish(lab)
     return disk
 
 
