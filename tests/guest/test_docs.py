@@ -26,8 +26,10 @@ PAGES = sorted(DOCS.glob("*.md"))
 #: What the commands of a page need, where that is not KVM.
 _NEEDS = {
     "test-your-own-driver": [],
-    "first-broken-disk": [],
+    # These put devices to the whole suite.
+    "first-broken-disk": [pytest.mark.nightly],
     "test-your-own-backend": [
+        pytest.mark.nightly,
         pytest.mark.skipif(
             shutil.which("qemu-storage-daemon") is None,
             reason="qemu-storage-daemon is missing: scripts/setup dev installs it",

@@ -283,7 +283,13 @@ class Echoes:
                     self.received.append(int.from_bytes(data[:8], "little"))
 
 
-@pytest.mark.parametrize("features", ["0x0", "0x30008003"], ids=["plain", "all"])
+@pytest.mark.parametrize(
+    "features",
+    [
+        pytest.param("0x0", id="plain", marks=pytest.mark.nightly),
+        pytest.param("0x30008003", id="all"),
+    ],
+)
 def test_a_hundred_switches_in_a_flow_lose_repeat_and_reorder_nothing(
     namespace: Namespace, tmp_path: Path, features: str
 ) -> None:
@@ -405,6 +411,7 @@ def test_a_chain_shorter_than_its_header_does_no_harm_beyond_a_reset(namespace: 
 
 
 # A process of its own each, which costs some 10 seconds of imports.
+@pytest.mark.nightly
 def test_the_commands_of_the_docs_work(tmp_path: Path) -> None:
     """In a network namespace without a name, and with the command line as a user has it."""
     text = (REPOSITORY / "docs" / "vhost.md").read_text()

@@ -10,7 +10,7 @@ from tests.linux.disk import QUEUES, LinuxDisk, make_image
 from tests.linux.guest import finish
 
 #: Of each of the four jobs' files.
-SIZE = 32 << 20
+SIZE = 8 << 20
 
 
 @pytest.fixture(scope="module")

@@ -164,7 +164,7 @@ def test_a_shell_completes_subcommands_and_options(programs: Path, tmp_path: Pat
 
 
 @needs_kvm
-@pytest.mark.parametrize("version", ["3.12", "3.13"])
+@pytest.mark.parametrize("version", [pytest.param("3.12", marks=pytest.mark.nightly), "3.13"])
 def test_the_wheel_runs_on_later_pythons(wheel: Path, version: str, tmp_path: Path) -> None:
     programs = installed(wheel, interpreter(version), tmp_path / "venv")
     assert said(programs, "virtiopy", "hello", folder=tmp_path).count("Hello, World!") > 0
