@@ -110,6 +110,8 @@ MAY_IMPORT = {
         "devices.net.backing",
         "devices.scsi.features",
         "guard",
+        # How binding a sentence is, of the protocol's too.
+        "statements.terms",
         "transport.interrupts",
         "transport.lifecycle",
         "transport.observer",
