@@ -82,6 +82,9 @@ class Sandbox:
             if self.mode is SandboxMode.AUTO:
                 note("No sandbox: --share starts diod while the VM runs.")
             self.mode = SandboxMode.OFF
+        if entry.name == "vsock":
+            # To the program at the port that a guest asks for.
+            self.abilities |= Ability.CONNECT
         if entry.name == "console":
             for target in (
                 options.main,
