@@ -17,8 +17,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.lab.kernel import LabKernel, LabMissingError, get_kernel
+from tests.lab.kernel import LabMissingError, get_kernel
 from virtiopy.closing import Closing
+from virtiopy.linux.kernels import LinuxKernel
 
 REPOSITORY = Path(__file__).parents[2]
 #: Resolved, for a link there to a folder that several checkouts share.
@@ -176,10 +177,10 @@ def _without_udev() -> list[str]:
     return ["unshare", "--mount", *rights, "sh", "-c", script, "sh"]
 
 
-def _boot_command(kernel: LabKernel, share: Path, options: LabOptions) -> list[str]:
+def _boot_command(kernel: LinuxKernel, share: Path, options: LabOptions) -> list[str]:
     # Not by its own path: virtme-ng hides some of the host's folders, as /var/tmp.
     shutil.copy(Path(__file__).with_name("inside.sh"), share)
-    inside = ["sh", "/run/lab/inside.sh", "/run/lab", str(share), str(kernel.folder)]
+    inside = ["sh", "/run/lab/inside.sh", "/run/lab", str(share), str(kernel.image.parent.parent)]
     inside += options.modules
     return [
         # With the terminal as its own, so that all of it goes when we do, however that is.
