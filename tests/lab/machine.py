@@ -39,9 +39,15 @@ _TOOLS = {
 #: Kernel parameters against what costs emulated instructions and protects nothing here.
 _PARAMETERS = ["mitigations=off", "no5lvl", "init_on_alloc=0", "apparmor=0", "audit=0"]
 
-#: Where virtme-ng looks for udev. The lab is booted without the host's: it would rename interfaces
-#: (whatever net.ifnames says, where the host is a container) and take half a minute of each boot.
-_UDEV = [Path("/usr/lib/systemd/systemd-udevd"), Path("/lib/systemd/systemd-udevd")]
+#: Programs of the host's that virtme-ng starts where it finds them, and the lab is booted without.
+#: udev would rename interfaces (whatever net.ifnames says, where the host is a container) and take
+#: half a minute of each boot; what systemd-tmpfiles makes, in ten seconds, the lab does not need.
+_HIDDEN = [
+    Path("/usr/lib/systemd/systemd-udevd"),
+    Path("/lib/systemd/systemd-udevd"),
+    Path("/usr/bin/systemd-tmpfiles"),
+    Path("/bin/systemd-tmpfiles"),
+]
 
 
 @dataclass(slots=True, frozen=True)
@@ -166,9 +172,9 @@ def _path() -> str:
     return os.pathsep.join([str(vng().parent), os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 
 
-def _without_udev() -> list[str]:
-    """Return what to put before a command so that it finds no udev among the host's files."""
-    programs = sorted({str(path.resolve()) for path in _UDEV if path.exists()})
+def _without_hidden() -> list[str]:
+    """Return what to put before a command so that it does not find these programs of the host's."""
+    programs = sorted({str(path.resolve()) for path in _HIDDEN if path.exists()})
     if not programs:
         return []
     hide = [f"mount --bind /dev/null {shlex.quote(program)}" for program in programs]
@@ -184,7 +190,7 @@ def _boot_command(kernel: LinuxKernel, share: Path, options: LabOptions) -> list
     inside += options.modules
     return [
         # With the terminal as its own, so that all of it goes when we do, however that is.
-        *("setsid", "--ctty", *_without_udev()),
+        *("setsid", "--ctty", *_without_hidden()),
         *(sys.executable, str(vng()), "--verbose", "--run", str(kernel.image)),
         *("--disable-kvm", "--force-9p", "--user", "root"),
         *("--cpus", str(options.cpus), "--memory", f"{options.memory}M"),
