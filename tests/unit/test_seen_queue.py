@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from virtiopy._native import lib
+from virtiopy._native import CData, lib
 from virtiopy.check.passing.check import PassingCheck
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import DeviceId
@@ -309,7 +309,7 @@ def test_a_driver_and_a_device_that_race_with_the_looks_have_no_finding(
     class Racing:
         """Has driver and device go on at each read of an index."""
 
-        def vp_load_acquire(self, place: object) -> int:
+        def vp_load_acquire(self, place: CData) -> int:
             nonlocal added
             read = int(acquire(place))
             for _ in range(chance.randrange(3)):
