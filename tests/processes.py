@@ -5,8 +5,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-#: Seconds until what has to happen has happened, on a machine that has other things to do.
-PATIENCE = 300
+from tests.patience import PATIENCE
 
 
 def descendants(pid: int) -> set[int]:

@@ -90,6 +90,8 @@ MAY_IMPORT = {
         "virtqueue",
         "devices.ninep",
         "devices.streams",
+        "devices.vsock.features",
+        "devices.vsock.sockets",
     ],
     "accel.kvm": [*LOW, "memory", "cpu"],
     "accel.tcg": [*LOW, "memory", "cpu", "eventloop"],

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import PATIENCE, descendants, is_running, named, wait_until
+from tests.patience import PATIENCE
+from tests.processes import descendants, is_running, named, wait_until
 from virtiopy.errors import ConfigError
 from virtiopy.eventloop import EventLoop
 from virtiopy.host import launcher as module
