@@ -18,12 +18,11 @@ import pytest
 from tests.lab.kernel import LabKernel, LabMissingError, get_kernel
 from tests.lab.machine import CACHE
 from tests.lab.plugin import NOT_TO_BE_HAD
+from tests.patience import PATIENCE
 from virtiopy.closing import Closing
 
 MEMORY = 384
 
-#: How long Linux may take until it is up, and QEMU for what it is asked, seconds.
-PATIENCE = 240.0
 
 #: What Linux says when fio has verified what it wrote, and when the host has answered its ping.
 SOUND = r"round \d+ is sound"

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.vhost_user import PATIENCE, Driver, Served, readable
+from tests.patience import PATIENCE
+from tests.unit.vhost_user import Driver, Served, readable
 from virtiopy.closing import Closing
 from virtiopy.devices.rng import Rng
 from virtiopy.errors import PeerError

@@ -20,8 +20,6 @@ from virtiopy.host.share import Share, find_tool
 from virtiopy.linux.cache import cache_folder
 from virtiopy.linux.kernels import NoKernelError, find_kernel
 
-pytestmark = pytest.mark.timeout(300)
-
 MOUNT = "mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144"
 SECRET = "not for the guest"
 

@@ -291,6 +291,8 @@
 #define VHOST_SET_BACKEND_FEATURES ...
 #define VHOST_GET_BACKEND_FEATURES ...
 #define VHOST_NET_SET_BACKEND ...
+#define VHOST_VSOCK_SET_GUEST_CID ...
+#define VHOST_VSOCK_SET_RUNNING ...
 #define VHOST_FILE_UNBIND ...
 #define VHOST_F_LOG_ALL ...
 #define VHOST_NET_F_VIRTIO_NET_HDR ...
@@ -590,6 +592,25 @@ struct virtio_scsi_event {
 	uint32_t event;
 	uint8_t lun[8];
 	uint32_t reason;
+	...;
+};
+
+/* virtio: the socket device (5.10) */
+struct virtio_vsock_config {
+	uint64_t guest_cid;
+	...;
+};
+
+struct virtio_vsock_hdr {
+	uint64_t src_cid, dst_cid;
+	uint32_t src_port, dst_port, len;
+	uint16_t type, op;
+	uint32_t flags, buf_alloc, fwd_cnt;
+	...;
+};
+
+struct virtio_vsock_event {
+	uint32_t id;
 	...;
 };
 
