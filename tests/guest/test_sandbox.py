@@ -16,6 +16,7 @@ import pytest
 
 from tests.guest.support import VIRTIOPY, assert_one_sentence, virtiopy
 from tests.patience import PATIENCE
+from virtiopy.host.launcher import find_tool
 from virtiopy.host.storage import DAEMON
 from virtiopy.sandbox.process import lacking
 
@@ -88,6 +89,10 @@ main()
 """
 
 needs_sandbox = pytest.mark.skipif(bool(lacking()), reason=f"this kernel has no {lacking()}")
+needs_share = pytest.mark.skipif(
+    find_tool("diod") is None or find_tool("bwrap") is None,
+    reason="apt-get install diod bubblewrap",
+)
 
 
 @dataclass(slots=True, frozen=True)
@@ -146,10 +151,11 @@ def disk(tmp_path: Path) -> Path:
         ["run", "--disk", "disk.img", "--control", "c.sock"],
         ["run", "--accel", "tcg", "--disk", "disk.img", "--mode", "trapped", "--json", "r.json"],
         ["run", "--disk", "disk.img,mode=native,workers=2,queues=2", "--rng", "--console", "pty"],
+        pytest.param(["run", "--share", ".,tag=files", "--console", "pty"], marks=needs_share),
         ["serve", "blk", "disk.img", "--socket", "s.sock"],
         ["serve", "rng", "--socket", "s.sock"],
     ],
-    ids=["run", "run-tcg", "run-native", "serve-blk", "serve-rng"],
+    ids=["run", "run-tcg", "run-native", "run-share", "serve-blk", "serve-rng"],
 )
 def test_a_process_cannot_do_what_it_does_not_need(
     arguments: list[str], disk: Path, tmp_path: Path

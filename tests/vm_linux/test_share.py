@@ -12,11 +12,13 @@ import pytest
 
 from tests.guest.accelerators import has_unicorn
 from tests.guest.support import assert_one_sentence, virtiopy
+from tests.processes import descendants, named
 from tests.vm_linux.conftest import needs
 from tests.vm_linux.machine import Linux
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.devices.ninep import NineP
-from virtiopy.host.share import Share, find_tool
+from virtiopy.host.launcher import find_tool
+from virtiopy.host.share import Share
 from virtiopy.linux.cache import cache_folder
 from virtiopy.linux.kernels import NoKernelError, find_kernel
 
@@ -100,8 +102,7 @@ def test_a_link_out_of_the_folder_is_the_guests_own_file(shared: Shared) -> None
 def test_diod_that_is_killed_leaves_errors_and_works_after_a_reset(
     shared: Shared, caplog: pytest.LogCaptureFixture
 ) -> None:
-    pid = shared.share.pid
-    assert pid is not None
+    [pid] = named(descendants(shared.share.launcher.pid), "diod")
     os.kill(pid, signal.SIGKILL)
     text = shared.linux.sh("ls /mnt/tree/0; cat /mnt/large | wc -c", check=False)
     assert "Input/output error" in text
@@ -112,7 +113,7 @@ def test_diod_that_is_killed_leaves_errors_and_works_after_a_reset(
         "echo $name >unbind; echo $name >bind; "
         f"{MOUNT} files /mnt && test -e /mnt/large"
     )
-    assert shared.share.pid != pid
+    assert named(descendants(shared.share.launcher.pid), "diod") != {pid}
 
 
 @pytest.mark.parametrize(
