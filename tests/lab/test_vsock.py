@@ -74,7 +74,7 @@ def test_the_guest_talks_to_programs_and_vhosts_thread_moves_the_packets() -> No
         slot = machine.add_device(device, "vsock0", IoMode.VHOST)
         threads += worker_threads(*(int(path.name) for path in Path("/proc/self/task").iterdir()))
         guest = GuestImage.open(guest_path("vsock"))
-        machine.boot(guest, f"vsock.echo={ECHO} vsock.messages={MESSAGES}")
+        machine.boot(guest, f"vsock.echo={ECHO} vsock.messages={MESSAGES} vsock.sound=1")
         result = machine.run(300)
         facts = device.facts()
         mode = slot.mode
