@@ -72,15 +72,13 @@ class Sandbox:
             self.abilities |= Ability.START
             for daemon in running:
                 self.rules += daemon.rules()
-        if entry.name == "ninep":
-            # Each driver gets a diod of its own, in a root of its own: both are started later on.
+        if entry.starts and vhost_user_path(options) is None:
+            # Each driver gets one of its own, in a root of its own: both are started later on.
+            starts = f"{entry.option.name} starts {entry.starts} while the VM runs"
             if self.mode is SandboxMode.ON:
-                raise ConfigError(
-                    "--share starts diod while the VM runs, which --sandbox on forbids: leave one "
-                    "of them out."
-                )
+                raise ConfigError(f"{starts}, which --sandbox on forbids: leave one of them out.")
             if self.mode is SandboxMode.AUTO:
-                note("No sandbox: --share starts diod while the VM runs.")
+                note(f"No sandbox: {starts}.")
             self.mode = SandboxMode.OFF
         if entry.name == "console":
             for target in (

@@ -196,8 +196,14 @@ class DeviceEntry:
     #: path and the Options; None where there is no such thing.
     vhost_user: str | None = None
 
+    #: The program that serves it, and is started while the VM runs, for each driver anew.
+    starts: str = ""
+
     #: Whether it can be served to another VMM.
     served: bool = True
+
+    #: Whether this process works its rings: the conformance suite can have it here then.
+    in_process: bool = True
 
     #: The place of what makes it in order to be served, where that differs: it is given Options,
     #: and returns the device and the Lease (vhost.user.rings) of its rings.
