@@ -21,14 +21,13 @@ from tests.guest.support import (
     run_in_qemu,
     virtiopy,
 )
+from tests.patience import PATIENCE
 from virtiopy.control.client import ask
 
 MIB = 1 << 20
 PAGE = 4096
 MODES = ["trapped", "ioeventfd"]
 
-#: Seconds that a thing may take that has no limit of its own.
-PATIENCE = 30.0
 
 #: How often it is looked for.
 POLL_SECONDS = 0.005

@@ -9,6 +9,7 @@ import pytest
 
 from tests.guest.accelerators import TIMEOUT, needs_unicorn
 from tests.guest.test_accel_cpu import Guest, little
+from tests.patience import PATIENCE
 from virtiopy.accel import select
 from virtiopy.accel.tcg import cpu as tcg_cpu
 from virtiopy.cpu.exits import ExitReason
@@ -376,6 +377,10 @@ def test_tlb_misses_come_to_native_code_from_the_first_engine_on() -> None:
         "        made.close()\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=PATIENCE,
     )
     assert done.stdout.split() == ["True"] * 3

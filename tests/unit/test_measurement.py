@@ -138,6 +138,7 @@ def test_time_that_reading_the_counters_takes_is_left_out() -> None:
     assert measured.cpu_seconds["vcpu"] < 0.1
 
 
+@pytest.mark.thorough
 def test_marks_without_end_are_kept_up_to_a_number_and_told_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

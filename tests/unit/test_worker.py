@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE
 from virtiopy._native import lib
 from virtiopy.host.disk import CacheMode, DiskImage
 from virtiopy.memory import GuestMemory
@@ -22,7 +23,6 @@ from virtiopy.worker.thread import Engine, NativeRing, RingCounts, WorkerThread
 
 MEMORY_SIZE = 8 << 20
 SECTORS = 256
-PATIENCE = 10.0
 
 IN, OUT, FLUSH, GET_ID, DISCARD = 0, 1, 4, 8, 11
 OK = 0

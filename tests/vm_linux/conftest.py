@@ -23,7 +23,8 @@ from virtiopy.devices.rng import Rng
 from virtiopy.devices.scsi import Address, Cdrom, Scsi, ScsiDisk
 from virtiopy.devices.streams import Size
 from virtiopy.host.disk import DiskImage
-from virtiopy.host.share import Share, find_tool
+from virtiopy.host.launcher import find_tool
+from virtiopy.host.share import Share
 from virtiopy.host.tap import Tap
 from virtiopy.host.tapconfig import TapConfig, default_mac
 from virtiopy.host.virtiofsd import FsDaemon, find_virtiofsd

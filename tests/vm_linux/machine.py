@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from tests.patience import PATIENCE
 from virtiopy.accel import select
 from virtiopy.boot.kernel import open_kernel
 from virtiopy.boot.parameters import Initrd
@@ -35,7 +36,7 @@ AGENT = (
 _STATUS = re.compile(rb"=STATUS=(\d+)=\n")
 
 #: Seconds that a boot may take, and a command, on a machine that has other things to do.
-BOOT_SECONDS, COMMAND_SECONDS = 180.0, 90.0
+BOOT_SECONDS = COMMAND_SECONDS = PATIENCE
 
 #: Modules for all devices.
 MODULES = (

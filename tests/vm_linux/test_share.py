@@ -8,10 +8,9 @@ import signal
 import pytest
 
 from tests.guest.support import assert_one_sentence, virtiopy
+from tests.processes import descendants, named
 from tests.vm_linux.conftest import MOUNT_9P, SECRET, Shared
-from virtiopy.host.share import find_tool
-
-pytestmark = pytest.mark.timeout(300)
+from virtiopy.host.launcher import find_tool
 
 
 def test_a_large_file_is_read_whole(shared: Shared) -> None:
@@ -54,8 +53,7 @@ def test_a_link_out_of_the_folder_is_the_guests_own_file(shared: Shared) -> None
 def test_diod_that_is_killed_leaves_errors_and_works_after_a_reset(
     shared: Shared, caplog: pytest.LogCaptureFixture
 ) -> None:
-    pid = shared.share.pid
-    assert pid is not None
+    [pid] = named(descendants(shared.share.launcher.pid), "diod")
     os.kill(pid, signal.SIGKILL)
     text = shared.linux.sh("ls /mnt/tree/0; cat /mnt/large | wc -c", check=False)
     assert "Input/output error" in text
@@ -66,7 +64,7 @@ def test_diod_that_is_killed_leaves_errors_and_works_after_a_reset(
         "echo $name >unbind; echo $name >bind; "
         f"{MOUNT_9P} files /mnt && test -e /mnt/large"
     )
-    assert shared.share.pid != pid
+    assert named(descendants(shared.share.launcher.pid), "diod") != {pid}
 
 
 @pytest.mark.parametrize(

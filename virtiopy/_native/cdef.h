@@ -291,6 +291,8 @@
 #define VHOST_SET_BACKEND_FEATURES ...
 #define VHOST_GET_BACKEND_FEATURES ...
 #define VHOST_NET_SET_BACKEND ...
+#define VHOST_VSOCK_SET_GUEST_CID ...
+#define VHOST_VSOCK_SET_RUNNING ...
 #define VHOST_FILE_UNBIND ...
 #define VHOST_F_LOG_ALL ...
 #define VHOST_NET_F_VIRTIO_NET_HDR ...
@@ -600,6 +602,25 @@ struct virtio_scsi_event {
 	...;
 };
 
+/* virtio: the socket device (5.10) */
+struct virtio_vsock_config {
+	uint64_t guest_cid;
+	...;
+};
+
+struct virtio_vsock_hdr {
+	uint64_t src_cid, dst_cid;
+	uint32_t src_port, dst_port, len;
+	uint16_t type, op;
+	uint32_t flags, buf_alloc, fwd_cnt;
+	...;
+};
+
+struct virtio_vsock_event {
+	uint32_t id;
+	...;
+};
+
 /* Network interfaces: the union's members by the names that linux/if.h defines for them. */
 struct ifreq {
 	char ifr_name[...];
@@ -693,50 +714,6 @@ struct vhost_memory {
 	struct vhost_memory_region regions[];
 };
 
-/* vhost-user */
-struct vhost_user_header {
-	uint32_t request, flags, size;
-};
-
-struct vhost_user_region {
-	uint64_t guest_address, size, user_address, mmap_offset;
-};
-
-struct vhost_user_memory {
-	uint32_t num_regions, padding;
-	struct vhost_user_region regions[];
-};
-
-struct vhost_user_single_region {
-	uint64_t padding;
-	struct vhost_user_region region;
-};
-
-struct vhost_user_log {
-	uint64_t size, offset;
-};
-
-struct vhost_user_config {
-	uint32_t offset, size, flags;
-};
-
-struct vhost_user_inflight {
-	uint64_t mmap_size, mmap_offset;
-	uint16_t num_queues, queue_size;
-};
-
-struct vhost_user_desc_state {
-	uint8_t inflight, padding[5];
-	uint16_t next;
-	uint64_t counter;
-};
-
-struct vhost_user_queue_region {
-	uint64_t features;
-	uint16_t version, desc_num, last_batch_head, used_idx;
-	struct vhost_user_desc_state desc[];
-};
-
 /* ioctl.c, fences.c, wake.c, guard.c, dirty.c */
 struct vp_wake;
 struct vp_guard;
@@ -822,22 +799,7 @@ int vp_tcg_has_code(const struct vp_tcg *tcg, uint64_t address, uint64_t length)
 void vp_tcg_free(struct vp_tcg *tcg);
 size_t malloc_usable_size(void *block);
 
-/* sandbox.c */
-struct vp_bpf {
-	uint16_t code;
-	uint8_t jt, jf;
-	uint32_t k;
-};
-
-const char *vp_syscall_name(int number);
-int vp_syscall_number(const char *name);
-int vp_landlock_version(void);
-int vp_landlock_new(uint64_t files, uint64_t network, uint64_t scoped, size_t size);
-int vp_landlock_allow(int ruleset, int fd, uint64_t access);
-int vp_confine(int landlock);
-int vp_sandbox_enter(int landlock, const struct vp_bpf *program, size_t length, int signal_number);
-int vp_has_seccomp(void);
-
+/* sandbox.c; its functions are in sandbox.h */
 #define SECCOMP_RET_ALLOW ...
 #define SECCOMP_RET_ERRNO ...
 #define SECCOMP_RET_KILL_PROCESS ...

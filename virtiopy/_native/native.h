@@ -33,6 +33,7 @@
 #include <linux/virtio_net.h>
 #include <linux/virtio_scsi.h>
 #include <linux/virtio_ring.h>
+#include <linux/virtio_vsock.h>
 
 #include "sandbox.h"
 #include "tcg.h"

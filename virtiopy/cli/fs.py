@@ -5,6 +5,7 @@ from pathlib import Path
 
 from virtiopy.cli.attachments import ModeChoice
 from virtiopy.cli.options import DeviceOptions, is_text
+from virtiopy.cli.sandboxed import Needs
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.errors import ConfigError
 
@@ -54,3 +55,8 @@ def _tag(options: DeviceOptions) -> str:
             "mounts it, as in --fs folder,tag=files."
         )
     return tag
+
+
+def needs_of_fs(options: DeviceOptions) -> Needs:
+    """Say what a device that we start virtiofsd for needs: it is started for each driver anew."""
+    return Needs(beyond="--fs starts virtiofsd as root while the VM runs")

@@ -196,8 +196,9 @@ class DeviceEntry:
     #: path and the Options; None where there is no such thing.
     vhost_user: str | None = None
 
-    #: The program that serves it, and is started while the VM runs, for each driver anew.
-    starts: str = ""
+    #: The place of what says what one that is ours needs in the sandbox, once it is set up, of the
+    #: Options: a function that returns a cli.sandboxed.Needs. None where that is nothing.
+    needs: str | None = None
 
     #: Whether it can be served to another VMM.
     served: bool = True

@@ -51,6 +51,7 @@ _OWN = (
         build_served=f"{_CLI}:build_served_disk",
         choose_mode=f"{_CLI}:choose_disk_mode",
         vhost_user=f"{_CLI}:connect_disk",
+        needs="virtiopy.cli.sandboxed:needs_of_disk",
         workload=Workload(
             "PATH[,cache=MODE]...",
             "Measure a block device on this image, by random reads of 4 KiB. It is opened for "
@@ -128,6 +129,7 @@ _OWN = (
             repeatable=("port",),
         ),
         build=f"{_CLI}:build_console",
+        needs="virtiopy.cli.sandboxed:needs_of_console",
         suite_driver=f"{_SUITE}.console:ConsoleDriver",
         rigs={"console": f"{_RIGS}:build_console"},
         judge="virtiopy.check.console:ConsoleJudge",
@@ -197,7 +199,6 @@ _OWN = (
             keys=("tag", "readonly"),
         ),
         build=f"{_CLI}:build_share",
-        starts="diod",
         # What the file server has in flight cannot be settled when a frontend stops a ring.
         served=False,
         feature_word="9P",
@@ -225,7 +226,7 @@ _OWN = (
         build="virtiopy.cli.fs:build_fs",
         choose_mode="virtiopy.cli.fs:choose_fs_mode",
         vhost_user="virtiopy.cli.fs:connect_fs",
-        starts="virtiofsd",
+        needs="virtiopy.cli.fs:needs_of_fs",
         # It is another process's from the start.
         served=False,
         in_process=False,
@@ -268,6 +269,7 @@ _OWN = (
         build="virtiopy.cli.scsi:build_scsi",
         build_served="virtiopy.cli.scsi:build_served_scsi",
         vhost_user="virtiopy.cli.scsi:connect_scsi",
+        needs="virtiopy.cli.sandboxed:needs_of_units",
         suite_driver=f"{_SUITE}.scsi:ScsiDriver",
         rigs={"scsi": f"{_RIGS}:build_scsi"},
         linux_modules=("virtio_scsi", "sd_mod", "sr_mod", "isofs", "ext4", "crc32c_generic"),

@@ -74,6 +74,10 @@ class ProtocolFeature(enum.IntEnum):
     INBAND_NOTIFICATIONS = 14
     CONFIGURE_MEM_SLOTS = 15
     STATUS = 16
+    XEN_MMAP = 17
+    SHARED_OBJECT = 18
+    DEVICE_STATE = 19
+    GET_VRING_BASE_INFLIGHT = 20
 
 
 class Request(enum.IntEnum):
@@ -119,6 +123,9 @@ class Request(enum.IntEnum):
     REM_MEM_REG = 38
     SET_STATUS = 39
     GET_STATUS = 40
+    GET_SHARED_OBJECT = 41
+    SET_DEVICE_STATE_FD = 42
+    CHECK_DEVICE_STATE = 43
 
 
 class ConfigFlags(enum.IntEnum):
@@ -136,6 +143,9 @@ class BackendRequest(enum.IntEnum):
     VRING_HOST_NOTIFIER_MSG = 3
     VRING_CALL = 4
     VRING_ERR = 5
+    SHARED_OBJECT_ADD = 6
+    SHARED_OBJECT_REMOVE = 7
+    SHARED_OBJECT_LOOKUP = 8
 
 
 def request_name(request: int) -> str:
