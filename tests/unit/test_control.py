@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.openfiles import open_files
+from tests.patience import timed
 from virtiopy.accel.base import Accelerator
 from virtiopy.control.client import ask
 from virtiopy.control.server import CLIENTS_MAX, IDLE, LINE_MAX, ControlServer
@@ -265,6 +266,7 @@ def _busy(client: Client) -> None:
     client.receive()
 
 
+@timed
 def test_clients_that_ask_nothing_keep_no_other_waiting(machine: Machine, path: Path) -> None:
     clients = [Client(path) for _ in range(CLIENTS_MAX)]
     for client in clients:

@@ -395,6 +395,25 @@ def build_share(options: DeviceOptions) -> VirtioDevice:
     return NineP(Share(Path(options.main), readonly=options.flag("readonly")), tag)
 
 
+def build_vsock(options: DeviceOptions) -> VirtioDevice:
+    """Make a socket device of `cid=N,path=SOCKET[,seqpacket=SOCKET][,socket-mode=MODE]`."""
+    from virtiopy.devices.vsock import Vsock
+    from virtiopy.devices.vsock.commands import parse_cid
+    from virtiopy.host.vsock import HybridSockets
+
+    cid = parse_cid(options.text("cid", ""), "--vsock has cid")
+    path = options.text("path", "")
+    if not path:
+        raise ConfigError("--vsock has no path: write it as in --vsock cid=3,path=vm.sock.")
+    seqpacket = options.text("seqpacket", "")
+    sockets = HybridSockets(
+        Path(path),
+        seqpacket=Path(seqpacket) if seqpacket else None,
+        mode=parse_mode(options.text("socket-mode", f"{OWNER_ONLY:o}")),
+    )
+    return Vsock(cid, sockets)
+
+
 def connect_net(socket: Path, options: DeviceOptions) -> VirtioDevice:
     """Make the network device that another process serves at a socket; raises ConfigError."""
     from virtiopy.host.tapconfig import parse_mac

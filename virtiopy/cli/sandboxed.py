@@ -65,6 +65,11 @@ def _needs_of_images(images: Sequence[DeviceOptions]) -> Needs:
     return Needs(Ability.START, [rule for daemon in running for rule in daemon.rules()])
 
 
+def needs_of_vsock(options: DeviceOptions) -> Needs:
+    """Say what a socket device needs: it connects to the program at the port that a guest wants."""
+    return Needs(Ability.CONNECT)
+
+
 def needs_of_console(options: DeviceOptions) -> Needs:
     """Say what the ports of a console need."""
     ports = (text.partition(":")[2] for text in options.texts("port"))

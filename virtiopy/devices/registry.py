@@ -278,6 +278,28 @@ _OWN = (
             "awk '{ print $1 + $5 + $12 + $16 }' /sys/block/sda/stat",
         ),
     ),
+    DeviceEntry(
+        name="vsock",
+        device_id=DeviceId.SOCKET,
+        kind="socket device",
+        device="virtiopy.devices.vsock.device:Vsock",
+        option=Option(
+            "--vsock",
+            "cid=N,path=SOCKET[,seqpacket=SOCKET][,socket-mode=MODE][,mode=trapped|ioeventfd]",
+            "Attach a socket device to a guest with this context ID. A guest that connects to port "
+            "N of the host's gets the program that listens at the Unix socket SOCKET_N; a program "
+            "that connects to SOCKET, and says CONNECT and a port, gets the guest's. Programs "
+            "connect at `seqpacket` for sockets of that type. Both are their owner's alone, or "
+            "what socket-mode=0660 says.",
+            keys=("cid", "path", "seqpacket", "socket-mode"),
+            has_main=False,
+        ),
+        build=f"{_CLI}:build_vsock",
+        needs="virtiopy.cli.sandboxed:needs_of_vsock",
+        suite_driver=f"{_SUITE}.vsock:VsockDriver",
+        rigs={"vsock": f"{_RIGS}:build_vsock"},
+        linux_modules=("vmw_vsock_virtio_transport",),
+    ),
 )
 
 # In the order of help texts.

@@ -12,6 +12,7 @@ from virtiopy.conformance.targets.disks import BlkHost
 from virtiopy.conformance.targets.hosts import BalloonHost, ConsoleHost, Host, Link, NetHost
 from virtiopy.conformance.targets.ninep import VersionServer
 from virtiopy.conformance.targets.scsi import ScsiHost
+from virtiopy.conformance.targets.vsock import GUEST_CID, VsockHost
 from virtiopy.devices.balloon import Balloon
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.devices.blk import Blk
@@ -22,6 +23,7 @@ from virtiopy.devices.ninep import NineP
 from virtiopy.devices.registry import entries
 from virtiopy.devices.rng import Rng
 from virtiopy.devices.scsi import Scsi
+from virtiopy.devices.vsock import Vsock
 
 #: The MAC address of `inproc:net`.
 MAC = bytes.fromhex("020000000001")
@@ -99,6 +101,14 @@ def build_scsi(kind: type[Scsi] = Scsi) -> Rig:
     """Make a SCSI host device with a disk at LUN 0, and a CD-ROM at LUN 1, of target 0."""
     host = ScsiHost()
     device = kind(host.open_units(), num_queues=2, queue_size=128)
+    host.attach(device)
+    return Rig(device, host)
+
+
+def build_vsock(kind: type[Vsock] = Vsock) -> Rig:
+    """Make a socket device with a program at each of a few ports of the host's."""
+    host = VsockHost()
+    device = kind(GUEST_CID, host.sockets)
     host.attach(device)
     return Rig(device, host)
 
