@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.openfiles import open_files
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, timed
 from tests.processes import wait_until
 from virtiopy.accel.base import Accelerator
 from virtiopy.control.client import ask
@@ -268,6 +268,7 @@ def _busy(client: Client) -> None:
     client.receive()
 
 
+@timed
 def test_clients_that_ask_nothing_keep_no_other_waiting(machine: Machine, path: Path) -> None:
     clients = [Client(path) for _ in range(CLIENTS_MAX)]
     for client in clients:
