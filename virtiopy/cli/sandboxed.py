@@ -10,6 +10,7 @@ import click
 from virtiopy.cli.attachments import needs_storage_daemon, vhost_user_path
 from virtiopy.cli.options import DeviceOptions, note
 from virtiopy.devices.entry import DeviceEntry, find
+from virtiopy.errors import ConfigError
 from virtiopy.sandbox.calls import Ability
 from virtiopy.sandbox.files import removed, written
 from virtiopy.sandbox.landlock import READ, Rule
@@ -36,10 +37,14 @@ def sandbox_option(function: Callable[..., int]) -> Callable[..., int]:
 
 @dataclass(slots=True, frozen=True)
 class Needs:
-    """What a device does of its own once it is set up: abilities, and files."""
+    """What a device does of its own once it is set up: abilities, and files.
+
+    `beyond` is what no sandbox lets it do, as a clause: there is none then.
+    """
 
     abilities: Ability = Ability.NONE
     rules: Sequence[Rule] = ()
+    beyond: str = ""
 
 
 def needs_of_disk(options: DeviceOptions) -> Needs:
@@ -58,6 +63,11 @@ def _needs_of_images(images: Sequence[DeviceOptions]) -> Needs:
     from virtiopy.host.storage import running
 
     return Needs(Ability.START, [rule for daemon in running for rule in daemon.rules()])
+
+
+def needs_of_vsock(options: DeviceOptions) -> Needs:
+    """Say what a socket device needs: it connects to the program at the port that a guest wants."""
+    return Needs(Ability.CONNECT)
 
 
 def needs_of_console(options: DeviceOptions) -> Needs:
@@ -102,6 +112,16 @@ class Sandbox:
             needs = cast("Callable[[DeviceOptions], Needs]", find(entry.needs))(options)
             self.abilities |= needs.abilities
             self.rules += needs.rules
+            if needs.beyond:
+                self._leave_out(needs.beyond)
+
+    def _leave_out(self, why: str) -> None:
+        """Have no sandbox; raises ConfigError where it was asked for."""
+        if self.mode is SandboxMode.ON:
+            raise ConfigError(f"{why}, which --sandbox on forbids: leave one of them out.")
+        if self.mode is SandboxMode.AUTO:
+            note(f"No sandbox: {why}.")
+        self.mode = SandboxMode.OFF
 
     def opens(self, target: str) -> None:
         """Keep what the host's side of a port takes away at its end: a link to a terminal."""
