@@ -21,7 +21,7 @@ from tests.guest.support import (
     run_in_qemu,
     virtiopy,
 )
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, timed
 from virtiopy.control.client import ask
 
 MIB = 1 << 20
@@ -165,6 +165,7 @@ def following(
 
 @each_accelerator
 @pytest.mark.parametrize("mode", MODES)
+@timed
 def test_64_mib_are_given_back_within_a_second_and_return_as_zeroes(
     tmp_path: Path, mode: str, name: str
 ) -> None:

@@ -13,7 +13,8 @@ from tests.patience import PATIENCE
 from virtiopy.devices.ninep import HEADER_SIZE, RLERROR, make_message
 from virtiopy.errors import ConfigError
 from virtiopy.eventloop import EventLoop
-from virtiopy.host.share import Share, find_tool
+from virtiopy.host.launcher import find_tool
+from virtiopy.host.share import Share
 
 pytestmark = [
     pytest.mark.skipif(find_tool("diod") is None, reason="apt-get install diod"),

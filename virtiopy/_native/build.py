@@ -27,6 +27,7 @@ SOURCES = (
     "tcg",
     "tcg_events",
     "tcg_mmu",
+    "tcg_replace",
     "uring",
     "virtq",
     "wake",

@@ -546,6 +546,13 @@ struct virtio_net_hdr_v1 {
 	...;
 };
 
+/* virtio: the file system device (5.11) */
+struct virtio_fs_config {
+	uint8_t tag[...];
+	uint32_t num_request_queues;
+	...;
+};
+
 /* virtio: the SCSI host device (5.6) */
 struct virtio_scsi_config {
 	uint32_t num_queues, seg_max, max_sectors, cmd_per_lun, event_info_size, sense_size, cdb_size;
@@ -772,8 +779,8 @@ struct vp_tcg {
 	struct vp_tcg_cpu *cpu;
 	struct vp_tcg_syscall *syscall;
 	struct vp_tcg_exceptions *exceptions;
-	int eflags, native_events, has_mmu;
-	uint32_t stop_wanted, window_wanted, shadow, stopped;
+	int eflags, native_events, hooks_blocks, has_mmu;
+	uint32_t stop_wanted, window_wanted, stopped;
 	int32_t exception;
 	uint64_t deadline;
 	uint32_t region_count, cpuid_count;
@@ -782,6 +789,7 @@ struct vp_tcg {
 	...;
 };
 
+int vp_tcg_prepare(const char *library);
 int vp_tcg_hook(const char *library, uintptr_t engine, const int *types, const int *instructions,
 		struct vp_tcg *tcg);
 int vp_tcg_take(struct vp_tcg *tcg, int vector, int software, int external, uint32_t error_code);

@@ -28,6 +28,7 @@ class Area(enum.Enum):
     RNG = "rng"  # 5.4
     BALLOON = "balloon"  # 5.5
     SCSI = "scsi"  # 5.6
+    VSOCK = "vsock"  # 5.10
 
 
 class Transport(enum.Enum):

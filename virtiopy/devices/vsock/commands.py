@@ -19,10 +19,12 @@ class HasCid(Protocol):
 
 def parse_cid(text: str, where: str) -> int:
     """Return the context ID that a text is; raises ConfigError, as of `where`, for none."""
-    if text.isascii() and text.isdecimal() and CID_MIN <= int(text) <= CID_MAX:
+    # Python makes no number of more than 4300 digits.
+    digits = text.isascii() and text.isdecimal() and len(text) <= 20
+    if digits and CID_MIN <= int(text) <= CID_MAX:
         return int(text)
     raise ConfigError(
-        f"{where} {text or 'nothing'}: give a context ID from {CID_MIN} to {CID_MAX}."
+        f"{where} {text[:20] or 'nothing'}: give a context ID from {CID_MIN} to {CID_MAX}."
     )
 
 

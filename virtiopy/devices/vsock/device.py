@@ -79,6 +79,9 @@ class Vsock(VirtioDevice):
     queue_sizes = (128, 128, 16)
     commands = COMMANDS
 
+    #: What connections are.
+    connection_class: ClassVar[type[Connection]] = Connection
+
     def __init__(self, guest_cid: int, sockets: HostSockets | None = None) -> None:
         super().__init__()
         self._check_cid(guest_cid)
@@ -247,7 +250,8 @@ class Vsock(VirtioDevice):
     def _add(
         self, socket: HostSocket, kind: SocketType, host_port: int, guest_port: int
     ) -> Connection:
-        connection = Connection(self, socket, kind, host_port=host_port, guest_port=guest_port)
+        make = self.connection_class
+        connection = make(self, socket, kind, host_port=host_port, guest_port=guest_port)
         self.connections[host_port, guest_port] = connection
         self._opened += 1
         return connection
