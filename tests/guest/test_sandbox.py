@@ -14,8 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.guest.support import VIRTIOPY, assert_one_sentence, virtiopy
+from tests.guest.support import VIRTIOPY, assert_one_sentence, make_image, virtiopy
 from tests.patience import PATIENCE
+from tests.processes import wait_until
+from virtiopy.control.client import ask, device_facts
+from virtiopy.errors import ConfigError, HostError
 from virtiopy.host.launcher import find_tool
 from virtiopy.host.storage import DAEMON
 from virtiopy.sandbox.process import lacking
@@ -185,7 +188,8 @@ def test_root_becomes_another_user_in_all_threads(sandbox: str, disk: Path, tmp_
         fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
         assert set(fields["Uid"].split()) == {str(pwd.getpwnam("nobody").pw_uid)}
         assert fields["Groups"].split() == []
-        assert int(fields["CapEff"], 16) == 0
+        for name in ("CapPrm", "CapEff", "CapInh", "CapBnd", "CapAmb"):
+            assert int(fields[name], 16) == 0, name
 
 
 def test_a_user_that_is_none_is_refused(disk: Path) -> None:
@@ -285,6 +289,36 @@ def test_a_run_makes_no_system_call_that_is_refused(disk: Path, tmp_path: Path) 
     assert "sandbox" not in done.stderr
     # What is ours is gone, and what was asked for is there.
     assert {path.name for path in tmp_path.iterdir()} == {"disk.img", "r.json"}
+
+
+@needs_sandbox
+def test_ctl_opens_an_image_for_a_run_that_may_not(disk: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    make_image(folder / "more.img", 1 << 20)
+    control = tmp_path / "c.sock"
+    with subprocess.Popen(
+        [*VIRTIOPY, "run", "--sandbox", "on", "--scsi", "disk=disk.img", "--control", "c.sock",
+         "--balloon", "--guest", "balloon", "--append", "balloon.mode=follow", "--timeout", "0"],
+        cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    ) as run:  # fmt: skip
+        # Its own sandbox is on once the driver is live.
+        wait_until(lambda: run.poll() is not None or _is_live(control, "balloon0"))
+        added = subprocess.run(
+            [*VIRTIOPY, "ctl", control, "scsi-add", "--attach", "disk=more.img,lun=1"],
+            cwd=folder, capture_output=True, text=True, timeout=PATIENCE, check=False,
+        )  # fmt: skip
+        run.terminate()
+        _, errors = run.communicate(timeout=PATIENCE)
+    assert added.stdout == f"scsi0: unit 0:1 size {1 << 20}\n", added.stderr
+    assert "sandbox" not in errors
+
+
+def _is_live(control: Path, name: str) -> bool:
+    try:
+        return "DRIVER_OK" in str(device_facts(ask(control, {"command": "status"}), name))
+    except (ConfigError, HostError):
+        return False
 
 
 def test_a_kernel_without_a_part_is_refused_or_told(

@@ -4,13 +4,14 @@ import base64
 import contextlib
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tests.patience import PATIENCE
 from virtiopy.accel import select
 from virtiopy.boot.kernel import open_kernel
 from virtiopy.boot.parameters import Initrd
+from virtiopy.cache import cache_folder
 from virtiopy.cli.kernelrun import DEFAULT_WORDS, SerialOutput
 from virtiopy.cli.linux import WORDS
 from virtiopy.closing import Closing
@@ -18,7 +19,6 @@ from virtiopy.devices.base import VirtioDevice
 from virtiopy.devices.streams import Size, StreamUser
 from virtiopy.eventloop import EventLoop
 from virtiopy.linux import initramfs
-from virtiopy.linux.cache import cache_folder
 from virtiopy.linux.kernels import LinuxKernel, find_kernel
 from virtiopy.linux.unpacked import unpacked
 from virtiopy.memory import GuestMemory
@@ -133,7 +133,10 @@ class Typist:
 
 
 class Linux(Closing):
-    """A booted Linux with devices, each given by its name; it runs until it is closed."""
+    """A booted Linux with devices, each given by its name; it runs until it is closed.
+
+    Each is in `mode`, or in its own of `modes`.
+    """
 
     def __init__(
         self,
@@ -143,6 +146,7 @@ class Linux(Closing):
         cpus: int = 1,
         memory: int = 256 << 20,
         mode: IoMode = IoMode.IOEVENTFD,
+        modes: Mapping[str, IoMode] | None = None,
         modules: Sequence[str] = MODULES,
         programs: Sequence[Path] = (),
         image: Path | None = None,
@@ -171,7 +175,7 @@ class Linux(Closing):
                 )
             )
             for name, device in devices.items():
-                self.machine.add_device(device, name, mode)
+                self.machine.add_device(device, name, (modes or {}).get(name, mode))
             self.pc = stack.enter_context(Pc(self.machine, self.output.write, self.typist))
             path = image or unpacked(kernel.image, cache_folder())
             self.pc.boot(open_kernel(path), f"{DEFAULT_WORDS} {WORDS}", initrd)

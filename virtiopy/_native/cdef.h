@@ -546,6 +546,13 @@ struct virtio_net_hdr_v1 {
 	...;
 };
 
+/* virtio: the file system device (5.11) */
+struct virtio_fs_config {
+	uint8_t tag[...];
+	uint32_t num_request_queues;
+	...;
+};
+
 /* virtio: the SCSI host device (5.6) */
 struct virtio_scsi_config {
 	uint32_t num_queues, seg_max, max_sectors, cmd_per_lun, event_info_size, sense_size, cdb_size;

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 #: How a value begins that names a backend's socket in place of an image.
 VHOST_USER = "vhost-user="
 
+#: The keys of a backend's device that are the frontend's to set.
+_FRONTENDS_KEYS = {"vhost-user", "mac", "tag"}
+
 #: The longest that vhost may poll before it sleeps, microseconds.
 POLL_MAX = 1_000_000
 
@@ -62,7 +65,7 @@ def vhost_user_path(options: DeviceOptions) -> Path | None:
         path = options.text("vhost-user", "")
     else:
         return None
-    if others := [key for key in given if key not in {"vhost-user", "mac"}]:
+    if others := [key for key in given if key not in _FRONTENDS_KEYS]:
         raise ConfigError(
             f"{options.option} is a vhost-user backend's, which has its own {others[0]}: "
             "leave it out here."

@@ -1,5 +1,6 @@
 """The option --sandbox, and what the other options need of it."""
 
+import importlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import click
 from virtiopy.cli.attachments import needs_storage_daemon, vhost_user_path
 from virtiopy.cli.options import DeviceOptions, note
 from virtiopy.devices.entry import DeviceEntry, find
+from virtiopy.errors import ConfigError
 from virtiopy.sandbox.calls import Ability
 from virtiopy.sandbox.files import removed, written
 from virtiopy.sandbox.landlock import READ, Rule
@@ -34,12 +36,20 @@ def sandbox_option(function: Callable[..., int]) -> Callable[..., int]:
     )(function)
 
 
+#: What is imported when a guest has run, which need not wait for it.
+AT_THE_END = ("virtiopy.cli.report", "tap.parser")
+
+
 @dataclass(slots=True, frozen=True)
 class Needs:
-    """What a device does of its own once it is set up: abilities, and files."""
+    """What a device does of its own once it is set up: abilities, and files.
+
+    `beyond` is what no sandbox lets it do, as a clause: there is none then.
+    """
 
     abilities: Ability = Ability.NONE
     rules: Sequence[Rule] = ()
+    beyond: str = ""
 
 
 def needs_of_disk(options: DeviceOptions) -> Needs:
@@ -107,10 +117,27 @@ class Sandbox:
             needs = cast("Callable[[DeviceOptions], Needs]", find(entry.needs))(options)
             self.abilities |= needs.abilities
             self.rules += needs.rules
+            if needs.beyond:
+                self._leave_out(needs.beyond)
+
+    def _leave_out(self, why: str) -> None:
+        """Have no sandbox; raises ConfigError where it was asked for."""
+        if self.mode is SandboxMode.ON:
+            raise ConfigError(f"{why}, which --sandbox on forbids: leave one of them out.")
+        if self.mode is SandboxMode.AUTO:
+            note(f"No sandbox: {why}.")
+        self.mode = SandboxMode.OFF
 
     def opens(self, target: str) -> None:
         """Keep what the host's side of a port takes away at its end: a link to a terminal."""
         self.rules += _link_rules(target)
+
+    def imports(self, *modules: str) -> None:
+        """Keep modules that are imported when a guest has run."""
+        if self.user is not None:
+            # The user might not be let into their folders.
+            for module in modules:
+                importlib.import_module(module)
 
     def enter(self) -> None:
         """Enter it, for good; raises ConfigError and HostError."""

@@ -203,6 +203,9 @@ class DeviceEntry:
     #: Whether it can be served to another VMM.
     served: bool = True
 
+    #: Whether this process works its rings: the conformance suite can have it here then.
+    in_process: bool = True
+
     #: The place of what makes it in order to be served, where that differs: it is given Options,
     #: and returns the device and the Lease (vhost.user.rings) of its rings.
     build_served: str | None = None

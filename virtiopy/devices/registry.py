@@ -214,6 +214,36 @@ _OWN = (
         linux_modules=("9pnet_virtio", "9p"),
     ),
     DeviceEntry(
+        name="fs",
+        device_id=DeviceId.FILE_SYSTEM,
+        kind="file system device",
+        device="virtiopy.vhost.user.fs:VhostUserFs",
+        option=Option(
+            "--fs",
+            "PATH,tag=NAME[,readonly=on], or vhost-user=SOCKET,tag=NAME",
+            "Share a folder of the host's by virtio-fs, which Linux mounts by its tag: "
+            "mount -t virtiofs NAME /mnt. QEMU's virtiofsd serves it, or the one that listens at "
+            "SOCKET.",
+            keys=("tag", "readonly"),
+        ),
+        build="virtiopy.cli.fs:build_fs",
+        choose_mode="virtiopy.cli.fs:choose_fs_mode",
+        vhost_user="virtiopy.cli.fs:connect_fs",
+        needs="virtiopy.cli.fs:needs_of_fs",
+        # It is another process's from the start.
+        served=False,
+        in_process=False,
+        # FUSE_INIT of version 6.31, and the answer that there is no such protocol (EPROTO).
+        example=Example(
+            readable=bytes.fromhex("38000000 1a000000 0100000000000000 0000000000000000")
+            + bytes(16)
+            + bytes.fromhex("06000000 1f000000 0000000000000000"),
+            answer=bytes.fromhex("10000000 b9ffffff 0100000000000000"),
+            queue=1,
+        ),
+        linux_modules=("virtiofs",),
+    ),
+    DeviceEntry(
         name="scsi",
         device_id=DeviceId.SCSI_HOST,
         kind="SCSI host device",

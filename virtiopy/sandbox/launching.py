@@ -93,7 +93,7 @@ def serve(requests: socket.socket, command: list[str]) -> None:
             started = None
         if requests.fileno() not in ready:
             continue
-        data, fds, _, _ = socket.recv_fds(requests, 1, 1)
+        data, fds, _, _ = socket.recv_fds(requests, 1, 1, socket.MSG_CMSG_CLOEXEC)
         if not data:
             break
         if started is not None:

@@ -120,12 +120,14 @@ class _Builders(Mapping[str, Factory]):
         for entry in entries():
             if (place := entry.rigs.get(name)) is not None:
                 return cast("Factory", find(place))
-            if not entry.rigs and entry.name == name:
+            if not entry.rigs and entry.in_process and entry.name == name:
                 return partial(_build_by_default, entry)
         raise KeyError(name)
 
     def __iter__(self) -> Iterator[str]:
-        return (name for entry in entries() for name in entry.rigs or [entry.name])
+        return (
+            name for entry in entries() if entry.in_process for name in entry.rigs or [entry.name]
+        )
 
     def __len__(self) -> int:
         return len(list(iter(self)))
