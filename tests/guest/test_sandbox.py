@@ -188,7 +188,8 @@ def test_root_becomes_another_user_in_all_threads(sandbox: str, disk: Path, tmp_
         fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
         assert set(fields["Uid"].split()) == {str(pwd.getpwnam("nobody").pw_uid)}
         assert fields["Groups"].split() == []
-        assert int(fields["CapEff"], 16) == 0
+        for name in ("CapPrm", "CapEff", "CapInh", "CapBnd", "CapAmb"):
+            assert int(fields[name], 16) == 0, name
 
 
 def test_a_user_that_is_none_is_refused(disk: Path) -> None:
