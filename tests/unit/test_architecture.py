@@ -176,9 +176,11 @@ MAY_IMPORT = {
         "__version__",
         # Where a proxy has both sides judged: the statements to devices, and what passes.
         "conformance.clauses",
+        "vhost.user.memory",
         "vhost.user.messages",
         "vhost.user.passing",
         "vhost.user.seenqueue",
+        "vhost.user.statements",
         "devices.blk",
         *DEVICES,
         "memory",
