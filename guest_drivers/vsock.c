@@ -142,10 +142,20 @@ static struct packet *receive(const struct connection *c)
 	}
 }
 
+/* The same, past what tells of credit, which may come at any time (5.10.6.3). */
+static struct packet *receive_past_credit(const struct connection *c)
+{
+	struct packet *packet;
+
+	while ((packet = receive(c)) && packet->header.op == OP_CREDIT_UPDATE)
+		supply(packet);
+	return packet;
+}
+
 /* Whether the next packet is this one of a connection; its credit is taken note of. */
 static bool receive_op(struct connection *c, enum operation op)
 {
-	struct packet *packet = receive(c);
+	struct packet *packet = op == OP_CREDIT_UPDATE ? receive(c) : receive_past_credit(c);
 	bool right;
 
 	if (!packet)
@@ -309,7 +319,7 @@ static void test_echo(struct virtio_test *t, uint32_t port)
 
 static bool receive_message(struct connection *c, const uint8_t *data, uint32_t len)
 {
-	struct packet *packet = receive(c);
+	struct packet *packet = receive_past_credit(c);
 	bool good;
 
 	if (!packet)

@@ -21,7 +21,7 @@ from tests.lab.kernel import LabMissingError
 from tests.lab.machine import CACHE, INSIDE, REPOSITORY, Lab, new_share
 
 #: What lab tests use of a host.
-DEVICES = ("/dev/kvm", "/dev/vhost-net", "/dev/net/tun")
+DEVICES = ("/dev/kvm", "/dev/vhost-net", "/dev/vhost-vsock", "/dev/net/tun")
 
 #: One of these is under a KVM that runs guests as processors do, in every CPU mode.
 HARDWARE_KVM = ("/sys/module/kvm_intel", "/sys/module/kvm_amd")
