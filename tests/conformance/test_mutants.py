@@ -125,6 +125,8 @@ class Runs:
     def sound(self, area: str, mutant: Mutant) -> tuple[SuiteRun, str]:
         """Return a run with the sound device of a mutant, and what that is called there."""
         if (target := WHOLE.get(mutant.sound)) is not None:
+            if mutant.served:
+                return self.whole.on(target, "vhost-user"), f"{target} over vhost-user"
             return self.whole.on(target, "mmio"), target
         own: dict[Factory, str] = {}
         clauses: defaultdict[str, list[str]] = defaultdict(list)

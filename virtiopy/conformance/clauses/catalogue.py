@@ -17,7 +17,7 @@ from virtiopy.statements.terms import Condition, Keyword
 
 
 class Area(enum.Enum):
-    """What part of the specification a clause belongs to: each has its file."""
+    """What part of the specification a clause belongs to."""
 
     BASIC = "basic"  # 2 but for 2.7, 3, 6
     SPLIT = "split"  # 2.7
@@ -28,6 +28,11 @@ class Area(enum.Enum):
     RNG = "rng"  # 5.4
     BALLOON = "balloon"  # 5.5
     SCSI = "scsi"  # 5.6
+    VHOST_USER = "vhost-user"  # the protocol's own, which are no sentences of the specification's
+
+
+#: The areas of the specification, each with its file.
+OF_VIRTIO = [area for area in Area if area is not Area.VHOST_USER]
 
 
 class Transport(enum.Enum):
@@ -80,7 +85,7 @@ def load(folder: Path = FOLDERS[Requirements.DEVICE]) -> Mapping[str, Clause]:
     """
     index = load_index(folder)
     clauses: dict[str, Clause] = {}
-    for area in Area:
+    for area in OF_VIRTIO:
         with (folder / f"{area.value}.toml").open("rb") as file:
             records: dict[str, _Record] = tomllib.load(file)
         for identity, record in records.items():
