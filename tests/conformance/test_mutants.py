@@ -78,7 +78,13 @@ def load(area: str) -> Sequence[Mutant]:
 AREAS = {module.name: load(module.name) for module in pkgutil.iter_modules(mutants.__path__)}
 
 MUTANTS = [
-    pytest.param(area, mutant, id=f"{area}-{mutant.name}-{mutant.clause}")
+    pytest.param(
+        area,
+        mutant,
+        id=f"{area}-{mutant.name}-{mutant.clause}",
+        # They wait for what does not come, all in all for minutes.
+        marks=[pytest.mark.nightly] if area == "vhostuser" else [],
+    )
     for area, listed in AREAS.items()
     for mutant in listed
 ]

@@ -8,13 +8,13 @@ import os
 from collections.abc import Iterable, Iterator
 
 from tests.conformance.mutants import Mutant
+from virtiopy._native import ffi
 from virtiopy.conformance.targets.builders import Factory, build_blk
 from virtiopy.devices.blk import Blk
 from virtiopy.errors import PeerError
 from virtiopy.spec import feature_mask
 from virtiopy.vhost.user.backend import Backend
 from virtiopy.vhost.user.connection import close_all
-from virtiopy.vhost.user.inflight import QueueInflight
 from virtiopy.vhost.user.messages import (
     NO_FLAGS,
     VHOST_F_LOG_ALL,
@@ -31,7 +31,6 @@ from virtiopy.vhost.user.messages import (
     to_u64,
     u64,
 )
-from virtiopy.virtqueue.queue import Chain, Completion, Virtqueue
 
 
 class Faulty(Backend):
@@ -428,76 +427,30 @@ class KeepsTheFileOfARemoval(Faulty):
 # In flight
 
 
-class Tracks(Faulty):
-    """Keeps another account of what is in flight."""
-
-    account: type[QueueInflight]
-
+class HasAnotherVersion(Faulty):
     def seen(self, message: Message) -> bool:
         self.sound(message)
         inflight = self._rings.inflight
-        if message.request in {Request.GET_INFLIGHT_FD, Request.SET_INFLIGHT_FD} and inflight:
-            sound, account = inflight.queue, self.account
-
-            def queue(index: int, size: int) -> QueueInflight | None:
-                found = sound(index, size)
-                if found is not None:
-                    found.__class__ = account
-                return found
-
-            inflight.queue = queue  # type: ignore[method-assign]
+        if message.request == Request.SET_VRING_ENABLE and inflight is not None:
+            index = RingState.decode(message).index
+            region = (
+                inflight.file.address + index * inflight.area.mmap_size // inflight.area.num_queues
+            )
+            ffi.cast("struct vhost_user_queue_region *", region).version = 2
         return True
 
 
-class _NothingIsDone(QueueInflight):
-    def used(self, queue: Virtqueue, completions: list[Completion]) -> None:  # type: ignore[override]
-        before = {chain.token for chain, _ in completions}
-        super().used(queue, completions)
-        for token in before:
-            self._region.desc[token].inflight = 1
-
-
-class KeepsAllInFlight(Tracks):
-    account = _NothingIsDone
-
-
-class _StaysBehind(QueueInflight):
-    def used(self, queue: Virtqueue, completions: list[Completion]) -> None:  # type: ignore[override]
-        before = self._region.used_idx
-        super().used(queue, completions)
-        self._region.used_idx = before
-
-
-class KeepsItsUsedIdx(Tracks):
-    account = _StaysBehind
-
-
-class _CountsNothing(QueueInflight):
-    def taken(self, queue: Virtqueue, chains: list[Chain]) -> None:  # type: ignore[override]
-        super().taken(queue, chains)
-        for chain in chains:
-            self._region.desc[chain.token].counter = 7
-
-
-class CountsNothing(Tracks):
-    account = _CountsNothing
-
-
-class _ForgetsAll(QueueInflight):
-    def begin(self, used_index: int, ring_size: int) -> list[int]:
-        super().begin(used_index, ring_size)
-        return []
-
-
-class ForgetsWhatWasInFlight(Tracks):
-    account = _ForgetsAll
+class ForgetsWhatWasInFlight(Faulty):
+    """Goes on with an area of its own, and not with that which it is given."""
 
     def seen(self, message: Message) -> bool:
-        if message.request == Request.SET_INFLIGHT_FD:
-            area = InflightArea.decode(message)
-            # Another's area is begun anew, with all of it skipped.
-            os.ftruncate(message.fds[0], area.mmap_offset + area.mmap_size)
-        return super().seen(message)
+        if message.request != Request.SET_INFLIGHT_FD:
+            return False
+        os.close(message.fds.pop())
+        area = InflightArea.decode(message)
+        message.fds.append(os.memfd_create("other", os.MFD_CLOEXEC))
+        os.ftruncate(message.fds[0], area.mmap_size)
+        return self.again(message, dataclasses.replace(area, mmap_offset=0).encode())
 
 
 class HasRoomForLess(Faulty):
@@ -589,9 +542,7 @@ MUTANTS = [
             ("REM_MEM_REG:1", RemovesNoRegion),
             ("REM_MEM_REG:2", FindsRegionsByTheirOffset),
             ("REM_MEM_REG:3", KeepsTheFileOfARemoval),
-            ("inflight:2", KeepsAllInFlight),
-            ("inflight:3", KeepsItsUsedIdx),
-            ("inflight:4", CountsNothing),
+            ("inflight:1", HasAnotherVersion),
             ("inflight:5", ForgetsWhatWasInFlight),
             ("GET_INFLIGHT_FD:1", HasRoomForLess),
             ("migration:1", LogsNothing),

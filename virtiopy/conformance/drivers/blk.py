@@ -17,8 +17,8 @@ from virtiopy.spec import DeviceId
 
 SECTOR = 512
 
-#: Sectors of a request that takes long: 512 KiB.
-LONG = 1024
+#: Sectors of a request that takes long: 256 KiB.
+LONG = 512
 
 #: The first request queue (5.2.2).
 REQUESTQ = 0

@@ -1,7 +1,7 @@
 """The suite's vhost-user frontend: it can do what a VMM does but seldom."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from virtiopy.memory import GuestMemory, Region
 from virtiopy.vhost.user.connection import Connection
@@ -28,6 +28,8 @@ class SuiteFrontend(VhostUserFrontend):
     def __init__(self, connection: Connection, *, wanted: int) -> None:
         #: The user address that the backend is told of a region, whatever it is here.
         self.user_address: Callable[[Region], int] = own_address
+        #: Other files of regions, by the region's guest address: each is one whole.
+        self.replaced: Mapping[int, int] = {}
         #: The guest address by which a ring's used ring is logged, by the ring's index.
         self.used_logs: dict[int, int] = {}
         super().__init__(connection, wanted=wanted)
@@ -35,7 +37,14 @@ class SuiteFrontend(VhostUserFrontend):
     def described(self, region: Region) -> MemoryRegion:
         """Return what the backend is told of a region."""
         found = super().described(region)
-        return dataclasses.replace(found, user_address=self.user_address(region))
+        offset = 0 if region.guest_address in self.replaced else found.mmap_offset
+        return dataclasses.replace(
+            found, user_address=self.user_address(region), mmap_offset=offset
+        )
+
+    def file_of(self, region: Region) -> int:
+        """Return the file that the backend is given of a region."""
+        return self.replaced.get(region.guest_address, region.fd)
 
     def ring_addresses(self, index: int, ring: Vring, memory: GuestMemory) -> RingAddresses:
         """Return what the backend is told of where a ring is."""

@@ -87,6 +87,12 @@ class SessionQueue(DriverQueue):
         self.avail_event[0] = self.used_event[0] = index
         self._note(f"available idx = used idx = {index}")
 
+    def use(self, head: int) -> None:
+        """Use a buffer with nothing in it, as the device would."""
+        self.used.ring[self.used_idx % self.size] = (head, 0)
+        self.used.idx = (self.used_idx + 1) % INDEX_MODULUS
+        self._note(f"head {head} was used by a device before this one")
+
     # What no driver may write, in the format of a split virtqueue
 
     def corrupt_descriptor(

@@ -47,14 +47,15 @@ class RawFrontend(Closing):
         fds: Sequence[int] = (),
         *,
         need_reply: bool = False,
+        clause: str = "communication:5",
     ) -> None:
-        """Send a message; raises BrokenError, of communication:5, where the backend has left."""
+        """Send a message; raises BrokenError, about `clause`, where the backend has left."""
         flags = Flag.NEED_REPLY if need_reply else NO_FLAGS
         try:
             self.connection.send(Message(request, payload, flags, list(fds)))
         except PeerError as error:
             self.backend.check()
-            raise BrokenError(f"before {request.name}: {error}", "communication:5") from error
+            raise BrokenError(f"it left: {error}", clause) from error
 
     def reply(self, request: Request, clause: str) -> Message:
         """Return the next message, which has to be the reply to `request`; its files are closed.
@@ -81,7 +82,7 @@ class RawFrontend(Closing):
 
     def ask(self, request: Request, clause: str = "communication:1") -> int:
         """Send what has a number for a reply, and return that."""
-        self.tell(request)
+        self.tell(request, clause=clause)
         return self.number(self.reply(request, clause), clause)
 
     def number(self, message: Message, clause: str) -> int:

@@ -4,7 +4,7 @@ import contextlib
 import os
 import select
 import socket
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import ClassVar
 
 from virtiopy.closing import Closing
@@ -300,10 +300,18 @@ class VhostUserSession(Session):
         queue, line = self.queues[index], self._lines[index]
         return Vring(queue.size, queue.areas, state, line.kick, line.call, line.error)
 
-    def share(self, user_address: Callable[[Region], int] = own_address) -> None:
-        """Send the memory again, with these user addresses of its regions; no ring may run."""
+    def share(
+        self,
+        user_address: Callable[[Region], int] = own_address,
+        replaced: Mapping[int, int] | None = None,
+    ) -> None:
+        """Send the memory again, with these user addresses of its regions; no ring may run.
+
+        `replaced` has other files of regions, by the region's guest address: they are all of it.
+        """
         with self._peer():
             self.frontend.user_address = user_address
+            self.frontend.replaced = replaced or {}
             self.frontend.set_memory(self.memory)
 
     def log_used_ring(self, index: int, address: int | None) -> None:

@@ -245,12 +245,16 @@ class VhostUserFrontend(Closing):
         if len(memory.regions) > REGIONS_MAX:
             raise PeerError(f"{len(memory.regions)} memory regions are too many for one message")
         regions = [self.described(region) for region in memory.regions]
-        fds = [region.fd for region in memory.regions]
+        fds = [self.file_of(region) for region in memory.regions]
         self._tell(Request.SET_MEM_TABLE, memory_table(regions), fds)
 
     def described(self, region: Region) -> MemoryRegion:
         """Return what the backend is told of a region."""
         return MemoryRegion(region.guest_address, region.size, region.host_address, region.offset)
+
+    def file_of(self, region: Region) -> int:
+        """Return the file that the backend is given of a region."""
+        return region.fd
 
     def ring_addresses(self, index: int, ring: Vring, memory: GuestMemory) -> RingAddresses:
         """Return what the backend is told of where a ring is; raises as `host_areas` does."""

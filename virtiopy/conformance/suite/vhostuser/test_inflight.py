@@ -10,7 +10,7 @@ import pytest
 from virtiopy._native import CData, ffi
 from virtiopy.conformance.checks import same
 from virtiopy.conformance.drivers.base import DeviceDriver
-from virtiopy.conformance.problems import BrokenError, NotApplicableError, about
+from virtiopy.conformance.problems import BrokenError, NotApplicableError, blaming
 from virtiopy.conformance.sessions.vhostuser import QUEUE_SIZE_MAX, VhostUserSession
 from virtiopy.virtqueue.layout import INDEX_MODULUS
 
@@ -61,7 +61,7 @@ def test_there_is_a_region_for_each_queue(
 ) -> None:
     driver.good()
     region = regions.of(driver.main_queue)
-    with about("inflight:1"):
+    with blaming("inflight:1"):
         same(region.version, 1, "the region's version")
         same(region.desc_num, vhost_user.inflight.area.queue_size, "the region's desc_num")
 
@@ -82,11 +82,11 @@ def test_what_was_used_is_not_in_flight(
         driver.offer(*sent)
         for one in sent:
             driver.finish(one)
-        with about("inflight:2"):
+        with blaming("inflight:2"):
             # An entry may be written after the used ring.
             heads = [one.head for one in sent]
             vhost_user.wait(f"heads {heads} not in flight", partial(are_done, region, heads))
-        with about("inflight:3"):
+        with blaming("inflight:3"):
             vhost_user.wait(
                 "used_idx as in the used ring", lambda: region.used_idx == queue.used_idx
             )
@@ -120,26 +120,30 @@ def stop_all(session: VhostUserSession) -> None:
 def test_what_was_in_flight_is_carried_out_once_by_the_next_backend(
     regions: Regions, vhost_user: VhostUserSession, driver: DeviceDriver
 ) -> None:
-    """As after a backend that was killed with a request taken and not used."""
+    """As after a backend that was killed with two requests taken, and the second of them used."""
     if not driver.can_reconnect:
         raise NotApplicableError("the device has a state that no new backend knows")
     driver.good()
     stop_all(vhost_user)
     index = driver.main_queue
     queue = vhost_user.queues[index]
-    sent = driver.place(driver.good_request())
-    queue.make_available(sent.head)
+    first, second = (driver.place(driver.good_request()) for _ in range(2))
+    queue.make_available(first.head, second.head)
     before = queue.used_idx
+    queue.use(second.head)
+    assert [one.head for one in queue.take_all_used()] == [second.head], "the suite's own doing"
     region = regions.of(index)
-    region.desc[sent.head].inflight = 1
-    region.desc[sent.head].counter = 1 << 20
-    region.used_idx = before
+    region.desc[first.head].inflight = 1
+    region.desc[first.head].counter = 1 << 20
+    region.used_idx = queue.used_idx
     vhost_user.reconnect()
-    sent.request.stimulus()
+    first.request.stimulus()
     vhost_user.kick(index)
-    driver.finish(sent)
-    driver.good()
-    same(queue.used_idx, (before + 2) % INDEX_MODULUS, "idx of the used ring, two requests later")
+    with blaming("inflight:5"):
+        driver.finish(first)
+        driver.good()
+        last = (before + 3) % INDEX_MODULUS
+        same(queue.used_idx, last, "idx of the used ring, three requests later")
 
 
 @pytest.mark.clause("inflight:5")
@@ -162,6 +166,7 @@ def test_a_batch_that_was_used_is_not_carried_out_again(
     region.used_idx = (before - 1) % INDEX_MODULUS
     vhost_user.reconnect()
     vhost_user.kick(index)
-    vhost_user.never("a request is used again", lambda: queue.used_idx != before)
-    driver.good()
+    with blaming("inflight:5"):
+        vhost_user.never("a request is used again", lambda: queue.used_idx != before)
+        driver.good()
     same(queue.used_idx, (before + 1) % INDEX_MODULUS, "idx of the used ring, one request later")
