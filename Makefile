@@ -43,7 +43,8 @@ vms: $(VENV)/ready-dev
 	@echo 'Two rows of tests run side by side for some 15 minutes. What each says comes at its end.'
 	$(MAKE) SIDE_BY_SIDE=1 --jobs 2 --keep-going --output-sync=target guests kernels
 
-KERNELS := tests/lab tests/linux tests/vm_linux
+# The sanitizers stand here as the other row is the longer one.
+KERNELS := tests/lab tests/linux tests/vm_linux tests/sanitizers
 
 guests: $(VENV)/ready-dev
 	$(PYTEST) tests --ignore tests/conformance --ignore tests/unit $(KERNELS:%=--ignore %)
@@ -62,7 +63,7 @@ lint: $(VENV)/ready-dev
 # The property tests with 10,000 examples each, and the tests of VMs that take minutes.
 nightly: $(VENV)/ready-dev
 	HYPOTHESIS_PROFILE=nightly $(BIN)/pytest --timeout 7200 tests/unit
-	$(BIN)/pytest -m nightly tests/guest tests/linux tests/sanitizers
+	$(BIN)/pytest -m nightly tests --ignore tests/conformance --ignore tests/unit
 	$(BIN)/pytest -m nightly --numprocesses auto tests/conformance
 
 setup: $(VENV)/ready-run

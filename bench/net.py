@@ -23,10 +23,10 @@ from pathlib import Path
 
 from bench.common import MICROVM, QEMU, by_turns, give_up, require, tell, write_json
 from bench.turns import frames
-from tests.guest.dpdk import PATIENCE as DPDK_PATIENCE
 from tests.guest.dpdk import TESTPMD, Testpmd
 from tests.guest.vhost_user import serve
 from tests.namespace import Namespace
+from tests.patience import PATIENCE as DPDK_PATIENCE
 from virtiopy.boot.guests import guest_path
 from virtiopy.devices.net import Net
 from virtiopy.host.tap import Tap

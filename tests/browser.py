@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE
+
 # Chromium as root, and as silent as it gets: what it asks for of its own is told apart below.
 CHROMIUM = [
     *("chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"),
@@ -38,7 +40,7 @@ def visit(page: Path, folder: Path, *arguments: str) -> Visit:
         *(*CHROMIUM, f"--user-data-dir={folder / 'profile'}", f"--log-net-log={log}"),
         *("--dump-dom", *arguments, page.as_uri()),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE)
     netlog = json.loads(log.read_text())
     begin = netlog["constants"]["logEventTypes"]["URL_REQUEST_START_JOB"]
     begun = [event["params"] for event in netlog["events"] if event["type"] == begin]

@@ -11,6 +11,7 @@ from typing import Any, Self, TypeVar
 
 import pytest
 
+from tests.patience import PATIENCE
 from virtiopy.host.tap import NAMESPACES
 from virtiopy.host.tapconfig import TapConfig
 
@@ -66,7 +67,7 @@ class Namespace:
         """Run a command in it."""
         # Not `ip netns exec`: that mounts a /sys as well, which a chroot does not allow.
         inside = ["nsenter", f"--net={NAMESPACES / self.name}", *command]
-        return subprocess.run(inside, capture_output=True, text=True, check=False, timeout=100)
+        return subprocess.run(inside, capture_output=True, text=True, check=False, timeout=PATIENCE)
 
     def inside(self, function: Callable[[], T]) -> T:
         """Call `function` in it, on a thread that goes away again."""

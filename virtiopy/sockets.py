@@ -35,15 +35,19 @@ class SocketFile(Closing):
                 self.path.unlink()
 
 
-def bind_listener(path: Path, *, taken: str, mode: int = OWNER_ONLY) -> socket.socket:
+def bind_listener(
+    path: Path,
+    *,
+    taken: str,
+    mode: int = OWNER_ONLY,
+    kind: socket.SocketKind = socket.SOCK_STREAM,
+) -> socket.socket:
     """Make a socket at `path`, to listen at, in place of one that no process listens at any more.
 
     It does not block. Raises ConfigError, with `taken`, where a process listens, or where another
     kind of file is; OSError where no socket can be made.
     """
-    listener = socket.socket(
-        socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-    )
+    listener = socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
         # What the socket's inode has, its file gets (unix(7)): at no moment has it more.
         os.fchmod(listener.fileno(), mode & OWNER_ONLY)
@@ -76,4 +80,8 @@ def _remove_stale(path: Path, taken: str) -> None:
             return
         except BlockingIOError:
             pass
+        except OSError as error:
+            # A process listens there for sockets of another type.
+            if error.errno != errno.EPROTOTYPE:
+                raise
     raise ConfigError(taken)

@@ -108,6 +108,10 @@ static const struct name scsi_features[] = {
 	{ 0, "INOUT" }, { 1, "HOTPLUG" }, { 2, "CHANGE" }, { 3, "T10_PI" },
 };
 
+static const struct name vsock_features[] = {
+	{ 0, "STREAM" }, { 1, "SEQPACKET" }, { 2, "NO_IMPLIED_STREAM" },
+};
+
 static const struct {
 	uint32_t device_id;
 	const struct name *names;
@@ -118,6 +122,7 @@ static const struct {
 	{ 3, console_features, ARRAY_SIZE(console_features) },
 	{ 5, balloon_features, ARRAY_SIZE(balloon_features) },
 	{ 8, scsi_features, ARRAY_SIZE(scsi_features) },
+	{ 19, vsock_features, ARRAY_SIZE(vsock_features) },
 };
 
 static const char *find(const struct name *names, size_t count, uint32_t number)

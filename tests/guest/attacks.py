@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.guest.vhost_user import Backend, serve
+from tests.patience import PATIENCE
 from tests.unit.vhost_user import Driver
 from virtiopy.memory import GuestMemory
 from virtiopy.vhost.user.frontend import connect
@@ -27,8 +28,6 @@ GROWTH_BOUND = 64.0
 #: The queue that is attacked, and the one that a good driver uses.
 ATTACKED, GOOD = 0, 1
 
-#: How long a backend that is wedged is waited for, seconds.
-PATIENCE = 60
 
 #: Of the frontend's memory, bytes.
 MEMORY = 128 * MIB

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.namespace import Namespace
+from tests.patience import PATIENCE
 from virtiopy.closing import Closing
 from virtiopy.host.tap import NAMESPACES
 
@@ -19,8 +20,6 @@ needs_dpdk = pytest.mark.skipif(
     shutil.which(TESTPMD) is None, reason=f"{TESTPMD} is missing (dpdk-dev)"
 )
 
-#: How long DPDK may take until it does what it is started for, seconds.
-PATIENCE = 60.0
 
 #: Memory without huge pages, MiB, and what fits.
 MEMORY, BUFFERS = 128, 4096

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.namespace import Namespace
+from tests.patience import PATIENCE
 from virtiopy.closing import Closing
 from virtiopy.host.tap import NAMESPACES
 
@@ -23,8 +24,6 @@ needs_ovs = pytest.mark.skipif(
     reason="Open vSwitch with DPDK is missing (openvswitch-switch-dpdk)",
 )
 
-#: How long each of its programs may take, seconds.
-PATIENCE = 60.0
 
 #: Not in memory alone, as Open vSwitch has it otherwise: DPDK does that with huge pages only.
 DPDK = "--no-huge --legacy-mem -m 256 --no-pci"

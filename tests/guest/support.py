@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.patience import PATIENCE
 from virtiopy.boot.guests import guest_path
 
 VIRTIOPY = [sys.executable, "-m", "virtiopy.cli.main"]
@@ -58,7 +59,7 @@ class Outcome:
 def virtiopy(*arguments: str | Path) -> Outcome:
     """Run the command line."""
     command = [*VIRTIOPY, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
     return Outcome(done.returncode, done.stdout, done.stderr, {})
 
 
@@ -78,7 +79,7 @@ def run_in_qemu(guest: str, *arguments: str, append: str = "", accel: str = "kvm
         *("-display", "none", "-no-reboot", "-kernel", str(guest_path(guest)), "-append", append),
         *("-debugcon", "stdio", "-device", "isa-debug-exit,iobase=0xf4,iosize=1", *arguments),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert "not ok" not in done.stdout
     # isa-debug-exit makes status 0 a 1.
     assert done.returncode == 1, done.stdout + done.stderr

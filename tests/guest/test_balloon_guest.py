@@ -21,14 +21,13 @@ from tests.guest.support import (
     run_in_qemu,
     virtiopy,
 )
+from tests.patience import PATIENCE, timed
 from virtiopy.control.client import ask
 
 MIB = 1 << 20
 PAGE = 4096
 MODES = ["trapped", "ioeventfd"]
 
-#: Seconds that a thing may take that has no limit of its own.
-PATIENCE = 30.0
 
 #: How often it is looked for.
 POLL_SECONDS = 0.005
@@ -166,6 +165,7 @@ def following(
 
 @each_accelerator
 @pytest.mark.parametrize("mode", MODES)
+@timed
 def test_64_mib_are_given_back_within_a_second_and_return_as_zeroes(
     tmp_path: Path, mode: str, name: str
 ) -> None:

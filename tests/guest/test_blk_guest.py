@@ -15,6 +15,7 @@ from tests.guest.support import (
     needs_qemu,
     run_guest,
 )
+from tests.patience import PATIENCE
 from virtiopy.boot.guests import guest_path
 
 pytestmark = needs_kvm
@@ -183,7 +184,7 @@ def test_the_same_blk_guest_passes_on_a_device_of_qemus(image: Path, accelerator
         *("-drive", f"if=none,id=d,file={image},format=raw,discard=unmap"),
         *("-device", "virtio-blk-device,drive=d,num-queues=2,serial=qemu"),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
 
     assert "not ok" not in done.stdout
     # isa-debug-exit makes status 0 a 1.

@@ -9,7 +9,7 @@ import pytest
 from tests.guest.accelerators import needs_unicorn
 
 pytest_plugins = ["pytester"]
-pytestmark = [needs_unicorn, pytest.mark.timeout(200)]
+pytestmark = needs_unicorn
 
 CONFTEST = """
 import pytest

@@ -27,11 +27,11 @@ from tests.guest.support import (
     run_guest,
     virtiopy,
 )
+from tests.patience import PATIENCE
 from virtiopy.boot.guests import guest_path
 
 pytestmark = needs_kvm
 
-SECONDS = 40
 QUIT = b"\nquit\n"
 
 #: Numbered, so that what is lost, repeated or out of place is seen.
@@ -61,7 +61,7 @@ class Running:
         """Wait for the end, which has to be a good one; returns all the output."""
         assert self.process.stdout is not None
         self.lines += self.process.stdout.readlines()
-        assert self.process.wait(SECONDS) == 0, "".join(self.lines)
+        assert self.process.wait(PATIENCE) == 0, "".join(self.lines)
         return "".join(self.lines)
 
     def kicks(self) -> int:
@@ -75,7 +75,7 @@ def running(
 ) -> Iterator[Running]:
     report = tmp_path / "report.json"
     command = [*VIRTIOPY, "run", "--guest", "console", "--console", console]
-    command += ["--append", append, "--timeout", str(SECONDS), "--json", str(report)]
+    command += ["--append", append, "--timeout", str(PATIENCE), "--json", str(report)]
     with subprocess.Popen(
         command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
@@ -88,8 +88,8 @@ def running(
 def connect(path: Path) -> socket.socket:
     """Connect as soon as the socket is there."""
     client = socket.socket(socket.AF_UNIX)
-    client.settimeout(SECONDS)
-    end = time.monotonic() + SECONDS
+    client.settimeout(PATIENCE)
+    end = time.monotonic() + PATIENCE
     while client.connect_ex(str(path)):
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -156,7 +156,7 @@ def test_the_same_console_guest_passes_on_a_device_of_qemus(tmp_path: Path, port
         *("-debugcon", "stdio", "-device", "isa-debug-exit,iobase=0xf4,iosize=1"),
         *devices,
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
 
     assert "not ok" not in done.stdout
     # isa-debug-exit makes status 0 a 1.

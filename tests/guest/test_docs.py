@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.guest.support import make_image, needs_kvm
+from tests.patience import PATIENCE
 from virtiopy.devices import rng
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -25,15 +26,14 @@ PAGES = sorted(DOCS.glob("*.md"))
 #: What the commands of a page need, where that is not KVM.
 _NEEDS = {
     "test-your-own-driver": [],
-    # It puts a disk to the whole suite, twice.
-    "first-broken-disk": [pytest.mark.timeout(400)],
+    # These put devices to the whole suite.
+    "first-broken-disk": [pytest.mark.nightly],
     "test-your-own-backend": [
+        pytest.mark.nightly,
         pytest.mark.skipif(
             shutil.which("qemu-storage-daemon") is None,
             reason="qemu-storage-daemon is missing: scripts/setup dev installs it",
         ),
-        # It puts devices to the whole suite.
-        pytest.mark.timeout(400),
     ],
 }
 
@@ -95,14 +95,14 @@ class Session:
     def _wait_for_socket(self, command: str) -> None:
         words = command.split()
         socket = self.folder / words[words.index("--control") + 1]
-        end = time.monotonic() + 30
+        end = time.monotonic() + PATIENCE
         while not socket.exists():
             assert time.monotonic() < end
 
     def finish(self) -> None:
         """Wait for what was started in the background, which has to succeed."""
         for process in self.background:
-            assert process.wait(30) == 0
+            assert process.wait(PATIENCE) == 0
 
     def close(self) -> None:
         for process in self.background:

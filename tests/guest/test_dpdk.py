@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.guest.dpdk import PATIENCE, Testpmd, needs_dpdk
+from tests.guest.dpdk import Testpmd, needs_dpdk
 from tests.guest.ovs import OpenVSwitch, needs_ovs
 from tests.guest.support import VIRTIOPY, needs_kvm
 from tests.guest.vhost_user import serve
 from tests.namespace import Namespace, needs_taps
+from tests.patience import PATIENCE
 
-pytestmark = [needs_taps, pytest.mark.timeout(3 * PATIENCE)]
+pytestmark = needs_taps
 
 HOST, PEER = "192.0.2.1", "192.0.2.2"
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.guest.accelerators import needs_unicorn
+from tests.patience import PATIENCE
 from virtiopy.accel import select
 from virtiopy.boot.elf import GuestImage
 from virtiopy.boot.guests import guest_path
@@ -147,7 +148,7 @@ ON_PURPOSE = {
 
 @pytest.mark.parametrize(("guest", "kind"), ON_PURPOSE, ids=lambda name: name)
 def test_the_guest_drivers_break_what_they_mean_to_and_nothing_else(guest: str, kind: str) -> None:
-    verdict = run(guest, "", kind, timeout=100)
+    verdict = run(guest, "", kind, timeout=PATIENCE)
     assert {finding.statement.id for finding in verdict.findings} == ON_PURPOSE[guest, kind]
 
 

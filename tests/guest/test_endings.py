@@ -22,10 +22,8 @@ from tests.guest.support import (
     run_guest,
     virtiopy,
 )
+from tests.patience import PATIENCE
 from virtiopy.vhost.user.frontend import VhostUserFrontend, connect
-
-#: Seconds within which a run ends that was told to; the machine may be busy.
-SOON = 10.0
 
 FLOOD = ("--guest", "misbehave", "--append", "misbehave=flood")
 
@@ -99,7 +97,7 @@ def test_a_signal_leaves_the_counts_and_is_the_status(
         assert process.stdout is not None
         process.stdout.readline()
         process.send_signal(number)
-        output, _ = process.communicate(timeout=SOON)
+        output, _ = process.communicate(timeout=PATIENCE)
 
     assert process.returncode == 128 + number
     assert b"Exit to userspace" in output
@@ -124,7 +122,7 @@ def unread(*arguments: str | Path) -> Iterator["subprocess.Popen[bytes]"]:
 def test_a_pipe_that_is_not_read_keeps_no_run_from_ending_at_its_time(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     with unread("--timeout", "2", "--json", path) as process:
-        _, errors = process.communicate(timeout=2 + SOON)
+        _, errors = process.communicate(timeout=2 + PATIENCE)
 
     assert process.returncode == 2
     assert b"not done after 2 seconds" in errors
@@ -137,7 +135,7 @@ def test_one_sigterm_ends_a_run_whose_pipe_is_not_read(tmp_path: Path) -> None:
     with unread("--timeout", "0", "--json", path) as process:
         _wait_until_stuck(process.pid)
         process.terminate()
-        process.communicate(timeout=SOON)
+        process.communicate(timeout=PATIENCE)
 
     assert process.returncode == 143
     assert report_of(path)["reason"] == "terminated"
@@ -152,17 +150,17 @@ def test_one_sigterm_ends_a_backend_whose_pipe_is_not_read(tmp_path: Path) -> No
         _wait_until_stuck(process.pid)
         # A frontend is answered nevertheless.
         stream = connect(path)
-        stream.settimeout(SOON)
+        stream.settimeout(PATIENCE)
         VhostUserFrontend(stream).close()
         process.terminate()
-        assert process.wait(SOON) == 0
+        assert process.wait(PATIENCE) == 0
     os.close(reader)
     os.close(writer)
 
 
 def _wait_until_stuck(pid: int) -> None:
     """Wait until a thread of the process waits in the write to the pipe that is full."""
-    end = time.monotonic() + SOON
+    end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         for thread in Path(f"/proc/{pid}/task").iterdir():
             # The number of the system call, and its first argument: write(1, ...).
@@ -180,7 +178,7 @@ def test_a_reader_that_leaves_ends_the_run_and_the_counts_are_written(tmp_path: 
         process.stdout.close()
         assert process.stderr is not None
         errors = process.stderr.read()
-        process.wait(SOON)
+        process.wait(PATIENCE)
 
     assert (process.returncode, errors) == (1, b"")
     assert report_of(path)["reason"] == "output-closed"
@@ -204,7 +202,7 @@ def test_a_run_whose_output_has_no_room_leaves_its_counts(tmp_path: Path) -> Non
         open("/dev/full", "w") as full,
         started(*FLOOD, "--json", path, stdout=full) as process,
     ):
-        process.communicate(timeout=SOON)
+        process.communicate(timeout=PATIENCE)
 
     assert process.returncode == 2
     assert report_of(path)["reason"] == "host-fault"
@@ -233,7 +231,7 @@ def test_a_memory_file_that_another_program_cuts_ends_the_run(tmp_path: Path) ->
         assert process.stdout is not None
         process.stdout.readline()
         os.truncate(ram, 1 << 20)
-        _, errors = process.communicate(timeout=SOON)
+        _, errors = process.communicate(timeout=PATIENCE)
 
     assert process.returncode == 2
     assert errors.decode() == (

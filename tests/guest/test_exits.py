@@ -16,6 +16,7 @@ from tests.guest.support import (
     virtiopy,
 )
 from tests.namespace import Namespace, needs_taps
+from tests.patience import timed
 
 PACKETS = 300
 REQUESTS = 40
@@ -233,6 +234,7 @@ def test_a_mode_that_a_device_lacks_is_a_row_that_says_why(tmp_path: Path) -> No
 
 
 @needs_kvm
+@timed
 def test_native_mode_leaves_the_loop_out(tmp_path: Path) -> None:
     image = make_image(tmp_path / "disk.img")
     arguments = ("--disk", image, "--requests", "2000")
@@ -307,6 +309,7 @@ def test_a_number_that_is_none_is_refused(tmp_path: Path) -> None:
 
 
 @needs_kvm
+@timed
 def test_a_backend_of_its_own_works_the_rings_in_vhost_user_mode(tmp_path: Path) -> None:
     image = make_image(tmp_path / "disk.img")
     before = image.read_bytes()

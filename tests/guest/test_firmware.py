@@ -16,6 +16,7 @@ import pytest
 from tests.guest.support import QEMU, needs_qemu
 from tests.guest.vhost_user import Backend, serve
 from tests.namespace import Namespace, needs_taps
+from tests.patience import PATIENCE
 from virtiopy.closing import Closing
 from virtiopy.host.tap import NAMESPACES
 
@@ -34,8 +35,6 @@ needs_ipxe = pytest.mark.skipif(
 #: How a driver finds the device: with QEMU's defaults, and without the legacy interface.
 each_kind = pytest.mark.parametrize("option", ["", ",disable-legacy=on"], ids=["default", "modern"])
 
-#: How long firmware may take, seconds; each of it takes a fifth of that.
-PATIENCE = 100
 
 #: Without KVM: firmware begins in real mode.
 MACHINE = [
@@ -89,7 +88,6 @@ def disk(path: Path, option: str) -> list[str]:
 
 @needs_qemu
 @needs_ovmf
-@pytest.mark.timeout(2 * PATIENCE)
 @each_kind
 def test_ovmf_copies_a_file_of_3_mb(tmp_path: Path, option: str) -> None:
     image, socket = tmp_path / "disk.img", tmp_path / "blk.sock"
@@ -156,7 +154,6 @@ write:
 
 
 @needs_qemu
-@pytest.mark.timeout(2 * PATIENCE)
 @each_kind
 def test_seabios_reads_and_writes(tmp_path: Path, option: str) -> None:
     image, socket = tmp_path / "disk.img", tmp_path / "blk.sock"
@@ -228,7 +225,6 @@ class TftpServer(Closing):
 @needs_qemu
 @needs_ipxe
 @needs_taps
-@pytest.mark.timeout(2 * PATIENCE)
 @each_kind
 def test_ipxe_fetches_a_file_of_2_mb(tmp_path: Path, option: str) -> None:
     socket, files, log = tmp_path / "net.sock", tmp_path / "files", tmp_path / "dnsmasq.log"

@@ -21,6 +21,7 @@ from tests.guest.support import (
     run_guest,
     virtiopy,
 )
+from tests.patience import PATIENCE
 from tests.unit.test_storage import needs_daemon, wait_for_end
 
 pytestmark = [needs_kvm, needs_daemon]
@@ -229,7 +230,7 @@ def test_the_daemon_ends_with_the_vm_however_that_ends(
         while cpu_ticks(daemon) < 5:
             assert process.poll() is None
         process.send_signal(number)
-        process.wait(30)
+        process.wait(PATIENCE)
     finally:
         process.kill()
         process.wait()

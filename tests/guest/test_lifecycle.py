@@ -18,6 +18,7 @@ import pytest
 
 from tests.guest.accelerators import OWN_MODES
 from tests.guest.support import ISOLATED, VIRTIOPY, make_image, needs_isolation, needs_kvm
+from tests.patience import PATIENCE
 from virtiopy.accel.kvm.accelerator import KvmAccelerator
 from virtiopy.boot.elf import GuestImage
 from virtiopy.boot.guests import guest_path
@@ -39,7 +40,8 @@ from virtiopy.vm.slots import IoMode
 
 pytestmark = needs_kvm
 
-CYCLES = 200
+#: How many machines come and go in `make test`, and in `make nightly`.
+CYCLES, NIGHTLY_CYCLES = 60, 400
 
 MODES = OWN_MODES
 MAC = bytes.fromhex("020000000001")
@@ -123,31 +125,34 @@ def machine_of(
         yield machine
 
 
-def run_cycles(folder: Path) -> None:
+def run_cycles(folder: Path, cycles: int) -> None:
     """Compare what there is before and after; the first cycle is for what Python keeps."""
 
     def cycle(number: int) -> None:
         # Every fifth guest sets the devices up, which takes it a tenth of a second.
         guest = "greet" if number % 5 else "probe"
         with machine_of(folder, MODES[number % len(MODES)], guest) as machine:
-            assert machine.run(10).status == 0
+            assert machine.run(PATIENCE).status == 0
 
     cycle(0)
     before, mapped = Holdings.now(), mappings()
-    for number in range(CYCLES):
+    for number in range(cycles):
         cycle(number)
     after = Holdings.now()
     assert after == before, f"{before} became {after}"
-    assert mappings() < mapped + CYCLES // 2
+    assert mappings() < mapped + cycles // 2
 
 
 @needs_isolation
-def test_200_cycles_leave_what_there_was_before_the_first(folder: Path) -> None:
+@pytest.mark.parametrize(
+    "cycles", [CYCLES, pytest.param(NIGHTLY_CYCLES, marks=pytest.mark.nightly)]
+)
+def test_cycles_leave_what_there_was_before_the_first(folder: Path, cycles: int) -> None:
     # Alone in a network namespace, and with names for such of its own: interfaces and namespaces
     # that come and go elsewhere on this host are not the machine's.
     script = 'mkdir -p /run/netns && mount -t tmpfs tmpfs /run/netns && exec "$@"'
     command = [*ISOLATED, "sh", "-c", script, "sh"]
-    command += [sys.executable, "-m", "tests.guest.test_lifecycle", str(folder)]
+    command += [sys.executable, "-m", "tests.guest.test_lifecycle", str(folder), str(cycles)]
     root = Path(__file__).parents[2]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root)
     assert (done.returncode, done.stderr) == (0, "")
@@ -201,7 +206,7 @@ def test_a_device_that_fails_ends_the_run_and_leaves_nothing(
 ) -> None:
     def fail() -> None:
         with machine_of(folder, mode, "rng", "", device()) as machine, pytest.raises(DefectError):
-            machine.run(30)
+            machine.run(PATIENCE)
 
     with leaving_nothing():
         fail()
@@ -221,7 +226,7 @@ def test_a_callback_that_fails_ends_the_run_and_leaves_nothing(folder: Path, whe
             else:
                 machine.loop.run_blocking(fail, lambda: None, "test")
             with pytest.raises(DefectError):
-                machine.run(30)
+                machine.run(PATIENCE)
 
     with leaving_nothing():
         run()
@@ -269,7 +274,7 @@ def test_a_signal_ends_the_command_and_leaves_nothing(
         assert (folder / "vm.sock").exists()
         assert session_of(process) == [process.pid]
         process.send_signal(number)
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=PATIENCE)
         assert process.returncode == 128 + number
         assert errors.strip() == "virtiopy: interrupted"
         assert session_of(process) == []
@@ -278,7 +283,7 @@ def test_a_signal_ends_the_command_and_leaves_nothing(
 
 def test_a_guest_that_ends_leaves_nothing(folder: Path) -> None:
     with running(folder, "probe", "") as process:
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=PATIENCE)
         assert (process.returncode, errors) == (0, "")
         assert session_of(process) == []
     assert os.listdir(folder) == ["disk.img"]
@@ -287,4 +292,4 @@ def test_a_guest_that_ends_leaves_nothing(folder: Path) -> None:
 if __name__ == "__main__":
     # A slow callback on a busy machine is a warning, and not what is looked for here.
     logging.basicConfig(level=logging.ERROR)
-    run_cycles(Path(sys.argv[1]))
+    run_cycles(Path(sys.argv[1]), int(sys.argv[2]))

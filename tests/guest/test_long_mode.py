@@ -9,6 +9,7 @@ import pytest
 
 from tests.guest.accelerators import TIMEOUT, needs_unicorn
 from tests.guest.test_accel_cpu import Guest, little
+from tests.patience import PATIENCE
 from virtiopy.accel import select
 from virtiopy.accel.tcg import cpu as tcg_cpu
 from virtiopy.cpu.exits import ExitReason
@@ -221,7 +222,11 @@ def test_a_stack_that_is_not_there_is_a_triple_fault() -> None:
         assert it.run() is ExitReason.SHUTDOWN
 
 
-def test_the_timer_interrupts_a_loop_and_a_hlt() -> None:
+@pytest.mark.parametrize("replaces", [True, False], ids=["replaced", "hooked"])
+def test_the_timer_interrupts_a_loop_and_a_hlt(
+    replaces: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tcg_cpu, "REPLACES", replaces)
     apic = "c70425{}{}"  # mov dword [address], value
     base = 0xFEE0_0000
     # The page of the local APIC is above what is mapped: map the 4th GiB's last 2 MiB.
@@ -362,7 +367,7 @@ def test_cpuid_tells_the_frequencies_and_no_way_to_speculate() -> None:
     assert features >> 31 == 1
 
 
-def test_tlb_misses_come_to_native_code_from_the_first_engine_on() -> None:
+def test_native_code_is_called_for_tlb_misses_and_blocks_from_the_first_engine_on() -> None:
     """In a process of its own, whose first engine lies elsewhere in memory than later ones."""
     program = (
         "from virtiopy.accel import select\n"
@@ -372,10 +377,14 @@ def test_tlb_misses_come_to_native_code_from_the_first_engine_on() -> None:
         "    with GuestMemory.allocate(1 << 20) as memory:\n"
         "        accelerator = select('tcg', memory)\n"
         "        made = accelerator.create_cpu()\n"
-        "        print(made.native_mmu)\n"
+        "        print(made.native_mmu, made.hooks_blocks)\n"
         "        made.close()\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=PATIENCE,
     )
-    assert done.stdout.split() == ["True"] * 3
+    assert done.stdout.splitlines() == ["True False"] * 3

@@ -1,34 +1,62 @@
 """virtiopy proxy, between a VM of ours and a backend in another process."""
 
+import json
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.guest.accelerators import needs_unicorn
-from tests.guest.support import VIRTIOPY, assert_one_sentence, make_image, virtiopy
+from tests.guest.support import VIRTIOPY, Outcome, assert_one_sentence, make_image, virtiopy
 from tests.guest.vhost_user import Backend
 
 pytestmark = needs_unicorn
 
 
-def test_a_guest_passes_all_its_tests_through_a_proxy_which_shows_its_requests(
-    tmp_path: Path,
-) -> None:
-    image, trace = make_image(tmp_path / "disk.img"), tmp_path / "trace.txt"
+def run_through(
+    tmp_path: Path, proxy_options: Sequence[str], *guest: str
+) -> tuple[Outcome, int, str]:
+    """Run a guest on a disk behind a proxy; returns its outcome, the proxy's status and output."""
+    image = make_image(tmp_path / "disk.img")
     backend, proxy = tmp_path / "backend.sock", tmp_path / "proxy.sock"
     serve = [*VIRTIOPY, "serve", "blk", str(image), "--socket", str(backend)]
     between = [*VIRTIOPY, "proxy", "--listen", str(proxy), "--connect", str(backend)]
     with (
         Backend(serve, backend) as served,
-        Backend([*between, f"--trace={trace}"], proxy) as passed,
+        Backend([*between, *proxy_options], proxy) as passed,
     ):
-        outcome = virtiopy(
-            *("run", "--accel", "tcg", "--disk", f"vhost-user={proxy}", "--guest", "blk")
-        )
-        assert outcome.status == 0, outcome.output + outcome.errors
-    assert (served.process.returncode, passed.process.returncode) == (0, 0), passed.output
+        outcome = virtiopy("run", "--accel", "tcg", "--disk", f"vhost-user={proxy}", *guest)
+    assert served.process.returncode == 0
+    return outcome, passed.process.returncode, passed.output
+
+
+def test_a_guest_passes_all_its_tests_through_a_proxy_which_shows_and_judges_them(
+    tmp_path: Path,
+) -> None:
+    trace, report = tmp_path / "trace.txt", tmp_path / "report.json"
+    options = [f"--trace={trace}", f"--check={report}", "--device", "blk"]
+    outcome, status, output = run_through(tmp_path, options, "--guest", "blk")
+    assert outcome.status == 0, outcome.output + outcome.errors
     lines = trace.read_text()
     for words in ("-> SET_VRING_KICK", "kick 0", "queue 0: available: head", "queue 0: used: head"):
         assert words in lines
+    judged = json.loads(report.read_text())
+    assert judged["devices"] == ["frontend", "backend"]
+    # What the guest does on purpose, and the device refuses.
+    broken = {(one["device"], one["statement"]) for one in judged["findings"]}
+    assert status == 1
+    assert broken == {("frontend", f"5.2.6.1:{place}") for place in (2, 6, 7, 9, 11, 14)}, output
+
+
+def test_neither_side_of_a_sound_driver_and_our_device_breaks_a_statement(tmp_path: Path) -> None:
+    options = ["--check", "--device", "blk"]
+    outcome, status, output = run_through(tmp_path, options, "--guest", "mistakes")
+    assert (outcome.status, status) == (0, 0), output + outcome.output
+    assert "Both sides: 0 MUST broken, 0 SHOULD broken" in output
+
+
+def test_a_device_is_named_for_the_judge_alone() -> None:
+    outcome = virtiopy("proxy", "--listen", "a", "--connect", "b", "--device", "blk")
+    assert_one_sentence(outcome, "--check")
 
 
 def test_a_socket_that_another_process_listens_at_is_not_taken(tmp_path: Path) -> None:

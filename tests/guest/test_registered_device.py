@@ -11,6 +11,7 @@ import pytest
 from tests.echo import ENTRY, Echo
 from tests.guest.support import needs_kvm
 from tests.guest.vhost_user import Backend
+from tests.patience import PATIENCE
 from tests.unit.test_control import serving
 from virtiopy.cli.exits import device_setup
 from virtiopy.devices.registry import entry_named, registered
@@ -38,7 +39,7 @@ def run(*arguments: str | Path, folder: Path) -> subprocess.CompletedProcess[str
         env=os.environ,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=PATIENCE,
         check=False,
     )
 

@@ -15,7 +15,8 @@ import pytest
 from tests.guest.support import VIRTIOPY
 from tests.guest.vhost_user import Backend, serve
 from tests.namespace import Namespace, needs_taps
-from tests.unit.vhost_user import FEATURES, PATIENCE, Driver
+from tests.patience import PATIENCE
+from tests.unit.vhost_user import FEATURES, Driver
 from tests.unit.vhost_user_peer import SECTOR, make_image, read_sector, shrinkable_memory
 from virtiopy.vhost.user.frontend import VhostUserFrontend, connect
 from virtiopy.vhost.user.messages import Message, Request

@@ -23,6 +23,7 @@ from tests.guest.support import (
 )
 from tests.guest.vhost_user import serve
 from tests.namespace import Namespace, needs_taps
+from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "vhost-user.md").read_text()
@@ -51,9 +52,6 @@ needs_users = pytest.mark.skipif(
 )
 
 GREETING = b"\r\nbooted from the disk\r\n"
-
-#: How long a domain may take until its guest says something, seconds.
-PATIENCE = 100.0
 
 
 def boot_sector() -> bytes:
@@ -110,7 +108,7 @@ def test_the_commands_of_the_page_work(tmp_path: Path, disk: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=100,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     # The firmware's own driver has read the boot sector.
@@ -156,7 +154,7 @@ def test_libvirt_runs_the_domain_of_the_page(tmp_path: Path, disk: Path) -> None
                 time.sleep(0.1)
         finally:
             run.send_signal(signal.SIGINT)
-            run.communicate(timeout=30)
+            run.communicate(timeout=PATIENCE)
 
 
 @needs_kvm

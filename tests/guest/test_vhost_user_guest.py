@@ -23,13 +23,13 @@ from tests.guest.support import (
     virtiopy,
 )
 from tests.guest.vhost_user import (
-    PATIENCE,
     Backend,
     needs_storage_daemon,
     serve,
     serve_by_qemu,
 )
 from tests.namespace import Namespace, needs_taps
+from tests.patience import PATIENCE
 
 pytestmark = needs_kvm
 
@@ -167,7 +167,6 @@ def test_the_blk_guest_passes_on_a_qcow2_of_qemus(tmp_path: Path) -> None:
     assert raw.read_bytes()[: len(final_pattern())] == final_pattern()
 
 
-@pytest.mark.timeout(200)
 @pytest.mark.parametrize("append", ["", "blk.requests=20000"], ids=["tests", "reads"])
 def test_a_backend_that_is_killed_again_and_again_loses_nothing(
     tmp_path: Path, image: Path, append: str

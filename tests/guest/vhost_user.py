@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.guest.support import VIRTIOPY
+from tests.patience import PATIENCE
 from virtiopy.closing import Closing
 
 STORAGE_DAEMON = "qemu-storage-daemon"
@@ -16,9 +17,6 @@ STORAGE_DAEMON = "qemu-storage-daemon"
 needs_storage_daemon = pytest.mark.skipif(
     shutil.which(STORAGE_DAEMON) is None, reason=f"{STORAGE_DAEMON} is missing (qemu-utils)"
 )
-
-#: How long a backend may take until it listens, or has ended, seconds.
-PATIENCE = 20
 
 
 class Backend(Closing):

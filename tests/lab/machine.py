@@ -17,8 +17,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.lab.kernel import LabKernel, LabMissingError, get_kernel
+from tests.lab.kernel import LabMissingError, get_kernel
 from virtiopy.closing import Closing
+from virtiopy.linux.kernels import LinuxKernel
 
 REPOSITORY = Path(__file__).parents[2]
 #: Resolved, for a link there to a folder that several checkouts share.
@@ -38,9 +39,15 @@ _TOOLS = {
 #: Kernel parameters against what costs emulated instructions and protects nothing here.
 _PARAMETERS = ["mitigations=off", "no5lvl", "init_on_alloc=0", "apparmor=0", "audit=0"]
 
-#: Where virtme-ng looks for udev. The lab is booted without the host's: it would rename interfaces
-#: (whatever net.ifnames says, where the host is a container) and take half a minute of each boot.
-_UDEV = [Path("/usr/lib/systemd/systemd-udevd"), Path("/lib/systemd/systemd-udevd")]
+#: Programs of the host's that virtme-ng starts where it finds them, and the lab is booted without.
+#: udev would rename interfaces (whatever net.ifnames says, where the host is a container) and take
+#: half a minute of each boot; what systemd-tmpfiles makes, in ten seconds, the lab does not need.
+_HIDDEN = [
+    Path("/usr/lib/systemd/systemd-udevd"),
+    Path("/lib/systemd/systemd-udevd"),
+    Path("/usr/bin/systemd-tmpfiles"),
+    Path("/bin/systemd-tmpfiles"),
+]
 
 
 @dataclass(slots=True, frozen=True)
@@ -165,9 +172,9 @@ def _path() -> str:
     return os.pathsep.join([str(vng().parent), os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 
 
-def _without_udev() -> list[str]:
-    """Return what to put before a command so that it finds no udev among the host's files."""
-    programs = sorted({str(path.resolve()) for path in _UDEV if path.exists()})
+def _without_hidden() -> list[str]:
+    """Return what to put before a command so that it does not find these programs of the host's."""
+    programs = sorted({str(path.resolve()) for path in _HIDDEN if path.exists()})
     if not programs:
         return []
     hide = [f"mount --bind /dev/null {shlex.quote(program)}" for program in programs]
@@ -176,14 +183,14 @@ def _without_udev() -> list[str]:
     return ["unshare", "--mount", *rights, "sh", "-c", script, "sh"]
 
 
-def _boot_command(kernel: LabKernel, share: Path, options: LabOptions) -> list[str]:
+def _boot_command(kernel: LinuxKernel, share: Path, options: LabOptions) -> list[str]:
     # Not by its own path: virtme-ng hides some of the host's folders, as /var/tmp.
     shutil.copy(Path(__file__).with_name("inside.sh"), share)
-    inside = ["sh", "/run/lab/inside.sh", "/run/lab", str(share), str(kernel.folder)]
+    inside = ["sh", "/run/lab/inside.sh", "/run/lab", str(share), str(kernel.image.parent.parent)]
     inside += options.modules
     return [
         # With the terminal as its own, so that all of it goes when we do, however that is.
-        *("setsid", "--ctty", *_without_udev()),
+        *("setsid", "--ctty", *_without_hidden()),
         *(sys.executable, str(vng()), "--verbose", "--run", str(kernel.image)),
         *("--disable-kvm", "--force-9p", "--user", "root"),
         *("--cpus", str(options.cpus), "--memory", f"{options.memory}M"),

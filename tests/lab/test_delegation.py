@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab.network import HEADER_SIZE, TapLink, frame, number_of
-from tests.lab.test_vhost_net import BUFFER, MEMORY, PATIENCE, QUEUE_SIZE, RX, TX, Side
+from tests.lab.test_vhost_net import BUFFER, MEMORY, QUEUE_SIZE, RX, TX, Side
+from tests.patience import PATIENCE
 from virtiopy.devices.delegation import DelegatedQueue
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import Feature, feature_mask

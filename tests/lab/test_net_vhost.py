@@ -21,6 +21,7 @@ import pytest
 from tests.lab.machine import REPOSITORY
 from tests.lab.network import HEADER_SIZE, TapLink, frame
 from tests.namespace import Namespace
+from tests.patience import PATIENCE
 from virtiopy.accel.kvm.accelerator import KvmAccelerator
 from virtiopy.boot.elf import GuestImage
 from virtiopy.boot.guests import guest_path
@@ -45,8 +46,6 @@ HOST, GUEST = "192.0.2.1", "192.0.2.2"
 MAC = bytes.fromhex("020000000002")
 PORT, ECHO_PORT, STOP_PORT = 5001, 7, 9
 
-#: Seconds until a guest or a frame is given up.
-PATIENCE = 90.0
 
 FRAMES = 10_000
 ECHOES = 10_000
@@ -284,7 +283,13 @@ class Echoes:
                     self.received.append(int.from_bytes(data[:8], "little"))
 
 
-@pytest.mark.parametrize("features", ["0x0", "0x30008003"], ids=["plain", "all"])
+@pytest.mark.parametrize(
+    "features",
+    [
+        pytest.param("0x0", id="plain", marks=pytest.mark.nightly),
+        pytest.param("0x30008003", id="all"),
+    ],
+)
 def test_a_hundred_switches_in_a_flow_lose_repeat_and_reorder_nothing(
     namespace: Namespace, tmp_path: Path, features: str
 ) -> None:
@@ -406,7 +411,7 @@ def test_a_chain_shorter_than_its_header_does_no_harm_beyond_a_reset(namespace: 
 
 
 # A process of its own each, which costs some 10 seconds of imports.
-@pytest.mark.timeout(4 * PATIENCE)
+@pytest.mark.nightly
 def test_the_commands_of_the_docs_work(tmp_path: Path) -> None:
     """In a network namespace without a name, and with the command line as a user has it."""
     text = (REPOSITORY / "docs" / "vhost.md").read_text()

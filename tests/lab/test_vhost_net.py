@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.lab.network import HEADER_SIZE, TapLink, frame, number_of
+from tests.patience import PATIENCE
 from virtiopy.errors import ConfigError, HostError
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import Feature, feature_mask
@@ -26,7 +27,6 @@ MEMORY = 4 << 20
 QUEUE_SIZE = 64
 BUFFER = 2048
 FRAMES = 200
-PATIENCE = 20.0
 
 NOWHERE = 1 << 40
 EMPTY_HEADER = bytes(HEADER_SIZE)

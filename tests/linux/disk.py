@@ -14,6 +14,7 @@ import pytest
 from tests.guest.vhost_user import Backend
 from tests.lab.machine import Lab
 from tests.linux.guest import boot, chardev
+from tests.patience import PATIENCE
 
 QUEUES = 4
 IMAGE_SIZE = 1 << 30
@@ -109,5 +110,5 @@ def _run(*command: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=PATIENCE,
     )

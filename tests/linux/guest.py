@@ -10,6 +10,7 @@ import pytest
 from tests.lab.kernel import LabMissingError
 from tests.lab.machine import Lab, LabOptions
 from tests.lab.plugin import NOT_TO_BE_HAD
+from tests.patience import PATIENCE
 
 MEMORY = 1024
 
@@ -52,13 +53,13 @@ def boot(
         pytest.skip(f"{NOT_TO_BE_HAD}: {error}")
 
 
-def finish(lab: Lab, seconds: float) -> None:
+def finish(lab: Lab, seconds: float = 2 * PATIENCE) -> None:
     """Wait until the script is done; it is the failure of a test when it fails, or takes longer."""
     assert lab.wait(seconds), f"Linux is not done after {seconds:.0f} s"
     assert lab.status == 0, f"the script in the guest ends with status {lab.status}"
 
 
-def wait_for(path: Path, lab: Lab, seconds: float = 60.0) -> None:
+def wait_for(path: Path, lab: Lab, seconds: float = PATIENCE) -> None:
     """Wait until the script has made a file in what is shared."""
     deadline = time.monotonic() + seconds
     while not path.exists():

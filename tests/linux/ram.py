@@ -15,15 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.kernel import LabKernel, LabMissingError, get_kernel
+from tests.lab.kernel import LabMissingError, get_kernel
 from tests.lab.machine import CACHE
 from tests.lab.plugin import NOT_TO_BE_HAD
+from tests.patience import PATIENCE
 from virtiopy.closing import Closing
+from virtiopy.linux.kernels import LinuxKernel
 
 MEMORY = 384
 
-#: How long Linux may take until it is up, and QEMU for what it is asked, seconds.
-PATIENCE = 240.0
 
 #: What Linux says when fio has verified what it wrote, and when the host has answered its ping.
 SOUND = r"round \d+ is sound"
@@ -57,7 +57,7 @@ class RamLinux:
         self.initramfs = _make_initramfs(kernel, folder)
 
 
-def _make_initramfs(kernel: LabKernel, folder: Path) -> Path:
+def _make_initramfs(kernel: LinuxKernel, folder: Path) -> Path:
     root = folder / "root"
     for name in ("bin", "dev", "proc", "sys", "tmp", "modules"):
         (root / name).mkdir(parents=True)
@@ -90,8 +90,9 @@ def _make_initramfs(kernel: LabKernel, folder: Path) -> Path:
     return archive
 
 
-def _copy_modules(kernel: LabKernel, target: Path) -> None:
-    (modules,) = (kernel.folder / "lib/modules").iterdir()
+def _copy_modules(kernel: LinuxKernel, target: Path) -> None:
+    modules = kernel.modules
+    assert modules is not None, kernel
     needs = dict(line.split(":") for line in (modules / "modules.dep").read_text().splitlines())
     order: list[str] = []
     for name in _MODULES:

@@ -9,10 +9,8 @@ from tests.guest.vhost_user import serve
 from tests.linux.disk import QUEUES, LinuxDisk, make_image
 from tests.linux.guest import finish
 
-pytestmark = pytest.mark.timeout(300)
-
 #: Of each of the four jobs' files.
-SIZE = 32 << 20
+SIZE = 8 << 20
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +23,7 @@ def disk(
     with serve("blk", options, socket, share / "backend.log") as backend:
         disk = LinuxDisk(image, share, backend)
         with disk.boot(request.config, f"--size={SIZE}") as lab:
-            finish(lab, 200)
+            finish(lab)
     return disk
 
 
@@ -42,7 +40,7 @@ def test_every_queue_carried_requests(disk: LinuxDisk) -> None:
     interrupts = disk.interrupts()
 
     assert len(interrupts) == QUEUES
-    assert all(count > 100 for count in interrupts), interrupts
+    assert all(count > 10 for count in interrupts), interrupts
 
 
 def test_the_file_system_is_clean_in_the_guest_and_on_the_host(disk: LinuxDisk) -> None:

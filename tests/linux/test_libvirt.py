@@ -11,10 +11,10 @@ from tests.guest.test_vhost_user_docs import AS_A_USER, needs_users
 from tests.guest.vhost_user import serve
 from tests.linux.ram import MEMORY, PARAMETERS, PINGED, SOUND, RamGuest, RamLinux
 from tests.namespace import Namespace, needs_taps
+from tests.patience import PATIENCE
 
 pytestmark = [
     needs_taps,
-    pytest.mark.timeout(600),
     pytest.mark.skipif(shutil.which("virsh") is None, reason="virsh is missing (libvirt-clients)"),
     needs_users,
 ]
@@ -99,7 +99,7 @@ class Virsh(RamGuest):
     def close(self) -> None:
         """End the guest, and virsh."""
         self._type("destroy guest")
-        self.process.communicate(timeout=60)
+        self.process.communicate(timeout=PATIENCE)
 
     @property
     def output(self) -> str:

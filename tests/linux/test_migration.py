@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.guest.vhost_user import PATIENCE, Backend, serve
+from tests.guest.vhost_user import Backend, serve
 from tests.linux.ram import PINGED, SOUND, Qemu, RamLinux, disk_options, net_options
 from tests.namespace import Namespace, needs_taps
+from tests.patience import PATIENCE
 
-pytestmark = [needs_taps, pytest.mark.timeout(900)]
+pytestmark = needs_taps
 
 #: What the guest has written, bytes, when it moves.
 PROGRESS = 256 << 10

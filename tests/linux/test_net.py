@@ -14,17 +14,18 @@ import pytest
 from tests.guest.vhost_user import serve
 from tests.linux.guest import boot, chardev, finish, wait_for
 from tests.namespace import Namespace, needs_taps
+from tests.patience import PATIENCE
 
-pytestmark = [needs_taps, pytest.mark.timeout(300)]
+pytestmark = needs_taps
 
 ADDRESS = "192.0.2.1"
 PAIRS = 2
 
 #: What is sent each way, bytes.
-SIZE = 100 << 20
-
-#: How long the guest may take until it connects, and between two pieces, seconds.
-PATIENCE = 100.0
+SIZES = [
+    pytest.param(20 << 20, id="20M"),
+    pytest.param(100 << 20, id="100M", marks=pytest.mark.nightly),
+]
 
 
 @dataclass(slots=True)
@@ -32,6 +33,7 @@ class Transfer:
     """What a boot has left: the SHA-256 of what was sent to the guest, and received from it."""
 
     share: Path
+    size: int
     sent: str
     received: str
     links_left: set[str]
@@ -55,13 +57,13 @@ def listen(port: int) -> socket.socket:
     return listener
 
 
-def send(listener: socket.socket) -> str:
-    """Send random bytes to whoever connects, and return their SHA-256."""
+def send(listener: socket.socket, size: int) -> str:
+    """Send random bytes to the one that connects, and return their SHA-256."""
     digest, piece = hashlib.sha256(), os.urandom(1 << 20)
     stream, _ = listener.accept()
     with stream:
         stream.settimeout(PATIENCE)
-        for index in range(SIZE >> 20):
+        for index in range(size >> 20):
             # Different each time, so that none can be taken for another.
             numbered = index.to_bytes(8, "little") + piece[8:]
             digest.update(numbered)
@@ -80,10 +82,12 @@ def receive(listener: socket.socket) -> str:
     return digest.hexdigest()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=SIZES)
 def transfer(
     request: pytest.FixtureRequest, share: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Transfer]:
+    size = request.param
+    assert isinstance(size, int)
     path = tmp_path_factory.mktemp("net") / "net.sock"
     qemu = [*chardev("net", path), "-netdev", f"vhost-user,id=net,chardev=net,queues={PAIRS}"]
     # QEMU 7.2 without KVM crashes where a vhost-user net device has MSI-X vectors.
@@ -95,13 +99,13 @@ def transfer(
             namespace.inside(lambda: listen(5001)) as receiver,
             namespace.inside(lambda: listen(5002)) as sender,
         ):
-            received, sent = peers.submit(receive, receiver), peers.submit(send, sender)
+            received, sent = peers.submit(receive, receiver), peers.submit(send, sender, size)
             with boot(
                 request.config,
                 share,
                 "net.sh",
                 ADDRESS,
-                str(SIZE),
+                str(size),
                 qemu=qemu,
                 modules=("virtio_net",),
                 tools={"ethtool": "ethtool", "ping": "iputils-ping"},
@@ -112,8 +116,8 @@ def transfer(
                 backend.kill()
                 backend.restart()
                 (share / "restarted").touch()
-                finish(lab, 100)
-        yield Transfer(share, *digests, links_left=namespace.links())
+                finish(lab)
+        yield Transfer(share, size, *digests, links_left=namespace.links())
 
 
 def test_every_ping_is_answered(transfer: Transfer) -> None:
@@ -131,8 +135,8 @@ def test_what_the_guest_is_sent_arrives(transfer: Transfer) -> None:
 def test_both_pairs_of_virtqueues_carried_frames(transfer: Transfer) -> None:
     # What CPU 0 sends, and most of what CPU 1 receives: its flow's acknowledgements, after which
     # the tap steers, are sent by CPU 0 for a part.
-    assert transfer.counter("tx_queue_0_bytes") > SIZE / 2
-    assert transfer.counter("rx_queue_1_bytes") > SIZE / 2
+    assert transfer.counter("tx_queue_0_bytes") > transfer.size / 2
+    assert transfer.counter("rx_queue_1_bytes") > transfer.size / 2
     assert transfer.counter("rx_queue_0_packets") > 100
     assert transfer.counter("tx_queue_1_packets") > 100
 

@@ -6,6 +6,7 @@ import re
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -14,22 +15,15 @@ from tests.guest.vhost_user import serve
 from tests.lab.machine import Lab
 from tests.linux.disk import QUEUES, LinuxDisk, make_image
 from tests.linux.guest import finish, wait_for
+from tests.patience import PATIENCE
 from virtiopy._native import ffi
 
-pytestmark = pytest.mark.timeout(400)
-
-KILLS = 20
-
-#: Of each of the four jobs' files, and how much one request reads or writes of it.
-SIZE = 26 << 20
-FIO = (f"--size={SIZE}", "--bsrange=4k-8k")
+#: How much one request reads or writes.
+REQUEST = "--bsrange=4k-8k"
 
 #: What each backend writes before it is killed, bytes: all that can be in flight when it comes, so
 #: that some of it has to be completed, and other requests written.
 PROGRESS = QUEUES * 32 * (8 << 10)
-
-#: How long that may take, seconds.
-PATIENCE = 60.0
 
 
 def requests_in_flight(pid: int) -> int:
@@ -105,37 +99,60 @@ class FioRun:
         return int(found[1])
 
 
+@dataclass(slots=True, frozen=True)
+class Plan:
+    """How often the backend is killed, and the size of each of the four jobs' files, in bytes."""
+
+    kills: int
+    size: int
+
+
+PLANS = [
+    pytest.param(Plan(4, 8 << 20), id="4"),
+    pytest.param(Plan(20, 26 << 20), id="20", marks=pytest.mark.nightly),
+]
+
+
+@pytest.fixture(scope="module", params=PLANS)
+def plan(request: pytest.FixtureRequest) -> Plan:
+    assert isinstance(request.param, Plan)
+    return request.param
+
+
 @pytest.fixture(scope="module")
 def disk(
-    request: pytest.FixtureRequest, share: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    plan: Plan,
+    share: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> LinuxDisk:
     """A disk whose backend was killed; between two kills, and after the last, fio went on."""
     folder = tmp_path_factory.mktemp("disk")
     image, socket = make_image(folder / "disk.img"), folder / "disk.sock"
     with serve("blk", f"{image},queues={QUEUES}", socket, share / "backend.log") as backend:
         disk = LinuxDisk(image, share, backend)
-        with disk.boot(request.config, *FIO) as lab:
+        with disk.boot(request.config, f"--size={plan.size}", REQUEST) as lab:
             run = FioRun(lab, disk)
             wait_for(share / "fio.started", lab)
-            for _ in range(KILLS):
+            for _ in range(plan.kills):
                 run.kill_backend()
                 backend.restart()
             run.await_progress()
-            finish(lab, 200)
+            finish(lab)
     return disk
 
 
-def test_fio_reads_what_it_wrote(disk: LinuxDisk) -> None:
+def test_fio_reads_what_it_wrote(disk: LinuxDisk, plan: Plan) -> None:
     job = disk.fio_job()
 
     assert job["error"] == 0
-    assert job["write"]["io_bytes"] + job["read"]["io_bytes"] >= QUEUES * SIZE
+    assert job["write"]["io_bytes"] + job["read"]["io_bytes"] >= QUEUES * plan.size
 
 
-def test_requests_in_flight_went_on_in_another_backend(disk: LinuxDisk) -> None:
+def test_requests_in_flight_went_on_in_another_backend(disk: LinuxDisk, plan: Plan) -> None:
     lives = (disk.share / "backend.log").read_text().split("blk is ready")[2:]
 
-    assert len(lives) == KILLS
+    assert len(lives) == plan.kills
     # Not in every life: one may be stopped between the used ring's idx and its own account.
     assert any("requests in flight go on" in life for life in lives)
 

@@ -15,7 +15,7 @@ from tests.guest.vhost_user import serve
 from tests.linux.guest import boot, finish
 
 # A boot of its own takes minutes; tests/vm_linux/test_scsi.py shares one.
-pytestmark = [pytest.mark.timeout(300), pytest.mark.nightly]
+pytestmark = pytest.mark.nightly
 
 QUEUES = 4
 SIZE = 128 << 20
@@ -69,7 +69,7 @@ def used(
             tools=_TOOLS,
             cpus=QUEUES,
         ) as lab:
-            finish(lab, 200)
+            finish(lab)
         return Used(share, image, known, backend.output)
 
 

@@ -9,7 +9,7 @@ from tests.guest.vhost_user import Backend, serve
 from tests.linux.ram import PINGED, SOUND, Qemu, RamLinux, disk_options, net_options
 from tests.namespace import Namespace, needs_taps
 
-pytestmark = [needs_taps, pytest.mark.timeout(600)]
+pytestmark = needs_taps
 
 STOPS = 20
 

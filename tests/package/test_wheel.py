@@ -12,13 +12,12 @@ from pathlib import Path
 import pytest
 
 from tests.guest.support import greeting, needs_kvm
+from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
 #: Where dependencies are: the wheel alone is installed.
 LIBRARIES = Path(pytest.__file__).parents[1]
-
-pytestmark = pytest.mark.timeout(400)
 
 
 @pytest.fixture(scope="session")
@@ -115,7 +114,7 @@ def said(programs: Path, *arguments: str, folder: Path, **more: str) -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=100,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -165,7 +164,7 @@ def test_a_shell_completes_subcommands_and_options(programs: Path, tmp_path: Pat
 
 
 @needs_kvm
-@pytest.mark.parametrize("version", ["3.12", "3.13"])
+@pytest.mark.parametrize("version", [pytest.param("3.12", marks=pytest.mark.nightly), "3.13"])
 def test_the_wheel_runs_on_later_pythons(wheel: Path, version: str, tmp_path: Path) -> None:
     programs = installed(wheel, interpreter(version), tmp_path / "venv")
     assert said(programs, "virtiopy", "hello", folder=tmp_path).count("Hello, World!") > 0

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.patience import PATIENCE
 from virtiopy.devices.balloon import (
     BATCH_REQUESTS,
     REQUEST_PFNS,
@@ -660,7 +661,7 @@ def test_statistics_are_asked_for_again_and_again(memory: WatchedMemory) -> None
         for _ in range(3):
             bench.interrupted.clear()
             bench.send(statsq, statistics_array((4, 1)))
-            assert bench.interrupted.wait(10)
+            assert bench.interrupted.wait(PATIENCE)
             bench.driver.interrupts()
 
 
@@ -839,7 +840,7 @@ def collect_all(bench: Bench, queue: int, number: int) -> list[Used]:
         used += bench.driver.queues[queue].take_all_used()
         if len(used) == number:
             return used
-        assert bench.interrupted.wait(10), f"{len(used)} of {number} are used"
+        assert bench.interrupted.wait(PATIENCE), f"{len(used)} of {number} are used"
 
 
 class Gate:
@@ -852,7 +853,7 @@ class Gate:
 
         def wait_and_discard(address: int, length: int) -> None:
             self.entered.set()
-            assert self.open.wait(10)
+            assert self.open.wait(PATIENCE)
             discard(address, length)
 
         monkeypatch.setattr(memory, "discard", wait_and_discard)
@@ -876,7 +877,7 @@ def test_the_loop_goes_on_while_a_worker_waits(
     gate = Gate(served.memory, monkeypatch)
     served.driver.queues[inflateq].add([served.place(pfn_array([FIRST]))])
     loop.call(lambda: served.transport.lifecycle.kick(inflateq), "kick")
-    assert gate.entered.wait(10)
+    assert gate.entered.wait(PATIENCE)
     served.driver.queues[statsq].add([served.place(statistics_array((4, 1)))])
     loop.call(lambda: served.transport.lifecycle.kick(statsq), "kick")
     assert served.device.statistics == {"MEMFREE": 1}
@@ -891,7 +892,7 @@ def test_requests_of_other_queues_wait_their_turn_and_get_it(
     gate = Gate(served.memory, monkeypatch)
     served.driver.queues[inflateq].add([served.place(pfn_array([FIRST]))])
     loop.call(lambda: served.transport.lifecycle.kick(inflateq), "kick")
-    assert gate.entered.wait(10)
+    assert gate.entered.wait(PATIENCE)
     served.driver.queues[deflateq].add([served.place(pfn_array([FIRST]))])
     served.driver.queues[reporting_vq].add([Piece(DRIVER_END + MIB, PAGE, writable=True)])
     loop.call(lambda: served.transport.lifecycle.kick(deflateq), "kick")
@@ -910,7 +911,7 @@ def test_a_reset_waits_for_the_worker_and_its_buffers_are_forgotten(
     gate = Gate(served.memory, monkeypatch)
     served.driver.queues[inflateq].add([served.place(pfn_array([FIRST]))])
     loop.call(lambda: served.transport.lifecycle.kick(inflateq), "kick")
-    assert gate.entered.wait(10)
+    assert gate.entered.wait(PATIENCE)
 
     def reset() -> None:
         if whole_device:
@@ -938,12 +939,12 @@ def test_rings_that_break_while_a_worker_serves_need_a_reset_and_the_loop_goes_o
     queue = served.driver.queues[inflateq]
     queue.add([served.place(pfn_array([FIRST]))])
     loop.call(lambda: served.transport.lifecycle.kick(inflateq), "kick")
-    assert gate.entered.wait(10)
+    assert gate.entered.wait(PATIENCE)
     served.interrupted.clear()
     queue.available.idx = 5000
     gate.open.set()
     while not served.driver.status & DeviceStatus.DEVICE_NEEDS_RESET:
-        assert served.interrupted.wait(10)
+        assert served.interrupted.wait(PATIENCE)
         served.interrupted.clear()
     served.driver.start()
     served.driver.queues[inflateq].add([served.place(pfn_array([FIRST]))])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import timed
 from tests.unit.test_machine import FakeAccelerator
 from tests.unit.test_turns import DEVICES, Bench, Endless
 from virtiopy.control.client import ask
@@ -72,6 +73,7 @@ def flooded(name: str, mode: IoMode) -> Iterator[Machine]:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", DEVICES)
+@timed
 def test_a_flood_keeps_no_run_from_ending_at_its_time(name: str, mode: IoMode) -> None:
     with flooded(name, mode) as machine:
         begun = time.monotonic()
@@ -81,6 +83,7 @@ def test_a_flood_keeps_no_run_from_ending_at_its_time(name: str, mode: IoMode) -
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", DEVICES)
+@timed
 def test_the_control_socket_is_answered_during_a_flood(
     tmp_path: Path, name: str, mode: IoMode
 ) -> None:
@@ -128,6 +131,7 @@ def self_feeding_image(path: Path) -> Path:
 
 
 @pytest.mark.parametrize("mode", MODES)
+@timed
 def test_a_read_that_overwrites_its_own_ring_keeps_no_run_from_ending(
     tmp_path: Path, mode: IoMode
 ) -> None:

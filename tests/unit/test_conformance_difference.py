@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.patience import PATIENCE
 from virtiopy.conformance.report.difference import difference
 
 
@@ -47,7 +48,7 @@ def test_a_page_that_is_another_is_explained_at_once_in_ci_too(tmp_path: Path) -
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=PATIENCE,
     )
     assert "expected " in done.stdout
     assert done.returncode == 1

@@ -1,6 +1,7 @@
 """Commands to a machine over a Unix socket; the machine executes no guest."""
 
 import json
+import os
 import socket
 import stat
 import threading
@@ -13,6 +14,8 @@ from typing import Any
 import pytest
 
 from tests.openfiles import open_files
+from tests.patience import PATIENCE, timed
+from tests.processes import wait_until
 from virtiopy.accel.base import Accelerator
 from virtiopy.control.client import ask
 from virtiopy.control.server import CLIENTS_MAX, IDLE, LINE_MAX, ControlServer
@@ -265,6 +268,7 @@ def _busy(client: Client) -> None:
     client.receive()
 
 
+@timed
 def test_clients_that_ask_nothing_keep_no_other_waiting(machine: Machine, path: Path) -> None:
     clients = [Client(path) for _ in range(CLIENTS_MAX)]
     for client in clients:
@@ -420,3 +424,16 @@ def test_a_machine_that_does_not_answer_ends_in_a_sentence(path: Path) -> None:
 @pytest.mark.parametrize("size", [0, 1, 1023, 1024, 1536, MIB, 64 * MIB, 3 << 30, 5 << 40])
 def test_a_size_that_was_written_is_read_back(size: int) -> None:
     assert parse_size(format_size(size)) == size
+
+
+def test_files_that_no_command_takes_are_closed(machine: Machine, path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        with socket.socket(socket.AF_UNIX) as stream, open(os.devnull, "rb") as file:
+            stream.connect(str(path))
+            # Some come with no request, or with half of one; and more than a request may have.
+            socket.send_fds(stream, [b'{"command": '], [file.fileno()] * 5)
+            socket.send_fds(stream, [b'"status"}\n{'], [file.fileno()])
+            stream.settimeout(PATIENCE)
+            assert stream.recv(1) == b"{"
+    wait_until(lambda: len(os.listdir("/proc/self/fd")) == before)

@@ -269,7 +269,7 @@ damages = st.one_of(
 
 
 # The nightly profile takes more than a minute.
-@pytest.mark.timeout(max(120, settings().max_examples // 5))
+@pytest.mark.timeout(max(900, settings().max_examples // 5))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.sampled_from([GOOD, *(path.read_bytes() for path in _guest_images()[:4])]),

@@ -10,10 +10,9 @@ from contextlib import suppress
 import pytest
 
 from tests.openfiles import open_files
+from tests.patience import PATIENCE
 from virtiopy import eventloop
 from virtiopy.eventloop import READABLE, WRITABLE, EventLoop, Watch
-
-SECONDS = 20.0
 
 
 @pytest.fixture
@@ -259,7 +258,7 @@ def test_a_bottom_half_can_be_asked_for_from_any_thread(loop: EventLoop) -> None
     half = loop.bottom_half(ran.set, "half")
     started(loop)
     half.schedule()
-    assert ran.wait(SECONDS)
+    assert ran.wait(PATIENCE)
 
 
 # Calls from other threads
@@ -293,12 +292,12 @@ def test_a_call_to_a_loop_that_ran_on_another_thread_and_ended_is_just_made(
     def run() -> None:
         loop.run()
         ended.set()
-        release.wait(SECONDS)
+        release.wait(PATIENCE)
 
     thread = threading.Thread(target=run)
     thread.start()
     loop.call_soon(loop.stop, "stop")
-    assert ended.wait(SECONDS)
+    assert ended.wait(PATIENCE)
     seen: list[None] = []
     caller = threading.Thread(target=loop.call, args=(lambda: seen.append(None), "call"))
     caller.start()
@@ -329,7 +328,7 @@ def test_every_call_is_made_once_while_the_loop_stops(loop: EventLoop) -> None:
     begin.wait()
     loop.stop()
     for caller in callers:
-        caller.join(SECONDS)
+        caller.join(PATIENCE)
     assert counts == [200] * 8
 
 
@@ -347,7 +346,7 @@ def test_what_blocks_runs_elsewhere_and_its_completion_on_the_loop(loop: EventLo
     started(loop).run_blocking(
         lambda: threads.append(threading.current_thread().name), complete, "work"
     )
-    assert done.wait(SECONDS)
+    assert done.wait(PATIENCE)
     assert threads[0].startswith("loop-worker")
 
 
@@ -355,7 +354,7 @@ def test_what_a_worker_raises_ends_the_loop(loop: EventLoop) -> None:
     failed = threading.Event()
     loop.on_failure = failed.set
     started(loop).run_blocking(fail, lambda: None, "work")
-    assert failed.wait(SECONDS)
+    assert failed.wait(PATIENCE)
     loop.stop()
     assert isinstance(loop.failure, ZeroDivisionError)
 
@@ -367,7 +366,7 @@ def test_an_exception_ends_the_loop_and_is_kept(loop: EventLoop) -> None:
     failed = threading.Event()
     loop.on_failure = failed.set
     started(loop).call_soon(fail, "wrong")
-    assert failed.wait(SECONDS)
+    assert failed.wait(PATIENCE)
     loop.stop()
     assert isinstance(loop.failure, ZeroDivisionError)
     assert not loop.running
@@ -424,11 +423,11 @@ def test_a_timer_of_another_thread_wakes_a_loop_that_waits(loop: EventLoop) -> N
     waits = threading.Event()
     loop.start()
     loop.call_soon(waits.set, "the loop has nothing else to do")
-    assert waits.wait(5)
+    assert waits.wait(PATIENCE)
 
     loop.call_later(0.01, ran.set, "timer")
 
-    assert ran.wait(5)
+    assert ran.wait(PATIENCE)
 
 
 def test_a_timer_wakes_a_loop_that_waits(loop: EventLoop) -> None:
@@ -436,7 +435,7 @@ def test_a_timer_wakes_a_loop_that_waits(loop: EventLoop) -> None:
     begin = time.monotonic()
     loop.call_later(0.01, ran.set, "timer")
     started(loop)
-    assert ran.wait(SECONDS)
+    assert ran.wait(PATIENCE)
     assert time.monotonic() - begin >= 0.01
 
 

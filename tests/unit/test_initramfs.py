@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE
 from virtiopy.errors import ConfigError
 from virtiopy.linux import initramfs
 from virtiopy.linux.cpio import Archive
@@ -26,7 +27,11 @@ def unpacked(tmp_path: Path, archive: bytes) -> Path:
     folder = tmp_path / "unpacked"
     folder.mkdir(exist_ok=True)
     subprocess.run(
-        ["busybox", "cpio", "-idm", "--quiet"], cwd=folder, input=archive, check=True, timeout=60
+        ["busybox", "cpio", "-idm", "--quiet"],
+        cwd=folder,
+        input=archive,
+        check=True,
+        timeout=PATIENCE,
     )
     return folder
 

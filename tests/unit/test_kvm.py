@@ -16,6 +16,7 @@ from typing import Self, TypeVar
 import pytest
 
 from tests.openfiles import open_files
+from tests.patience import PATIENCE
 from virtiopy._native import CData, ffi, lib
 from virtiopy.accel.kvm import statistics as statistics_module
 from virtiopy.accel.kvm import system as system_module
@@ -69,8 +70,6 @@ NO_MEMORY = 0x3000_0000
 COUNTER = 0x400
 QUIT = 0x500
 
-#: Longer than anything here takes, in seconds.
-PATIENCE = 20
 
 HLT = b"\xf4"
 

@@ -9,6 +9,7 @@ import pytest
 from tests.lab import plugin
 from tests.lab.kernel import LabMissingError, get_kernel
 from tests.lab.machine import CACHE, REPOSITORY, check_tools
+from tests.patience import PATIENCE
 
 # Most of them run pytest in pytest.
 pytestmark = pytest.mark.thorough
@@ -23,7 +24,7 @@ def run_lab_tests(path: str, *arguments: str) -> subprocess.CompletedProcess[str
         capture_output=True,
         text=True,
         check=False,
-        timeout=100,
+        timeout=PATIENCE,
     )
 
 
@@ -151,7 +152,7 @@ def run_pretended(tmp_path: Path) -> Run:
             capture_output=True,
             text=True,
             check=False,
-            timeout=100,
+            timeout=PATIENCE,
         )
         return done.stdout
 

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import pytest
 
+from tests.patience import PATIENCE
 from virtiopy._native import ffi
 from virtiopy.boot import pvh
 from virtiopy.boot.elf import GuestImage, LoadSegment
@@ -31,8 +32,6 @@ FIRST, SECOND = 0xD000_0000, 0xD000_1000
 CONSOLE, EXIT = 0xE9, 0xF4
 NOBODYS_PORT, NOBODYS_ADDRESS = 0x5555, 0xC000_0000
 
-#: Far more than anything here takes, in seconds.
-PATIENCE = 20
 
 Step = Exit | Callable[[], Exit | None]
 

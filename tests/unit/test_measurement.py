@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 
+from tests.patience import timed
 from virtiopy.metrics.exitlog import ADDRESSES_MAX, ExitKind, ExitLog
 from virtiopy.metrics.measurement import (
     MEASUREMENTS_MAX,
@@ -128,6 +129,7 @@ def test_cpu_time_is_told_by_thread() -> None:
     assert (spent["workers"], spent["vhost"]) == (0, 0)
 
 
+@timed
 def test_time_that_reading_the_counters_takes_is_left_out() -> None:
     rig = Rig()
     rig.reading_takes = 0.1
@@ -138,6 +140,7 @@ def test_time_that_reading_the_counters_takes_is_left_out() -> None:
     assert measured.cpu_seconds["vcpu"] < 0.1
 
 
+@pytest.mark.thorough
 def test_marks_without_end_are_kept_up_to_a_number_and_told_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

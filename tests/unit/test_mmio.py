@@ -320,6 +320,7 @@ class Noisy:
                 self._transport.read(offset, size)
 
 
+@pytest.mark.thorough
 def test_forbidden_accesses_between_all_others_change_nothing_and_do_not_reach_the_device() -> None:
     calls = []
     for wrap in (lambda transport: transport, Noisy):

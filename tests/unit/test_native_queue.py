@@ -23,7 +23,7 @@ from virtiopy.virtqueue.native import NativeQueue
 from virtiopy.virtqueue.queue import Chain, QueueAreas, QueueObserver, QueueState
 from virtiopy.virtqueue.split import SplitQueue
 
-pytestmark = pytest.mark.timeout(max(120, settings().max_examples // 5))
+pytestmark = pytest.mark.timeout(max(900, settings().max_examples // 5))
 
 PAGE = 4096
 

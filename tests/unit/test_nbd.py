@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.guest.vhost_user import needs_storage_daemon
+from tests.patience import PATIENCE
 from virtiopy.errors import ConfigError, PeerError
 from virtiopy.host.disk import CacheMode
 from virtiopy.host.nbd import NbdDisk
@@ -173,7 +174,7 @@ def test_a_daemon_that_was_killed_is_an_error_and_comes_back(daemon: StorageDaem
         os.kill(daemon.pid, signal.SIGKILL)
         with pytest.raises(OSError, match=r"."):
             read(disk, 0, 512)
-        end = time.monotonic() + 20
+        end = time.monotonic() + PATIENCE
         while True:
             try:
                 assert read(disk, 0, 512) == b"x" * 512

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.patience import PATIENCE
 from tests.unit.test_net import MAC, MQ, MRG, header
 from tests.unit.test_notifiers import SeenLock
 from tests.unit.vhost_model import FEATURES, RX, TX, WireLink
@@ -211,7 +212,7 @@ def test_an_error_that_is_seen_while_the_rings_come_back_is_none(rig: Rig) -> No
     with lock:
         lock.wanted.clear()
         rig.machine.loop.start()
-        assert lock.wanted.wait(20)
+        assert lock.wanted.wait(PATIENCE)
         rig.device.reclaim()
     rig.machine.loop.stop()
     assert rig.machine.loop.failure is None

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.patience import PATIENCE
 from tests.unit.vhost_user import FEATURES, Driver, Served, readable
 from virtiopy.conformance.targets.hosts import Link
 from virtiopy.devices.net import Net, RecordedLink
@@ -45,7 +46,6 @@ FILTERS = feature_mask(
         *(NET.VIRTIO_NET_F_CTRL_VLAN, NET.VIRTIO_NET_F_CTRL_MAC_ADDR),
     ]
 )
-PATIENCE = 10.0
 
 
 def frame(number: int, size: int = 60, to: bytes = MAC) -> bytes:
@@ -332,7 +332,7 @@ def sent_frames(draw: st.DrawFn) -> bytes:
     return draw(HEADERS) + start.ljust(size, b"\x33")[:size]
 
 
-@pytest.mark.timeout(max(120, settings().max_examples // 5))
+@pytest.mark.timeout(max(900, settings().max_examples // 5))
 @settings(deadline=None, max_examples=max(25, settings().max_examples // 8))
 @given(
     frames=st.lists(sent_frames(), min_size=1, max_size=12),

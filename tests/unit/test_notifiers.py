@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import pytest
 
+from tests.patience import PATIENCE
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.devices.delegation import Notifiers
 from virtiopy.eventloop import EventLoop
@@ -22,7 +23,6 @@ from virtiopy.virtqueue.driver import Allocator
 from virtiopy.virtqueue.queue import Virtqueue
 
 MEMORY = 1 << 20
-PATIENCE = 20
 
 
 class SeenLock:

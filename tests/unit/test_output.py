@@ -12,11 +12,9 @@ from pathlib import Path
 import click
 import pytest
 
+from tests.patience import PATIENCE
 from virtiopy.cli.guestoutput import LINE_MAX, TEXT_MAX, GuestOutput
 from virtiopy.cli.output import ROOM, OutputError, PatientOutput
-
-#: Far more than anything here takes, in seconds.
-PATIENCE = 20
 
 
 class Pipe:

@@ -1,7 +1,7 @@
 """SCSI units that a user plugs in, resizes and unplugs while the VM runs."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -9,6 +9,7 @@ import pytest
 from tests.guest.support import make_image
 from virtiopy.cli.attachments import build, build_served, parse
 from virtiopy.cli.sandboxed import Sandbox
+from virtiopy.cli.scsi import open_for_plugging
 from virtiopy.control.server import Arguments
 from virtiopy.devices.base import Fact
 from virtiopy.devices.registry import device_commands, entry_named
@@ -39,8 +40,18 @@ def device(image: Path) -> Iterator[Scsi]:
     device.close()
 
 
-def run(device: Scsi, name: str, **given: str) -> dict[str, Fact]:
-    return dict(COMMANDS[name].run(device, Arguments(given)))
+def run(device: Scsi, name: str, files: Sequence[int] = (), **given: str | None) -> dict[str, Fact]:
+    return dict(COMMANDS[name].run(device, Arguments(given, files)))
+
+
+def plug_in(device: Scsi, attach: str) -> dict[str, Fact]:
+    """Do as `virtiopy ctl` does: it opens the image."""
+    words, files = open_for_plugging({"attach": attach})
+    try:
+        return run(device, "scsi-add", files, **words)
+    finally:
+        for fd in files:
+            os.close(fd)
 
 
 def test_units_have_the_addresses_that_are_given_or_the_next_free_ones(tmp_path: Path) -> None:
@@ -110,13 +121,78 @@ def test_what_cannot_be_plugged_in_is_said(
     assert sorted(device.units) == [Address(0, 0)]
 
 
-def test_a_run_in_a_sandbox_plugs_nothing_in(
-    device: Scsi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("disk={}", "with `virtiopy ctl`, which opens it"),
+        ("disk={},format=qcow2", "convert it to a raw one, or start the run with --sandbox off"),
+    ],
+)
+def test_a_run_in_a_sandbox_opens_nothing_itself(
+    device: Scsi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str, words: str
 ) -> None:
     monkeypatch.setattr(Sandbox, "entered", True)
     path = make_image(tmp_path / "b.img", SIZE)
-    with pytest.raises(ConfigError, match="start it with --sandbox off"):
-        run(device, "scsi-add", attach=f"disk={path}")
+    with pytest.raises(ConfigError, match=words):
+        run(device, "scsi-add", attach=value.format(path))
+
+
+@pytest.mark.parametrize("options", ["", ",readonly=on", ",cache=none", ",cache=writethrough"])
+def test_an_image_that_was_opened_elsewhere_is_claimed_and_let_go(
+    device: Scsi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: str
+) -> None:
+    path = make_image(tmp_path / "b,c.img", SIZE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Sandbox, "entered", True)
+    before = len(os.listdir("/proc/self/fd"))
+    added = plug_in(device, f"disk=b,,c.img,target=2{options}")
+    assert added == {"unit": "2:0", "size": SIZE}
+    with pytest.raises(ConfigError, match="in use"):
+        DiskImage(path)
+    buffer = bytearray(512)
+    unit = device.units[Address(2, 0)]
+    assert isinstance(unit, ScsiDisk)
+    unit.disk.read(512, [memoryview(buffer)])
+    assert buffer[:8] == (1).to_bytes(8, "big")
+    with pytest.raises(ConfigError, match="in use"):
+        plug_in(device, "disk=b,,c.img,target=3")
+    run(device, "scsi-remove", unit="2:0")
+    DiskImage(path).close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_an_image_of_another_format_is_not_taken_for_a_raw_one(
+    device: Scsi, tmp_path: Path
+) -> None:
+    path = tmp_path / "b.img"
+    path.write_bytes(b"QFI\xfb" + bytes(SIZE - 4))
+    with pytest.raises(ConfigError, match="begins as a qcow2 image"):
+        plug_in(device, f"disk={path}")
+
+
+@pytest.mark.parametrize("wrong", ["another file", "for reading alone", "no file", "a path alone"])
+def test_files_that_are_not_of_the_image_are_refused(
+    device: Scsi, tmp_path: Path, wrong: str
+) -> None:
+    path, other = (make_image(tmp_path / name, SIZE) for name in ("b.img", "c.img"))
+    _, files = open_for_plugging({"attach": f"disk={path}"})
+    opened = list(files)
+    if wrong == "no file":
+        opened += os.pipe()
+        passed = opened[2:]
+    elif wrong == "another file":
+        opened.append(os.open(other, os.O_RDONLY))
+        passed = [opened[0], opened[2]]
+    elif wrong == "for reading alone":
+        passed = [opened[1], opened[1]]
+    else:
+        opened.append(os.open(path, os.O_PATH))
+        passed = [opened[2], opened[1]]
+    with pytest.raises(ConfigError, match="What was passed is not"):
+        run(device, "scsi-add", passed, attach=f"disk={path}")
+    for fd in opened:
+        os.close(fd)
+    assert sorted(device.units) == [Address(0, 0)]
 
 
 def test_its_commands_are_those_of_ctl() -> None:

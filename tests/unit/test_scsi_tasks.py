@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE
 from tests.unit.scsi_bench import (
     BLOCK,
     CONTROL,
@@ -26,8 +27,6 @@ from virtiopy.devices.scsi.requests import Response
 from virtiopy.eventloop import WORKERS
 from virtiopy.virtqueue.buffers import Buffers
 from virtiopy.virtqueue.driver import Piece, Used
-
-PATIENCE = 10.0
 
 
 class HeldDisk(CachedDisk):

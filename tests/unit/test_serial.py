@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE
 from virtiopy.eventloop import EventLoop
 from virtiopy.host.stream import FileStream, PtyStream
 from virtiopy.virtqueue.buffers import Buffers, total
@@ -142,7 +143,7 @@ class Loop:
     def take(self, count: int) -> bytes:
         taken = bytearray()
         while len(taken) < count:
-            assert self.interrupted.wait(10), taken
+            assert self.interrupted.wait(PATIENCE), taken
             if self.port.read(Register.LINE_STATUS, 1)[0] & DATA_READY:
                 taken += self.port.read(Register.DATA, 1)
         return bytes(taken)

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE
 from virtiopy.devices.ninep import HEADER_SIZE, RLERROR, make_message
 from virtiopy.errors import ConfigError
 from virtiopy.eventloop import EventLoop
-from virtiopy.host.share import Share, find_tool
+from virtiopy.host.launcher import find_tool
+from virtiopy.host.share import Share
 
 pytestmark = [
     pytest.mark.skipif(find_tool("diod") is None, reason="apt-get install diod"),
@@ -22,7 +24,6 @@ pytestmark = [
 TLOPEN, TATTACH, TVERSION, TWALK, TREAD = 12, 104, 100, 110, 116
 NO_FID = 0xFFFFFFFF
 SECRET = b"not for the guest"
-SECONDS = 60
 
 
 def text(value: bytes) -> bytes:
@@ -51,7 +52,7 @@ class Client:
     def ask(self, kind: int, body: bytes, tag: int = 1) -> bytes:
         with self.lock:
             self.share.send(make_message(kind, tag, body))
-        answer = self.answers.get(timeout=SECONDS)
+        answer = self.answers.get(timeout=PATIENCE)
         assert answer is not None
         return answer
 

@@ -23,7 +23,7 @@ from virtiopy.virtqueue.queue import Chain, QueueError, QueueState
 from virtiopy.virtqueue.split import SplitQueue
 
 # The nightly profile takes minutes; a device that never ends is found sooner in the normal one.
-pytestmark = pytest.mark.timeout(max(120, settings().max_examples // 5))
+pytestmark = pytest.mark.timeout(max(900, settings().max_examples // 5))
 
 NEXT, WRITE, INDIRECT = 1, 2, 4
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE
 from virtiopy.errors import ConfigError
 from virtiopy.host.disk import CacheMode
 from virtiopy.host.references import references
@@ -21,9 +22,6 @@ needs_daemon = pytest.mark.skipif(
     shutil.which(DAEMON) is None or shutil.which("qemu-img") is None,
     reason=f"{DAEMON} and qemu-img are missing (qemu-system-common, qemu-utils)",
 )
-
-#: Seconds until a process that was told to end has to be gone.
-PATIENCE = 20
 
 
 @pytest.mark.parametrize(

@@ -18,13 +18,13 @@ from pathlib import Path
 import pytest
 
 from tests.openfiles import open_files
+from tests.patience import PATIENCE
 from virtiopy.devices.streams import Size, Stream
 from virtiopy.errors import ConfigError
 from virtiopy.eventloop import EventLoop
 from virtiopy.host.stream import FileStream, PtyStream, SocketStream
 from virtiopy.host.terminal import TYPED_BYTES, StdioStream
 
-SECONDS = 20.0
 MIB = bytes(range(256)) * 4096
 
 
@@ -78,7 +78,7 @@ class Guest:
 
     def wait(self, condition: Callable[[], bool]) -> None:
         with self.lock:
-            assert self._changed.wait_for(condition, SECONDS)
+            assert self._changed.wait_for(condition, PATIENCE)
 
     def wait_for_input(self, data: bytes) -> None:
         self.wait(lambda: len(self.received) >= len(data))
@@ -113,7 +113,7 @@ def read_exactly(fd: int, count: int) -> bytes:
 
 def wait_until(condition: Callable[[], bool]) -> None:
     """Wait for what nothing tells of."""
-    end = time.monotonic() + SECONDS
+    end = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.005)
@@ -178,7 +178,7 @@ def test_a_fifo_whose_reader_is_slow_gets_every_byte(tmp_path: Path) -> None:
 
 def connect(path: Path) -> socket.socket:
     client = socket.socket(socket.AF_UNIX)
-    client.settimeout(SECONDS)
+    client.settimeout(PATIENCE)
     client.connect(str(path))
     return client
 
@@ -604,7 +604,7 @@ def test_ctrl_a_x_leaves_even_when_the_guest_takes_no_input(terminal: Terminal) 
     with console(terminal, left.set) as guest:
         guest.read_from_now_on(False)
         terminal.type(b"typed ahead\x01x")
-        assert left.wait(SECONDS)
+        assert left.wait(PATIENCE)
         guest.read_from_now_on(True)
         guest.wait_for_input(b"typed ahead")
 

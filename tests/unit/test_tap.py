@@ -17,6 +17,7 @@ import pytest
 
 from tests.namespace import Namespace, needs_taps
 from tests.openfiles import open_files
+from tests.patience import PATIENCE
 from virtiopy._native import lib
 from virtiopy.devices.net import Net
 from virtiopy.errors import ConfigError, HostError, VirtiopyError
@@ -453,7 +454,7 @@ def test_a_frame_goes_through_device_and_tap_and_comes_back(
         driver.kick(1)
         answers: list[bytes] = []
         while not answers:
-            assert interrupted.wait(10)
+            assert interrupted.wait(PATIENCE)
             interrupted.clear()
             for used in driver.queues[0].take_all_used():
                 frame = memory.read(buffers[used.head].address, used.length)[12:]
@@ -463,7 +464,7 @@ def test_a_frame_goes_through_device_and_tap_and_comes_back(
 
         namespace.ip("link", "del", "t0")
         while transport.read(Register.Config + 6, 1) != b"\0":
-            assert interrupted.wait(10)
+            assert interrupted.wait(PATIENCE)
             interrupted.clear()
         loop.stop()
         device.reset()

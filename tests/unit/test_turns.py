@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 
+from tests.patience import PATIENCE
 from tests.unit.test_blk import FakeDisk, header
 from tests.unit.test_console import FakeStream
 from tests.unit.test_net import MAC
@@ -83,7 +84,7 @@ class Bench:
 
     def settle(self) -> None:
         """Wait until the device has nothing left to do."""
-        end = time.monotonic() + 10
+        end = time.monotonic() + PATIENCE
         while self._has_work():
             assert time.monotonic() < end
             self.turn()

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.vhost_user import FEATURES, PATIENCE
+from tests.patience import PATIENCE
+from tests.unit.vhost_user import FEATURES
 from tests.unit.vhost_user_peer import Holdings, full_socket
 from virtiopy import eventfds
 from virtiopy.closing import Closing
@@ -313,7 +314,6 @@ def test_descriptors_that_nobody_asked_for_are_closed(tmp_path: Path) -> None:
     assert Holdings.now() == before
 
 
-@pytest.mark.timeout(20)
 def test_a_backend_that_accepts_nobody_is_one_sentence(tmp_path: Path) -> None:
     path = tmp_path / "blk.sock"
     with full_socket(path), pytest.raises(ConfigError) as failure:

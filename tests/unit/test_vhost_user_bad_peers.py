@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.vhost_user import PATIENCE, Driver
+from tests.patience import PATIENCE
+from tests.unit.vhost_user import Driver
 from tests.unit.vhost_user_peer import (
     FEATURE_BITS,
     INFLIGHT_SIZE,
@@ -340,7 +341,6 @@ def test_a_frontend_that_ends_each_connection_is_not_called_without_end(tmp_path
         loop.call(server.close, "close")
 
 
-@pytest.mark.timeout(20)
 def test_a_frontend_that_accepts_nobody_does_not_hold_the_loop_up(tmp_path: Path) -> None:
     path = tmp_path / "frontend.sock"
     with full_socket(path), EventLoop("backend") as loop:
@@ -351,7 +351,6 @@ def test_a_frontend_that_accepts_nobody_does_not_hold_the_loop_up(tmp_path: Path
         loop.call(server.close, "close")
 
 
-@pytest.mark.timeout(20)
 def test_a_socket_at_which_as_many_wait_as_can_is_somebodys(tmp_path: Path) -> None:
     path = tmp_path / "backend.sock"
     with full_socket(path), pytest.raises(ConfigError, match="Another process serves"):

@@ -9,15 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.vhost_user import PATIENCE, Driver, Served, readable
+from tests.patience import PATIENCE
+from tests.unit.vhost_user import Driver, Served, readable
+from virtiopy.check.passing.check import PassingCheck
 from virtiopy.closing import Closing
 from virtiopy.devices.rng import Rng
 from virtiopy.errors import PeerError
 from virtiopy.eventloop import EventLoop
 from virtiopy.memory import GuestMemory
+from virtiopy.spec import DeviceId
 from virtiopy.trace.events import LiveTrace, Stamped
 from virtiopy.trace.watch import DeviceTrace
 from virtiopy.vhost.user.frontend import connect
+from virtiopy.vhost.user.passing import ProxyWatch, Shown
 from virtiopy.vhost.user.proxy import Proxy
 from virtiopy.vhost.user.server import listen
 from virtiopy.virtqueue.driver import Piece, Used
@@ -38,14 +42,15 @@ class Lines:
 class Between(Closing):
     """A proxy on a loop of its own, and a backend behind it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *watches: ProxyWatch) -> None:
         self.backend_path = folder / "backend.sock"
         self.path = folder / "proxy.sock"
         self.seen = Lines()
         self.served: Served | None = Served(Rng(), self.backend_path)
         self.loop = EventLoop("proxy")
-        watch = DeviceTrace(LiveTrace(self.seen), "proxy")
-        self.proxy = Proxy(listen(self.path), partial(connect, self.backend_path), self.loop, watch)
+        watch = Shown(DeviceTrace(LiveTrace(self.seen), "proxy"))
+        backend = partial(connect, self.backend_path)
+        self.proxy = Proxy(listen(self.path), backend, self.loop, [watch, *watches])
         self.loop.start()
 
     def close(self) -> None:
@@ -138,8 +143,29 @@ def test_a_ring_goes_on_where_it_was_stopped(between: Between) -> None:
         assert base.vring_base == 2
         driver.frontend.start_ring(0, driver.queues[0].ring(base), driver.memory)
         assert [used.length for used in ask(driver, 40)] == [40]
+        # All that passed before the answer has been seen.
+        driver.frontend.stop_ring(0)
     assert between.seen.lines.count("queue 0: used: head 0, 8 bytes") == 1
     assert any(line.endswith("40 bytes") for line in between.seen.lines)
+
+
+def test_both_sides_are_judged(tmp_path: Path) -> None:
+    check = PassingCheck(DeviceId.ENTROPY)
+    with Between(tmp_path, check) as between:
+        with between.driver() as driver:
+            assert [used.length for used in ask(driver, 8, 16)] == [8, 16]
+            driver.frontend.stop_ring(0)
+        # The device writes into a buffer that it is to read: the driver's mistake.
+        with between.driver() as driver:
+            queue = driver.queues[0]
+            queue.driver.add([driver.piece(b"not for a device of random bytes")])
+            queue.notify()
+            queue.wait()
+            driver.frontend.stop_ring(0)
+    verdict = check.finish()
+    assert [str(finding.statement.id) for finding in verdict.errors] == ["5.4.6.1:1"]
+    kept = {statement.id for statement, outcome, _ in verdict.outcomes() if outcome == "kept"}
+    assert kept >= {"2.7.8:1", "2.7.8.2:2", "6.2:1", "2.7.10.2:3", "2.2.1:1", "6.1:1", "3.3.1:1"}
 
 
 def test_the_next_frontend_is_served_when_one_has_left(between: Between) -> None:
@@ -176,9 +202,9 @@ def test_a_frontend_that_sends_rubbish_is_disconnected_and_the_next_is_served(
 def test_a_backend_that_sends_rubbish_ends_the_session(tmp_path: Path) -> None:
     loop = EventLoop("proxy")
     with listen(tmp_path / "backend.sock") as backend:
-        watch = DeviceTrace(LiveTrace(Lines()), "proxy")
+        watch = Shown(DeviceTrace(LiveTrace(Lines()), "proxy"))
         to_backend = partial(connect, tmp_path / "backend.sock")
-        proxy = Proxy(listen(tmp_path / "proxy.sock"), to_backend, loop, watch)
+        proxy = Proxy(listen(tmp_path / "proxy.sock"), to_backend, loop, [watch])
         loop.start()
         try:
             with connect(tmp_path / "proxy.sock") as stream:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE, timed
 from virtiopy._native import lib
 from virtiopy.host.disk import CacheMode, DiskImage
 from virtiopy.memory import GuestMemory
@@ -22,7 +23,6 @@ from virtiopy.worker.thread import Engine, NativeRing, RingCounts, WorkerThread
 
 MEMORY_SIZE = 8 << 20
 SECTORS = 256
-PATIENCE = 10.0
 
 IN, OUT, FLUSH, GET_ID, DISCARD = 0, 1, 4, 8, 11
 OK = 0
@@ -523,6 +523,7 @@ def test_a_thread_that_is_woken_now_and_then_polls_as_long_as_before(build: Buil
 # Files that are somebody else's too
 
 
+@timed
 def test_an_interrupt_that_blocks_keeps_nobody_from_taking_the_ring_back(build: Build) -> None:
     bench = build(event_idx=False)
     os.eventfd_write(bench.call, (1 << 64) - 2)

@@ -6,6 +6,7 @@ import select
 import socket
 from pathlib import Path
 
+from tests.patience import PATIENCE
 from virtiopy.closing import Closing
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.errors import ConfigError
@@ -23,9 +24,6 @@ from virtiopy.worker.native import open_native
 FEATURES = feature_mask(
     [Feature.VIRTIO_F_VERSION_1, Feature.VIRTIO_F_INDIRECT_DESC, Feature.VIRTIO_F_EVENT_IDX]
 )
-
-#: How long anything that has to come is waited for, seconds.
-PATIENCE = 10
 
 
 class Served(Closing):

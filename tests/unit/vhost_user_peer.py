@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.unit.vhost_user import FEATURES, PATIENCE, Driver, Served, readable
+from tests.patience import PATIENCE
+from tests.unit.vhost_user import FEATURES, Driver, Served, readable
 from virtiopy import eventfds
 from virtiopy.closing import Closing
 from virtiopy.devices.blk import Blk

@@ -14,18 +14,25 @@ import pytest
 from tests.guest.accelerators import has_unicorn
 from tests.vm_linux.machine import Linux, Typist
 from virtiopy.devices.balloon import Balloon
+from virtiopy.devices.base import VirtioDevice
 from virtiopy.devices.blk import Blk
 from virtiopy.devices.console import Console
 from virtiopy.devices.net import Net
+from virtiopy.devices.ninep import NineP
 from virtiopy.devices.rng import Rng
 from virtiopy.devices.scsi import Address, Cdrom, Scsi, ScsiDisk
 from virtiopy.devices.streams import Size
 from virtiopy.host.disk import DiskImage
+from virtiopy.host.launcher import find_tool
+from virtiopy.host.share import Share
 from virtiopy.host.tap import Tap
 from virtiopy.host.tapconfig import TapConfig, default_mac
+from virtiopy.host.virtiofsd import FsDaemon, find_virtiofsd
 from virtiopy.linux.cache import cache_folder
 from virtiopy.linux.kernels import NoKernelError, find_kernel
 from virtiopy.linux.programs import find_program, libraries
+from virtiopy.vhost.user.fs import VhostUserFs
+from virtiopy.vm.slots import IoMode
 
 DISK_SIZE = 64 << 20
 HOST, GUEST = "192.0.2.1", "192.0.2.2"
@@ -167,3 +174,68 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
 @pytest.fixture
 def linux(rig: Rig) -> Linux:
     return rig.linux
+
+
+MOUNT_9P = "mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144"
+SECRET = "not for the guest"
+
+
+@dataclass(slots=True)
+class Shared:
+    """Linux, which has mounted folders of the host's.
+
+    `folder` is at /mnt by 9P and `tree` at /tree by virtio-fs; `fixed` is at /fixed and /still,
+    where it cannot be written. `outside` is a file beside them.
+    """
+
+    linux: Linux
+    folder: Path
+    tree: Path
+    fixed: Path
+    outside: Path
+    share: Share
+    daemon: FsDaemon
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    if not has_unicorn():
+        pytest.skip("unicorn is not installed")
+    if find_tool("diod") is None:
+        pytest.skip("diod is missing: apt-get install diod")
+    if find_virtiofsd() is None:
+        pytest.skip("virtiofsd takes root: apt-get install qemu-system-common")
+    needs("bwrap", "busybox")
+    try:
+        find_kernel(cache_folder())
+    except NoKernelError as error:
+        pytest.skip(str(error))
+    base = tmp_path_factory.mktemp("share")
+    folder, tree, fixed, outside = (base / name for name in ("folder", "tree", "fixed", "outside"))
+    for path in (folder, tree, fixed):
+        path.mkdir()
+        (path / "large").write_bytes(os.urandom(3 << 20))
+    outside.write_text(SECRET)
+    share, other = Share(folder), Share(fixed, readonly=True)
+    with contextlib.ExitStack() as stack:
+        daemon, still = (
+            stack.enter_context(FsDaemon(path, readonly=path is fixed)) for path in (tree, fixed)
+        )
+        devices: dict[str, VirtioDevice] = {
+            "ninep0": NineP(share, "files"),
+            "ninep1": NineP(other, "fixed"),
+            "fs0": VhostUserFs(daemon.connect(), daemon.connect, tag="tree", renews=True),
+            "fs1": VhostUserFs(still.connect(), still.connect, tag="still", renews=True),
+        }
+        linux = stack.enter_context(
+            Linux(
+                devices,
+                modules=("9pnet_virtio", "9p", "virtiofs"),
+                modes={"fs0": IoMode.VHOST_USER, "fs1": IoMode.VHOST_USER},
+            )
+        )
+        linux.sh(
+            f"mkdir /fixed /tree /still; {MOUNT_9P} files /mnt && {MOUNT_9P} fixed /fixed && "
+            "mount -t virtiofs tree /tree && mount -t virtiofs still /still"
+        )
+        yield Shared(linux, folder, tree, fixed, outside, share, daemon)

@@ -4,9 +4,10 @@ import base64
 import contextlib
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from tests.patience import PATIENCE
 from virtiopy.accel import select
 from virtiopy.boot.kernel import open_kernel
 from virtiopy.boot.parameters import Initrd
@@ -35,7 +36,7 @@ AGENT = (
 _STATUS = re.compile(rb"=STATUS=(\d+)=\n")
 
 #: Seconds that a boot may take, and a command, on a machine that has other things to do.
-BOOT_SECONDS, COMMAND_SECONDS = 180.0, 90.0
+BOOT_SECONDS = COMMAND_SECONDS = PATIENCE
 
 #: Modules for all devices.
 MODULES = (
@@ -131,7 +132,10 @@ class Typist:
 
 
 class Linux(Closing):
-    """A booted Linux with devices, each given by its name; it runs until it is closed."""
+    """A booted Linux with devices, each given by its name; it runs until it is closed.
+
+    Each is in `mode`, or in its own of `modes`.
+    """
 
     def __init__(
         self,
@@ -141,6 +145,7 @@ class Linux(Closing):
         cpus: int = 1,
         memory: int = 256 << 20,
         mode: IoMode = IoMode.IOEVENTFD,
+        modes: Mapping[str, IoMode] | None = None,
         modules: Sequence[str] = MODULES,
         programs: Sequence[Path] = (),
         image: Path | None = None,
@@ -169,7 +174,7 @@ class Linux(Closing):
                 )
             )
             for name, device in devices.items():
-                self.machine.add_device(device, name, mode)
+                self.machine.add_device(device, name, (modes or {}).get(name, mode))
             self.pc = stack.enter_context(Pc(self.machine, self.output.write, self.typist))
             path = image or unpacked(kernel.image, cache_folder())
             self.pc.boot(open_kernel(path), f"{DEFAULT_WORDS} {WORDS}", initrd)

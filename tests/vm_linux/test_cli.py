@@ -11,12 +11,12 @@ import pytest
 
 from tests.guest.accelerators import needs_unicorn
 from tests.guest.support import VIRTIOPY, Outcome, assert_one_sentence
+from tests.patience import PATIENCE
 from tests.unit.test_elf import MIB, XEN_NOTE, build
 from virtiopy.linux.cache import cache_folder
 from virtiopy.linux.kernels import NoKernelError, find_kernel
 
 pytestmark = [
-    pytest.mark.timeout(300),
     needs_unicorn,
     pytest.mark.skipif(shutil.which("busybox") is None, reason="busybox-static is missing"),
 ]
@@ -36,7 +36,7 @@ def virtiopy(*arguments: str | Path) -> Outcome:
         capture_output=True,
         text=True,
         check=False,
-        timeout=280,
+        timeout=PATIENCE,
         stdin=subprocess.DEVNULL,
     )
     return Outcome(done.returncode, done.stdout, done.stderr, {})

@@ -14,7 +14,7 @@ from virtiopy.host.disk import DiskImage
 from virtiopy.linux.cache import cache_folder
 from virtiopy.linux.kernels import LinuxKernel, NoKernelError, debian_kernel, find_kernel
 
-pytestmark = [pytest.mark.timeout(300), needs_unicorn]
+pytestmark = needs_unicorn
 
 CONTENT = b"what the disk holds".ljust(4096, b".")
 

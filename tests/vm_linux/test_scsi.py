@@ -12,8 +12,6 @@ from tests.vm_linux.test_devices import MIB, wait_until
 from virtiopy.devices.scsi import Address, ScsiDisk
 from virtiopy.host.disk import DiskImage
 
-pytestmark = pytest.mark.timeout(300)
-
 #: What sg3-utils end with: sg_compare_and_write of other data, and a command that is none.
 MISCOMPARE, NO_COMMAND = 14, 9
 
@@ -52,7 +50,6 @@ def test_fio_reads_what_it_wrote(linux: Linux, sd: str) -> None:
         f"cd /tmp && host fio --name=verified --filename=/dev/{sd} --size=4M --rw=randrw "
         "--bsrange=4k-64k --ioengine=psync --direct=1 --verify=crc32c --verify_fatal=1 "
         "--verify_state_save=0 --do_verify=1 --minimal",
-        seconds=240,
     )
     fields = report.splitlines()[-1].split(";")
     assert fields[4] == "0", report  # errors

@@ -1,7 +1,7 @@
 """The compiled part: kernel structs, ioctls, memory fences.
 
-``ffi`` and ``lib`` are what cffi makes of ``cdef.h``. Struct layouts, ioctl numbers and constants
-come from the kernel's headers at build time.
+``ffi`` and ``lib`` are what cffi makes of the headers that ``build.py`` names. Struct layouts,
+ioctl numbers and constants come from the kernel's headers at build time.
 """
 
 import binascii
@@ -19,9 +19,8 @@ except ModuleNotFoundError as error:
     raise ConfigError(f"the compiled part of virtiopy is missing: {_REMEDY}.") from error
 
 #: What the compiled part was made for, beside it: another is left from before a change.
-_DECLARATIONS = b"".join(
-    Path(__file__).with_name(name).read_bytes() for name in ("cdef.h", "cdef_rings.h")
-)
+_NAMES = ("vhost_user.h", "sandbox.h", "cdef.h", "cdef_rings.h")
+_DECLARATIONS = b"".join(Path(__file__).with_name(name).read_bytes() for name in _NAMES)
 if getattr(lib, "VP_DECLARATIONS", None) != binascii.crc32(_DECLARATIONS):
     raise ConfigError(f"the compiled part of virtiopy is of another version: {_REMEDY}.")
 

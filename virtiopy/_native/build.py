@@ -1,8 +1,8 @@
 """Describe the cffi extension ``virtiopy._native._lib`` to setuptools.
 
-``cdef.h`` and ``cdef_rings.h`` name what Python sees. Every number and struct offset in the former
-is left to the C compiler (``...``), which takes it from the kernel's headers; a name that the
-headers lack fails the build.
+``cdef.h`` and ``cdef_rings.h`` name what Python sees beside two headers that C has too. Every
+number and struct offset in the first is left to the C compiler (``...``), which takes it from the
+kernel's headers; a name that the headers lack fails the build.
 """
 
 import binascii
@@ -27,6 +27,7 @@ SOURCES = (
     "tcg",
     "tcg_events",
     "tcg_mmu",
+    "tcg_replace",
     "uring",
     "virtq",
     "wake",
@@ -35,10 +36,19 @@ SOURCES = (
 
 HEADERS = ("build.py", *(path.name for path in sorted(HERE.glob("*.h"))))
 
-DECLARATIONS = b"".join((HERE / name).read_bytes() for name in ("cdef.h", "cdef_rings.h"))
+#: What Python sees: two headers that C has too, and what is written for Python alone.
+NAMES = ("vhost_user.h", "sandbox.h", "cdef.h", "cdef_rings.h")
+DECLARATIONS = b"".join((HERE / name).read_bytes() for name in NAMES)
+
+
+def _without_directives(text: str) -> str:
+    """Leave out what is for C's preprocessor, but for `#define NAME ...`, which cffi knows."""
+    lines = text.splitlines(keepends=True)
+    return "".join(line for line in lines if not line.startswith("#") or line.endswith(" ...\n"))
+
 
 ffibuilder = FFI()
-ffibuilder.cdef(DECLARATIONS.decode())
+ffibuilder.cdef(_without_directives(DECLARATIONS.decode()))
 # For an extension that is older than what Python goes by to be told from a fresh one.
 ffibuilder.cdef("#define VP_DECLARATIONS ...")
 ffibuilder.set_source(

@@ -291,6 +291,8 @@
 #define VHOST_SET_BACKEND_FEATURES ...
 #define VHOST_GET_BACKEND_FEATURES ...
 #define VHOST_NET_SET_BACKEND ...
+#define VHOST_VSOCK_SET_GUEST_CID ...
+#define VHOST_VSOCK_SET_RUNNING ...
 #define VHOST_FILE_UNBIND ...
 #define VHOST_F_LOG_ALL ...
 #define VHOST_NET_F_VIRTIO_NET_HDR ...
@@ -544,6 +546,13 @@ struct virtio_net_hdr_v1 {
 	...;
 };
 
+/* virtio: the file system device (5.11) */
+struct virtio_fs_config {
+	uint8_t tag[...];
+	uint32_t num_request_queues;
+	...;
+};
+
 /* virtio: the SCSI host device (5.6) */
 struct virtio_scsi_config {
 	uint32_t num_queues, seg_max, max_sectors, cmd_per_lun, event_info_size, sense_size, cdb_size;
@@ -590,6 +599,25 @@ struct virtio_scsi_event {
 	uint32_t event;
 	uint8_t lun[8];
 	uint32_t reason;
+	...;
+};
+
+/* virtio: the socket device (5.10) */
+struct virtio_vsock_config {
+	uint64_t guest_cid;
+	...;
+};
+
+struct virtio_vsock_hdr {
+	uint64_t src_cid, dst_cid;
+	uint32_t src_port, dst_port, len;
+	uint16_t type, op;
+	uint32_t flags, buf_alloc, fwd_cnt;
+	...;
+};
+
+struct virtio_vsock_event {
+	uint32_t id;
 	...;
 };
 
@@ -686,50 +714,6 @@ struct vhost_memory {
 	struct vhost_memory_region regions[];
 };
 
-/* vhost-user */
-struct vhost_user_header {
-	uint32_t request, flags, size;
-};
-
-struct vhost_user_region {
-	uint64_t guest_address, size, user_address, mmap_offset;
-};
-
-struct vhost_user_memory {
-	uint32_t num_regions, padding;
-	struct vhost_user_region regions[];
-};
-
-struct vhost_user_single_region {
-	uint64_t padding;
-	struct vhost_user_region region;
-};
-
-struct vhost_user_log {
-	uint64_t size, offset;
-};
-
-struct vhost_user_config {
-	uint32_t offset, size, flags;
-};
-
-struct vhost_user_inflight {
-	uint64_t mmap_size, mmap_offset;
-	uint16_t num_queues, queue_size;
-};
-
-struct vhost_user_desc_state {
-	uint8_t inflight, padding[5];
-	uint16_t next;
-	uint64_t counter;
-};
-
-struct vhost_user_queue_region {
-	uint64_t features;
-	uint16_t version, desc_num, last_batch_head, used_idx;
-	struct vhost_user_desc_state desc[];
-};
-
 /* ioctl.c, fences.c, wake.c, guard.c, dirty.c */
 struct vp_wake;
 struct vp_guard;
@@ -795,8 +779,8 @@ struct vp_tcg {
 	struct vp_tcg_cpu *cpu;
 	struct vp_tcg_syscall *syscall;
 	struct vp_tcg_exceptions *exceptions;
-	int eflags, native_events, has_mmu;
-	uint32_t stop_wanted, window_wanted, shadow, stopped;
+	int eflags, native_events, hooks_blocks, has_mmu;
+	uint32_t stop_wanted, window_wanted, stopped;
 	int32_t exception;
 	uint64_t deadline;
 	uint32_t region_count, cpuid_count;
@@ -805,6 +789,7 @@ struct vp_tcg {
 	...;
 };
 
+int vp_tcg_prepare(const char *library);
 int vp_tcg_hook(const char *library, uintptr_t engine, const int *types, const int *instructions,
 		struct vp_tcg *tcg);
 int vp_tcg_take(struct vp_tcg *tcg, int vector, int software, int external, uint32_t error_code);
@@ -815,22 +800,7 @@ int vp_tcg_has_code(const struct vp_tcg *tcg, uint64_t address, uint64_t length)
 void vp_tcg_free(struct vp_tcg *tcg);
 size_t malloc_usable_size(void *block);
 
-/* sandbox.c */
-struct vp_bpf {
-	uint16_t code;
-	uint8_t jt, jf;
-	uint32_t k;
-};
-
-const char *vp_syscall_name(int number);
-int vp_syscall_number(const char *name);
-int vp_landlock_version(void);
-int vp_landlock_new(uint64_t files, uint64_t network, uint64_t scoped, size_t size);
-int vp_landlock_allow(int ruleset, int fd, uint64_t access);
-int vp_confine(int landlock);
-int vp_sandbox_enter(int landlock, const struct vp_bpf *program, size_t length, int signal_number);
-int vp_has_seccomp(void);
-
+/* sandbox.c; its functions are in sandbox.h */
 #define SECCOMP_RET_ALLOW ...
 #define SECCOMP_RET_ERRNO ...
 #define SECCOMP_RET_KILL_PROCESS ...

@@ -27,11 +27,13 @@
 #include <linux/virtio_blk.h>
 #include <linux/virtio_config.h>
 #include <linux/virtio_console.h>
+#include <linux/virtio_fs.h>
 #include <linux/virtio_ids.h>
 #include <linux/virtio_mmio.h>
 #include <linux/virtio_net.h>
 #include <linux/virtio_scsi.h>
 #include <linux/virtio_ring.h>
+#include <linux/virtio_vsock.h>
 
 #include "sandbox.h"
 #include "tcg.h"

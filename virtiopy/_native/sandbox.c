@@ -108,19 +108,26 @@ int vp_landlock_allow(int ruleset, int fd, uint64_t access)
 /* Threads */
 
 static int domain;
+static int (*step)(void);
 static int failure;
 static int done;
 
-/* Every capability from the bounding set too, so that no program started later has one. */
+/* So that no program started later has a capability. */
+static int drop_bounding_set(void)
+{
+	/* Fails for a user who has none of them to drop, and past the last. */
+	for (int capability = 0; capability < 64; capability++)
+		if (prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) < 0)
+			break;
+	return 0;
+}
+
 static int drop_capabilities(void)
 {
 	struct __user_cap_header_struct header = { .version = _LINUX_CAPABILITY_VERSION_3 };
 	struct __user_cap_data_struct none[_LINUX_CAPABILITY_U32S_3] = { 0 };
 
-	/* Fails for a user who has none of them to drop, and past the last. */
-	for (int capability = 0; capability < 64; capability++)
-		if (prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) < 0)
-			break;
+	drop_bounding_set();
 	prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
 	return syscall(SYS_capset, &header, none) < 0 ? -errno : 0;
 }
@@ -144,7 +151,7 @@ int vp_confine(int landlock)
 
 static void at_signal(int number)
 {
-	int error = errno, result = give_up();
+	int error = errno, result = step();
 
 	(void)number;
 	if (result < 0)
@@ -168,7 +175,8 @@ static int await(pid_t thread, int count)
 	return -ETIMEDOUT;
 }
 
-static int have_others_give_up(int signal_number)
+/* Has all threads take a step, this one last. */
+static int have_all(int (*taken)(void), int signal_number)
 {
 	struct sigaction action = { .sa_handler = at_signal, .sa_flags = SA_RESTART }, before;
 	pid_t self = syscall(SYS_gettid);
@@ -178,6 +186,7 @@ static int have_others_give_up(int signal_number)
 
 	if (!threads)
 		return -errno;
+	step = taken;
 	sigaction(signal_number, &action, &before);
 	done = failure = 0;
 	while (result == 0 && (entry = readdir(threads)) != NULL) {
@@ -195,7 +204,7 @@ static int have_others_give_up(int signal_number)
 	}
 	closedir(threads);
 	sigaction(signal_number, &before, NULL);
-	return result;
+	return result == 0 ? step() : result;
 }
 
 /* System calls */
@@ -255,6 +264,12 @@ static int filter_calls(const struct vp_bpf *program, size_t length)
 	       0 : errno ? -errno : -ESRCH;
 }
 
+/* Drops every capability from the bounding set of all threads, while they may. */
+int vp_drop_bounding_set(int signal_number)
+{
+	return have_all(drop_bounding_set, signal_number);
+}
+
 /*
  * Has all threads give up their capabilities and what the ruleset `landlock` forbids, unless it is
  * negative, and the process the system calls that a filter of `length` forbids, unless that is 0.
@@ -265,9 +280,7 @@ int vp_sandbox_enter(int landlock, const struct vp_bpf *program, size_t length, 
 	int result;
 
 	domain = landlock;
-	result = have_others_give_up(signal_number);
-	if (result == 0)
-		result = give_up();
+	result = have_all(give_up, signal_number);
 	if (result == 0 && length > 0)
 		result = filter_calls(program, length);
 	return result;

@@ -19,6 +19,7 @@ int vp_landlock_version(void);
 int vp_landlock_new(uint64_t files, uint64_t network, uint64_t scoped, size_t size);
 int vp_landlock_allow(int ruleset, int fd, uint64_t access);
 int vp_confine(int landlock);
+int vp_drop_bounding_set(int signal_number);
 int vp_sandbox_enter(int landlock, const struct vp_bpf *program, size_t length, int signal_number);
 int vp_has_seccomp(void);
 

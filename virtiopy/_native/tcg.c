@@ -4,7 +4,7 @@
  *
  * uc_emu_stop from another thread takes effect after any memory access, in the middle of an
  * instruction that is then executed again: `add` to memory would add twice.  So nothing calls it but
- * at_block, at the start of a block of code.
+ * look_around, at the start of a block of code.
  *
  * Nothing is linked here: Unicorn is looked up in the process, where Python has loaded it.
  */
@@ -39,16 +39,28 @@ static void stop(struct vp_tcg *tcg)
 	tcg->stop(tcg->engine);
 }
 
-static int may_interrupt(struct vp_tcg *tcg)
+/* Whether an interrupt can be taken before the next block: IF, and no instruction that holds it off. */
+static int may_interrupt(const struct vp_tcg *tcg)
 {
-	if (tcg->shadow) {
-		tcg->shadow = 0;
-		return 0;
-	}
-	return !!(read_eflags(tcg) & EFLAGS_IF);
+	return (tcg->cpu->eflags & EFLAGS_IF) && !(tcg->cpu->hflags & HF_INHIBIT_IRQ);
 }
 
-/* A uc_cb_hookcode_t for UC_HOOK_BLOCK; a block ends after each instruction that can change IF. */
+/* At the start of a block; one ends after each instruction that can change IF.  Says whether to stop there. */
+static __attribute__((noinline)) int is_to_stop(struct vp_tcg *tcg)
+{
+	return __atomic_load_n(&tcg->stop_wanted, __ATOMIC_RELAXED) || tcg->stopped
+		|| (tcg->window_wanted && may_interrupt(tcg))
+		|| (tcg->blocks % CLOCK_BLOCKS == 0 && now() >= tcg->deadline);
+}
+
+/* Whether there may be something to stop for. */
+static inline int is_to_look(struct vp_tcg *tcg)
+{
+	return __atomic_load_n(&tcg->stop_wanted, __ATOMIC_RELAXED) | tcg->window_wanted | tcg->stopped
+		|| ++tcg->blocks % CLOCK_BLOCKS == 0;
+}
+
+/* A uc_cb_hookcode_t for UC_HOOK_BLOCK, for a Unicorn whose functions cannot be replaced. */
 static void at_block(void *engine, uint64_t address, uint32_t size, void *user_data)
 {
 	struct vp_tcg *tcg = user_data;
@@ -56,10 +68,60 @@ static void at_block(void *engine, uint64_t address, uint32_t size, void *user_d
 	(void)engine;
 	(void)address;
 	(void)size;
-	if (__atomic_load_n(&tcg->stop_wanted, __ATOMIC_RELAXED)
-	    || (tcg->window_wanted && may_interrupt(tcg))
-	    || (++tcg->blocks % CLOCK_BLOCKS == 0 && now() >= tcg->deadline))
+	if (is_to_look(tcg) && is_to_stop(tcg))
 		stop(tcg);
+}
+
+/* Unicorn's functions, the same for all engines. */
+static void (*unicorns_look_around)(void *engine, uint32_t in_delay_slot);
+static void (*leave_block)(void *cpu, uintptr_t return_address);
+
+static __attribute__((noinline)) void leave_if_stopped(struct vp_tcg *tcg, uintptr_t return_address)
+{
+	if (!is_to_stop(tcg))
+		return;
+	stop(tcg);
+	leave_block(vp_tcg_cpu_state(tcg), return_address);
+}
+
+/*
+ * In the place of helper_check_exit_request, which each block calls when it starts: a hook besides would be
+ * another call.  Only this engine's own thread stops it, so what the helper looks at need not be looked at.
+ */
+static void look_around(void *engine, uint32_t in_delay_slot)
+{
+	struct vp_tcg *tcg = vp_tcg_running;
+
+	if (!tcg || tcg->hooks_blocks) {
+		/* A jump, for the helper asks where it was called from. */
+		unicorns_look_around(engine, in_delay_slot);
+		return;
+	}
+	if (is_to_look(tcg))
+		leave_if_stopped(tcg, (uintptr_t)__builtin_return_address(0));
+}
+
+/*
+ * Replaces what can be replaced of Unicorn's functions, for engines that are made from then on.  Says whether
+ * blocks call look_around; a negative errno where `library` is not loaded.
+ */
+int vp_tcg_prepare(const char *library)
+{
+	static int replaced;
+	void *unicorn;
+
+	if (replaced)
+		return replaced > 0;
+	unicorn = dlopen(library, RTLD_LAZY | RTLD_NOLOAD);
+	if (!unicorn)
+		return -ENOENT;
+	*(void **)&unicorns_look_around = dlsym(unicorn, "helper_check_exit_request_x86_64");
+	*(void **)&leave_block = dlsym(unicorn, "cpu_loop_exit_restore_x86_64");
+	replaced = unicorns_look_around && leave_block
+		&& vp_tcg_replace(unicorn, "helper_check_exit_request_x86_64", (void *)look_around) ? 1 : -1;
+	vp_tcg_replace_mmu(unicorn);
+	dlclose(unicorn);	/* Python's own reference keeps it. */
+	return replaced > 0;
 }
 
 /* A uc_cb_hookintr_t for UC_HOOK_INTR: exceptions and `int`.  The engine goes on at what is in eip. */
@@ -161,7 +223,9 @@ int vp_tcg_hook(const char *library, uintptr_t engine, const int *types, const i
 	tcg->start = now();
 	tcg->exception = -1;
 	/* From 1 to 0 is everywhere. */
-	error = add(tcg->engine, &handle, types[0], (void *)at_block, tcg, 1, 0);
+	error = 0;
+	if (tcg->hooks_blocks)
+		error = add(tcg->engine, &handle, types[0], (void *)at_block, tcg, 1, 0);
 	if (!error)
 		error = add(tcg->engine, &handle, types[1], (void *)at_exception, tcg, 1, 0);
 	if (!error)

@@ -83,7 +83,7 @@ struct vp_tcg {
 	/* Whether events are delivered here at all, or all left to Python. */
 	int native_events;
 	/* What is wanted of the hooks: a stop; one as soon as an interrupt can be taken. */
-	uint32_t stop_wanted, window_wanted, shadow;
+	uint32_t stop_wanted, window_wanted;
 	/* A hook has stopped the engine. */
 	uint32_t stopped;
 	/* The vector of an exception that is left to Python, or -1. */
@@ -94,15 +94,26 @@ struct vp_tcg {
 	uint32_t region_count, cpuid_count;
 	struct vp_tcg_region regions[VP_TCG_REGIONS];
 	struct vp_cpuid cpuid[48];
+	/* Whether blocks are hooked, where look_around cannot be called. */
+	int hooks_blocks;
 	int has_mmu;
 	struct vp_tcg_mmu *mmu;		/* tcg_mmu.c */
 };
 
+/* The engine that runs on this thread. */
+extern _Thread_local struct vp_tcg *vp_tcg_running __attribute__((tls_model("initial-exec")));
+
+int vp_tcg_prepare(const char *library);
 int vp_tcg_hook(const char *library, uintptr_t engine, const int *types, const int *instructions,
 		struct vp_tcg *tcg);
 int vp_tcg_take(struct vp_tcg *tcg, int vector, int software, int external, uint32_t error_code);
 
+/* tcg_replace.c */
+int vp_tcg_replace(void *library, const char *name, void *replacement);
+
 /* tcg_mmu.c */
+void *vp_tcg_cpu_state(const struct vp_tcg *tcg);
+void vp_tcg_replace_mmu(void *library);
 void vp_tcg_enter(struct vp_tcg *tcg);
 int vp_tcg_take_over_mmu(const char *library, struct vp_tcg *tcg, uintptr_t cpu);
 void vp_tcg_written(struct vp_tcg *tcg, uint64_t address, uint64_t length);

@@ -62,12 +62,17 @@ struct vp_tcg_mmu {
 /* x86_cpu_tlb_fill, the same for all engines. */
 static fill_tlb *unicorns_fill;
 
-/* The engine that runs on this thread. */
-static _Thread_local struct vp_tcg *running;
+_Thread_local struct vp_tcg *vp_tcg_running;
 
 void vp_tcg_enter(struct vp_tcg *tcg)
 {
-	running = tcg;
+	vp_tcg_running = tcg;
+}
+
+/* The CPUState. */
+void *vp_tcg_cpu_state(const struct vp_tcg *tcg)
+{
+	return tcg->mmu->cpu;
 }
 
 static int find_region(const struct vp_tcg *tcg, uint64_t address)
@@ -203,11 +208,34 @@ static bool fill(struct vp_tcg *tcg, uint64_t address, int access, int mmu)
 static bool fill_or_fault(void *cpu, uint64_t address, int size, int access, int mmu, bool probe,
 			  uintptr_t retaddr)
 {
-	struct vp_tcg *tcg = running;
+	struct vp_tcg *tcg = vp_tcg_running;
 
 	if (tcg && tcg->mmu->cpu == cpu && fill(tcg, address, access, mmu))
 		return true;
 	return unicorns_fill(cpu, address, size, access, mmu, probe, retaddr);
+}
+
+static void (*unicorns_reset_dirty)(void *cpu, uint64_t address, uint64_t length);
+
+/*
+ * In the place of tlb_reset_dirty_by_vaddr: code was translated from here, and the next store has to look for
+ * it.  Unicorn goes through all of the TLB to say so at each block that it translates.  But only a mapping
+ * without execution is ever let off looking, and where code comes from has none of those: see above.  With
+ * SMEP a supervisor's mapping of a user's page is one, which is Unicorn's own to map.
+ */
+static void reset_dirty(void *cpu, uint64_t address, uint64_t length)
+{
+	struct vp_tcg *tcg = vp_tcg_running;
+
+	if (!tcg || tcg->mmu->cpu != cpu || !tcg->has_mmu || (tcg->cpu->cr[4] & CR4_OTHERS))
+		unicorns_reset_dirty(cpu, address, length);
+}
+
+void vp_tcg_replace_mmu(void *library)
+{
+	*(void **)&unicorns_reset_dirty = dlsym(library, "tlb_reset_dirty_by_vaddr_x86_64");
+	if (unicorns_reset_dirty)
+		vp_tcg_replace(library, "tlb_reset_dirty_by_vaddr_x86_64", (void *)reset_dirty);
 }
 
 /*

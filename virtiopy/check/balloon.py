@@ -5,8 +5,7 @@ from typing import ClassVar
 
 from virtiopy.check.fields import FIELDS, feature_bit
 from virtiopy.check.judge import DeviceJudge
-from virtiopy.check.requests import RequestJudge
-from virtiopy.devices.base import VirtioDevice
+from virtiopy.check.requests import JudgedDevice, RequestJudge
 from virtiopy.spec import DeviceId
 from virtiopy.virtqueue.buffers import gather, total
 from virtiopy.virtqueue.queue import Chain, Completion, Virtqueue
@@ -31,7 +30,7 @@ class BalloonJudge(RequestJudge):
 
     device_id: ClassVar[DeviceId] = DeviceId.BALLOON
 
-    def __init__(self, judge: DeviceJudge, device: VirtioDevice) -> None:
+    def __init__(self, judge: DeviceJudge, device: JudgedDevice) -> None:
         super().__init__(judge, device)
         self._forget()
 
@@ -61,7 +60,7 @@ class BalloonJudge(RequestJudge):
     def _exchange(self, index: int, chain: Chain) -> None:
         data = gather(chain.readable)
         pages = [int.from_bytes(data[at : at + _PFN], "little") for at in range(0, len(data), _PFN)]
-        wanted = self.config(_OFFSETS["num_pages"], 4)
+        wanted = self.config(_OFFSETS["num_pages"], 4) or 0
         if index == _INFLATE:
             self._requests += 1
             self._supplying[chain.token] = pages
@@ -129,7 +128,7 @@ class BalloonJudge(RequestJudge):
         if any(len(piece) >= _LARGE for piece in chain.writable):
             self._judge.kept("5.5.6.7.1:5")
         if self.accepted(feature_bit("VIRTIO_BALLOON_F_PAGE_POISON")):
-            poison = self.config(_OFFSETS["poison_val"], 4).to_bytes(4, "little")
+            poison = (self.config(_OFFSETS["poison_val"], 4) or 0).to_bytes(4, "little")
             heads = [bytes(piece[:_LOOKED_AT]) for piece in chain.writable]
             self._judge.check(
                 "5.5.6.7.1:2",

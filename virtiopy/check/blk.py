@@ -4,8 +4,7 @@ from typing import ClassVar
 
 from virtiopy.check.fields import FIELDS, feature_bit
 from virtiopy.check.judge import DeviceJudge
-from virtiopy.check.requests import RequestJudge, head_of, number
-from virtiopy.devices.base import VirtioDevice
+from virtiopy.check.requests import JudgedDevice, RequestJudge, head_of, number
 from virtiopy.devices.blk import ID_BYTES, SECTOR_SIZE, RequestType
 from virtiopy.spec import DeviceId
 from virtiopy.virtqueue.buffers import gather, split_at, total
@@ -32,7 +31,7 @@ class BlkJudge(RequestJudge):
 
     device_id: ClassVar[DeviceId] = DeviceId.BLOCK
 
-    def __init__(self, judge: DeviceJudge, device: VirtioDevice) -> None:
+    def __init__(self, judge: DeviceJudge, device: JudgedDevice) -> None:
         super().__init__(judge, device)
         self._flushed = self._could_flush = self._wrote = False
 
@@ -61,6 +60,8 @@ class BlkJudge(RequestJudge):
             "5.2.6.1:6", data % SECTOR_SIZE == 0, f"VIRTIO_BLK_T_{kind.name} of {data} bytes"
         )
         capacity = self.config(_OFFSETS["capacity"], 8)
+        if capacity is None:
+            return
         sectors = -(-data // SECTOR_SIZE)
         self._judge.check(
             "5.2.6.1:2",
@@ -84,6 +85,8 @@ class BlkJudge(RequestJudge):
             return
         field, statement = _SEGMENTS_MOST[kind]
         most, count = self.config(_OFFSETS[field], 4), data // _SEGMENT
+        if most is None:
+            return
         self._judge.check(
             statement, count <= most, f"{name} with {count} segments; {field} is {most}"
         )

@@ -6,13 +6,13 @@ said of them is in statements/AREA.toml, in our own words.
 
 import enum
 import functools
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypedDict
 
-from virtiopy.statements.index import FOLDERS, Index, load_index
+from virtiopy.statements.index import FOLDERS, Index
 from virtiopy.statements.latex import Requirements
+from virtiopy.statements.said import read
 from virtiopy.statements.terms import Condition, Keyword
 
 FOLDER = FOLDERS[Requirements.DRIVER]
@@ -80,18 +80,7 @@ def load() -> Mapping[str, DriverStatement]:
 
     Raises ValueError if the files do not say of each statement of the index just one thing.
     """
-    index = load_index(FOLDER)
-    found: dict[str, DriverStatement] = {}
-    for area in Area:
-        with (FOLDER / f"{area.value}.toml").open("rb") as file:
-            records: dict[str, _Record] = tomllib.load(file)
-        for identity, record in records.items():
-            if identity in found or identity not in index.statements:
-                raise ValueError(f"{area.value}.toml: {identity} is there twice, or in no index")
-            found[identity] = _statement(identity, area, record, index)
-    if missing := index.statements.keys() - found.keys():
-        raise ValueError(f"nothing is said of {', '.join(sorted(missing))}")
-    return {identity: found[identity] for identity in index.statements}
+    return read(FOLDER, Area, _statement)
 
 
 def _statement(identity: str, area: Area, record: _Record, index: Index) -> DriverStatement:

@@ -6,8 +6,7 @@ from typing import ClassVar
 
 from virtiopy.check.fields import feature_bit
 from virtiopy.check.judge import DeviceJudge
-from virtiopy.check.requests import RequestJudge, head_of, number
-from virtiopy.devices.base import VirtioDevice
+from virtiopy.check.requests import JudgedDevice, RequestJudge, head_of, number
 from virtiopy.spec import DeviceId
 from virtiopy.virtqueue.buffers import gather, total
 from virtiopy.virtqueue.queue import Chain, Completion, Virtqueue
@@ -29,7 +28,7 @@ class ConsoleJudge(RequestJudge):
 
     device_id: ClassVar[DeviceId] = DeviceId.CONSOLE
 
-    def __init__(self, judge: DeviceJudge, device: VirtioDevice) -> None:
+    def __init__(self, judge: DeviceJudge, device: JudgedDevice) -> None:
         super().__init__(judge, device)
         self._forget()
 

@@ -120,9 +120,13 @@ _PREFIXES = {
 }
 
 
-def defined_features(device: DeviceId) -> dict[int, str]:
-    """Return the names of the feature bits that the specification gives this device (2.2, 6)."""
-    prefixes = ("VIRTIO_F_", _PREFIXES.get(device, "VIRTIO_F_"))
+def defined_features(device: DeviceId | None) -> dict[int, str]:
+    """Return the names of the feature bits that the specification gives this device (2.2, 6).
+
+    Of a device that is not known these are the ones that all have.
+    """
+    own = None if device is None else _PREFIXES.get(device)
+    prefixes = ("VIRTIO_F_", own or "VIRTIO_F_")
     return {bit: name for name, bit in _BITS.items() if name.startswith(prefixes)}
 
 

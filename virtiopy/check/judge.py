@@ -1,12 +1,15 @@
-"""What a driver's acts came to: statements kept, and statements broken with the evidence."""
+"""What a driver's acts came to: statements kept, and statements broken with the evidence.
+
+A device's acts come to the same where a proxy judges both sides.
+"""
 
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from virtiopy.check.catalogue import DriverStatement, load
+from virtiopy.check.catalogue import load
 from virtiopy.statements.terms import Keyword
 
 #: How many pieces of evidence are kept of one finding; the others are counted.
@@ -15,8 +18,33 @@ EVIDENCE_MOST = 3
 #: How many of the driver's last acts are told with a finding.
 TRACE_LENGTH = 12
 
-#: Keywords whose statements a driver breaks; MAY only permits.
-_BINDING = {Keyword.MUST, Keyword.MUST_NOT}
+#: Keywords whose statements are broken; SHOULD is a warning, and MAY only permits. What is said of
+#: devices without a word of RFC 2119, as that they carry requests out, binds them all the same.
+_BINDING = {Keyword.MUST, Keyword.MUST_NOT, Keyword.DEFINITION}
+
+
+class Statement(Protocol):
+    """A normative statement, to drivers, devices or whom else: see DriverStatement."""
+
+    @property
+    def id(self) -> str:
+        """Its section and its place in it: "2.1.1:2"."""
+
+    @property
+    def section(self) -> str:
+        """The number of its section."""
+
+    @property
+    def keyword(self) -> Keyword:
+        """How binding it is."""
+
+    @property
+    def paraphrase(self) -> str:
+        """What is done or not done, in one sentence."""
+
+    @property
+    def unobservable(self) -> str | None:
+        """Why it cannot be seen whether it is kept; None where it can."""
 
 
 @dataclass(slots=True)
@@ -28,7 +56,7 @@ class Finding:
     explains.
     """
 
-    statement: DriverStatement
+    statement: Statement
     device: str
     evidence: list[str]
     trace: Sequence[str]
@@ -50,14 +78,15 @@ class Finding:
 class DeviceJudge:
     """Keeps account of one device's driver; what watches the driver calls `kept` and `broke`.
 
-    Any thread may call it. `name` is the device's in the VM, as blk0.
+    Any thread may call it. `name` is the device's in the VM, as blk0. `statements` are those that
+    the acts are held against: those to drivers, where none are given.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, statements: Mapping[str, Statement] | None = None) -> None:
         self._name = name
         self.features = 0  # accepted, in the driver's present life with the device
         self._lock = threading.Lock()
-        self._statements = load()
+        self._statements = load() if statements is None else statements
         self._kept: Counter[str] = Counter()
         self._findings: dict[str, Finding] = {}
         self._consequences: dict[str, Finding] = {}
@@ -151,9 +180,14 @@ class Judged(Protocol):
 
 @dataclass(slots=True, frozen=True)
 class Verdict:
-    """What all drivers of a run came to."""
+    """What all drivers of a run came to; `title` names in a report who was judged.
+
+    `statements` are all that they were held against.
+    """
 
     devices: Sequence[Judged]
+    statements: Mapping[str, Statement] = field(default_factory=load)
+    title: str = "Drivers"
 
     @property
     def findings(self) -> list[Finding]:
@@ -165,7 +199,7 @@ class Verdict:
         """The findings of MUST and MUST NOT."""
         return [finding for finding in self.findings if finding.is_error]
 
-    def outcomes(self) -> Iterator[tuple[DriverStatement, str, int]]:
+    def outcomes(self) -> Iterator[tuple[Statement, str, int]]:
         """Yield each statement, "kept", "broken" or "not exercised", and how often."""
         kept: Counter[str] = Counter()
         broken: Counter[str] = Counter()
@@ -173,7 +207,7 @@ class Verdict:
             kept.update(device.exercised)
             for finding in device.findings:
                 broken[finding.statement.id] += finding.count
-        for identity, statement in load().items():
+        for identity, statement in self.statements.items():
             if broken[identity]:
                 yield statement, "broken", broken[identity]
             elif kept[identity]:

@@ -1,13 +1,13 @@
 """A driver's way through a device's life, held against 2.1 to 2.6, 3.1 and 6: for any transport."""
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from virtiopy.check.fields import defined_features
 from virtiopy.check.judge import DeviceJudge
 from virtiopy.memory import AddressError, GuestMemory
 from virtiopy.spec import DeviceId, DeviceStatus, Feature, has_feature
 from virtiopy.transport.interrupts import InterruptSource
-from virtiopy.transport.lifecycle import Lifecycle
 from virtiopy.transport.observer import Act, LifecycleObserver, Refusal
 from virtiopy.transport.queueconfig import QueueConfig
 from virtiopy.virtqueue.layout import Area, RingFormat, areas, valid_queue_size
@@ -73,21 +73,47 @@ _TOGETHER = {
 }
 
 
+#: What a frontend of vhost-user keeps for itself, and tells no backend that the driver accepted.
+_FRONTENDS_OWN = {f"{_NET}CTRL_VQ", f"{_NET}MAC"}
+
+
+class Life(Protocol):
+    """What a judge knows of a device's life, besides what it is told."""
+
+    @property
+    def status(self) -> int:
+        """The device status field."""
+
+    @property
+    def driver_features(self) -> int:
+        """The features that the driver accepted, or is about to."""
+
+    @property
+    def offered(self) -> int:
+        """The features that the device offers."""
+
+
 class LifecycleJudge(LifecycleObserver):
     """Judges status, features, queue set-up and kicks of one device's driver.
 
-    `sees_status` says whether the transport tells the driver's own steps: over vhost-user a
-    frontend stands between, which tells features and rings only.
+    `device` is the device's type, None for one that is not known. `sees_status` says whether the
+    transport tells the driver's own steps: over vhost-user a frontend stands between, which tells
+    features and rings only.
     """
 
     def __init__(
-        self, judge: DeviceJudge, lifecycle: Lifecycle, memory: GuestMemory, *, sees_status: bool
+        self,
+        judge: DeviceJudge,
+        lifecycle: Life,
+        device: DeviceId | None,
+        memory: GuestMemory,
+        *,
+        sees_status: bool,
     ) -> None:
         self._judge = judge
         self._lifecycle = lifecycle
         self._memory = memory
-        self._device: DeviceId = lifecycle.device.device_id
-        self._names = defined_features(self._device)
+        self._names = defined_features(device)
         self._sees_status = sees_status
         self._is_fresh = True
         self._begin()
@@ -212,14 +238,18 @@ class LifecycleJudge(LifecycleObserver):
         lonely = [
             f"{name} without {' or '.join(required)}"
             for name, required in _REQUIRED.items()
-            if name in names and not names.intersection(required)
+            if name in names and not names.intersection(required) and self._tells(*required)
         ]
         self._judge.check("2.2.1:2", not lonely, f"the driver accepts {', '.join(lonely)}")
         for name, (other, statement) in _TOGETHER.items():
-            if name in names:
+            if name in names and self._tells(other):
                 self._judge.check(
                     statement, other in names, f"the driver accepts {name} without {other}"
                 )
+
+    def _tells(self, *names: str) -> bool:
+        """Say whether a driver that accepts one of these features is known to."""
+        return self._sees_status or not _FRONTENDS_OWN.intersection(names)
 
     def features_accepted(self, offered: int, accepted: int) -> None:
         """Judge features that a frontend tells of; a driver's own were judged at FEATURES_OK."""
@@ -229,7 +259,7 @@ class LifecycleJudge(LifecycleObserver):
             self._dependencies(accepted)
             for name, statement in _EXPECTED.items():
                 bit = self._bit(name)
-                if bit is not None and has_feature(offered, bit):
+                if bit is not None and has_feature(offered, bit) and self._tells(name):
                     self._judge.check(
                         statement, has_feature(accepted, bit), f"the driver does not accept {name}"
                     )

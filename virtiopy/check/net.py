@@ -5,8 +5,7 @@ from typing import ClassVar
 
 from virtiopy.check.fields import FIELDS, feature_bit
 from virtiopy.check.judge import DeviceJudge
-from virtiopy.check.requests import RequestJudge, head_of, number
-from virtiopy.devices.base import VirtioDevice
+from virtiopy.check.requests import JudgedDevice, RequestJudge, head_of, number
 from virtiopy.spec import DeviceId
 from virtiopy.virtqueue.buffers import gather, split_at, total
 from virtiopy.virtqueue.queue import Chain, Virtqueue
@@ -67,7 +66,7 @@ class NetJudge(RequestJudge):
 
     device_id: ClassVar[DeviceId] = DeviceId.NETWORK
 
-    def __init__(self, judge: DeviceJudge, device: VirtioDevice) -> None:
+    def __init__(self, judge: DeviceJudge, device: JudgedDevice) -> None:
         super().__init__(judge, device)
         self._pairs = 1
 
@@ -81,7 +80,7 @@ class NetJudge(RequestJudge):
     def _is_control(self, index: int) -> bool:
         # After the receive and transmit queues: of max_virtqueue_pairs where MQ or RSS was taken.
         pairs = self.config(_OFFSETS["max_virtqueue_pairs"], 2) if self._has("MQ", "RSS") else 1
-        return self._has("CTRL_VQ") and index == 2 * max(pairs, 1)
+        return self._has("CTRL_VQ") and pairs is not None and index == 2 * max(pairs, 1)
 
     def request(self, queue: Virtqueue, chain: Chain) -> None:
         """Judge one buffer."""
@@ -110,8 +109,8 @@ class NetJudge(RequestJudge):
                 size >= least,
                 f"a receive buffer of {size} bytes in queue {index}; {least} are asked for",
             )
-            if whole and self._has("MTU"):
-                mtu = self.config(_OFFSETS["mtu"], 2)
+            mtu = self.config(_OFFSETS["mtu"], 2)
+            if whole and self._has("MTU") and mtu is not None:
                 self._judge.check(
                     "5.1.4.2:8",
                     size >= self._header + _ETHERNET_HEADER + mtu,
@@ -214,8 +213,8 @@ class NetJudge(RequestJudge):
             )
 
     def _length(self, length: int) -> None:
-        if self._has("MTU"):
-            mtu = self.config(_OFFSETS["mtu"], 2)
+        mtu = self.config(_OFFSETS["mtu"], 2)
+        if self._has("MTU") and mtu is not None:
             self._judge.check(
                 "5.1.4.2:9",
                 length <= mtu + _ETHERNET_HEADER_MOST,
@@ -253,7 +252,7 @@ class NetJudge(RequestJudge):
 
     def _set_pairs(self, pairs: int) -> None:
         most = self.config(_OFFSETS["max_virtqueue_pairs"], 2)
-        if self._judge.check(
+        if most is not None and self._judge.check(
             "5.1.9.5.6.1:2",
             1 <= pairs <= most,
             f"VQ_PAIRS_SET {pairs}; max_virtqueue_pairs is {most}",

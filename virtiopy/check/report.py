@@ -7,7 +7,8 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from virtiopy import __version__
-from virtiopy.check.judge import Finding, Verdict
+from virtiopy.check.catalogue import DriverStatement
+from virtiopy.check.judge import Finding, Statement, Verdict
 from virtiopy.errors import ConfigError
 from virtiopy.files import write_output
 
@@ -25,8 +26,8 @@ def lines(verdict: Verdict) -> Iterator[str]:
     counts = Counter(outcome for _, outcome, _ in verdict.outcomes())
     errors, warnings = len(verdict.errors), len(verdict.findings) - len(verdict.errors)
     yield (
-        f"Drivers: {errors} MUST broken, {warnings} SHOULD broken; {counts['kept']} statements "
-        f"kept, {counts['not exercised']} not exercised."
+        f"{verdict.title}: {errors} MUST broken, {warnings} SHOULD broken; {counts['kept']} "
+        f"statements kept, {counts['not exercised']} not exercised."
     )
 
 
@@ -75,12 +76,17 @@ def document(verdict: Verdict) -> Mapping[str, object]:
                 "paraphrase": statement.paraphrase,
                 "outcome": outcome,
                 "count": count,
-                **({"variant": statement.variant} if statement.variant else {}),
+                **({"variant": variant} if (variant := _variant(statement)) else {}),
                 **({"unobservable": statement.unobservable} if statement.unobservable else {}),
             }
             for statement, outcome, count in verdict.outcomes()
         ],
     }
+
+
+def _variant(statement: Statement) -> str | None:
+    """Return the unusual device that it takes to judge a statement; None where it takes none."""
+    return statement.variant if isinstance(statement, DriverStatement) else None
 
 
 def _finding(finding: Finding) -> Mapping[str, object]:
@@ -97,7 +103,7 @@ def _finding(finding: Finding) -> Mapping[str, object]:
 
 
 def _junit(verdict: Verdict) -> str:
-    suite = ElementTree.Element("testsuite", name="virtio drivers")
+    suite = ElementTree.Element("testsuite", name=f"virtio {verdict.title.lower()}")
     findings = {finding.statement.id: finding for finding in reversed(verdict.findings)}
     for statement, outcome, _ in verdict.outcomes():
         case = ElementTree.SubElement(
@@ -109,7 +115,7 @@ def _junit(verdict: Verdict) -> str:
         finding = findings.get(statement.id)
         if outcome == "not exercised":
             reason = (
-                statement.unobservable or statement.variant or "the driver came to no use of it"
+                statement.unobservable or _variant(statement) or "the driver came to no use of it"
             )
             ElementTree.SubElement(case, "skipped", message=reason)
         elif finding is not None and finding.is_error:

@@ -1,13 +1,23 @@
 """What the judges of the device types have in common: they look into the buffers of a queue."""
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Container, Sequence
+from typing import ClassVar, Protocol
 
 from virtiopy.check.judge import DeviceJudge
-from virtiopy.devices.base import VirtioDevice
 from virtiopy.spec import DeviceId, has_feature
 from virtiopy.virtqueue.buffers import gather, split_at
 from virtiopy.virtqueue.queue import Chain, QueueObserver, Virtqueue
+
+
+class JudgedDevice(Protocol):
+    """What a judge knows of the device whose driver it judges."""
+
+    @property
+    def queues(self) -> Container[int]:
+        """The queues that are configured, by index."""
+
+    def config_space(self) -> bytes:
+        """Return the configuration space, as far as it is known: it may be cut short."""
 
 
 class RequestJudge(QueueObserver):
@@ -16,7 +26,7 @@ class RequestJudge(QueueObserver):
     #: The device type whose requests are judged.
     device_id: ClassVar[DeviceId]
 
-    def __init__(self, judge: DeviceJudge, device: VirtioDevice) -> None:
+    def __init__(self, judge: DeviceJudge, device: JudgedDevice) -> None:
         self._judge = judge
         self._device = device
 
@@ -45,9 +55,10 @@ class RequestJudge(QueueObserver):
         """Say whether the driver accepted a feature bit."""
         return has_feature(self._judge.features, bit)
 
-    def config(self, offset: int, size: int) -> int:
-        """Return a field of the device's configuration space."""
-        return int.from_bytes(self._device.config_space()[offset : offset + size], "little")
+    def config(self, offset: int, size: int) -> int | None:
+        """Return a field of the device's configuration space; None for one that is not known."""
+        data = self._device.config_space()[offset : offset + size]
+        return int.from_bytes(data, "little") if len(data) == size else None
 
 
 def head_of(chain: Chain, size: int) -> bytes:

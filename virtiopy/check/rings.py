@@ -71,13 +71,21 @@ class RingJudge(QueueObserver):
 
     def finish(self) -> None:
         """Judge what the driver leaves: it resets the device, or the run ends."""
-        for queue in self._queues.values():
-            self._unchanged(queue, self._states[queue.index])
-            if self._takes_kicks:
-                self._never_kicked(queue)
-        self._queues = {}
-        self._states = {}
+        for queue in list(self._queues.values()):
+            self.stopped(queue)
         self._takes_kicks = True
+
+    def stopped(self, queue: Virtqueue) -> None:
+        """Judge what the driver leaves in a queue that is worked no more, and forget it."""
+        self._unchanged(queue, self._states[queue.index])
+        if self._takes_kicks:
+            self.never_kicked(queue)
+        self.forget(queue)
+
+    def forget(self, queue: Virtqueue) -> None:
+        """Forget a queue, of which no more can be told."""
+        self._queues.pop(queue.index, None)
+        self._states.pop(queue.index, None)
 
     def needs_reset(self) -> None:
         """Take note that the device needs a reset: kicks are not told until then."""
@@ -124,7 +132,7 @@ class RingJudge(QueueObserver):
         """Hold the descriptors of chains in flight against guest memory (3.3.1)."""
         for token, descriptors in list(state.in_flight.items())[:_LOOKED_AT_MOST]:
             for one in descriptors:
-                if self._differs(one):
+                if self._differs(one) and self.device_has(queue, token):
                     self._judge.broke(
                         "3.3.1:1",
                         f"descriptor {one.index} of queue {queue.index} changed while the device "
@@ -132,6 +140,10 @@ class RingJudge(QueueObserver):
                     )
                     state.in_flight[token] = ()
                     break
+
+    def device_has(self, queue: Virtqueue, token: int) -> bool:
+        """Say whether the device has not used a chain that it was seen to have."""
+        return True
 
     def _differs(self, descriptor: Descriptor) -> bool:
         # `next` means nothing without NEXT: a driver keeps its list of free descriptors there.
@@ -244,7 +256,7 @@ class RingJudge(QueueObserver):
             f"the driver kicks queue {index} and made no buffer available since the last kick",
         )
 
-    def _never_kicked(self, queue: Virtqueue) -> None:
+    def never_kicked(self, queue: Virtqueue) -> None:
         """Judge buffers that are available and were never kicked, where a kick is asked for."""
         state = self._states[queue.index]
         available = self._available_index(queue)

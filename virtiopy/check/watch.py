@@ -48,10 +48,16 @@ class DriverCheck:
         *,
         sees_kicks: bool,
     ) -> "_Watched":
-        life = LifecycleJudge(judge, lifecycle, lifecycle.memory, sees_status=registers is not None)
-        rings = RingJudge(judge, lifecycle.memory, sees_kicks=sees_kicks)
         device = lifecycle.device
-        requests = [kind(judge, device) for kind in _judges_of(device.device_id)]
+        life = LifecycleJudge(
+            judge,
+            lifecycle,
+            device.device_id,
+            lifecycle.memory,
+            sees_status=registers is not None,
+        )
+        rings = RingJudge(judge, lifecycle.memory, sees_kicks=sees_kicks)
+        requests = [kind(judge, device) for kind in judges_of(device.device_id)]
         watched = _Watched(judge, device.device_id, rings, requests, registers)
         # The rings and requests of a life are judged before the judge's own account of it ends.
         lifecycle.observers += [watched, life]
@@ -79,7 +85,8 @@ class DriverCheck:
         return Verdict([watched.judge for watched in self._watched])
 
 
-def _judges_of(device_id: DeviceId) -> Sequence[type[RequestJudge]]:
+def judges_of(device_id: DeviceId) -> Sequence[type[RequestJudge]]:
+    """Return what judges the requests of a device type's drivers; nothing for some types."""
     entry = entry_of(device_id)
     if entry is None or entry.judge is None:
         return ()

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 #: How a value begins that names a backend's socket in place of an image.
 VHOST_USER = "vhost-user="
 
+#: The keys of a backend's device that are the frontend's to set.
+_FRONTENDS_KEYS = {"vhost-user", "mac", "tag"}
+
 #: The longest that vhost may poll before it sleeps, microseconds.
 POLL_MAX = 1_000_000
 
@@ -62,7 +65,7 @@ def vhost_user_path(options: DeviceOptions) -> Path | None:
         path = options.text("vhost-user", "")
     else:
         return None
-    if others := [key for key in given if key not in {"vhost-user", "mac"}]:
+    if others := [key for key in given if key not in _FRONTENDS_KEYS]:
         raise ConfigError(
             f"{options.option} is a vhost-user backend's, which has its own {others[0]}: "
             "leave it out here."
@@ -390,6 +393,25 @@ def build_share(options: DeviceOptions) -> VirtioDevice:
             "mounts it, as in --share folder,tag=files."
         )
     return NineP(Share(Path(options.main), readonly=options.flag("readonly")), tag)
+
+
+def build_vsock(options: DeviceOptions) -> VirtioDevice:
+    """Make a socket device of `cid=N,path=SOCKET[,seqpacket=SOCKET][,socket-mode=MODE]`."""
+    from virtiopy.devices.vsock import Vsock
+    from virtiopy.devices.vsock.commands import parse_cid
+    from virtiopy.host.vsock import HybridSockets
+
+    cid = parse_cid(options.text("cid", ""), "--vsock has cid")
+    path = options.text("path", "")
+    if not path:
+        raise ConfigError("--vsock has no path: write it as in --vsock cid=3,path=vm.sock.")
+    seqpacket = options.text("seqpacket", "")
+    sockets = HybridSockets(
+        Path(path),
+        seqpacket=Path(seqpacket) if seqpacket else None,
+        mode=parse_mode(options.text("socket-mode", f"{OWNER_ONLY:o}")),
+    )
+    return Vsock(cid, sockets)
 
 
 def connect_net(socket: Path, options: DeviceOptions) -> VirtioDevice:

@@ -102,6 +102,25 @@ def find_dressing(variant: str | None, hostile: str | None) -> "Callable[[], Dre
     return None
 
 
+def report_path(option: str, choice: str) -> Path | None:
+    """Return where the report goes that an option asks for; None where it asks for none.
+
+    Raises ConfigError for one that cannot be written.
+    """
+    from virtiopy.check.report import FORMS
+    from virtiopy.files import check_output
+
+    if choice == NO_FILE:
+        return None
+    path = Path(choice)
+    if path.suffix not in FORMS:
+        raise ConfigError(
+            f"{option}={choice}: end the report's name with one of {', '.join(FORMS)}."
+        )
+    check_output(path, "The report")
+    return path
+
+
 @dataclass(slots=True)
 class DriverChecking:
     """The judge of a run, where one is asked for, and what is put over each of its devices.
@@ -134,18 +153,9 @@ class DriverChecking:
         dressing = find_dressing(variant, hostile)
         if choice is None:
             return cls(None, None, exit_free, dressing, variant)
-        from virtiopy.check.report import FORMS
         from virtiopy.check.watch import DriverCheck
-        from virtiopy.files import check_output
 
-        path = None if choice == NO_FILE else Path(choice)
-        if path is not None:
-            if path.suffix not in FORMS:
-                raise ConfigError(
-                    f"--check-driver={choice}: end the report's name with one of "
-                    f"{', '.join(FORMS)}."
-                )
-            check_output(path, "The report")
+        path = report_path("--check-driver", choice)
         if exit_free:
             note(
                 "the guest reads registers without exits, so what it reads is not judged: "

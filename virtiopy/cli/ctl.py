@@ -1,15 +1,23 @@
 """virtiopy ctl: commands to a guest's devices while it runs."""
 
+import contextlib
 import json
+import os
 import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeAlias, cast
 
 import click
 
 from virtiopy.cli.options import Seconds, parse_size
 from virtiopy.devices.base import DeviceCommand
+from virtiopy.devices.entry import find
 from virtiopy.devices.registry import device_commands
 from virtiopy.sizes import format_size
+
+_Words: TypeAlias = Mapping[str, str | None]
+_Open: TypeAlias = Callable[[_Words], tuple[_Words, Sequence[int]]]
 
 #: How often a status is looked at that is waited for.
 POLL_SECONDS = 0.02
@@ -37,8 +45,14 @@ def _device_command(name: str, command: DeviceCommand) -> click.Command:
         from virtiopy.control.client import ask
 
         path = click.get_current_context().obj
-        words = {key: given[key.replace("-", "_")] for key in keys}
-        answer = ask(path, {"command": name, **words})
+        words: _Words = {key: given[key.replace("-", "_")] for key in keys}
+        with contextlib.ExitStack() as opened:
+            files: Sequence[int] = ()
+            if command.opens is not None:
+                words, files = cast("_Open", find(command.opens))(words)
+                for fd in files:
+                    opened.callback(os.close, fd)
+            answer = ask(path, {"command": name, **words}, files=files)
         told = " ".join(f"{key} {value}" for key, value in answer.items() if key != "device")
         click.echo(f"{answer['device']}: {told}")
         return 0

@@ -15,7 +15,7 @@ from virtiopy.cli.inturn import asks_for_turns, run_in_turn
 from virtiopy.cli.machines import MachineOptions, machine_options, open_machine
 from virtiopy.cli.main import EXIT_GUEST_FAILED
 from virtiopy.cli.options import note
-from virtiopy.cli.sandboxed import Sandbox
+from virtiopy.cli.sandboxed import AT_THE_END, Sandbox
 from virtiopy.cli.trace import TraceChoice
 from virtiopy.devices.registry import entries, entry_named
 from virtiopy.errors import ConfigError
@@ -108,11 +108,9 @@ def command(
     after that of the host's side, where this was given one. One word is a line for the shell; more
     are a program and its arguments. The status is COMMAND's.
     """
-    from rich.console import Console
-
     from virtiopy.boot.kernel import open_kernel
     from virtiopy.boot.parameters import Initrd
-    from virtiopy.cli import kernelrun, report
+    from virtiopy.cli import kernelrun
     from virtiopy.cli.ending import tell
     from virtiopy.cli.output import patient_output
     from virtiopy.cli.tapresults import parse_tap
@@ -183,9 +181,14 @@ def command(
                 machine.on_stop.append(printed.hurry)
             options.sandbox.reads(image)
             options.sandbox.writes(json_path)
+            options.sandbox.imports(*AT_THE_END)
             options.sandbox.enter()
             status, ending = kernelrun.run_to_the_end(machine, pc, output, image, timeout or 0)
         kept = True
+
+        from rich.console import Console
+
+        from virtiopy.cli import report
 
         def show() -> None:
             nonlocal kept

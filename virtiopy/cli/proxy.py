@@ -1,37 +1,23 @@
 """virtiopy proxy: between anybody's frontend and anybody's backend."""
 
 import contextlib
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import click
 
+from virtiopy.cli.check import NO_FILE
+from virtiopy.cli.main import EXIT_GUEST_FAILED
 from virtiopy.cli.options import parse_mode
 from virtiopy.cli.output import PATIENCE, patient_output
+from virtiopy.cli.passing import PassingChecking
 from virtiopy.cli.sandboxed import Sandbox, sandbox_option
 from virtiopy.cli.signals import signals_as_file
 from virtiopy.cli.trace import TraceChoice, Tracing, trace_options
+from virtiopy.devices.registry import names
 from virtiopy.eventloop import READABLE, EventLoop
 from virtiopy.sandbox.calls import Ability
 from virtiopy.sockets import OWNER_ONLY
-from virtiopy.vhost.user.messages import Message
-from virtiopy.virtqueue.queue import QueueObserver
-
-
-class _Nothing:
-    """Sees what passes, and makes nothing of it."""
-
-    observers: Sequence[QueueObserver] = ()
-
-    def message(self, message: Message, from_frontend: bool) -> None:
-        """See a message."""
-
-    def kicked(self, index: int) -> None:
-        """See a kick."""
-
-    def called(self, index: int) -> None:
-        """See a used buffer notification."""
 
 
 @click.command(
@@ -65,6 +51,19 @@ class _Nothing:
     metavar="MODE",
     help="Who may connect to --listen, as in 0660; 0600 where it is not given.",
 )
+@click.option(
+    "--check",
+    is_flag=False,
+    flag_value=NO_FILE,
+    metavar="[FILE]",
+    help="Hold both sides against what virtio 1.4 states of drivers and devices, and say what they "
+    "broke; FILE.html, .json or .xml is the whole report. The status is 1 where a MUST is broken.",
+)
+@click.option(
+    "--device",
+    type=click.Choice(names()),
+    help="What the backend's device is: with --check, its requests are judged too.",
+)
 @trace_options
 @sandbox_option
 def command(
@@ -72,22 +71,28 @@ def command(
     listen_at: Path,
     backend: Path,
     socket_mode: int | None,
+    check: str | None,
+    device: str | None,
     trace: str | None,
     trace_only: tuple[str, ...],
     sandbox: str,
     user: str | None,
 ) -> int:
-    """Stand between a vhost-user frontend and a backend, pass all on, and show it with --trace.
+    """Stand between a vhost-user frontend and a backend, pass all on, and look at it.
 
     Messages pass as they are; kicks and calls pass by eventfds of the proxy's, which looks at the
     rings on the way and writes nothing into memory. What a driver or a device that polls does
-    between two notifications can be missed. Until SIGTERM or Ctrl-C.
+    between two notifications can be missed. --trace shows what passes, --check judges both sides.
+    Until SIGTERM or Ctrl-C.
     """
     from virtiopy.vhost.user.frontend import connect
+    from virtiopy.vhost.user.passing import ProxyWatch, Shown
     from virtiopy.vhost.user.proxy import Proxy
     from virtiopy.vhost.user.server import listen
 
+    checking = PassingChecking.open(check, device)
     box = Sandbox(sandbox, user)
+    box.writes(checking.path)
     box.abilities |= Ability.CONNECT
     with contextlib.ExitStack() as stack:
         ended = signals_as_file(stack)
@@ -97,8 +102,12 @@ def command(
         tracing.hurry()
         loop = stack.enter_context(EventLoop("proxy"))
         listener = listen(listen_at, OWNER_ONLY if socket_mode is None else socket_mode)
-        watch = tracing.device("proxy") or _Nothing()
-        with Proxy(listener, partial(connect, backend), loop, watch):
+        watches: list[ProxyWatch] = []
+        if (shown := tracing.device("proxy")) is not None:
+            watches.append(Shown(shown))
+        if checking.check is not None:
+            watches.append(checking.check)
+        with Proxy(listener, partial(connect, backend), loop, watches):
             box.enter()
             loop.watch(ended, READABLE, lambda events: loop.stop(), "signals")
             click.echo(f"virtiopy: a proxy to {backend} is ready at {listen_at}")
@@ -107,4 +116,7 @@ def command(
             loop.run()
             if loop.failure is not None:
                 raise loop.failure
-    return 0
+        kept = checking.finish()
+        if printed is not None:
+            printed.finish(PATIENCE)
+    return 0 if kept else EXIT_GUEST_FAILED

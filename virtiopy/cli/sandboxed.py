@@ -1,14 +1,16 @@
 """The option --sandbox, and what the other options need of it."""
 
-from collections.abc import Callable
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import click
 
 from virtiopy.cli.attachments import needs_storage_daemon, vhost_user_path
 from virtiopy.cli.options import DeviceOptions, note
-from virtiopy.devices.entry import DeviceEntry
+from virtiopy.devices.entry import DeviceEntry, find
 from virtiopy.errors import ConfigError
 from virtiopy.sandbox.calls import Ability
 from virtiopy.sandbox.files import removed, written
@@ -34,11 +36,56 @@ def sandbox_option(function: Callable[..., int]) -> Callable[..., int]:
     )(function)
 
 
-def _images(entry: DeviceEntry, options: DeviceOptions) -> list[DeviceOptions]:
-    """Return the options of each image that may be of any format."""
-    if entry.name == "blk":
-        return [options]
-    return [part for _, part in options.parts]
+#: What is imported when a guest has run, which need not wait for it.
+AT_THE_END = ("virtiopy.cli.report", "tap.parser")
+
+
+@dataclass(slots=True, frozen=True)
+class Needs:
+    """What a device does of its own once it is set up: abilities, and files.
+
+    `beyond` is what no sandbox lets it do, as a clause: there is none then.
+    """
+
+    abilities: Ability = Ability.NONE
+    rules: Sequence[Rule] = ()
+    beyond: str = ""
+
+
+def needs_of_disk(options: DeviceOptions) -> Needs:
+    """Say what a disk needs: its qemu-storage-daemon, where it has one, is started again."""
+    return _needs_of_images([options])
+
+
+def needs_of_units(options: DeviceOptions) -> Needs:
+    """Say what the units of a SCSI host device need."""
+    return _needs_of_images([part for _, part in options.parts])
+
+
+def _needs_of_images(images: Sequence[DeviceOptions]) -> Needs:
+    if not any(needs_storage_daemon(image) for image in images):
+        return Needs()
+    from virtiopy.host.storage import running
+
+    return Needs(Ability.START, [rule for daemon in running for rule in daemon.rules()])
+
+
+def needs_of_vsock(options: DeviceOptions) -> Needs:
+    """Say what a socket device needs: it connects to the program at the port that a guest wants."""
+    return Needs(Ability.CONNECT)
+
+
+def needs_of_console(options: DeviceOptions) -> Needs:
+    """Say what the ports of a console need."""
+    ports = (text.partition(":")[2] for text in options.texts("port"))
+    return Needs(rules=[rule for target in (options.main, *ports) for rule in _link_rules(target)])
+
+
+def _link_rules(target: str) -> Iterator[Rule]:
+    """Let a link to a pseudoterminal be taken away at the end."""
+    kind, _, rest = target.partition(":")
+    if kind == "pty" and rest:
+        yield removed(Path(rest))
 
 
 class Sandbox:
@@ -66,34 +113,31 @@ class Sandbox:
         """Keep what a device of the command line needs."""
         if vhost_user_path(options) is not None:
             self.abilities |= Ability.CONNECT
-        elif any(needs_storage_daemon(one) for one in _images(entry, options)):
-            from virtiopy.host.storage import running
+        elif entry.needs is not None:
+            needs = cast("Callable[[DeviceOptions], Needs]", find(entry.needs))(options)
+            self.abilities |= needs.abilities
+            self.rules += needs.rules
+            if needs.beyond:
+                self._leave_out(needs.beyond)
 
-            self.abilities |= Ability.START
-            for daemon in running:
-                self.rules += daemon.rules()
-        if entry.name == "ninep":
-            # Each driver gets a diod of its own, in a root of its own: both are started later on.
-            if self.mode is SandboxMode.ON:
-                raise ConfigError(
-                    "--share starts diod while the VM runs, which --sandbox on forbids: leave one "
-                    "of them out."
-                )
-            if self.mode is SandboxMode.AUTO:
-                note("No sandbox: --share starts diod while the VM runs.")
-            self.mode = SandboxMode.OFF
-        if entry.name == "console":
-            for target in (
-                options.main,
-                *(text.partition(":")[2] for text in options.texts("port")),
-            ):
-                self.opens(target)
+    def _leave_out(self, why: str) -> None:
+        """Have no sandbox; raises ConfigError where it was asked for."""
+        if self.mode is SandboxMode.ON:
+            raise ConfigError(f"{why}, which --sandbox on forbids: leave one of them out.")
+        if self.mode is SandboxMode.AUTO:
+            note(f"No sandbox: {why}.")
+        self.mode = SandboxMode.OFF
 
     def opens(self, target: str) -> None:
         """Keep what the host's side of a port takes away at its end: a link to a terminal."""
-        kind, _, rest = target.partition(":")
-        if kind == "pty" and rest:
-            self.rules.append(removed(Path(rest)))
+        self.rules += _link_rules(target)
+
+    def imports(self, *modules: str) -> None:
+        """Keep modules that are imported when a guest has run."""
+        if self.user is not None:
+            # The user might not be let into their folders.
+            for module in modules:
+                importlib.import_module(module)
 
     def enter(self) -> None:
         """Enter it, for good; raises ConfigError and HostError."""

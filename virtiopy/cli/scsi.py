@@ -2,10 +2,11 @@
 
 import contextlib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from virtiopy.cli.attachments import needs_storage_daemon
 from virtiopy.cli.options import DeviceOptions, note
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.errors import ConfigError
@@ -119,36 +120,82 @@ def _address(part: DeviceOptions, taken: "UnitAddresses") -> "Address":
     return address
 
 
-def _plug(text: str, taken: "UnitAddresses") -> "tuple[Address, PrimaryUnit]":
-    """Open the image of a unit that is plugged in while the VM runs."""
-    from virtiopy.cli.attachments import parse
+def _plug(text: str, taken: "UnitAddresses", files: Sequence[int]) -> "tuple[Address, PrimaryUnit]":
+    """Make a unit that is plugged in while the VM runs; `files` are of `open_for_plugging`."""
     from virtiopy.cli.sandboxed import Sandbox
+
+    kind, part = _single(text)
+    if Sandbox.entered and len(files) != 2:
+        remedy = (
+            "convert it to a raw one, or start the run with --sandbox off"
+            if needs_storage_daemon(part)
+            else "plug it in with `virtiopy ctl`, which opens it"
+        )
+        raise ConfigError(f"The run is in a sandbox, where it opens no more images: {remedy}.")
+    address = _address(part, taken)
+    passed = (files[0], files[1]) if len(files) == 2 else None
+    unit, _ = _open_unit(kind, part, claimed=True, files=passed)
+    return address, unit
+
+
+def open_for_plugging(
+    words: Mapping[str, str | None],
+) -> tuple[Mapping[str, str | None], Sequence[int]]:
+    """Open the image of a unit for a machine that may not; one of another format it opens itself.
+
+    Raises ConfigError.
+    """
+    text = words["attach"]
+    if not text:
+        return words, ()
+    kind, part = _single(text)
+    if not part.main or needs_storage_daemon(part):
+        return words, ()
+    # The machine may be in another folder.
+    escaped = str(Path(part.main).resolve()).replace(",", ",,")
+    before = part.main.replace(",", ",,")
+    words = {**words, "attach": text.replace(f"{kind}={before}", f"{kind}={escaped}", 1)}
+    with _open_raw(kind, part, claimed=False, files=None) as image:
+        return words, image.open_elsewhere()
+
+
+def _single(text: str) -> tuple[str, DeviceOptions]:
+    """Take a value apart that has one unit; raises ConfigError for another."""
+    from virtiopy.cli.attachments import parse
     from virtiopy.devices.registry import entry_named
 
-    if Sandbox.entered:
-        raise ConfigError(
-            "The run is in a sandbox, where it opens no more images: start it with --sandbox off "
-            "to plug units in."
-        )
     options = parse(entry_named("scsi"), text)
     if len(options.parts) != 1 or options.keys:
         raise ConfigError(
             f"{text} is not one unit: write it as in disk=b.img,lun=1, with keys of its own alone."
         )
-    [(kind, part)] = options.parts
-    address = _address(part, taken)
-    unit, _ = _open_unit(kind, part, claimed=True)
-    return address, unit
+    [unit] = options.parts
+    return unit
+
+
+def _open_raw(
+    kind: str, part: DeviceOptions, *, claimed: bool, files: tuple[int, int] | None
+) -> "DiskImage":
+    """Open a raw image, or take one that was opened elsewhere; raises ConfigError."""
+    from virtiopy.host.disk import CacheMode, DiskImage
+
+    return DiskImage(
+        Path(part.main),
+        readonly=kind == "cdrom" or part.flag("readonly"),
+        cache=CacheMode(part.choice("cache", list(CacheMode), CacheMode.WRITEBACK)),
+        any_content=kind == "cdrom" or bool(part.text("format", "")),
+        claimed=claimed,
+        files=files,
+    )
 
 
 def _open_unit(
-    kind: str, part: DeviceOptions, *, claimed: bool
+    kind: str, part: DeviceOptions, *, claimed: bool, files: tuple[int, int] | None = None
 ) -> "tuple[PrimaryUnit, DiskImage | None]":
     """Open the image of a unit; raises ConfigError."""
-    from virtiopy.cli.attachments import needs_storage_daemon
     from virtiopy.devices.scsi import Cdrom, ScsiDisk
     from virtiopy.devices.scsi.spc import SERIAL_MAX
-    from virtiopy.host.disk import CacheMode, DiskImage
+    from virtiopy.host.disk import CacheMode
 
     path = Path(part.main)
     if not part.main:
@@ -167,13 +214,7 @@ def _open_unit(
         if kind == "cdrom":
             return Cdrom(disk, serial=serial), None
         return ScsiDisk(disk, serial=serial, writeback=writeback, rotational=rotational), None
-    image = DiskImage(
-        path,
-        readonly=kind == "cdrom" or part.flag("readonly"),
-        cache=cache,
-        any_content=kind == "cdrom" or bool(part.text("format", "")),
-        claimed=claimed,
-    )
+    image = _open_raw(kind, part, claimed=claimed, files=files)
     if kind == "cdrom":
         return Cdrom(image, serial=serial), image
     return ScsiDisk(image, serial=serial, writeback=writeback, rotational=rotational), image

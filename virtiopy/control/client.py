@@ -15,8 +15,10 @@ Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json
 Answer: TypeAlias = Mapping[str, Json]
 
 
-def ask(path: Path, request: Mapping[str, Json], timeout: float = 10.0) -> Answer:
-    """Send a request to the machine at `path` and return its answer.
+def ask(
+    path: Path, request: Mapping[str, Json], timeout: float = 10.0, files: Sequence[int] = ()
+) -> Answer:
+    """Send a request to the machine at `path`, with open files, and return its answer.
 
     Raises ConfigError where no machine listens and for what the machine calls an error, HostError
     where no answer comes in `timeout` seconds.
@@ -31,7 +33,9 @@ def ask(path: Path, request: Mapping[str, Json], timeout: float = 10.0) -> Answe
                 "start one with `virtiopy run --control`, or mend the path."
             ) from error
         try:
-            connection.sendall(json.dumps(request).encode() + b"\n")
+            line = json.dumps(request).encode() + b"\n"
+            sent = socket.send_fds(connection, [line], files) if files else 0
+            connection.sendall(line[sent:])
             with connection.makefile("rb") as stream:
                 line = stream.readline()
         except OSError as error:

@@ -9,6 +9,7 @@ entry in COMMANDS; what one device can do is among its `commands` (devices/base.
 
 import json
 import logging
+import os
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -39,6 +40,9 @@ READ_SIZE = 4096
 #: Clients at a time; the next takes the place of the one that was idle the longest.
 CLIENTS_MAX = 16
 
+#: The most open files of a request.
+FILES_MAX = 2
+
 #: Seconds after which a client that asks nothing, or takes no answer, is idle.
 IDLE = 0.25
 
@@ -51,6 +55,12 @@ class Arguments:
     """What a request says besides its command; raises ConfigError for what it should not."""
 
     values: Mapping[str, Json]
+    #: Open files that came with it.
+    passed: Sequence[int] = ()
+
+    def files(self) -> Sequence[int]:
+        """Return the files that came with it, which are closed when the command is done."""
+        return self.passed
 
     def text(self, key: str) -> str | None:
         """Return a string, or None where there is none."""
@@ -166,8 +176,8 @@ def _command_named(name: Json) -> Command:
     raise ConfigError(f"There is no command {json.dumps(name)}: give one of {names}.")
 
 
-def execute(machine: Machine, line: bytes) -> Answer:
-    """Do what a request asks for."""
+def execute(machine: Machine, line: bytes, files: Sequence[int] = ()) -> Answer:
+    """Do what a request asks for; `files` came with it."""
     try:
         request = json.loads(line)
     except (ValueError, RecursionError):
@@ -180,7 +190,7 @@ def execute(machine: Machine, line: bytes) -> Answer:
         if unknown := [key for key in request if key not in command.keys]:
             known = ", ".join(command.keys) or "nothing else"
             raise ConfigError(f"{name} does not know {unknown[0]!r}: it takes {known}.")
-        return command.run(machine, Arguments(request))
+        return command.run(machine, Arguments(request, files))
     except VirtiopyError as error:
         return {"error": str(error)}
 
@@ -256,6 +266,8 @@ class _Client:
         self._connection = connection
         self._input = b""
         self._output = b""
+        #: Those that came with the request that is read.
+        self._files: list[int] = []
         self._ended = False
         #: When the client last sent a byte or took one, by the monotonic clock.
         self.active = time.monotonic()
@@ -266,7 +278,13 @@ class _Client:
     def close(self) -> None:
         self._server.machine.loop.unwatch(self._watch)
         self._connection.close()
+        self._close_files()
         self._server.forget(self)
+
+    def _close_files(self) -> None:
+        for fd in self._files:
+            os.close(fd)
+        self._files.clear()
 
     def _ready(self, events: int) -> None:
         self.active = time.monotonic()
@@ -288,14 +306,20 @@ class _Client:
             self._watch.events = WRITABLE if self._output else READABLE
 
     def _receive(self) -> None:
-        data = self._connection.recv(READ_SIZE)
+        data, files, _, _ = socket.recv_fds(
+            self._connection, READ_SIZE, FILES_MAX, socket.MSG_CMSG_CLOEXEC
+        )
+        if files:
+            self._close_files()
+            self._files += files
         *lines, self._input = (self._input + data).split(b"\n")
         if not data:
             # The last line need not end in one.
             self._ended = True
             lines = [self._input] if self._input else []
         for line in lines:
-            self._answer(execute(self._server.machine, line))
+            self._answer(execute(self._server.machine, line, self._files))
+            self._close_files()
         if len(self._input) > LINE_MAX:
             self._answer(
                 {"error": f"The request is longer than {LINE_MAX} bytes: make it shorter."}

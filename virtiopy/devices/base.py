@@ -70,18 +70,23 @@ class CommandArguments(Protocol):
     def size(self, key: str) -> int:
         """Return a size in bytes, which is a number or written as 64M."""
 
+    def files(self) -> Sequence[int]:
+        """Return the files that came with it, open until the command is done."""
+
 
 @dataclass(slots=True, frozen=True)
 class DeviceCommand:
     """What a user can have a device do while it runs, by `virtiopy ctl`.
 
     `run` is given the device, whose lock is not held, and the arguments, under `keys`; it returns
-    what the user is told, and raises ConfigError.
+    what the user is told, and raises ConfigError. `opens` is the place of what opens the user's
+    files, as the machine may not: given the arguments, it returns those to send, and the files.
     """
 
     help: str
     keys: tuple[str, ...]
     run: Callable[["VirtioDevice", CommandArguments], Mapping[str, Fact]]
+    opens: str | None = None
 
 
 class VirtioDevice:

@@ -196,8 +196,15 @@ class DeviceEntry:
     #: path and the Options; None where there is no such thing.
     vhost_user: str | None = None
 
+    #: The place of what says what one that is ours needs in the sandbox, once it is set up, of the
+    #: Options: a function that returns a cli.sandboxed.Needs. None where that is nothing.
+    needs: str | None = None
+
     #: Whether it can be served to another VMM.
     served: bool = True
+
+    #: Whether this process works its rings: the conformance suite can have it here then.
+    in_process: bool = True
 
     #: The place of what makes it in order to be served, where that differs: it is given Options,
     #: and returns the device and the Lease (vhost.user.rings) of its rings.

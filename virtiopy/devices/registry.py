@@ -51,6 +51,7 @@ _OWN = (
         build_served=f"{_CLI}:build_served_disk",
         choose_mode=f"{_CLI}:choose_disk_mode",
         vhost_user=f"{_CLI}:connect_disk",
+        needs="virtiopy.cli.sandboxed:needs_of_disk",
         workload=Workload(
             "PATH[,cache=MODE]...",
             "Measure a block device on this image, by random reads of 4 KiB. It is opened for "
@@ -128,6 +129,7 @@ _OWN = (
             repeatable=("port",),
         ),
         build=f"{_CLI}:build_console",
+        needs="virtiopy.cli.sandboxed:needs_of_console",
         suite_driver=f"{_SUITE}.console:ConsoleDriver",
         rigs={"console": f"{_RIGS}:build_console"},
         judge="virtiopy.check.console:ConsoleJudge",
@@ -209,6 +211,36 @@ _OWN = (
         linux_modules=("9pnet_virtio", "9p"),
     ),
     DeviceEntry(
+        name="fs",
+        device_id=DeviceId.FILE_SYSTEM,
+        kind="file system device",
+        device="virtiopy.vhost.user.fs:VhostUserFs",
+        option=Option(
+            "--fs",
+            "PATH,tag=NAME[,readonly=on], or vhost-user=SOCKET,tag=NAME",
+            "Share a folder of the host's by virtio-fs, which Linux mounts by its tag: "
+            "mount -t virtiofs NAME /mnt. QEMU's virtiofsd serves it, or the one that listens at "
+            "SOCKET.",
+            keys=("tag", "readonly"),
+        ),
+        build="virtiopy.cli.fs:build_fs",
+        choose_mode="virtiopy.cli.fs:choose_fs_mode",
+        vhost_user="virtiopy.cli.fs:connect_fs",
+        needs="virtiopy.cli.fs:needs_of_fs",
+        # It is another process's from the start.
+        served=False,
+        in_process=False,
+        # FUSE_INIT of version 6.31, and the answer that there is no such protocol (EPROTO).
+        example=Example(
+            readable=bytes.fromhex("38000000 1a000000 0100000000000000 0000000000000000")
+            + bytes(16)
+            + bytes.fromhex("06000000 1f000000 0000000000000000"),
+            answer=bytes.fromhex("10000000 b9ffffff 0100000000000000"),
+            queue=1,
+        ),
+        linux_modules=("virtiofs",),
+    ),
+    DeviceEntry(
         name="scsi",
         device_id=DeviceId.SCSI_HOST,
         kind="SCSI host device",
@@ -237,6 +269,7 @@ _OWN = (
         build="virtiopy.cli.scsi:build_scsi",
         build_served="virtiopy.cli.scsi:build_served_scsi",
         vhost_user="virtiopy.cli.scsi:connect_scsi",
+        needs="virtiopy.cli.sandboxed:needs_of_units",
         suite_driver=f"{_SUITE}.scsi:ScsiDriver",
         rigs={"scsi": f"{_RIGS}:build_scsi"},
         linux_modules=("virtio_scsi", "sd_mod", "sr_mod", "isofs", "ext4", "crc32c_generic"),
@@ -244,6 +277,28 @@ _OWN = (
             "request",
             "awk '{ print $1 + $5 + $12 + $16 }' /sys/block/sda/stat",
         ),
+    ),
+    DeviceEntry(
+        name="vsock",
+        device_id=DeviceId.SOCKET,
+        kind="socket device",
+        device="virtiopy.devices.vsock.device:Vsock",
+        option=Option(
+            "--vsock",
+            "cid=N,path=SOCKET[,seqpacket=SOCKET][,socket-mode=MODE][,mode=trapped|ioeventfd]",
+            "Attach a socket device to a guest with this context ID. A guest that connects to port "
+            "N of the host's gets the program that listens at the Unix socket SOCKET_N; a program "
+            "that connects to SOCKET, and says CONNECT and a port, gets the guest's. Programs "
+            "connect at `seqpacket` for sockets of that type. Both are their owner's alone, or "
+            "what socket-mode=0660 says.",
+            keys=("cid", "path", "seqpacket", "socket-mode"),
+            has_main=False,
+        ),
+        build=f"{_CLI}:build_vsock",
+        needs="virtiopy.cli.sandboxed:needs_of_vsock",
+        suite_driver=f"{_SUITE}.vsock:VsockDriver",
+        rigs={"vsock": f"{_RIGS}:build_vsock"},
+        linux_modules=("vmw_vsock_virtio_transport",),
     ),
 )
 

@@ -51,6 +51,9 @@ class DiskImage(Closing):
     `readonly` opens it for reading alone; `cache` says what a completed write stands for. Content
     that is an image of another format is refused, unless `any_content` says that it is meant.
     The image is claimed until it is closed, or for its user to `claim` and `release`.
+
+    `files` are those of `open_elsewhere`, of which it makes copies, where this process may open
+    none; it is claimed from the start then, and once.
     """
 
     def __init__(
@@ -61,20 +64,29 @@ class DiskImage(Closing):
         cache: CacheMode = CacheMode.WRITEBACK,
         any_content: bool = False,
         claimed: bool = True,
+        files: tuple[int, int] | None = None,
     ) -> None:
         self.path = path
         self.readonly = readonly
         self.cache = cache
         #: Has the locks, while the image is claimed.
         self._claim: int | None = None
-        self._fd = _open(path, readonly, cache)
+        if files is None:
+            self._fd = _open(path, readonly, cache)
+        else:
+            _check_passed(path, files, readonly, cache)
+            self._fd = os.dup(files[0])
         try:
+            if files is not None:
+                self._claim = os.dup(files[1])
             self._is_device = stat.S_ISBLK(os.fstat(self._fd).st_mode)
             if not self._is_device:
                 _check_backing_devices(path, self._fd, readonly)
             if not any_content:
-                _check_content(path)
-            if claimed:
+                _check_content(path, self._fd if self._claim is None else self._claim)
+            if self._claim is not None:
+                self._lock(self._claim)
+            elif claimed:
                 self.claim()
             #: Bytes.
             self.size = self._find_size()
@@ -113,20 +125,30 @@ class DiskImage(Closing):
         """
         if self._claim is not None:
             return
-        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
-        if self._is_device and not self.readonly:
-            # A mounted device, or one that another program has for itself, is refused (open(2)).
-            flags |= os.O_EXCL
-        try:
-            # Another open file of the same: what is locked by it is let go when it is closed.
-            self._claim = os.open(f"/proc/self/fd/{self._fd}", flags)
-        except OSError as error:
-            raise ConfigError(_why_not(self.path, self.readonly, self.cache, error)) from error
+        self._claim = self._open_once_more()
         try:
             self._lock(self._claim)
         except ConfigError:
             self.release()
             raise
+
+    def open_elsewhere(self) -> tuple[int, int]:
+        """Return open files by which another process can make the same DiskImage and claim it.
+
+        They are closed by the caller. Raises ConfigError.
+        """
+        return os.dup(self._fd), self._open_once_more()
+
+    def _open_once_more(self) -> int:
+        """Return another open file of the same: what is locked by it goes when it is closed."""
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+        if self._is_device and not self.readonly:
+            # A mounted device, or one that another program has for itself, is refused (open(2)).
+            flags |= os.O_EXCL
+        try:
+            return os.open(f"/proc/self/fd/{self._fd}", flags)
+        except OSError as error:
+            raise ConfigError(_why_not(self.path, self.readonly, self.cache, error)) from error
 
     def release(self) -> None:
         """Let others have the image, if it is claimed."""
@@ -419,14 +441,35 @@ _MAGIC = (
 )
 
 
-def _check_content(path: Path) -> None:
+def _check_passed(path: Path, files: tuple[int, int], readonly: bool, cache: CacheMode) -> None:
+    """Refuse open files that are not of one image, or not as it is to be used: ConfigError."""
+    image, claim = map(os.fstat, files)
+    flags = fcntl.fcntl(files[0], fcntl.F_GETFL)
+    if (
+        not (stat.S_ISREG(image.st_mode) or stat.S_ISBLK(image.st_mode))
+        or (image.st_dev, image.st_ino) != (claim.st_dev, claim.st_ino)
+        or flags & os.O_ACCMODE != (os.O_RDONLY if readonly else os.O_RDWR)
+        or bool(flags & os.O_DIRECT) != (cache is CacheMode.NONE)
+        or fcntl.fcntl(files[1], fcntl.F_GETFL) & (os.O_DIRECT | os.O_PATH)
+    ):
+        raise ConfigError(
+            f"What was passed is not {path}, opened as its options say: pass it with "
+            "`virtiopy ctl`, which opens it."
+        )
+
+
+def _check_content(path: Path, fd: int) -> None:
     """Refuse content that is an image of another format, which a guest would overwrite raw.
 
     What it is says the user, never the content: a guest may write what it likes to a raw disk.
     Raises ConfigError.
     """
-    with path.open("rb") as image:
-        head = image.read(128)
+    if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT:
+        # Which takes whole sectors, in memory that begins at one.
+        with path.open("rb") as image:
+            head = image.read(128)
+    else:
+        head = os.pread(fd, 128, 0)
     for offset, magic, name in _MAGIC:
         if head[offset:].startswith(magic):
             raise ConfigError(

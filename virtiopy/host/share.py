@@ -1,39 +1,33 @@
 """Folders of the host's that a guest has: diod serves them, as 9P2000.L on a socket pair.
 
 diod follows a path as the host's kernel does, symbolic links and `..` with it. So it runs where
-there is no path out of the folder: bubblewrap gives it a root of its own, which has diod with its
-libraries, for reading, and the folder.
+there is no path out of the folder: its launcher has a root of its own. The launcher starts a diod
+for each driver that the device has.
 """
 
 import contextlib
-import logging
 import os
-import shutil
-import signal
 import socket
-import subprocess
-import threading
 from collections import deque
-from functools import partial
 from pathlib import Path
 
 from virtiopy.devices.ninep import HEADER_SIZE, MESSAGE_MAX, FileServerUser, header_of, make_message
 from virtiopy.errors import ConfigError
 from virtiopy.eventloop import READABLE, WRITABLE, EventLoop, Watch
+from virtiopy.host.launcher import Launcher, find_tool
+from virtiopy.sandbox.launching import INSIDE
 
-log = logging.getLogger(__name__)
-
-#: Where the folder is for diod.
-_INSIDE = b"/share"
-
-#: Seconds that diod may take to end, once its socket is closed.
-ENDING_TIME = 5.0
+#: What diod, where it runs as root, is more than another user in: it makes files any user's. It
+#: makes no device files, by which a guest would reach the host's.
+_CAPABILITIES = (
+    *("CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_FOWNER", "CAP_FSETID"),
+    *("CAP_SETUID", "CAP_SETGID"),
+)
 
 _TATTACH = 104
 #: The n_uname of a user who has only a name.
 _NO_NUMBER = 0xFFFFFFFF
 _CHUNK = 1 << 18
-_ROOT_LINKS = ("bin", "sbin", "lib", "lib64")
 
 
 class Share:
@@ -52,11 +46,9 @@ class Share:
         if not os.access(folder, os.R_OK | os.X_OK):
             raise ConfigError(f"The share {folder} cannot be read: name a folder that can.")
         self._session: Session | None = None
-
-    @property
-    def pid(self) -> int | None:
-        """The process of diod, while a driver uses it."""
-        return None if self._session is None else self._session.process.pid
+        #: The only user that diod can be; None where it can be any. We may be another one later.
+        self._user = os.geteuid() or None
+        self.launcher = Launcher(folder, _command(), readonly=readonly, capabilities=_CAPABILITIES)
 
     def start(self, loop: EventLoop | None, user: FileServerUser) -> bool:
         """Start diod; without a loop its answers would not be noticed, so it is not started."""
@@ -64,43 +56,16 @@ class Share:
             return False
         ours, its = socket.socketpair()
         with its:
-            try:
-                process = subprocess.Popen(
-                    self._command(its.fileno()),
-                    pass_fds=[its.fileno()],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    # The terminal's Ctrl-C is for us alone.
-                    process_group=0,
-                )
-            except OSError as error:
-                log.warning("diod cannot be started: %s", error.strerror)
+            if not self.launcher.start(its):
                 ours.close()
                 return False
-        self._session = Session(ours, process, loop, user)
+        self._session = Session(ours, loop, user)
         return True
-
-    def _command(self, fd: int) -> list[str]:
-        root = ["--ro-bind", "/usr", "/usr", "--dev", "/dev"]
-        for name in _ROOT_LINKS:
-            path = Path("/", name)
-            if path.is_symlink():
-                root += ["--symlink", os.readlink(path), f"/{name}"]
-            elif path.is_dir():
-                root += ["--ro-bind", f"/{name}", f"/{name}"]
-        bind = "--ro-bind" if self.readonly else "--bind"
-        root += [bind, str(self.folder.resolve()), _INSIDE.decode(), "--die-with-parent"]
-        diod = ["-f", "-n", "-N", "-c", "/dev/null", "-L", "stderr", "-e", _INSIDE.decode()]
-        return [
-            *(find_tool("bwrap") or "bwrap", *root, "--", find_tool("diod") or "diod", *diod),
-            *("-r", str(fd), "-w", str(fd)),
-        ]
 
     def send(self, message: bytes) -> None:
         """Send a request; one that names a folder names ours."""
         assert self._session is not None
-        self._session.send(_attached_here(message))
+        self._session.send(_attached_here(message, self._user))
 
     def end(self) -> None:
         """End diod, and what it has open."""
@@ -109,16 +74,17 @@ class Share:
             self._session = None
 
     def close(self) -> None:
-        """End diod."""
+        """End diod, and what starts it."""
         self.end()
+        self.launcher.close()
 
 
-def find_tool(tool: str) -> str | None:
-    """Return where a program is, also where only root looks for it."""
-    return shutil.which(tool) or shutil.which(tool, path="/usr/sbin:/sbin")
+def _command() -> list[str]:
+    diod = ["-f", "-n", "-N", "-c", "/dev/null", "-L", "stderr", "-e", INSIDE]
+    return [os.path.realpath(find_tool("diod") or "diod"), *diod, "-r", "0", "-w", "0"]
 
 
-def _attached_here(message: bytes) -> bytes:
+def _attached_here(message: bytes, only_user: int | None) -> bytes:
     """Return a message with the folder's name, and the user that diod may be, in a Tattach.
 
     Tattach has fid[4] afid[4] uname[s] aname[s] n_uname[4] after the header; one that is cut short
@@ -132,11 +98,12 @@ def _attached_here(message: bytes) -> bytes:
     if len(message) < end + 4:
         return message
     user = _number(message, end, 4)
-    if os.geteuid() != 0 or user == _NO_NUMBER:
-        # diod can be no other user than we are, and knows no user by a name: as which Linux's
-        # driver mounts.
-        user = os.geteuid()
-    rest = message[HEADER_SIZE:position] + len(_INSIDE).to_bytes(2, "little") + _INSIDE
+    if only_user is not None or user == _NO_NUMBER:
+        # diod can be no other user than who started it, and knows no user by a name: as which
+        # Linux's driver mounts.
+        user = only_user or 0
+    folder = INSIDE.encode()
+    rest = message[HEADER_SIZE:position] + len(folder).to_bytes(2, "little") + folder
     return make_message(_TATTACH, header_of(message)[2], rest + user.to_bytes(4, "little"))
 
 
@@ -150,11 +117,9 @@ class Session:
     def __init__(
         self,
         stream: socket.socket,
-        process: subprocess.Popen[bytes],
         loop: EventLoop,
         user: FileServerUser,
     ) -> None:
-        self.process = process
         self._stream, self._user, self._loop = stream, user, loop
         self._input = bytearray()
         self._output: deque[memoryview] = deque()
@@ -214,20 +179,9 @@ class Session:
         self._user.server_gone()
 
     def close(self) -> None:
-        """End diod: it ends by itself once its socket is closed."""
+        """End diod: it is ended once its socket is closed."""
         if self._closed:
             return
         self._closed = True
         self._loop.unwatch(self._watch)
         self._stream.close()
-        self.process.send_signal(signal.SIGTERM)
-        # It has nothing to complete, and a loop does not wait for it.
-        threading.Thread(target=partial(_reap, self.process), name="diod's end").start()
-
-
-def _reap(process: subprocess.Popen[bytes]) -> None:
-    try:
-        process.wait(ENDING_TIME)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()

@@ -29,12 +29,23 @@ listen accept accept4 recvfrom recvmsg recvmmsg sendto sendmsg sendmmsg shutdown
 getpeername getsockopt setsockopt socketpair
 """
 
-#: What it takes to start another program, and what such a program makes at its own start.
+#: What it takes to start another program, and what such a program makes at its own start; one
+#: that opens images also makes those of `CONNECTING`.
 STARTING = """
-execve fork vfork clone clone3 socket connect bind kill tkill tgkill prctl prlimit64 setpgid
+execve fork vfork clone clone3 kill tkill tgkill prctl prlimit64 setpgid
 setsid chdir fchdir capset chmod fchmod fchmodat chown fchown fchownat symlink link linkat
 symlinkat mknod mknodat truncate utimensat setrlimit rt_sigqueueinfo landlock_restrict_self
 """
+
+#: What a server of files makes, as one user or another, beyond what its start takes; it needs no
+#: sockets but those that it was given.
+SERVING = """
+setuid setgid setreuid setregid setresuid setresgid setgroups setfsuid setfsgid
+lchown utime utimes futimesat setxattr lsetxattr listxattr llistxattr flistxattr
+removexattr lremovexattr fremovexattr sync syncfs pidfd_open
+landlock_create_ruleset landlock_add_rule
+"""
+CONNECTING = "socket connect bind"
 
 
 class Ability(enum.Flag):
@@ -45,3 +56,5 @@ class Ability(enum.Flag):
     CONNECT = enum.auto()
     #: Start a helper again that has ended: qemu-storage-daemon.
     START = enum.auto()
+    #: Start a server of files, and be one: what a launcher does, in a root of its own.
+    SERVE = enum.auto()

@@ -45,9 +45,17 @@ class User:
             raise ConfigError("Only root can become another user: leave --user out.")
         return cls(found.pw_uid, found.pw_gid)
 
-    def become(self) -> None:
-        """Be this user from now on, in all threads, with no other groups."""
+    def become(self, signal_number: int) -> None:
+        """Be this user from now on, in all threads, with no other groups, and get no capability.
+
+        Raises HostError. For `signal_number` see `enter`.
+        """
         if os.geteuid() == 0:
+            # While it may: no other user drops what the programs that it starts could get.
+            if (error := lib.vp_drop_bounding_set(signal_number)) < 0:
+                raise HostError(
+                    f"Capabilities cannot be dropped ({os.strerror(-error)}): leave --user out."
+                )
             os.setgroups([])
         os.setresgid(self.group, self.group, self.group)
         os.setresuid(self.user, self.user, self.user)
@@ -82,7 +90,7 @@ def enter(
     """
     if mode is SandboxMode.OFF:
         if user is not None:
-            user.become()
+            user.become(signal_number)
         return
     missing = lacking()
     if missing and mode is SandboxMode.ON:
@@ -108,7 +116,7 @@ def enter(
             landlock.allow(rules)
             ruleset = landlock.fd
         if user is not None:
-            user.become()
+            user.become(signal_number)
         error = lib.vp_sandbox_enter(ruleset, native, len(program), signal_number)
     if error < 0:
         raise HostError(

@@ -9,8 +9,8 @@ import os
 import socket
 from collections.abc import Iterable, Sequence
 
-from virtiopy._native import lib
-from virtiopy.sandbox.calls import STARTING, STEADY, Ability
+from virtiopy._native import ffi, lib
+from virtiopy.sandbox.calls import CONNECTING, SERVING, STARTING, STEADY, Ability
 
 # linux/bpf_common.h
 _LOAD = 0x20  # BPF_LD | BPF_W | BPF_ABS
@@ -54,7 +54,7 @@ def assemble(abilities: Ability, pid: int | None = None) -> Sequence[Instruction
     """Write the filter for a process that needs these abilities; `pid` is this one's."""
     pid = os.getpid() if pid is None else pid
     allow, kill = lib.SECCOMP_RET_ALLOW, lib.SECCOMP_RET_KILL_PROCESS
-    starts = Ability.START in abilities
+    starts = bool(abilities & (Ability.START | Ability.SERVE))
     # A program that is started later does not have our handler: the trap would be its end.
     refuse = lib.SECCOMP_RET_ERRNO | errno.EPERM if starts else lib.SECCOMP_RET_TRAP
     program: list[Instruction] = [
@@ -99,6 +99,7 @@ def assemble(abilities: Ability, pid: int | None = None) -> Sequence[Instruction
     names = STEADY.split()
     if starts:
         names += STARTING.split()
+        names += (SERVING if Ability.SERVE in abilities else CONNECTING).split()
     elif Ability.CONNECT in abilities:
         names.append("connect")
     program += _one_of(sorted(_number(name) for name in names), allow)
@@ -110,3 +111,8 @@ def _number(name: str) -> int:
     number = lib.vp_syscall_number(name.encode())
     assert number >= 0, f"{name} is no system call"
     return number
+
+
+def as_bytes(abilities: Ability) -> bytes:
+    """Write the filter as programs take it that put it on for another: an array in memory."""
+    return bytes(ffi.buffer(ffi.new("struct vp_bpf[]", assemble(abilities))))

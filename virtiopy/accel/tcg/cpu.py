@@ -72,6 +72,10 @@ _SYSCALL_MSRS = (0xC000_0082, 0xC000_0083, 0xC000_0084)
 #: Whether native code takes the plain events of 64-bit mode. Python can take all of them.
 NATIVE_EVENTS = True
 
+#: Whether blocks of code call native code by themselves, where Unicorn's own functions can be
+#: replaced. A hook has them do it, too, and costs every block another call.
+REPLACES = True
+
 #: No timer runs.
 _NEVER = (1 << 64) - 1
 
@@ -108,8 +112,9 @@ class TcgCpu(Closing):
         self._memory = memory
         self._chips = chips
         self._ioeventfds = ioeventfds
+        looks_around = REPLACES and lib.vp_tcg_prepare(os.fsencode(uclib._name)) > 0
         self._engine = engine = Uc(uc_const.UC_ARCH_X86, uc_const.UC_MODE_64)
-        self._tcg = _prepare_engine(engine, memory)
+        self._tcg = _prepare_engine(engine, memory, looks_around=looks_around)
         self._state = TcgState(self._tcg.cpu, self._tcg.exceptions)
         #: Guards what follows, and the chips.
         self.lock = threading.Condition(threading.RLock())
@@ -159,6 +164,11 @@ class TcgCpu(Closing):
     def native_mmu(self) -> bool:
         """Whether TLB misses in 64-bit mode are seen to by native code: without, all is slower."""
         return bool(self._tcg.has_mmu)
+
+    @property
+    def hooks_blocks(self) -> bool:
+        """Whether a hook asks at each block of code whether to stop: slower than need be."""
+        return bool(self._tcg.hooks_blocks)
 
     # Running
 
@@ -253,7 +263,6 @@ class TcgCpu(Closing):
         """Take the pending interrupt, or arrange to be back when the guest can take it."""
         state = self._state
         if not state.interrupts_enabled or state.in_shadow:
-            self._tcg.shadow = state.in_shadow
             self._tcg.window_wanted = 1
             return
         vector = chips.local_apic.acknowledge()
@@ -407,15 +416,19 @@ def _gaps(taken: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     yield position, PHYSICAL_END
 
 
-def _prepare_engine(engine: Uc, memory: GuestMemory) -> CData:
-    """Make the engine a CPU in its first state; return what it shares with native code."""
+def _prepare_engine(engine: Uc, memory: GuestMemory, *, looks_around: bool) -> CData:
+    """Make the engine a CPU in its first state; return what it shares with native code.
+
+    `looks_around` says whether blocks call native code without a hook.
+    """
     engine.ctl_exits_enabled(True)
     engine.ctl_set_cpu_model(x86_const.UC_CPU_X86_HASWELL)
     told = leaves(_asker(engine), 0)
     tcg = ffi.new("struct vp_tcg *")
     # The binding's hook_add is for Python functions, so the engine's handle is taken from inside.
     handle = engine._uch.value
-    leave_out_exit_checks(handle)
+    # What is called at the start of a block must not be called within it.
+    tcg.hooks_blocks = not (leave_out_exit_checks(handle) and looks_around)
     tcg.eflags = x86_const.UC_X86_REG_EFLAGS
     tcg.deadline = _NEVER
     tcg.native_events = NATIVE_EVENTS

@@ -5,14 +5,14 @@ specification's sources; what is said of them is in AREA.toml, in our own words.
 """
 
 import enum
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
-from virtiopy.statements.index import FOLDERS, Index, load_index
+from virtiopy.statements.index import FOLDERS, Index
 from virtiopy.statements.latex import Requirements
+from virtiopy.statements.said import read
 from virtiopy.statements.terms import Condition, Keyword
 
 
@@ -28,6 +28,7 @@ class Area(enum.Enum):
     RNG = "rng"  # 5.4
     BALLOON = "balloon"  # 5.5
     SCSI = "scsi"  # 5.6
+    VSOCK = "vsock"  # 5.10
     VHOST_USER = "vhost-user"  # the protocol's own, which are no sentences of the specification's
 
 
@@ -83,18 +84,7 @@ def load(folder: Path = FOLDERS[Requirements.DEVICE]) -> Mapping[str, Clause]:
 
     Raises ValueError if the files do not say of each statement of the index just one thing.
     """
-    index = load_index(folder)
-    clauses: dict[str, Clause] = {}
-    for area in OF_VIRTIO:
-        with (folder / f"{area.value}.toml").open("rb") as file:
-            records: dict[str, _Record] = tomllib.load(file)
-        for identity, record in records.items():
-            if identity in clauses or identity not in index.statements:
-                raise ValueError(f"{area.value}.toml: {identity} is there twice, or in no index")
-            clauses[identity] = _clause(identity, area, record, index)
-    if missing := index.statements.keys() - clauses.keys():
-        raise ValueError(f"nothing is said of {', '.join(sorted(missing))}")
-    return {identity: clauses[identity] for identity in index.statements}
+    return read(folder, OF_VIRTIO, _clause)
 
 
 def _clause(identity: str, area: Area, record: _Record, index: Index) -> Clause:

@@ -29,6 +29,7 @@ AREAS = {
     Area.RNG: ("entropy device", "5.4"),
     Area.BALLOON: ("traditional balloon device", "5.5"),
     Area.SCSI: ("SCSI host device", "5.6"),
+    Area.VSOCK: ("Socket device", "5.10"),
 }
 
 #: Characters of a target's name in a heading.

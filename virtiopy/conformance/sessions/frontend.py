@@ -25,14 +25,16 @@ def own_address(region: Region) -> int:
 class SuiteFrontend(VhostUserFrontend):
     """A frontend that moves memory, logs what is written, and says any feature bits."""
 
-    def __init__(self, connection: Connection, *, wanted: int) -> None:
+    def __init__(
+        self, connection: Connection, *, wanted: int, knows_protocol_features: bool = True
+    ) -> None:
         #: The user address that the backend is told of a region, whatever it is here.
         self.user_address: Callable[[Region], int] = own_address
         #: Other files of regions, by the region's guest address: each is one whole.
         self.replaced: Mapping[int, int] = {}
         #: The guest address by which a ring's used ring is logged, by the ring's index.
         self.used_logs: dict[int, int] = {}
-        super().__init__(connection, wanted=wanted)
+        super().__init__(connection, wanted=wanted, knows_protocol_features=knows_protocol_features)
 
     def described(self, region: Region) -> MemoryRegion:
         """Return what the backend is told of a region."""

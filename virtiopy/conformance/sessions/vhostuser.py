@@ -82,6 +82,8 @@ class VhostUserSession(Session):
         self._driver_ok = False
         self._inflight: InflightFile | None = None
         self._frontend: SuiteFrontend | None = None
+        #: Whether the frontend is one that knows of protocol features.
+        self.knows_protocol_features = True
         #: Whether a session begins with a table of all memory.
         self.shares_memory = True
         #: The protocol features that are negotiated, where they are offered.
@@ -108,7 +110,11 @@ class VhostUserSession(Session):
         stream = self.backend.connect(self.patience)
         stream.settimeout(self.patience)
         with self._peer():
-            self._frontend = SuiteFrontend(traced(stream, self.trace), wanted=self.wanted_protocol)
+            self._frontend = SuiteFrontend(
+                traced(stream, self.trace),
+                wanted=self.wanted_protocol,
+                knows_protocol_features=self.knows_protocol_features,
+            )
             if self.shares_memory:
                 self._frontend.set_memory(self.memory)
 
@@ -219,6 +225,13 @@ class VhostUserSession(Session):
         self._open()
         if missing := [feature.name for feature in features if not self.frontend.has(feature)]:
             raise NotApplicableError(f"the backend does not offer {' and '.join(missing)}")
+
+    def forget_protocol_features(self) -> None:
+        """Be a frontend from before there were protocol features, in a session that begins anew."""
+        self.knows_protocol_features = False
+        self._hang_up()
+        self._forget_queues()
+        self._open()
 
     # Features and life
 

@@ -12,6 +12,7 @@ from virtiopy.conformance.targets.disks import BlkHost
 from virtiopy.conformance.targets.hosts import BalloonHost, ConsoleHost, Host, Link, NetHost
 from virtiopy.conformance.targets.ninep import VersionServer
 from virtiopy.conformance.targets.scsi import ScsiHost
+from virtiopy.conformance.targets.vsock import GUEST_CID, VsockHost
 from virtiopy.devices.balloon import Balloon
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.devices.blk import Blk
@@ -22,6 +23,7 @@ from virtiopy.devices.ninep import NineP
 from virtiopy.devices.registry import entries
 from virtiopy.devices.rng import Rng
 from virtiopy.devices.scsi import Scsi
+from virtiopy.devices.vsock import Vsock
 
 #: The MAC address of `inproc:net`.
 MAC = bytes.fromhex("020000000001")
@@ -103,6 +105,14 @@ def build_scsi(kind: type[Scsi] = Scsi) -> Rig:
     return Rig(device, host)
 
 
+def build_vsock(kind: type[Vsock] = Vsock) -> Rig:
+    """Make a socket device with a program at each of a few ports of the host's."""
+    host = VsockHost()
+    device = kind(GUEST_CID, host.sockets)
+    host.attach(device)
+    return Rig(device, host)
+
+
 class _Builders(Mapping[str, Factory]):
     """What makes each device of virtiopy's, and its variants, for the suite."""
 
@@ -110,12 +120,14 @@ class _Builders(Mapping[str, Factory]):
         for entry in entries():
             if (place := entry.rigs.get(name)) is not None:
                 return cast("Factory", find(place))
-            if not entry.rigs and entry.name == name:
+            if not entry.rigs and entry.in_process and entry.name == name:
                 return partial(_build_by_default, entry)
         raise KeyError(name)
 
     def __iter__(self) -> Iterator[str]:
-        return (name for entry in entries() for name in entry.rigs or [entry.name])
+        return (
+            name for entry in entries() if entry.in_process for name in entry.rigs or [entry.name]
+        )
 
     def __len__(self) -> int:
         return len(list(iter(self)))

@@ -1,7 +1,7 @@
 """What a user can do to the logical units of a running device, by `virtiopy ctl`."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Protocol, TypeAlias, runtime_checkable
 
@@ -10,9 +10,9 @@ from virtiopy.devices.scsi.address import Address
 from virtiopy.devices.scsi.spc import PrimaryUnit
 from virtiopy.errors import ConfigError
 
-#: Makes a logical unit of a value as `disk=PATH,lun=1`: its address, where that is given, and the
-#: unit. Raises ConfigError.
-OpenUnit: TypeAlias = Callable[[str, "UnitAddresses"], tuple[Address, PrimaryUnit]]
+#: Makes a logical unit of a value as `disk=PATH,lun=1`, and of the files that the user has opened
+#: for it: its address, where that is given, and the unit. Raises ConfigError.
+OpenUnit: TypeAlias = Callable[[str, "UnitAddresses", Sequence[int]], tuple[Address, PrimaryUnit]]
 
 #: The addresses that are taken.
 UnitAddresses: TypeAlias = Mapping[Address, object]
@@ -69,7 +69,7 @@ def _add(device: VirtioDevice, arguments: CommandArguments) -> Mapping[str, Fact
     text = arguments.text("attach")
     if not text or device.open_unit is None:
         raise ConfigError("There is nothing to attach: write it as in --attach disk=b.img,lun=1.")
-    address, unit = device.open_unit(text, device.units)
+    address, unit = device.open_unit(text, device.units, arguments.files())
     device.add_unit(address, unit)
     return {"unit": str(address), "size": unit.medium_size}
 
@@ -81,7 +81,10 @@ COMMANDS: Mapping[str, DeviceCommand] = MappingProxyType(
         ),
         "scsi-remove": DeviceCommand("Unplug a SCSI unit (TARGET:LUN).", ("unit",), _remove),
         "scsi-add": DeviceCommand(
-            "Plug a SCSI unit in, written as for --scsi: disk=PATH,lun=1.", ("attach",), _add
+            "Plug a SCSI unit in, written as for --scsi: disk=PATH,lun=1.",
+            ("attach",),
+            _add,
+            opens="virtiopy.cli.scsi:open_for_plugging",
         ),
     }
 )

@@ -104,7 +104,13 @@ class VhostUserFrontend(Closing):
     none in time or a wrong one: the session is over then.
     """
 
-    def __init__(self, connection: socket.socket | Connection, *, wanted: int = WANTED) -> None:
+    def __init__(
+        self,
+        connection: socket.socket | Connection,
+        *,
+        wanted: int = WANTED,
+        knows_protocol_features: bool = True,
+    ) -> None:
         if isinstance(connection, socket.socket):
             connection.settimeout(ANSWER_TIME)
             connection = Connection(connection)
@@ -117,7 +123,9 @@ class VhostUserFrontend(Closing):
             self.features = self.get_features()
             self._tell(Request.SET_OWNER)
             #: Whether rings are enabled and disabled by messages (SET_VRING_ENABLE).
-            self.has_states = has_feature(self.features, VHOST_USER_F_PROTOCOL_FEATURES)
+            self.has_states = knows_protocol_features and has_feature(
+                self.features, VHOST_USER_F_PROTOCOL_FEATURES
+            )
             if self.has_states:
                 offered = self._ask_u64(Request.GET_PROTOCOL_FEATURES)
                 # From here on: an acknowledgement of this very request would be the first.

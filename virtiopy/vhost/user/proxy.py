@@ -1,9 +1,9 @@
 """Between a frontend and a backend of vhost-user: what each says is passed on, and seen.
 
 The proxy maps the memory that the frontend sends, and has eventfds of its own for kicks and calls:
-before it passes one on it looks at the ring, and tells what became available and what was used. It
-writes nothing into memory. A side that leaves, or says what is no message, ends the session, and
-the proxy waits for the next frontend.
+before it passes one on it looks at the ring, and tells those who watch (passing.ProxyWatch) what
+became available and what was used. It writes nothing into memory. A side that leaves, or says what
+is no message, ends the session, and the proxy waits for the next frontend.
 
 A ring that the driver or the device polls is looked at only where a notification passes: what was
 made available and used between two of them can be missed.
@@ -16,7 +16,6 @@ import socket
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 from virtiopy import eventfds
 from virtiopy.closing import Closing
@@ -37,32 +36,16 @@ from virtiopy.vhost.user.messages import (
     to_ring_file,
     to_u64,
 )
+from virtiopy.vhost.user.passing import ProxyWatch
 from virtiopy.vhost.user.seenqueue import SeenQueue
 from virtiopy.virtqueue import layout
 from virtiopy.virtqueue.layout import RingFormat
-from virtiopy.virtqueue.queue import QueueAreas, QueueObserver, QueueState
+from virtiopy.virtqueue.queue import QueueAreas, QueueState
 
 log = logging.getLogger(__name__)
 
 #: Messages of one side that are passed on before others have their turn.
 _MESSAGES_A_TURN = 64
-
-
-class ProxyWatch(Protocol):
-    """Who is told of what passes."""
-
-    @property
-    def observers(self) -> Sequence[QueueObserver]:
-        """What looks on at each ring."""
-
-    def message(self, message: Message, from_frontend: bool) -> None:
-        """See a message, before it is passed on."""
-
-    def kicked(self, index: int) -> None:
-        """See a kick of a ring."""
-
-    def called(self, index: int) -> None:
-        """See a used buffer notification of a ring."""
 
 
 class _Notifier(Closing):
@@ -122,6 +105,12 @@ class _Ring(Closing):
         """Forget where the ring is, and keep how far it has come."""
         if self.queue is not None:
             self.base = self.queue.state.vring_base
+            self.forget(stopped=False)
+
+    def forget(self, *, stopped: bool) -> None:
+        """Look at the ring no more; `stopped` says that the frontend has stopped it."""
+        if self.queue is not None:
+            self.queue.close(stopped=stopped)
             self.queue = None
 
     def flush(self) -> None:
@@ -149,13 +138,15 @@ class Session(Closing):
         frontend: socket.socket,
         backend: socket.socket,
         loop: EventLoop,
-        watch: ProxyWatch,
+        watches: Sequence[ProxyWatch],
         ended: Callable[[], None],
     ) -> None:
         self._loop = loop
-        self._seen_by = watch
+        self._seen_by = tuple(watches)
         self._ended = ended
         self._memory = FrontendMemory()
+        for one in self._seen_by:
+            one.began(self._memory)
         self._rings: dict[int, _Ring] = {}
         self._features = 0
         self._closed = False
@@ -178,10 +169,13 @@ class Session(Closing):
         for index, ring in self._rings.items():
             if ring.queue is not None:
                 self._look(index)
+            ring.forget(stopped=False)
             ring.is_seen = False
             ring.close()
         for connection in self._connections.values():
             connection.close()
+        for one in self._seen_by:
+            one.ended()
         self._memory.close()
 
     def _end(self, reason: str, level: int = logging.WARNING) -> None:
@@ -213,7 +207,8 @@ class Session(Closing):
             # What was notified before the message is known before it.
             for ring in self._rings.values():
                 ring.flush()
-            self._seen_by.message(message, from_frontend)
+            for one in self._seen_by:
+                one.message(message, from_frontend)
             if from_frontend and (learn := _LEARNERS.get(message.request)) is not None:
                 learn(self, message)
             elif message.request == Request.GET_VRING_BASE and message.flags & Flag.REPLY:
@@ -256,7 +251,8 @@ class Session(Closing):
     def _set_vring_base(self, message: Message) -> None:
         state = RingState.decode(message)
         ring = self._ring(state.index)
-        ring.queue, ring.base = None, state.number
+        ring.forget(stopped=False)
+        ring.base, ring.is_seen = state.number, True
 
     def _set_vring_addr(self, message: Message) -> None:
         addresses = RingAddresses.decode(message)
@@ -275,6 +271,9 @@ class Session(Closing):
             message.fds.append(os.dup(ours))
             before = partial(self._kicked, index)
             ring.kick = _Notifier(self._loop, theirs, ours, before, f"kicks of ring {index}")
+        if ring.addresses is not None and ring.size:
+            # Before the backend works it.
+            self._look(index)
 
     def _set_vring_call(self, message: Message) -> None:
         index = to_ring_file(message)
@@ -293,19 +292,22 @@ class Session(Closing):
         if ring.queue is not None:
             # The driver may not have been notified of the last.
             self._look(state.index)
-        ring.queue, ring.base = None, state.number
+        ring.forget(stopped=True)
+        ring.base = state.number
 
     # Rings
 
     def _kicked(self, index: int) -> None:
-        self._seen_by.kicked(index)
+        for one in self._seen_by:
+            one.kicked(index)
         self._look(index)
 
     def _called(self, index: int) -> None:
-        self._look(index)
-        self._seen_by.called(index)
+        self._look(index, notified=True)
+        for one in self._seen_by:
+            one.called(index)
 
-    def _look(self, index: int) -> None:
+    def _look(self, index: int, *, notified: bool = False) -> None:
         """See what became available and what was used; a ring that cannot be seen is left alone."""
         ring = self._ring(index)
         if not ring.is_seen:
@@ -313,11 +315,13 @@ class Session(Closing):
         try:
             if ring.queue is None:
                 ring.queue = self._open(index, ring)
-            ring.queue.look()
+            ring.queue.look(notified=notified)
         except (PeerError, DriverError) as error:
             log.warning("ring %d is passed on and not looked at any more: %s", index, error)
             ring.is_seen = False
             ring.queue = None
+            for one in self._seen_by:
+                one.unseen(index, error)
 
     def _open(self, index: int, ring: _Ring) -> SeenQueue:
         addresses = ring.addresses
@@ -341,7 +345,9 @@ class Session(Closing):
             state=QueueState(ring.base),
             # The device's own limit is not known here.
             longest_chain=layout.QUEUE_SIZE_MAX,
-            observers=self._seen_by.observers,
+            in_order=has_feature(self._features, Feature.VIRTIO_F_IN_ORDER),
+            observers=[seen for one in self._seen_by for seen in one.observers],
+            sure=[seen for one in self._seen_by for seen in one.sure],
         )
 
 
@@ -374,12 +380,12 @@ class Proxy(Closing):
         listener: socket.socket,
         connect: Callable[[], socket.socket],
         loop: EventLoop,
-        watch: ProxyWatch,
+        watches: Sequence[ProxyWatch],
     ) -> None:
         self._loop = loop
         self._listener = listener
         self._connect = connect
-        self._seen_by = watch
+        self._seen_by = tuple(watches)
         self._session: Session | None = None
         self._made = SocketFile.at(Path(listener.getsockname()))
         listener.setblocking(False)

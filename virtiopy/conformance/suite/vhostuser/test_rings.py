@@ -161,8 +161,11 @@ def test_a_request_to_a_ring_that_is_disabled_is_carried_out_when_that_is_enable
 
 @pytest.mark.clause("ring-states:5")
 def test_no_write_to_a_disk_is_carried_out_while_its_ring_is_disabled(
-    vhost_user: VhostUserSession, blk: BlkDriver
+    vhost_user: VhostUserSession, driver: DeviceDriver
 ) -> None:
+    if not isinstance(driver, BlkDriver):
+        raise NotApplicableError("what a request does to the host's side is seen of disks alone")
+    blk = driver
     if vhost_user.offers("VIRTIO_BLK_F_RO"):
         raise NotApplicableError("the disk is read-only")
     blk.start()
@@ -208,6 +211,16 @@ def test_a_ring_is_disabled_and_enabled_again_and_again(
     for _ in range(5):
         vhost_user.frontend.enable_ring(index, enable=False)
         vhost_user.frontend.enable_ring(index)
+        driver.good()
+
+
+@pytest.mark.clause("ring-states:9", "communication:6")
+def test_all_rings_are_enabled_for_a_frontend_that_knows_no_protocol_features(
+    vhost_user: VhostUserSession, driver: DeviceDriver
+) -> None:
+    vhost_user.forget_protocol_features()
+    driver.start([])
+    with blaming("ring-states:9"):
         driver.good()
 
 
@@ -320,6 +333,25 @@ def test_what_is_in_flight_is_completed_before_a_ring_stops(
         vhost_user.kick(index)
         for one in sent:
             driver.finish(one)
+
+
+@pytest.mark.clause("communication:5")
+def test_a_frontend_that_keeps_to_the_protocol_is_not_left(
+    vhost_user: VhostUserSession, driver: DeviceDriver
+) -> None:
+    """It stops a guest and has it go on, and resets it."""
+    with blaming("communication:5"):
+        driver.start()
+        driver.good()
+        bases = {index: vhost_user.stop_queue(index) for index in sorted(vhost_user.queues)}
+        for index, base in bases.items():
+            vhost_user.start_queue(index, base)
+        driver.good()
+        vhost_user.check_alive()
+        vhost_user.reset()
+        driver.start()
+        driver.good()
+        vhost_user.check_alive()
 
 
 # Reset
