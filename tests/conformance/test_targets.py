@@ -30,9 +30,6 @@ QEMU_DIFFERENCES = {
     # A ring that is disabled MUST be processed without side effects: libvhost-user keeps note,
     # and QEMU's export does not ask.
     "test_no_write_to_a_disk_is_carried_out_while_its_ring_is_disabled": "ring-states:5",
-    # All requests in flight MUST be completed before the reply to GET_VRING_BASE. (The sentence is
-    # younger than this QEMU.) What has random walks fail is the same.
-    "test_what_is_in_flight_is_completed_before_a_ring_stops": "GET_VRING_BASE:2",
     # A ring without a call eventfd is one whose driver polls: libvhost-user writes to -1, and
     # leaves.
     "test_a_ring_whose_driver_polls_is_worked": "SET_VRING_CALL:2",
@@ -41,6 +38,13 @@ QEMU_DIFFERENCES = {
     # At least as many bytes as the used length says MUST be written: of the ID the length says 20,
     # and what lies after the string's NUL is not written (5.2.6 has it padded).
     "test_all_20_bytes_of_a_device_id_string_are_written_with_nul_after_its_end": "2.7.8.2:2",
+}
+
+#: Those that it meets where it is done before it is asked: a busy machine may let it.
+QEMU_IN_TIME = {
+    # All requests in flight MUST be completed before the reply to GET_VRING_BASE. (The sentence is
+    # younger than this QEMU.) What has random walks fail is the same.
+    "test_what_is_in_flight_is_completed_before_a_ring_stops": "GET_VRING_BASE:2",
 }
 
 
@@ -128,7 +132,7 @@ def test_qemu_storage_daemon_meets_every_statement_but_the_known(tmp_path: Path)
         if test["outcome"] == "failed"
         for clause in test["clauses"] or ["none"]
     }
-    assert failed == QEMU_DIFFERENCES, run.stdout
+    assert failed | QEMU_IN_TIME == QEMU_DIFFERENCES | QEMU_IN_TIME, run.stdout
 
 
 @pytest.mark.parametrize(
@@ -146,4 +150,4 @@ def test_the_reference_has_the_known_differences() -> None:
     page = (REPOSITORY / "docs" / "conformance.md").read_text()
     _, _, differences = page.partition("## Known differences")
     listed = re.findall(r"^\| ([\w.-]+:\d+) \|", differences, re.MULTILINE)
-    assert sorted(listed) == sorted(QEMU_DIFFERENCES.values())
+    assert sorted(listed) == sorted((QEMU_DIFFERENCES | QEMU_IN_TIME).values())
