@@ -91,7 +91,11 @@ def pytest_configure(config: pytest.Config) -> None:
             # What is ignored stays so, as under nohup(1), and what is handled already.
             if signal.getsignal(number) is signal.SIG_DFL:
                 signal.signal(number, signal.default_int_handler)
-                config.add_cleanup(partial(signal.signal, number, signal.SIG_DFL))
+                config.add_cleanup(partial(_restore, number))
+
+
+def _restore(number: signal.Signals) -> None:
+    signal.signal(number, signal.SIG_DFL)
 
 
 class Timeout:
