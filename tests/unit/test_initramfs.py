@@ -9,10 +9,20 @@ from pathlib import Path
 import pytest
 
 from tests.patience import PATIENCE
+from virtiopy.cli.linux import parse_root
 from virtiopy.errors import ConfigError
 from virtiopy.linux import initramfs
 from virtiopy.linux.cpio import Archive
-from virtiopy.linux.initramfs import Contents, Task, applets, build, find_busybox, programs_for
+from virtiopy.linux.initramfs import (
+    ROOT_FOLDERS,
+    Contents,
+    RootWrites,
+    Task,
+    applets,
+    build,
+    find_busybox,
+    programs_for,
+)
 from virtiopy.linux.kernels import LinuxKernel
 from virtiopy.linux.modules import ModuleTree
 from virtiopy.linux.programs import add_program, find_program
@@ -174,3 +184,32 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, contents
     blocked = tmp_path / "file"
     blocked.write_bytes(b"")
     assert build(contents, Task(["true"]), blocked / "cache")
+
+
+# A folder of the host's as the root
+
+
+def test_a_root_is_a_share_that_cannot_be_written_unless_the_words_say_so(tmp_path: Path) -> None:
+    assert parse_root("/a,,b") == ("/a,,b,tag=virtiopy-root,readonly=on", RootWrites.DISCARD)
+    for name in ROOT_FOLDERS:
+        (tmp_path / name).mkdir()
+    share, writes = parse_root(f"{tmp_path},writes=keep")
+    assert share == f"{tmp_path},tag=virtiopy-root,readonly=off"
+    assert writes is RootWrites.KEEP
+    settings = initramfs._last(Task(root=writes))
+    assert b"ROOT=keep\n" in settings
+    assert b"ROOT_TAG=virtiopy-root\n" in settings
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (",writes=no", "writes=no: use one of discard, refuse, keep"),
+        (",writes=keep", "has no folder dev"),
+        (",writes=refuse", "has no folder dev"),
+        (",readonly=on", "does not know 'readonly=on'"),
+    ],
+)
+def test_a_root_that_cannot_be_one_is_said(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        parse_root(f"{tmp_path}{text}")

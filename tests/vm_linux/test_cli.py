@@ -13,7 +13,8 @@ from tests.guest.accelerators import needs_unicorn
 from tests.guest.support import VIRTIOPY, Outcome, assert_one_sentence
 from tests.patience import PATIENCE
 from tests.unit.test_elf import MIB, XEN_NOTE, build
-from virtiopy.linux.cache import cache_folder
+from virtiopy.cache import cache_folder
+from virtiopy.linux.initramfs import ROOT_FOLDERS
 from virtiopy.linux.kernels import NoKernelError, find_kernel
 
 pytestmark = [
@@ -62,6 +63,35 @@ def test_the_status_and_the_exits_are_the_commands(tmp_path: Path) -> None:
     assert image.read_bytes().startswith(b"written")
     assert "InterruptACK" in done.errors
     assert json.loads(report.read_text())["status"] == 42
+
+
+@pytest.mark.parametrize(
+    ("writes", "status"),
+    [
+        ("discard", 0),
+        pytest.param("keep", 0, marks=pytest.mark.nightly),
+        pytest.param("refuse", 1, marks=pytest.mark.nightly),
+    ],
+)
+def test_a_folder_is_the_root_and_changes_as_the_words_say(
+    tmp_path: Path, writes: str, status: int
+) -> None:
+    folder = tmp_path / "a, b"
+    for name in ROOT_FOLDERS if writes != "discard" else ():
+        (folder / name).mkdir(parents=True)
+    folder.mkdir(exist_ok=True)
+    (folder / "file").write_text("the host's\n")
+    value = f"{folder},writes={writes}".replace("a, b", "a,, b")
+    line = "cat /file; echo more >>/file; mkdir /mnt && cat /file"
+    done = virtiopy("linux", "--accel", "tcg", "--root", value, "--", line)
+    assert done.status == status, done.errors
+    changed = "the host's\nmore\n"
+    if writes == "refuse":
+        assert "Read-only file system" in done.output
+    else:
+        assert done.output.endswith(f"the host's\n{changed}")
+    assert (folder / "file").read_text() == (changed if writes == "keep" else "the host's\n")
+    assert (folder / "mnt").exists() == (writes == "keep")
 
 
 # A kernel by its file

@@ -1,6 +1,5 @@
 """A kernel of anyone's making: what its file is, and the way to boot it."""
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -8,6 +7,7 @@ from typing import Protocol
 from virtiopy.accel.base import Cpu
 from virtiopy.boot import pvh
 from virtiopy.boot.bzimage import BzImage
+from virtiopy.boot.content import read_content
 from virtiopy.boot.elf import GuestImage
 from virtiopy.boot.multiboot import MultibootKernel
 from virtiopy.boot.parameters import BootParameters
@@ -91,7 +91,7 @@ class PlainKernel:
 def open_kernel(path: Path) -> Kernel:
     """Say what a kernel's file is; raises ConfigError, with the remedy, where it cannot boot."""
     try:
-        content = path.read_bytes()
+        content = read_content(path)
     except OSError as error:
         raise ConfigError(
             f"The kernel {path} cannot be read ({error.strerror}): name a bzImage, a vmlinux or "
@@ -125,7 +125,7 @@ def _unpacked(bzimage: BzImage) -> Kernel:
     if packed_with(bzimage.payload) is not None:
         try:
             content = unpack(bzimage.payload, f"The kernel {bzimage.path}")
-            image = GuestImage.parse(bzimage.path, io.BytesIO(content))
+            image = GuestImage.parse(bzimage.path, content)
             if image.pvh_entry is not None:
                 return PvhKernel(image)
         except ConfigError as error:
@@ -139,7 +139,7 @@ def _unpacked(bzimage: BzImage) -> Kernel:
 
 
 def _elf_kernel(path: Path, content: bytes) -> Kernel:
-    image = GuestImage.parse(path, io.BytesIO(content))
+    image = GuestImage.parse(path, content)
     if image.pvh_entry is not None:
         return PvhKernel(image)
     multiboot = MultibootKernel.parse(path, content, image)

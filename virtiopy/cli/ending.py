@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from virtiopy.boot.symbols import symbol_at
 from virtiopy.cli.output import PATIENCE, OutputError, PatientOutput
 from virtiopy.cli.signals import SignalError
 from virtiopy.devices.base import GONE_FOR
@@ -104,19 +103,26 @@ def tell(
         raise raised
 
 
+def name_code(image: Path, address: int) -> str | None:
+    """Return the function at an address of a guest's, where its image says."""
+    from virtiopy.boot.symbols import symbol_at
+
+    return symbol_at(image, address)
+
+
 def run_to_end(machine: Machine, timeout: float, image: Path) -> Ending:
     """Run the guest for at most `timeout` seconds, or for ever with 0, whatever ends it.
 
     `image` is the guest's, with its symbols. Raises what kept the guest from running at all.
     """
-    name_code = partial(symbol_at, image)
+    symbol_at = partial(name_code, image)
     try:
         result = machine.run(timeout or None)
     except BaseException as error:
         if machine.result is None:
             raise
         reason = reason_of(error)
-        standing = machine.standing(name_code) if reason in _STANDING else None
+        standing = machine.standing(symbol_at) if reason in _STANDING else None
         return Ending(reason, machine.result, error, standing)
     if result.status is not None:
         return Ending(Reason.EXIT, result)
@@ -125,7 +131,7 @@ def run_to_end(machine: Machine, timeout: float, image: Path) -> Ending:
         late += f": {gone}: start it again, and see why it ended."
     else:
         late += ": give it more with --timeout, or find out what it waits for."
-    return Ending(Reason.TIMEOUT, result, GuestError(late), machine.standing(name_code))
+    return Ending(Reason.TIMEOUT, result, GuestError(late), machine.standing(symbol_at))
 
 
 def backends_gone(machine: Machine) -> str:

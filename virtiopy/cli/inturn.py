@@ -29,6 +29,8 @@ _FILES = ("trace", "pcap")
 
 def asks_for_turns(*choices: str | None) -> bool:
     """Say whether one of the options asks for several devices in turn."""
+    if not any(choices):
+        return False
     from virtiopy.check.cases import is_in_turn
 
     return any(is_in_turn(choice) for choice in choices)

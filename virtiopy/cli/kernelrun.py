@@ -8,9 +8,8 @@ from pathlib import Path
 
 import click
 
-from virtiopy.boot.symbols import symbol_at
 from virtiopy.cli.attachments import open_target
-from virtiopy.cli.ending import Ending, Reason, backends_gone, run_to_end
+from virtiopy.cli.ending import Ending, Reason, backends_gone, name_code, run_to_end
 from virtiopy.cli.main import EXIT_ERROR, EXIT_GUEST_FAILED
 from virtiopy.devices.streams import Stream
 from virtiopy.errors import GuestError
@@ -121,7 +120,7 @@ def _where(machine: Machine, output: SerialOutput, kernel: Path) -> str:
     cpus = []
     for cpu in machine.cpus:
         rip = cpu.cpu.get_registers().rip
-        symbol = symbol_at(kernel, rip)
+        symbol = name_code(kernel, rip)
         cpus.append(f"CPU {cpu.number} is at rip {rip:#x}" + (f" ({symbol})" if symbol else ""))
     line = output.last_line
     said = f'it said last "{line}"' if line else "it has said nothing on the serial port"

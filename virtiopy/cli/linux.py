@@ -6,6 +6,7 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,12 +15,15 @@ from virtiopy.cli.devices import DeviceCommand, attach_options
 from virtiopy.cli.inturn import asks_for_turns, run_in_turn
 from virtiopy.cli.machines import MachineOptions, machine_options, open_machine
 from virtiopy.cli.main import EXIT_GUEST_FAILED
-from virtiopy.cli.options import note
-from virtiopy.cli.sandboxed import Sandbox
+from virtiopy.cli.options import DeviceOptions, note
+from virtiopy.cli.sandboxed import AT_THE_END, Sandbox
 from virtiopy.cli.trace import TraceChoice
 from virtiopy.devices.registry import entries, entry_named
 from virtiopy.errors import ConfigError
 from virtiopy.files import check_output
+
+if TYPE_CHECKING:
+    from virtiopy.linux.initramfs import RootWrites
 
 #: What makes a kernel quick to boot, and quiet: there is no other user here to protect it from.
 WORDS = (
@@ -39,6 +43,7 @@ WORDS = (
   virtiopy linux -- uname -a
   virtiopy linux --disk d.img -- 'mkfs.ext2 /dev/vda && mount /dev/vda /mnt && df /mnt'
   virtiopy linux --net tap=t0,create=on,address=192.0.2.1/24 -- ping -c 3 192.0.2.1
+  virtiopy linux --root / -- python3 -c 'print("Hello")'
   virtiopy linux --disk d.img --exits -- dd if=/dev/vda of=/dev/null bs=4k count=100 iflag=direct
 """,
 )
@@ -66,6 +71,12 @@ WORDS = (
     help="One more of the kernel's modules to insert, with those that it needs.",
 )
 @click.option(
+    "--root",
+    metavar="FOLDER[,writes=discard|refuse|keep]",
+    help="Have this folder of the host's as the root, by 9P; / is the host's own. What the guest "
+    "writes there is in its memory and goes with it, or is an error, or is kept in the folder.",
+)
+@click.option(
     "--exits",
     "show_exits",
     is_flag=True,
@@ -79,6 +90,7 @@ def command(
     append: str,
     programs: tuple[str, ...],
     modules: tuple[str, ...],
+    root: str | None,
     show_exits: bool,
     accel: str,
     mode: str,
@@ -108,16 +120,14 @@ def command(
     after that of the host's side, where this was given one. One word is a line for the shell; more
     are a program and its arguments. The status is COMMAND's.
     """
-    from rich.console import Console
-
     from virtiopy.boot.kernel import open_kernel
     from virtiopy.boot.parameters import Initrd
-    from virtiopy.cli import kernelrun, report
+    from virtiopy.cache import cache_folder
+    from virtiopy.cli import kernelrun
     from virtiopy.cli.ending import tell
     from virtiopy.cli.output import patient_output
     from virtiopy.cli.tapresults import parse_tap
     from virtiopy.linux import initramfs
-    from virtiopy.linux.cache import cache_folder
     from virtiopy.linux.kernels import LinuxKernel, find_kernel
     from virtiopy.linux.unpacked import unpacked
     from virtiopy.vm.pc import Pc
@@ -145,10 +155,19 @@ def command(
     )
     cache = cache_folder()
     found = LinuxKernel.of(kernel) if kernel is not None else find_kernel(cache, note)
+    writes: initramfs.RootWrites | None = None
+    if root is not None:
+        if programs:
+            raise ConfigError(
+                "--with has programs in the guest's own small root, and --root has the folder's: "
+                "leave one of them out."
+            )
+        share, writes = parse_root(root)
+        attached["ninep"] = (*attached["ninep"], share)
+        modules = (*modules, *initramfs.ROOT_MODULES)
     wanted = [name for entry in entries() if attached[entry.name] for name in entry.linux_modules]
-    contents = initramfs.Contents(
-        found, (*wanted, *modules), initramfs.programs_for(words, programs)
-    )
+    copied = () if root is not None else initramfs.programs_for(words, programs)
+    contents = initramfs.Contents(found, (*wanted, *modules), copied)
     typed = not words or sys.stdin.isatty()
     task = initramfs.Task(
         words,
@@ -156,6 +175,7 @@ def command(
         interactive=typed,
         size=terminal_size(),
         measured=show_exits,
+        root=writes,
     )
     if show_exits and not words:
         raise ConfigError("--exits measures a command: give one after --.")
@@ -183,9 +203,14 @@ def command(
                 machine.on_stop.append(printed.hurry)
             options.sandbox.reads(image)
             options.sandbox.writes(json_path)
+            options.sandbox.imports(*AT_THE_END)
             options.sandbox.enter()
             status, ending = kernelrun.run_to_the_end(machine, pc, output, image, timeout or 0)
         kept = True
+
+        from rich.console import Console
+
+        from virtiopy.cli import report
 
         def show() -> None:
             nonlocal kept
@@ -203,6 +228,24 @@ def command(
         )
         tell(ending, show, save, json_path, printed)
     return status if kept else max(status, EXIT_GUEST_FAILED)
+
+
+def parse_root(text: str) -> "tuple[str, RootWrites]":
+    """Return the share that is the root, and what becomes of writes; raises ConfigError."""
+    from virtiopy.linux.initramfs import ROOT_FOLDERS, ROOT_TAG, RootWrites
+
+    options = DeviceOptions("--root", text, ["writes"])
+    writes = RootWrites(options.choice("writes", list(RootWrites), RootWrites.DISCARD))
+    folder = Path(options.main)
+    lacking = [name for name in ROOT_FOLDERS if not (folder / name).is_dir()]
+    if writes is not RootWrites.DISCARD and lacking:
+        raise ConfigError(
+            f"The root {folder} has no folder {lacking[0]}, where the guest mounts what is its "
+            "own: make it, or leave out writes=..."
+        )
+    readonly = "off" if writes is RootWrites.KEEP else "on"
+    escaped = options.main.replace(",", ",,")
+    return f"{escaped},tag={ROOT_TAG},readonly={readonly}", writes
 
 
 def guest_addresses(nets: tuple[str, ...]) -> list[str]:

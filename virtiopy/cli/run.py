@@ -10,7 +10,7 @@ from virtiopy.cli.devices import DeviceCommand, attach_options
 from virtiopy.cli.inturn import asks_for_turns, run_in_turn
 from virtiopy.cli.machines import MachineOptions, machine_options, open_machine
 from virtiopy.cli.main import EXIT_GUEST_FAILED
-from virtiopy.cli.sandboxed import Sandbox
+from virtiopy.cli.sandboxed import AT_THE_END, Sandbox
 from virtiopy.cli.trace import TraceChoice
 from virtiopy.cli.until import Until, until_options
 from virtiopy.errors import ConfigError
@@ -169,11 +169,8 @@ def _run_guest(
     json_path: Path | None,
     until: Until,
 ) -> int:
-    from rich.console import Console
-
     from virtiopy.boot.elf import GuestImage
     from virtiopy.boot.guests import guest_path
-    from virtiopy.cli import report
     from virtiopy.cli.ending import run_to_end, tell
     from virtiopy.cli.guestoutput import GuestOutput
     from virtiopy.cli.output import patient_output
@@ -200,11 +197,16 @@ def _run_guest(
             machine.on_stop.append(printed.hurry)
         options.sandbox.reads(image.path)
         options.sandbox.writes(json_path)
+        options.sandbox.imports(*AT_THE_END)
         options.sandbox.enter()
         ending = run_to_end(machine, timeout, image.path)
         results = parse_tap(output.text, whole=output.is_whole)
         passed = until.passed(ending.result.status == 0 and results.passed)
         kept = True
+
+        from rich.console import Console
+
+        from virtiopy.cli import report
 
         def show() -> None:
             nonlocal kept
@@ -241,11 +243,9 @@ def _run_kernel(
     json_path: Path | None,
     until: Until,
 ) -> int:
-    from rich.console import Console
-
     from virtiopy.boot.kernel import open_kernel
     from virtiopy.boot.parameters import Initrd
-    from virtiopy.cli import kernelrun, report
+    from virtiopy.cli import kernelrun
     from virtiopy.cli.ending import tell
     from virtiopy.cli.guestoutput import GuestOutput
     from virtiopy.cli.output import patient_output
@@ -278,12 +278,17 @@ def _run_kernel(
             options.sandbox.reads(path)
             options.sandbox.opens(serial)
             options.sandbox.writes(json_path)
+            options.sandbox.imports(*AT_THE_END)
             options.sandbox.enter()
             status, ending = kernelrun.run_to_the_end(machine, pc, output, path, timeout or 0)
         if ending.error is None and until.missed():
             click.echo(f"virtiopy: the guest ended and did not print {until.success!r}.", err=True)
             status = max(status, EXIT_GUEST_FAILED)
         kept = True
+
+        from rich.console import Console
+
+        from virtiopy.cli import report
 
         def show() -> None:
             nonlocal kept

@@ -1,5 +1,6 @@
 """The option --sandbox, and what the other options need of it."""
 
+import importlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,10 @@ def sandbox_option(function: Callable[..., int]) -> Callable[..., int]:
         help="Give up, once all is set up, every capability, file and system call that is not "
         "needed any more; auto does with what the kernel has, on refuses one that lacks a part.",
     )(function)
+
+
+#: What is imported when a guest has run, which need not wait for it.
+AT_THE_END = ("virtiopy.cli.report", "tap.parser")
 
 
 @dataclass(slots=True, frozen=True)
@@ -126,6 +131,13 @@ class Sandbox:
     def opens(self, target: str) -> None:
         """Keep what the host's side of a port takes away at its end: a link to a terminal."""
         self.rules += _link_rules(target)
+
+    def imports(self, *modules: str) -> None:
+        """Keep modules that are imported when a guest has run."""
+        if self.user is not None:
+            # The user might not be let into their folders.
+            for module in modules:
+                importlib.import_module(module)
 
     def enter(self) -> None:
         """Enter it, for good; raises ConfigError and HostError."""

@@ -1,9 +1,15 @@
 """What a guest reported, in the Test Anything Protocol."""
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from tap.parser import Parser
+if TYPE_CHECKING:
+    from tap.line import Line
+
+#: How the lines begin that a report is made of: without one, there is none.
+_STARTS = ("ok", "not ok", "1..", "Bail out!")
 
 
 @dataclass(slots=True, frozen=True)
@@ -61,7 +67,7 @@ def parse_tap(text: str, *, whole: bool = True) -> TapReport:
     """
     report = TapReport()
     planned: int | None = None
-    for line in Parser().parse_text(text):
+    for line in _tap_lines(text):
         if line.category == "test":
             skip = line.directive.reason if line.skip else None
             description = line.description.removeprefix("- ")
@@ -77,3 +83,12 @@ def parse_tap(text: str, *, whole: bool = True) -> TapReport:
     elif planned is not None and planned != len(report.tests):
         report.complaint = f"it has {len(report.tests)} of {planned} planned tests"
     return report
+
+
+def _tap_lines(text: str) -> "Iterable[Line]":
+    if not any(line.startswith(_STARTS) for line in text.splitlines()):
+        return ()
+    from tap.parser import Parser
+
+    parsed: Iterable[Line] = Parser().parse_text(text)
+    return parsed

@@ -5,6 +5,7 @@ boot is to do comes behind it.
 """
 
 import contextlib
+import enum
 import hashlib
 import os
 import shlex
@@ -25,8 +26,26 @@ _INIT = Path(__file__).with_name("init.sh")
 #: Of the kernel's modules, those without which no device is seen.
 _TRANSPORT = ("virtio_mmio",)
 
+#: The mount tag of the folder that is the root, and the module that keeps changes out of it.
+ROOT_TAG = "virtiopy-root"
+ROOT_MODULES = ("overlay",)
+
+#: Where the guest mounts file systems of its own: a root that it cannot make them in has them.
+ROOT_FOLDERS = ("dev", "proc", "run", "sys", "tmp")
+
 #: How many archives are kept.
 _KEPT = 8
+
+
+class RootWrites(enum.StrEnum):
+    """What becomes of what the guest writes to its root."""
+
+    #: It is in the guest's memory, and goes with it.
+    DISCARD = "discard"
+    #: It is an error.
+    REFUSE = "refuse"
+    #: It is in the folder.
+    KEEP = "keep"
 
 
 @dataclass(slots=True, frozen=True)
@@ -54,6 +73,8 @@ class Task:
     size: str = ""
     #: Whether what the command costs is to be measured.
     measured: bool = False
+    #: What becomes of what is written to the folder of the host's that is the root, if one is.
+    root: RootWrites | None = None
     #: Prints how many requests a device has served: they are counted and told, where it is given.
     count: str = ""
 
@@ -158,6 +179,8 @@ def _last(task: Task) -> bytes:
         "SIZE": task.size,
         "MEASURE": "1" if task.measured or task.count else "",
         "COUNT": task.count,
+        "ROOT": task.root or "",
+        "ROOT_TAG": ROOT_TAG,
     }
     lines = [f"{name}={shlex.quote(value)}\n" for name, value in settings.items()]
     archive.file("virtiopy/settings", "".join(lines).encode())
