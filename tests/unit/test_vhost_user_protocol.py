@@ -226,7 +226,7 @@ class FakeNetLink(FakeLink):
 
 
 def test_without_protocol_features_a_ring_starts_enabled(driver: Driver) -> None:
-    driver.frontend._has_states = False
+    driver.frontend.has_states = False
     driver.start()
     assert read_sector(driver, 2) == bytes([2]) * SECTOR
 
