@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -86,12 +87,15 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(str(error)) from error
     if threading.current_thread() is threading.main_thread():
         # The user who ends the run is told what was found, as after Ctrl-C.
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            # What is ignored stays so, as under nohup(1), and what is handled already.
+            if signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, signal.default_int_handler)
+                config.add_cleanup(partial(_restore, number))
 
-        def restore() -> None:
-            signal.signal(signal.SIGTERM, before)
 
-        config.add_cleanup(restore)
+def _restore(number: signal.Signals) -> None:
+    signal.signal(number, signal.SIG_DFL)
 
 
 class Timeout:
