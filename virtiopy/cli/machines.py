@@ -64,8 +64,8 @@ def machine_options(function: Callable[..., int]) -> Callable[..., int]:
             default="auto",
             show_default=True,
             help="How kicks travel: as exits to the CPU's thread, as eventfds to the event loop, "
-            "or for disks as eventfds to a thread in C, auto's choice where it can be had. A "
-            "device's own mode=... goes before.",
+            "or for disks and network devices as eventfds to a thread in C, auto's choice where it "
+            "can be had. A device's own mode=... goes before.",
         ),
         click.option(
             "--exit-free",
