@@ -190,6 +190,9 @@ def open_machine(
     # What watches the queues watches them in Python.
     watched = options.mode == attachments.AUTO and (checking.watches or tracing.watches)
     mode = "ioeventfd" if watched else options.mode
+    if accelerator.translates and options.mode == attachments.AUTO:
+        # The interpreter is at hand where code is translated, and another thread would wait for it.
+        mode = "trapped"
     for entry in entries():
         for number, text in enumerate(attached[entry.name]):
             parsed = attachments.parse(entry, text)
