@@ -24,6 +24,7 @@ from virtiopy.errors import ConfigError
 from virtiopy.eventloop import READABLE, EventLoop
 from virtiopy.sandbox.calls import Ability
 from virtiopy.sockets import OWNER_ONLY
+from virtiopy.spec import DeviceId
 
 if TYPE_CHECKING:
     from virtiopy.vhost.user.rings import Lease
@@ -191,7 +192,9 @@ def _build(
         raise ConfigError("What is served already can only be attached: name an image.")
     served, lease = build_served(entry, options)
     box.attaches(entry, options)
-    return served, lease, attachments.mode_of(entry, options, attachments.AUTO)
+    # The drivers of DPDK and Open vSwitch are tested with frames that the device moves itself.
+    default = "ioeventfd" if entry.device_id is DeviceId.NETWORK else attachments.AUTO
+    return served, lease, attachments.mode_of(entry, options, default)
 
 
 def _delegate(served: VirtioDevice, choice: attachments.ModeChoice) -> None:
