@@ -24,7 +24,6 @@ from virtiopy.errors import ConfigError
 from virtiopy.eventloop import READABLE, EventLoop
 from virtiopy.sandbox.calls import Ability
 from virtiopy.sockets import OWNER_ONLY
-from virtiopy.spec import DeviceId
 
 if TYPE_CHECKING:
     from virtiopy.vhost.user.rings import Lease
@@ -193,7 +192,7 @@ def _build(
     served, lease = build_served(entry, options)
     box.attaches(entry, options)
     # The drivers of DPDK and Open vSwitch are tested with frames that the device moves itself.
-    default = "ioeventfd" if entry.device_id is DeviceId.NETWORK else attachments.AUTO
+    default = "ioeventfd" if entry is entry_named("net") else attachments.AUTO
     return served, lease, attachments.mode_of(entry, options, default)
 
 
