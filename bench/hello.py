@@ -6,7 +6,17 @@ Example: python -m bench.hello --rounds 20
 import argparse
 from pathlib import Path
 
-from bench.common import MICROVM, QEMU, VIRTIOPY, by_turns, require, tell, time_command, write_json
+from bench.common import (
+    MICROVM,
+    QEMU,
+    VIRTIOPY,
+    by_turns,
+    compile_modules,
+    require,
+    tell,
+    time_command,
+    write_json,
+)
 from virtiopy.boot.guests import guest_path
 
 
@@ -16,6 +26,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write every figure to this file")
     arguments = parser.parse_args()
     require(QEMU, "qemu-system-x86")
+    compile_modules()
     greet = str(guest_path("greet"))
     # isa-debug-exit ends QEMU with (status << 1) | 1.
     contestants = {

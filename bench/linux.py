@@ -16,11 +16,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.common import QEMU, VIRTIOPY, by_turns, give_up, require, tell
+from bench.common import QEMU, VIRTIOPY, by_turns, compile_modules, give_up, require, tell
+from virtiopy.cache import cache_folder
 from virtiopy.cli.kernelrun import DEFAULT_WORDS
 from virtiopy.cli.linux import WORDS
 from virtiopy.linux import initramfs
-from virtiopy.linux.cache import cache_folder
 from virtiopy.linux.kernels import find_kernel
 from virtiopy.linux.unpacked import unpacked
 
@@ -71,6 +71,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write every figure to this file")
     arguments = parser.parse_args()
     require(QEMU, "qemu-system-x86")
+    compile_modules()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         kernel = str(unpacked(find_kernel(cache_folder()).image, cache_folder()))

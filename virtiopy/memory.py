@@ -247,7 +247,7 @@ class GuestMemory(Closing):
         """Copy `length` bytes out of guest memory; raises AddressError."""
         return b"".join(self.views(address, length))
 
-    def write(self, address: int, data: bytes) -> None:
+    def write(self, address: int, data: bytes | memoryview) -> None:
         """Copy `data` into guest memory; raises AddressError, and writes nothing then."""
         position = 0
         for view in self.views(address, len(data)):

@@ -1,6 +1,7 @@
 """virtiopy proxy, between a VM of ours and a backend in another process."""
 
 import json
+import shlex
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,11 +48,37 @@ def test_a_guest_passes_all_its_tests_through_a_proxy_which_shows_and_judges_the
     assert broken == {("frontend", f"5.2.6.1:{place}") for place in (2, 6, 7, 9, 11, 14)}, output
 
 
-def test_neither_side_of_a_sound_driver_and_our_device_breaks_a_statement(tmp_path: Path) -> None:
-    options = ["--check", "--device", "blk"]
+def test_a_sound_driver_breaks_nothing_and_its_recording_is_played_to_other_backends(
+    tmp_path: Path,
+) -> None:
+    recording = tmp_path / "seen.rec"
+    options = ["--check", "--device", "blk", "--record", f"{recording},limit=1M"]
     outcome, status, output = run_through(tmp_path, options, "--guest", "mistakes")
     assert (outcome.status, status) == (0, 0), output + outcome.output
     assert "Both sides: 0 MUST broken, 0 SHOULD broken" in output
+
+    serve = shlex.join([*VIRTIOPY, "serve", "blk", str(make_image(tmp_path / "same.img"))])
+    same = virtiopy("replay", recording, "--spawn", serve + " --socket {socket}")
+    assert same.status == 0, same.output + same.errors
+    assert "; 0 differences." in same.output
+
+    # Another kind of device altogether.
+    rng = shlex.join([*VIRTIOPY, "serve", "rng"])
+    other = virtiopy("replay", recording, "--spawn", rng + " --socket {socket}")
+    assert other.status == 1, other.output + other.errors
+    assert "GET_FEATURES: the answer is 0x" in other.output
+
+
+def test_what_cannot_be_recorded_or_played_is_said_in_a_sentence(tmp_path: Path) -> None:
+    mine = make_image(tmp_path / "mine", 4096)
+    before = mine.read_bytes()
+    sockets = ("--listen", tmp_path / "a", "--connect", tmp_path / "b")
+    assert_one_sentence(virtiopy("proxy", *sockets, "--record", mine), "would replace")
+    assert mine.read_bytes() == before
+    assert_one_sentence(virtiopy("proxy", *sockets, "--record", ",limit=1M"), "--record")
+    assert_one_sentence(virtiopy("replay", mine, "--socket", tmp_path / "b"), "no recording")
+    assert_one_sentence(virtiopy("replay", tmp_path / "none", "--socket", "b"), "cannot be read")
+    assert_one_sentence(virtiopy("replay", mine), "--spawn", "--socket")
 
 
 def test_a_device_is_named_for_the_judge_alone() -> None:

@@ -50,11 +50,12 @@ def _of_ours(package: str) -> list[tuple[str, str]]:
 
 
 # The arrows of the design: who may import what of virtiopy, besides its own package.
-LOW = ["_native", "closing", "complaints", "errors", "eventfds", "files", "sockets"]
+LOW = ["_native", "cache", "closing", "complaints", "errors", "eventfds", "files", "sockets"]
 #: What a device is and which there are; not one of them.
 DEVICES = ["devices.base", "devices.entry", "devices.registry"]
 MAY_IMPORT = {
     "_native": ["errors"],
+    "cache": [],
     "closing": [],
     "complaints": [],
     "eventfds": ["_native"],

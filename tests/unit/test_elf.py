@@ -2,13 +2,14 @@ import struct
 import tracemalloc
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import cast
+from typing import NoReturn, cast
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from virtiopy.accel.base import Cpu
+from virtiopy.boot import elffile
 from virtiopy.boot.elf import GuestImage, LoadSegment
 from virtiopy.boot.guests import GUESTS, guest_names, guest_path
 from virtiopy.boot.parameters import BIOS_AREA_END, BIOS_AREA_START, BootParameters
@@ -140,6 +141,63 @@ def test_loading_puts_data_and_zeroes_into_memory(tmp_path: Path, memory: GuestM
     opened(tmp_path, GOOD).load(memory)
     assert memory.read(MIB, 6) == b"code\xff\xff"
     assert memory.read(MIB + 0x1000, 0x102) == b"data" + bytes(0xFC) + b"\xff\xff"
+
+
+# Layouts that are kept
+
+
+def _forbid_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(*arguments: object) -> NoReturn:
+        raise AssertionError("the file is read again")
+
+    monkeypatch.setattr(elffile, "read_layout", read)
+
+
+def test_an_image_that_was_opened_before_is_not_read_by_the_library_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VIRTIOPY_CACHE", str(tmp_path))
+    image = GuestImage.open(guest_path("greet"))
+    _forbid_reading(monkeypatch)
+    assert GuestImage.open(guest_path("greet")) == image
+
+
+def test_what_was_kept_of_another_file_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VIRTIOPY_CACHE", str(tmp_path))
+    image = GuestImage.open(guest_path("greet"))
+    (kept,) = (tmp_path / "images").iterdir()
+    version, device, inode, *rest = kept.read_text().split()
+    kept.write_text(" ".join([version, device, str(int(inode) + 256), *rest[:-1], "1"]))
+    assert GuestImage.open(guest_path("greet")) == image
+
+
+@pytest.mark.parametrize("left", [0, 1, 7, 40])
+def test_what_was_kept_and_is_damaged_is_read_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: int
+) -> None:
+    monkeypatch.setenv("VIRTIOPY_CACHE", str(tmp_path))
+    image = GuestImage.open(guest_path("greet"))
+    (kept,) = (tmp_path / "images").iterdir()
+    kept.write_text(kept.read_text()[:left])
+    assert GuestImage.open(guest_path("greet")) == image
+
+
+def test_a_file_that_may_change_unseen_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VIRTIOPY_CACHE", str(tmp_path / "cache"))
+    opened(tmp_path, GOOD)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_an_image_opens_where_nothing_can_be_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cache").write_text("a file")
+    monkeypatch.setenv("VIRTIOPY_CACHE", str(tmp_path / "cache"))
+    assert GuestImage.open(guest_path("greet")).segments
 
 
 # Refusals

@@ -1,4 +1,5 @@
 import contextlib
+import functools
 import json
 import os
 import select
@@ -204,6 +205,8 @@ def test_an_image_that_does_not_open_in_time_is_given_up(
     image: Image, temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("virtiopy.host.storage.OPENING_TIME", 0)
+    never_opens = functools.partial(subprocess.Popen, ["sleep", "1000"])
+    monkeypatch.setattr(StorageDaemon, "_start", lambda daemon: never_opens())
     with pytest.raises(ConfigError, match="server answers"):
         StorageDaemon(image)
 

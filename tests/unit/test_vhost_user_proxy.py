@@ -13,6 +13,7 @@ from tests.patience import PATIENCE
 from tests.unit.vhost_user import Driver, Served, readable
 from virtiopy.check.passing.check import PassingCheck
 from virtiopy.closing import Closing
+from virtiopy.devices.base import VirtioDevice
 from virtiopy.devices.rng import Rng
 from virtiopy.errors import PeerError
 from virtiopy.eventloop import EventLoop
@@ -42,11 +43,13 @@ class Lines:
 class Between(Closing):
     """A proxy on a loop of its own, and a backend behind it."""
 
-    def __init__(self, folder: Path, *watches: ProxyWatch) -> None:
+    def __init__(
+        self, folder: Path, *watches: ProxyWatch, device: VirtioDevice | None = None
+    ) -> None:
         self.backend_path = folder / "backend.sock"
         self.path = folder / "proxy.sock"
         self.seen = Lines()
-        self.served: Served | None = Served(Rng(), self.backend_path)
+        self.served: Served | None = Served(device or Rng(), self.backend_path)
         self.loop = EventLoop("proxy")
         watch = Shown(DeviceTrace(LiveTrace(self.seen), "proxy"))
         backend = partial(connect, self.backend_path)

@@ -13,6 +13,7 @@ import pytest
 
 from tests.guest.accelerators import has_unicorn
 from tests.vm_linux.machine import Linux, Typist
+from virtiopy.cache import cache_folder
 from virtiopy.devices.balloon import Balloon
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.devices.blk import Blk
@@ -28,7 +29,6 @@ from virtiopy.host.share import Share
 from virtiopy.host.tap import Tap
 from virtiopy.host.tapconfig import TapConfig, default_mac
 from virtiopy.host.virtiofsd import FsDaemon, find_virtiofsd
-from virtiopy.linux.cache import cache_folder
 from virtiopy.linux.kernels import NoKernelError, find_kernel
 from virtiopy.linux.programs import find_program, libraries
 from virtiopy.vhost.user.fs import VhostUserFs

@@ -11,6 +11,7 @@ from tests.patience import PATIENCE
 from virtiopy.accel import select
 from virtiopy.boot.kernel import open_kernel
 from virtiopy.boot.parameters import Initrd
+from virtiopy.cache import cache_folder
 from virtiopy.cli.kernelrun import DEFAULT_WORDS, SerialOutput
 from virtiopy.cli.linux import WORDS
 from virtiopy.closing import Closing
@@ -18,7 +19,6 @@ from virtiopy.devices.base import VirtioDevice
 from virtiopy.devices.streams import Size, StreamUser
 from virtiopy.eventloop import EventLoop
 from virtiopy.linux import initramfs
-from virtiopy.linux.cache import cache_folder
 from virtiopy.linux.kernels import LinuxKernel, find_kernel
 from virtiopy.linux.unpacked import unpacked
 from virtiopy.memory import GuestMemory

@@ -13,7 +13,7 @@ from tests.guest.accelerators import needs_unicorn
 from tests.guest.support import VIRTIOPY, Outcome, assert_one_sentence
 from tests.patience import PATIENCE
 from tests.unit.test_elf import MIB, XEN_NOTE, build
-from virtiopy.linux.cache import cache_folder
+from virtiopy.cache import cache_folder
 from virtiopy.linux.initramfs import ROOT_FOLDERS
 from virtiopy.linux.kernels import NoKernelError, find_kernel
 

@@ -9,9 +9,9 @@ from tests.unit.test_kernel import PACKERS, bzimage
 from tests.vm_linux.machine import Linux
 from virtiopy.boot.bzimage import BzImage
 from virtiopy.boot.unpack import packed_with, unpack
+from virtiopy.cache import cache_folder
 from virtiopy.devices.blk import Blk
 from virtiopy.host.disk import DiskImage
-from virtiopy.linux.cache import cache_folder
 from virtiopy.linux.kernels import LinuxKernel, NoKernelError, debian_kernel, find_kernel
 
 pytestmark = needs_unicorn

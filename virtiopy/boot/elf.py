@@ -1,16 +1,13 @@
 """Guest images: ELF files, and the PVH note that says where to start them."""
 
+import io
 import mmap
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
-from elftools.common.exceptions import ELFError
-from elftools.construct import ConstructError
-from elftools.elf.elffile import ELFFile
-from elftools.elf.segments import NoteSegment
-
-from virtiopy._native import lib
+from virtiopy.boot.layout import Layout, keep_layout, kept_layout
 from virtiopy.errors import ConfigError
 from virtiopy.memory import AddressError, GuestMemory
 
@@ -20,7 +17,7 @@ class LoadSegment:
     """What a PT_LOAD segment puts into memory: `data`, and zeroes up to `memory_size` bytes."""
 
     address: int
-    data: bytes
+    data: bytes | memoryview
     memory_size: int
 
 
@@ -55,7 +52,12 @@ class GuestImage:
                 path.open("rb") as stream,
                 mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content,
             ):
-                return cls.parse(path, cast("IO[bytes]", content))
+                stat = os.fstat(stream.fileno())
+                layout = kept_layout(stat)
+                if layout is None:
+                    layout = _read_layout(path, cast("IO[bytes]", content), len(content))
+                    keep_layout(stat, layout)
+                return cls._laid_out(path, layout, content)
         except OSError as error:
             raise ConfigError(
                 f"The guest image {path} cannot be read ({error.strerror}): "
@@ -69,59 +71,23 @@ class GuestImage:
             ) from error
 
     @classmethod
-    def parse(cls, path: Path, content: IO[bytes]) -> "GuestImage":
+    def parse(cls, path: Path, content: bytes) -> "GuestImage":
         """Read an image that is the content of `path`; raises ConfigError for what is none."""
-        try:
-            return cls._parse(path, ELFFile(content))
-        # pyelftools lets a damaged file surface as any of these.
-        except (
-            ELFError,
-            ConstructError,
-            ValueError,
-            OverflowError,
-            LookupError,
-            AttributeError,
-            TypeError,
-            AssertionError,
-        ) as error:
-            raise ConfigError(
-                f"The guest image {path} is no ELF file that can be understood ({error}): "
-                "name an x86 ELF executable."
-            ) from error
+        layout = _read_layout(path, io.BytesIO(content), len(content))
+        return cls._laid_out(path, layout, memoryview(content))
 
     @classmethod
-    def _parse(cls, path: Path, elf: ELFFile) -> "GuestImage":
-        machine = elf["e_machine"]
-        if machine not in ("EM_X86_64", "EM_386"):
-            raise ConfigError(
-                f"The guest image {path} is for {machine}, not for x86: build it for x86-64."
-            )
-        segments, pvh_entry, identical = [], None, True
-        for segment in elf.iter_segments():
-            if segment["p_type"] == "PT_LOAD" and segment["p_memsz"]:
-                data = segment.data()
-                if len(data) != segment["p_filesz"] or len(data) > segment["p_memsz"]:
-                    raise ConfigError(
-                        f"The guest image {path} is cut short: build or copy it again."
-                    )
-                identical = identical and segment["p_paddr"] == segment["p_vaddr"]
-                segments.append(LoadSegment(segment["p_paddr"], data, segment["p_memsz"]))
-            elif isinstance(segment, NoteSegment):
-                for note in segment.iter_notes():
-                    kind: object = note["n_type"]
-                    if note["n_name"] == "Xen" and kind == lib.XEN_ELFNOTE_PHYS32_ENTRY:
-                        pvh_entry = _pvh_entry(path, note["n_descdata"])
-        if not segments:
-            raise ConfigError(
-                f"The guest image {path} has nothing to load: link it as an executable."
-            )
+    def _laid_out(cls, path: Path, layout: Layout, content: mmap.mmap | memoryview) -> "GuestImage":
         return cls(
             path,
-            elf["e_entry"],
-            pvh_entry,
-            tuple(segments),
-            is_64_bit=elf.elfclass == 64,
-            is_identical=identical,
+            layout.entry,
+            layout.pvh_entry,
+            tuple(
+                LoadSegment(address, content[offset : offset + count], size)
+                for address, offset, count, size in layout.pieces
+            ),
+            is_64_bit=layout.is_64_bit,
+            is_identical=layout.is_identical,
         )
 
     @property
@@ -147,11 +113,7 @@ class GuestImage:
                 view[:] = bytes(len(view))
 
 
-def _pvh_entry(path: Path, description: bytes) -> int:
-    entry = int.from_bytes(description, "little")
-    if len(description) not in (4, 8) or entry >> 32:
-        raise ConfigError(
-            f"The guest image {path} has a PVH note without a 32-bit address in it: "
-            "link one in, of type 18 and name Xen, that holds the entry point's address in 4 bytes."
-        )
-    return entry
+def _read_layout(path: Path, content: IO[bytes], size: int) -> Layout:
+    from virtiopy.boot.elffile import read_layout  # noqa: PLC0415 - slow to import, seldom needed
+
+    return read_layout(path, content, size)

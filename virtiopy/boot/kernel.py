@@ -1,6 +1,5 @@
 """A kernel of anyone's making: what its file is, and the way to boot it."""
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -125,7 +124,7 @@ def _unpacked(bzimage: BzImage) -> Kernel:
     if packed_with(bzimage.payload) is not None:
         try:
             content = unpack(bzimage.payload, f"The kernel {bzimage.path}")
-            image = GuestImage.parse(bzimage.path, io.BytesIO(content))
+            image = GuestImage.parse(bzimage.path, content)
             if image.pvh_entry is not None:
                 return PvhKernel(image)
         except ConfigError as error:
@@ -139,7 +138,7 @@ def _unpacked(bzimage: BzImage) -> Kernel:
 
 
 def _elf_kernel(path: Path, content: bytes) -> Kernel:
-    image = GuestImage.parse(path, io.BytesIO(content))
+    image = GuestImage.parse(path, content)
     if image.pvh_entry is not None:
         return PvhKernel(image)
     multiboot = MultibootKernel.parse(path, content, image)

@@ -33,13 +33,13 @@ def linux_setup(
     Raises ConfigError for a kernel or a program that is not there.
     """
     from virtiopy.boot.parameters import Initrd
+    from virtiopy.cache import cache_folder
     from virtiopy.cli.kernelrun import DEFAULT_WORDS
     from virtiopy.cli.linux import WORDS, guest_addresses
     from virtiopy.exits.guest import LinuxGuest
     from virtiopy.exits.model import Workload
     from virtiopy.exits.runner import Setup
     from virtiopy.linux import initramfs
-    from virtiopy.linux.cache import cache_folder
     from virtiopy.linux.kernels import LinuxKernel, find_kernel
     from virtiopy.linux.unpacked import unpacked
 

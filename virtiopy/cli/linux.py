@@ -122,12 +122,12 @@ def command(
     """
     from virtiopy.boot.kernel import open_kernel
     from virtiopy.boot.parameters import Initrd
+    from virtiopy.cache import cache_folder
     from virtiopy.cli import kernelrun
     from virtiopy.cli.ending import tell
     from virtiopy.cli.output import patient_output
     from virtiopy.cli.tapresults import parse_tap
     from virtiopy.linux import initramfs
-    from virtiopy.linux.cache import cache_folder
     from virtiopy.linux.kernels import LinuxKernel, find_kernel
     from virtiopy.linux.unpacked import unpacked
     from virtiopy.vm.pc import Pc

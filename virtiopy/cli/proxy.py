@@ -3,21 +3,26 @@
 import contextlib
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from virtiopy.cli.check import NO_FILE
 from virtiopy.cli.main import EXIT_GUEST_FAILED
-from virtiopy.cli.options import parse_mode
+from virtiopy.cli.options import DeviceOptions, parse_mode, parse_size
 from virtiopy.cli.output import PATIENCE, patient_output
 from virtiopy.cli.passing import PassingChecking
 from virtiopy.cli.sandboxed import Sandbox, sandbox_option
 from virtiopy.cli.signals import signals_as_file
 from virtiopy.cli.trace import TraceChoice, Tracing, trace_options
 from virtiopy.devices.registry import names
+from virtiopy.errors import ConfigError
 from virtiopy.eventloop import READABLE, EventLoop
 from virtiopy.sandbox.calls import Ability
 from virtiopy.sockets import OWNER_ONLY
+
+if TYPE_CHECKING:
+    from virtiopy.vhost.user.record.recorder import Recorder
 
 
 @click.command(
@@ -64,6 +69,12 @@ from virtiopy.sockets import OWNER_ONLY
     type=click.Choice(names()),
     help="What the backend's device is: with --check, its requests are judged too.",
 )
+@click.option(
+    "--record",
+    metavar="FILE[,limit=SIZE]",
+    help="Record messages, chains with their bytes, and what came of them, for `virtiopy replay`; "
+    "no more than SIZE (1G).",
+)
 @trace_options
 @sandbox_option
 def command(
@@ -73,6 +84,7 @@ def command(
     socket_mode: int | None,
     check: str | None,
     device: str | None,
+    record: str | None,
     trace: str | None,
     trace_only: tuple[str, ...],
     sandbox: str,
@@ -82,8 +94,8 @@ def command(
 
     Messages pass as they are; kicks and calls pass by eventfds of the proxy's, which looks at the
     rings on the way and writes nothing into memory. What a driver or a device that polls does
-    between two notifications can be missed. --trace shows what passes, --check judges both sides.
-    Until SIGTERM or Ctrl-C.
+    between two notifications can be missed. --trace shows what passes, --check judges both sides,
+    --record keeps it. Until SIGTERM or Ctrl-C.
     """
     from virtiopy.vhost.user.frontend import connect
     from virtiopy.vhost.user.passing import ProxyWatch, Shown
@@ -107,6 +119,8 @@ def command(
             watches.append(Shown(shown))
         if checking.check is not None:
             watches.append(checking.check)
+        if record is not None:
+            watches.append(stack.enter_context(_recorder(record)))
         with Proxy(listener, partial(connect, backend), loop, watches):
             box.enter()
             loop.watch(ended, READABLE, lambda events: loop.stop(), "signals")
@@ -120,3 +134,13 @@ def command(
         if printed is not None:
             printed.finish(PATIENCE)
     return 0 if kept else EXIT_GUEST_FAILED
+
+
+def _recorder(text: str) -> "Recorder":
+    """Begin the recording that an option asks for; raises ConfigError."""
+    from virtiopy.vhost.user.record.recorder import LIMIT, Recorder
+
+    options = DeviceOptions("--record", text, ["limit"])
+    if not options.main:
+        raise ConfigError("--record needs a file: give its name first, as in bug.rec,limit=64M.")
+    return Recorder(Path(options.main), parse_size(options.text("limit", str(LIMIT))))

@@ -2,8 +2,8 @@
 
 import sys
 
+from virtiopy.cache import cache_folder
 from virtiopy.errors import VirtiopyError
-from virtiopy.linux.cache import cache_folder
 from virtiopy.linux.kernels import find_kernel
 from virtiopy.linux.unpacked import unpacked
 

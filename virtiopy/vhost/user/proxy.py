@@ -167,8 +167,7 @@ class Session(Closing):
         for watch in self._watches:
             self._loop.unwatch(watch)
         for index, ring in self._rings.items():
-            if ring.queue is not None:
-                self._look(index)
+            self._look_at(index)
             ring.forget(stopped=False)
             ring.is_seen = False
             ring.close()
@@ -207,6 +206,9 @@ class Session(Closing):
             # What was notified before the message is known before it.
             for ring in self._rings.values():
                 ring.flush()
+            if message.request == Request.GET_VRING_BASE and message.flags & Flag.REPLY:
+                # The last that was used, of which the driver may not have been notified.
+                self._look_at(RingState.decode(message).index)
             for one in self._seen_by:
                 one.message(message, from_frontend)
             if from_frontend and (learn := _LEARNERS.get(message.request)) is not None:
@@ -289,13 +291,20 @@ class Session(Closing):
 
     def _stopped(self, state: RingState) -> None:
         ring = self._ring(state.index)
-        if ring.queue is not None:
-            # The driver may not have been notified of the last.
-            self._look(state.index)
         ring.forget(stopped=True)
         ring.base = state.number
 
+    def _set_vring_enable(self, message: Message) -> None:
+        # The backend may look at it now, without a kick.
+        self._look_at(RingState.decode(message).index)
+
     # Rings
+
+    def _look_at(self, index: int) -> None:
+        """See what is new in a ring, where it is looked at already."""
+        ring = self._rings.get(index)
+        if ring is not None and ring.queue is not None:
+            self._look(index)
 
     def _kicked(self, index: int) -> None:
         for one in self._seen_by:
@@ -364,6 +373,7 @@ _LEARNERS: dict[int, Callable[[Session, Message], None]] = {
     Request.SET_VRING_NUM: Session._set_vring_num,
     Request.SET_VRING_BASE: Session._set_vring_base,
     Request.SET_VRING_ADDR: Session._set_vring_addr,
+    Request.SET_VRING_ENABLE: Session._set_vring_enable,
     Request.SET_VRING_KICK: Session._set_vring_kick,
     Request.SET_VRING_CALL: Session._set_vring_call,
 }
