@@ -294,7 +294,7 @@ def _compile(command: list[str], environment: dict[str, str]) -> None:
         env=own | environment,
         capture_output=True,
         check=False,
-        timeout=10 * PATIENCE,
+        timeout=PATIENCE,
     )
 
 

@@ -97,7 +97,11 @@ def rig(kernel: FakeKernel) -> Iterator[Rig]:
 
 def test_that_there_is_such_a_target_is_known_from_the_start(kernel: FakeKernel) -> None:
     KernelScsi(WWPN).close()
-    assert kernel.calls[-2:] == [("SCSI_SET_ENDPOINT", WWPN), ("SCSI_CLEAR_ENDPOINT", WWPN)]
+    assert kernel.calls[-3:] == [
+        ("SET_MEM_TABLE", 0),
+        ("SCSI_SET_ENDPOINT", WWPN),
+        ("SCSI_CLEAR_ENDPOINT", WWPN),
+    ]
     kernel.refusals["SCSI_SET_ENDPOINT"] = errno.EEXIST
     with pytest.raises(ConfigError, match=f"no target {WWPN} for vhost"):
         KernelScsi(WWPN)

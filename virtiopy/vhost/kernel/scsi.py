@@ -45,13 +45,22 @@ class VhostScsi(VhostDevice):
 
         After `prepare_ring` of each. Raises ConfigError where there is no such target to have.
         """
-        result = self._ioctl(self.fd, lib.VHOST_SCSI_SET_ENDPOINT, _address(_target(wwpn)))
+        target = _target(wwpn)
+        argument = int(ffi.cast("uintptr_t", target))
+        result = self._ioctl(self.fd, lib.VHOST_SCSI_SET_ENDPOINT, argument)
         if -result in {errno.EEXIST, errno.ENODEV, errno.ENOENT}:
             raise ConfigError(
                 f"The kernel has no target {wwpn} for vhost, with a nexus, that no other VM has: "
                 "make one with targetcli (/vhost create), and end who has it."
             )
         self._check("VHOST_SCSI_SET_ENDPOINT", result)
+
+    def check_target(self, wwpn: str) -> None:
+        """Raise ConfigError unless there is a target of this name to have; before any ring."""
+        # The kernel wants a table of memory first. No ring is set up, so none runs.
+        self._set("VHOST_SET_MEM_TABLE", ffi.new("struct vhost_memory *", {"regions": 0}))
+        self.set_endpoint(wwpn)
+        self.clear_endpoint(wwpn)
 
     def clear_endpoint(self, wwpn: str) -> None:
         """Stop the rings, once what is in flight is done: VHOST_SCSI_CLEAR_ENDPOINT."""
@@ -63,10 +72,6 @@ def _target(wwpn: str) -> CData:
     target.abi_version = lib.VHOST_SCSI_ABI_VERSION
     target.vhost_wwpn = wwpn.encode()
     return target
-
-
-def _address(struct: CData) -> int:
-    return int(ffi.cast("uintptr_t", struct))
 
 
 class KernelScsi(VirtioDevice):
@@ -93,8 +98,7 @@ class KernelScsi(VirtioDevice):
         self._vhost = vhost or VhostScsi()
         try:
             # Whether there is such a target is known before the guest runs.
-            self._vhost.set_endpoint(wwpn)
-            self._vhost.clear_endpoint(wwpn)
+            self._vhost.check_target(wwpn)
         except (ConfigError, HostError):
             self._vhost.close()
             raise
