@@ -7,6 +7,7 @@
  *	vsock.sink=PORT		a program there takes what it gets: with
  *	vsock.packets=N		send it N packets of 4 KiB, counted and timed,
  *	vsock.depth=N		so many at a time
+ *	vsock.sound=1		send no malformed packet: the kernel's vhost-vsock gives its queue up
  */
 #include "cpu.h"
 #include "virtio_test.h"
@@ -57,7 +58,8 @@ struct connection {
 };
 
 const char *const guest_options[] = {
-	"vsock.echo", "vsock.messages", "vsock.sink", "vsock.packets", "vsock.depth", NULL
+	"vsock.echo", "vsock.messages", "vsock.sink", "vsock.packets", "vsock.depth",
+	"vsock.sound", NULL
 };
 
 static struct virtq rx, tx, event;
@@ -199,8 +201,11 @@ static void test_refusals(struct virtio_test *t)
 	CHECK(t, refuses(t, OP_CREDIT_REQUEST, TYPE_STREAM), "so is a question for credit");
 	send(t, &c, OP_RST, NULL, 0, 0);
 	CHECK(t, refuses(t, OP_REQUEST, TYPE_STREAM), "a RST itself has no answer");
-	transmit(t, &cut_short, 1, VIRTQ_DIRECT);
-	CHECK(t, refuses(t, OP_REQUEST, TYPE_STREAM), "a packet without a whole header is dropped");
+	if (!cmdline_number("vsock.sound", 0)) {
+		transmit(t, &cut_short, 1, VIRTQ_DIRECT);
+		CHECK(t, refuses(t, OP_REQUEST, TYPE_STREAM),
+		      "a packet without a whole header is dropped");
+	}
 	CHECK(t, refuses_in_pieces(t, cut, VIRTQ_DIRECT), "a header may be cut anywhere (2.7.4)");
 	if (virtio_has_feature(t->device, VIRTIO_F_INDIRECT_DESC))
 		CHECK(t, refuses_in_pieces(t, cut, VIRTQ_INDIRECT),

@@ -21,7 +21,7 @@ from typing import Self
 from virtiopy._native import ffi, lib
 from virtiopy.closing import Closing
 from virtiopy.errors import ConfigError, DriverError, HostError
-from virtiopy.files import is_marked, mark
+from virtiopy.files import finish, is_marked, mark
 from virtiopy.guard import Guard
 
 PAGE_SIZE = 4096
@@ -187,6 +187,8 @@ class GuestMemory(Closing):
         self._guards.clear()
         for region in self.regions:
             region.close()
+        if self._path is not None and self._fds:
+            finish(self._fds[0])
         while self._fds:
             os.close(self._fds.pop())
 
@@ -331,6 +333,15 @@ def _claim(path: Path, fd: int, *, reset: bool) -> None:
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
         raise ConfigError(f"The memory file {path} is no regular file: name one.")
+    try:
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        # A file system may have no locks.
+        if error.errno in {errno.EAGAIN, errno.EACCES}:
+            raise ConfigError(
+                f"The memory file {path} is in use, by another guest or as an image: name another "
+                "file, or stop what uses it."
+            ) from error
     if status.st_size and not reset and not is_marked(path):
         raise ConfigError(
             f"The memory file {path} holds what no guest of virtiopy's left there: name another "

@@ -293,6 +293,7 @@ def test_a_device_is_served_at_a_socket_that_is_open_already(tmp_path: Path, ima
         (["serve", "blk", "vhost-user=x.sock", "--socket", "s.sock"], ["served already"]),
         (["serve", "rng", "mode=trapped", "--socket", "s.sock"], ["mode="]),
         (["serve", "rng", "--socket-fd", "0"], ["descriptor 0"]),
+        (["serve", "rng", "--socket-fd", "9" * 20], ["descriptor 9", "is no socket"]),
         (["serve", "rng", "--socket", "/nowhere/at/all.sock"], ["/nowhere/at/all.sock"]),
     ],
 )

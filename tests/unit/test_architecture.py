@@ -110,6 +110,8 @@ MAY_IMPORT = {
         "devices.net.features",
         "devices.net.backing",
         "devices.scsi.features",
+        "devices.vsock.delegation",
+        "devices.vsock.features",
         "guard",
         # How binding a sentence is, of the protocol's too.
         "statements.terms",
@@ -134,7 +136,7 @@ MAY_IMPORT = {
         "spec",
         "transport",
         "virtqueue",
-        "vhost.kernel.pair",
+        "vhost.kernel.workers",
         "worker.native",
     ],
     # Rings worked by a native thread: no transport, and of devices only what they say of their
@@ -174,9 +176,11 @@ MAY_IMPORT = {
         "__version__",
         # Where a proxy has both sides judged: the statements to devices, and what passes.
         "conformance.clauses",
+        "vhost.user.memory",
         "vhost.user.messages",
         "vhost.user.passing",
         "vhost.user.seenqueue",
+        "vhost.user.statements",
         "devices.blk",
         *DEVICES,
         "memory",

@@ -4,6 +4,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -119,6 +120,66 @@ def test_a_memory_file_is_reset_by_the_word_for_it(theirs: Path) -> None:
         assert memory.read(0, 16) == bytes(16)
 
 
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_file_of_an_earlier_run_that_its_user_changed_is_left_alone(
+    tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / "ours"
+    WRITERS[name](path)
+    path.write_bytes(THEIRS)
+    with pytest.raises(ConfigError, match="name another file"):
+        WRITERS[name](path)
+    assert path.read_bytes() == THEIRS
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"# my notes on virtiopy",
+        # The label of an ext4 file system, in its superblock.
+        bytes(1024 + 120) + b"virtiopy",
+        b'{"disk": "scratch.img", "run by": "virtiopy"}',
+    ],
+)
+def test_the_word_in_a_users_file_does_not_make_it_ours(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "theirs"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match="name another file"):
+        check_output(path, "The report")
+
+
+def test_a_page_names_virtiopy_where_the_file_system_has_no_attributes(tmp_path: Path) -> None:
+    from virtiopy.check.judge import Verdict
+    from virtiopy.check.report import write
+
+    path = tmp_path / "report.html"
+    write(Verdict([]), path)
+    os.removexattr(path, "user.virtiopy")
+    check_output(path, "The report")
+
+
+def test_a_memory_file_of_a_guest_that_runs_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "memory"
+    # A lock is a process's: this one's second guest would share it.
+    script = (
+        "import pathlib, sys\n"
+        "from virtiopy.memory import GuestMemory\n"
+        "with GuestMemory.allocate(4096, path=pathlib.Path(sys.argv[1])) as memory:\n"
+        "    memory.write(0, b'running')\n"
+        "    print('ready', flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"ready\n"
+        with pytest.raises(ConfigError, match="is in use, by another guest"):
+            GuestMemory.allocate(PAGE_SIZE, path=path)
+        assert path.read_bytes().startswith(b"running")
+        other.communicate()
+
+
 # Images
 
 MAGIC = {
@@ -126,7 +187,9 @@ MAGIC = {
     "vmdk": b"KDMV\1\0\0\0",
     "vhdx": b"vhdxfile",
     "vpc": b"conectix",
+    "qcow": b"QFI\xfb\0\0\0\1",
     "qed": b"QED\0",
+    "parallels": b"WithouFreSpacExt",
     "vdi": b"<<< disk image >>>\n".ljust(64) + b"\x7f\x10\xda\xbe",
 }
 
@@ -137,6 +200,16 @@ def test_an_image_of_another_format_is_not_taken_for_raw(tmp_path: Path, name: s
     # Of an odd size: the advice is not to cut it, either.
     path.write_bytes(MAGIC[name].ljust(1000, b"\0"))
     with pytest.raises(ConfigError, match=f"say format={name}, or format=raw"):
+        DiskImage(path)
+
+
+@pytest.mark.parametrize(("magic", "name"), [(b"conectix", "vpc"), (b"koly", "dmg")])
+def test_an_image_of_another_format_is_known_by_its_end(
+    tmp_path: Path, magic: bytes, name: str
+) -> None:
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(4096) + magic.ljust(512, b"\0"))
+    with pytest.raises(ConfigError, match=f"ends as a {name} image does: say format={name}"):
         DiskImage(path)
 
 
@@ -186,6 +259,15 @@ def test_a_mounted_block_device_is_not_written(
 def test_a_block_device_that_is_free_is_written(loop_device: tuple[Path, Path]) -> None:
     with DiskImage(loop_device[1]) as disk:
         assert disk.size == 8 << 20
+
+
+@pytest.mark.parametrize("name", ["report", "pcap", "console"])
+def test_no_file_is_written_onto_a_block_device(loop_device: tuple[Path, Path], name: str) -> None:
+    _, device = loop_device
+    before = device.read_bytes()
+    with pytest.raises(ConfigError, match="overwrite a block device"):
+        WRITERS[name](device)
+    assert device.read_bytes() == before
 
 
 def test_the_image_of_a_loop_device_is_not_written(loop_device: tuple[Path, Path]) -> None:

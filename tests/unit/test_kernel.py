@@ -185,6 +185,22 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         open_kernel(tmp_path / "none")
 
 
+def test_a_device_is_no_kernel_and_no_ramdisk() -> None:
+    # Which would be read until all memory is used.
+    with pytest.raises(ConfigError, match="it is a device"):
+        open_kernel(Path("/dev/zero"))
+    with pytest.raises(ConfigError, match="it is a device"):
+        Initrd.read(Path("/dev/zero"))
+
+
+def test_a_file_that_no_guest_could_hold_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "large"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(ConfigError, match="more than 4G"):
+        open_kernel(path)
+
+
 def test_an_elf_without_a_protocol_is_told_the_lines_that_would_mend_it(file: File) -> None:
     # Linked to run where it is not loaded: 64 is the offset of the segment's virtual address.
     content = bytearray(build((MIB, b"x", 1), notes=()))

@@ -268,6 +268,23 @@ def test_what_the_device_wrote_is_looked_at_while_the_driver_waits_for_it(
     assert ring.found() == {"5.2.6:4"}
 
 
+@pytest.mark.parametrize("event_idx", [False, True])
+def test_what_a_driver_that_polls_was_given_is_not_looked_at(
+    memory: GuestMemory, *, event_idx: bool
+) -> None:
+    ring = Ring(memory, event_idx=event_idx)
+    for _ in range(3):
+        head = ring.add(bytes(16), room=1)
+        ring.queue.look()
+        ring.use(head, 1)
+        ring.driver.take_all_used()
+        # The driver has it back, and does with its memory what it wants.
+        ring.memory.write(ring.page + 0x800, b"\xff")
+        ring.queue.look(notified=True)
+    assert ring.sure.fresh_heads == []
+    assert ring.found() == set()
+
+
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("event_idx", [False, True])
 def test_a_right_driver_and_a_right_device_have_no_finding_whenever_they_are_looked_at(
@@ -296,7 +313,7 @@ def test_a_right_driver_and_a_right_device_have_no_finding_whenever_they_are_loo
     assert ring.sure.was_lost or sorted(ring.sure.taken_heads) == sorted(
         head for head, _ in ring.sure.used_heads
     )
-    assert {finding.statement.id for finding in ring.check.finish().errors} <= {"5.2.6:4"}
+    assert [str(one) for one in ring.check.finish().errors] == []
 
 
 def test_a_driver_and_a_device_that_race_with_the_looks_have_no_finding(

@@ -1,5 +1,7 @@
 """What ends a run at the guest's own words."""
 
+import os
+
 import pytest
 
 from virtiopy.cli.until import Until
@@ -55,3 +57,9 @@ def test_the_output_is_passed_on() -> None:
     for piece in (b"we", b"ll", b" done"):
         take(piece)
     assert written == b"well done"
+
+
+def test_what_is_no_text_is_looked_for_as_a_shell_hands_it_over() -> None:
+    until = Until(os.fsdecode(b"\xff"), None)
+    until.watching(lambda data: None)(b"\xfe\xff")
+    assert until.passed(False)

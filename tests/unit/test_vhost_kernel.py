@@ -44,6 +44,8 @@ _OTHERS = [
     "VHOST_RESET_OWNER",
     "VHOST_SET_MEM_TABLE",
     "VHOST_SET_VRING_ADDR",
+    "VHOST_VSOCK_SET_GUEST_CID",
+    "VHOST_VSOCK_SET_RUNNING",
 ]
 _TAPS = ["TUNGETIFF", "TUNGETVNETHDRSZ"]
 NAMES = {getattr(lib, name): name for name in (*_STATES, *_FILES, *_OTHERS, *_TAPS)}

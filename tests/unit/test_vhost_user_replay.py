@@ -99,7 +99,7 @@ def ask(driver: Driver, *texts: bytes) -> None:
     queue = driver.queues[0]
     for text in texts:
         queue.driver.add([driver.piece(text), driver.piece(64)])
-    # The driver takes none back before it is notified of the first: the device uses all at once.
+    # The driver takes none back before it is notified: the device uses all at once.
     queue.driver.used_event[0] = queue.driver.last_used
     queue.notify()
     readable(queue.call)

@@ -23,12 +23,14 @@ from virtiopy.devices.ninep import NineP
 from virtiopy.devices.rng import Rng
 from virtiopy.devices.scsi import Address, Cdrom, Scsi, ScsiDisk
 from virtiopy.devices.streams import Size
+from virtiopy.devices.vsock import Vsock
 from virtiopy.host.disk import DiskImage
 from virtiopy.host.launcher import find_tool
 from virtiopy.host.share import Share
 from virtiopy.host.tap import Tap
 from virtiopy.host.tapconfig import TapConfig, default_mac
 from virtiopy.host.virtiofsd import FsDaemon, find_virtiofsd
+from virtiopy.host.vsock import HybridSockets
 from virtiopy.linux.kernels import NoKernelError, find_kernel
 from virtiopy.linux.programs import find_program, libraries
 from virtiopy.vhost.user.fs import VhostUserFs
@@ -39,6 +41,7 @@ HOST, GUEST = "192.0.2.1", "192.0.2.2"
 MTU = 1400
 PORT = "org.example.echo"
 SERIAL = "scsi-0123456789"
+CID = 3
 #: SCSI commands, one a program.
 SG3_UTILS = (
     *("sg_inq", "sg_vpd", "sg_readcap", "sg_luns", "sg_opcodes", "sg_unmap", "sg_write_same"),
@@ -53,6 +56,7 @@ PROGRAMS = {
     "ethtool": "ethtool",
     "blkdiscard": "util-linux",
     "rngtest": "rng-tools5",
+    "socat": "socat",
     **dict.fromkeys(SG3_UTILS, "sg3-utils"),
 }
 #: Mounts that disk, and makes `host` the command that runs a program of it.
@@ -76,6 +80,7 @@ class Rig:
     balloon: Balloon
     net: Net
     scsi: Scsi
+    vsock: Vsock
 
     @property
     def disk(self) -> Path:
@@ -155,6 +160,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
         balloon = Balloon(statistics_interval=1)
         net = Net(Tap(tap), mac=default_mac(tap))
         scsi = make_scsi(folder)
+        vsock = Vsock(CID, HybridSockets(folder / "vm.sock", seqpacket=folder / "vm.seq"))
         devices = {
             "blk0": Blk(DiskImage(folder / "disk.img"), serial="0123456789"),
             "blk1": Blk(DiskImage(folder / "second.img", readonly=True)),
@@ -164,11 +170,12 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
             "balloon0": balloon,
             "rng0": Rng(),
             "scsi0": scsi,
+            "vsock0": vsock,
         }
         linux = stack.enter_context(Linux(devices))
         linux.sh(MOUNT_PROGRAMS)
         linux.sh(f"ip address add {GUEST}/24 dev eth0; ip link set eth0 up")
-        yield Rig(linux, folder, namespace, console, port, balloon, net, scsi)
+        yield Rig(linux, folder, namespace, console, port, balloon, net, scsi, vsock)
 
 
 @pytest.fixture

@@ -42,6 +42,7 @@ BOOT_SECONDS = COMMAND_SECONDS = PATIENCE
 MODULES = (
     *("virtio_blk", "ext4", "crc32c_generic", "virtio_net", "af_packet", "virtio_console"),
     *("virtio_balloon", "virtio_rng", "virtio_scsi", "sd_mod", "sr_mod", "isofs", "sg"),
+    "vmw_vsock_virtio_transport",
 )
 
 

@@ -38,6 +38,7 @@ def test_every_device_has_its_driver(linux: Linux) -> None:
     assert drivers.split() == [
         *("virtio_balloon", "virtio_blk", "virtio_blk", "virtio_blk"),
         *("virtio_console", "virtio_net", "virtio_rng", "virtio_scsi"),
+        "vmw_vsock_virtio_transport",
     ]
     for slot in linux.machine.slots:
         assert slot.transport.lifecycle.status & DeviceStatus.DRIVER_OK, slot.name
@@ -350,6 +351,11 @@ def test_rngtest_finds_nothing_to_say_against_it(linux: Linux) -> None:
             f"ip address add {GUEST}/24 dev eth0; ip link set eth0 up; ping -c 2 -W 20 {HOST}",
         ),
         ("virtio_console", "stty size </dev/hvc0"),
+        # No program listens: it is told so.
+        (
+            "vmw_vsock_virtio_transport",
+            "host socat - VSOCK-CONNECT:2:9 2>&1 | grep 'Connection reset by peer'",
+        ),
     ],
 )
 def test_a_driver_gives_its_devices_up_and_finds_them_again(
@@ -372,4 +378,5 @@ def test_a_driver_gives_its_devices_up_and_finds_them_again(
 
 
 def _driver_of(name: str) -> str:
-    return f"virtio_{name.rstrip('0123456789')}"
+    kind = name.rstrip("0123456789")
+    return "vmw_vsock_virtio_transport" if kind == "vsock" else f"virtio_{kind}"

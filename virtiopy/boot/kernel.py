@@ -7,6 +7,7 @@ from typing import Protocol
 from virtiopy.accel.base import Cpu
 from virtiopy.boot import pvh
 from virtiopy.boot.bzimage import BzImage
+from virtiopy.boot.content import read_content
 from virtiopy.boot.elf import GuestImage
 from virtiopy.boot.multiboot import MultibootKernel
 from virtiopy.boot.parameters import BootParameters
@@ -90,7 +91,7 @@ class PlainKernel:
 def open_kernel(path: Path) -> Kernel:
     """Say what a kernel's file is; raises ConfigError, with the remedy, where it cannot boot."""
     try:
-        content = path.read_bytes()
+        content = read_content(path)
     except OSError as error:
         raise ConfigError(
             f"The kernel {path} cannot be read ({error.strerror}): name a bzImage, a vmlinux or "

@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from virtiopy.boot.content import read_content
 from virtiopy.errors import ConfigError
 from virtiopy.memory import PAGE_SIZE, GuestMemory
 
@@ -29,7 +30,7 @@ class Initrd:
     def read(cls, path: Path) -> "Initrd":
         """Read a file; raises ConfigError."""
         try:
-            return cls(path, path.read_bytes())
+            return cls(path, read_content(path))
         except OSError as error:
             raise ConfigError(
                 f"The initrd {path} cannot be read ({error.strerror}): name a file that can."

@@ -28,11 +28,7 @@ class Statement(Protocol):
 
     @property
     def id(self) -> str:
-        """Its section and its place in it: "2.1.1:2"."""
-
-    @property
-    def section(self) -> str:
-        """The number of its section."""
+        """Its section and its place in that: "2.1.1:2", "ring-states:3"."""
 
     @property
     def keyword(self) -> Keyword:

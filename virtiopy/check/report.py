@@ -109,7 +109,7 @@ def _junit(verdict: Verdict) -> str:
         case = ElementTree.SubElement(
             suite,
             "testcase",
-            classname=statement.section,
+            classname=statement.id.partition(":")[0],
             name=f"{statement.id} {statement.paraphrase}",
         )
         finding = findings.get(statement.id)

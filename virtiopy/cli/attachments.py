@@ -113,6 +113,12 @@ def choose_net_mode(options: DeviceOptions, default: str) -> ModeChoice:
     return ModeChoice("vhost", required=vhost == "on")
 
 
+def choose_vsock_mode(options: DeviceOptions, default: str) -> ModeChoice:
+    """Return the mode of a socket device."""
+    modes = ("trapped", "ioeventfd", "vhost")
+    return ModeChoice(options.choice("mode", modes, _without_native(default)))
+
+
 def parse(entry: DeviceEntry, text: str) -> DeviceOptions:
     """Take a value of a device's option apart; raises ConfigError."""
     option = entry.option
@@ -404,7 +410,10 @@ def build_vsock(options: DeviceOptions) -> VirtioDevice:
     cid = parse_cid(options.text("cid", ""), "--vsock has cid")
     path = options.text("path", "")
     if not path:
-        raise ConfigError("--vsock has no path: write it as in --vsock cid=3,path=vm.sock.")
+        if options.text("mode", "") != "vhost":
+            raise ConfigError("--vsock has no path: write it as in --vsock cid=3,path=vm.sock.")
+        # The kernel has sockets of its own.
+        return Vsock(cid)
     seqpacket = options.text("seqpacket", "")
     sockets = HybridSockets(
         Path(path),

@@ -164,7 +164,7 @@ def _inherited(fd: int) -> socket.socket:
     """Take a socket that listens; raises ConfigError for what is none."""
     try:
         listener = socket.socket(fileno=fd)
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         raise ConfigError(
             f"File descriptor {fd} is no socket: give the number of one that listens."
         ) from error

@@ -1,7 +1,7 @@
 """The option --trace: what passes between drivers and devices, while they run."""
 
 import contextlib
-import os
+import io
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -78,7 +78,7 @@ class Tracing:
             if choice.only:
                 raise ConfigError("--trace-only is about a trace: give --trace with it.")
             return cls(None, None, "")
-        from virtiopy.files import create_output
+        from virtiopy.files import open_output
         from virtiopy.trace.events import LiveTrace
 
         wanted = parse_filter(choice.only)
@@ -88,7 +88,7 @@ class Tracing:
             make, name = _sink(""), "The trace"
         else:
             make, name = _sink(path.suffix), f"The trace {path}"
-            stream = stack.enter_context(os.fdopen(create_output(path, "The trace"), "w"))
+            stream = stack.enter_context(io.TextIOWrapper(open_output(path, "The trace")))
         output = PatientOutput(stream)
 
         def write(data: bytes) -> None:

@@ -1,5 +1,6 @@
 """The options that end a run at what the guest prints."""
 
+import os
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -34,8 +35,9 @@ class Until:
         self.success = success
         #: The status that the guest's words ended the run with, if they did.
         self.status: int | None = None
+        # The user's bytes, text or not, as a shell hands them to us.
         self._wanted = [
-            (text.encode(), status) for text, status in ((success, 0), (failure, 1)) if text
+            (os.fsencode(text), status) for text, status in ((success, 0), (failure, 1)) if text
         ]
         self._kept = max((len(text) for text, _ in self._wanted), default=1) - 1
         self._tail = b""

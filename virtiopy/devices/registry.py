@@ -24,6 +24,9 @@ _CLI = "virtiopy.cli.attachments"
 _RIGS = "virtiopy.conformance.targets.builders"
 _SUITE = "virtiopy.conformance.drivers"
 
+#: The host's port at which a program takes what `virtiopy exits` has a guest send.
+SINK_PORT = 5201
+
 _OWN = (
     DeviceEntry(
         name="blk",
@@ -288,17 +291,34 @@ _OWN = (
         device="virtiopy.devices.vsock.device:Vsock",
         option=Option(
             "--vsock",
-            "cid=N,path=SOCKET[,seqpacket=SOCKET][,socket-mode=MODE][,mode=trapped|ioeventfd]",
+            "cid=N,path=SOCKET[,seqpacket=SOCKET][,socket-mode=MODE]"
+            "[,mode=trapped|ioeventfd|vhost]",
             "Attach a socket device to a guest with this context ID. A guest that connects to port "
             "N of the host's gets the program that listens at the Unix socket SOCKET_N; a program "
             "that connects to SOCKET, and says CONNECT and a port, gets the guest's. Programs "
             "connect at `seqpacket` for sockets of that type. Both are their owner's alone, or "
-            "what socket-mode=0660 says.",
+            "what socket-mode=0660 says. mode=vhost has the kernel's vhost-vsock work the rings, "
+            "and programs of the host's use AF_VSOCK: there is no path then.",
             keys=("cid", "path", "seqpacket", "socket-mode"),
             has_main=False,
         ),
         build=f"{_CLI}:build_vsock",
+        choose_mode=f"{_CLI}:choose_vsock_mode",
         needs="virtiopy.cli.sandboxed:needs_of_vsock",
+        workload=Workload(
+            "cid=N,path=SOCKET",
+            "Measure a socket device, by packets of 4 KiB to a program of the host's.",
+            unit="packet",
+            count=10_000,
+            directions={
+                "send": Direction(
+                    "of 4 KiB sent",
+                    f"vsock.sink={SINK_PORT} vsock.packets={{count}} vsock.depth={{depth}}",
+                    surroundings="virtiopy.exits.programs:sink_for",
+                ),
+            },
+            count_option="--packets",
+        ),
         suite_driver=f"{_SUITE}.vsock:VsockDriver",
         rigs={"vsock": f"{_RIGS}:build_vsock"},
         linux_modules=("vmw_vsock_virtio_transport",),

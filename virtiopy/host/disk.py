@@ -3,6 +3,7 @@
 What a write means for persistence is the caller's to say; see `DiskImage.write` and `flush`.
 """
 
+import contextlib
 import enum
 import errno
 import fcntl
@@ -430,6 +431,7 @@ def _why_not(path: Path, readonly: bool, cache: CacheMode, error: OSError) -> st
 
 #: What images of other formats have near their start: offset, bytes, and the format's name.
 _MAGIC = (
+    (0, b"QFI\xfb\0\0\0\1", "qcow"),
     (0, b"QFI\xfb", "qcow2"),
     (0, b"KDMV", "vmdk"),
     (0, b"COWD", "vmdk"),
@@ -437,8 +439,13 @@ _MAGIC = (
     (0, b"vhdxfile", "vhdx"),
     (0, b"conectix", "vpc"),
     (0, b"QED\0", "qed"),
+    (0, b"WithoutFreeSpace", "parallels"),
+    (0, b"WithouFreSpacExt", "parallels"),
     (64, b"\x7f\x10\xda\xbe", "vdi"),
 )
+
+#: What images have in their last 512 bytes, whose start is the disk's: those of a fixed size.
+_MAGIC_AT_END = ((b"conectix", "vpc"), (b"koly", "dmg"))
 
 
 def _check_passed(path: Path, files: tuple[int, int], readonly: bool, cache: CacheMode) -> None:
@@ -464,18 +471,19 @@ def _check_content(path: Path, fd: int) -> None:
     What it is says the user, never the content: a guest may write what it likes to a raw disk.
     Raises ConfigError.
     """
-    if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT:
-        # Which takes whole sectors, in memory that begins at one.
-        with path.open("rb") as image:
-            head = image.read(128)
-    else:
+    with contextlib.ExitStack() as stack:
+        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT:
+            # Which takes whole sectors, in memory that begins at one.
+            fd = stack.enter_context(path.open("rb")).fileno()
         head = os.pread(fd, 128, 0)
-    for offset, magic, name in _MAGIC:
-        if head[offset:].startswith(magic):
-            raise ConfigError(
-                f"The image {path} begins as a {name} image does: say format={name}, or "
-                "format=raw to have its bytes as they are for a disk."
-            )
+        tail = os.pread(fd, 8, max(0, os.lseek(fd, 0, os.SEEK_END) - SECTOR_SIZE))
+    names = [("begins", name) for offset, magic, name in _MAGIC if head[offset:].startswith(magic)]
+    names += [("ends", name) for magic, name in _MAGIC_AT_END if tail.startswith(magic)]
+    for verb, name in names:
+        raise ConfigError(
+            f"The image {path} {verb} as a {name} image does: say format={name}, or "
+            "format=raw to have its bytes as they are for a disk."
+        )
 
 
 def _check_backing_devices(path: Path, fd: int, readonly: bool) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from virtiopy.devices.streams import Size, StreamUser
 from virtiopy.errors import ConfigError, DriverError
 from virtiopy.eventloop import READABLE, WRITABLE, EventLoop, Watch
-from virtiopy.files import create_output, is_special
+from virtiopy.files import check_output, create_output, finish, is_special
 from virtiopy.host.limits import IOV_MAX, OUTPUT_LIMIT
 from virtiopy.sockets import OWNER_ONLY, SocketFile, bind_listener
 from virtiopy.virtqueue.buffers import Buffers, total
@@ -225,6 +225,8 @@ class FileStream:
         flags = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         try:
             if append or is_special(path):
+                if is_special(path):
+                    check_output(path, "The output file")
                 fd = os.open(path, flags | os.O_APPEND, 0o600)
             else:
                 fd = create_output(path, "The output file")
@@ -278,6 +280,8 @@ class FileStream:
 
     def close(self) -> None:
         """Close the file."""
+        if self._channel.is_open:
+            finish(self._channel.fd)
         self._channel.close()
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Self
 
 from virtiopy.boot.bzimage import BzImage
+from virtiopy.boot.content import read_content
 from virtiopy.errors import ConfigError, HostError
 
 #: The package that depends on the newest kernel's.
@@ -53,7 +54,7 @@ class LinuxKernel:
 def _version(image: Path) -> str:
     """Return the version that a bzImage tells of itself; for another file what its name ends in."""
     try:
-        content = image.read_bytes()
+        content = read_content(image)
     except OSError as error:
         raise ConfigError(
             f"The kernel {image} cannot be read ({error.strerror}): name a bzImage or a vmlinux."

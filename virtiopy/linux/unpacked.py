@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from virtiopy.boot.bzimage import BzImage
+from virtiopy.boot.content import read_content
 from virtiopy.boot.unpack import packed_with, unpack
 from virtiopy.errors import ConfigError
 
@@ -27,7 +28,7 @@ def unpacked(image: Path, cache: Path) -> Path:
             with contextlib.suppress(OSError):
                 os.utime(kept)
             return kept
-        bzimage = BzImage.parse(image, image.read_bytes())
+        bzimage = BzImage.parse(image, read_content(image))
     except OSError as error:
         raise ConfigError(
             f"The kernel {image} cannot be read ({error.strerror}): name a bzImage or a vmlinux."

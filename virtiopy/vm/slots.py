@@ -17,7 +17,7 @@ from virtiopy.memory import GuestMemory
 from virtiopy.transport.mmioplace import MmioPlacement
 from virtiopy.transport.placement import Placement, Site, Transport
 from virtiopy.transport.registers import REGISTER_RANGE
-from virtiopy.vhost.kernel.pair import open_pair
+from virtiopy.vhost.kernel.workers import open_vhost
 from virtiopy.vm.bus import Bus, Place
 from virtiopy.vm.codewatch import CodeWatch
 from virtiopy.vm.lines import Lines
@@ -131,7 +131,7 @@ class Slots:
         )
         self._workers: Mapping[IoMode, OpenWorker] = {
             IoMode.NATIVE: self._open_native,
-            IoMode.VHOST: partial(open_pair, memory),
+            IoMode.VHOST: partial(open_vhost, memory),
         }
 
     def close(self) -> None:

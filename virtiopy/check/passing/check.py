@@ -8,11 +8,13 @@ from virtiopy.check.catalogue import load
 from virtiopy.check.judge import DeviceJudge, Statement, Verdict
 from virtiopy.check.passing.backend import BackendRings, judge_offer
 from virtiopy.check.passing.frontend import Features, FrontendRings
+from virtiopy.check.passing.protocol import ProtocolJudge
 from virtiopy.check.watch import judges_of
 from virtiopy.conformance.clauses.definitions import everything
 from virtiopy.errors import DriverError, PeerError
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import DeviceId, feature_mask
+from virtiopy.vhost.user.memory import FrontendMemory
 from virtiopy.vhost.user.messages import (
     VHOST_F_LOG_ALL,
     VHOST_USER_F_PROTOCOL_FEATURES,
@@ -25,6 +27,8 @@ from virtiopy.vhost.user.messages import (
 )
 from virtiopy.vhost.user.passing import ProxyWatch
 from virtiopy.vhost.user.seenqueue import SeenQueue, SureObserver
+from virtiopy.vhost.user.statements import Side, to_side
+from virtiopy.vhost.user.statements import statements as protocol
 
 #: Feature bits that are between frontend and backend: no driver sees them.
 _PROTOCOLS_OWN = feature_mask([VHOST_F_LOG_ALL, VHOST_USER_F_PROTOCOL_FEATURES])
@@ -75,6 +79,10 @@ class _Missed(SureObserver):
         self.missed_chains += count
 
 
+def _protocol(side: Side) -> Mapping[str, Statement]:
+    return {one.id: one for one in to_side(side)}
+
+
 class PassingCheck(ProxyWatch):
     """Judges the frontends and the backends of a proxy, one pair after the other, as one each.
 
@@ -83,8 +91,8 @@ class PassingCheck(ProxyWatch):
 
     def __init__(self, device: DeviceId | None = None) -> None:
         self._device = device
-        self.frontend = DeviceJudge("frontend")
-        self.backend = DeviceJudge("backend", everything())
+        self.frontend = DeviceJudge("frontend", {**load(), **_protocol(Side.FRONTEND)})
+        self.backend = DeviceJudge("backend", {**everything(), **_protocol(Side.BACKEND)})
         self._count = _Missed()
         self._known = _Known()
         self._requests = [
@@ -92,6 +100,7 @@ class PassingCheck(ProxyWatch):
             for kind in (() if device is None else judges_of(device))
         ]
         self._session: tuple[Features, FrontendRings, BackendRings] | None = None
+        self._messages: ProtocolJudge | None = None
 
     @property
     def missed(self) -> int:
@@ -114,11 +123,14 @@ class PassingCheck(ProxyWatch):
             FrontendRings(self.frontend, memory, self._requests),
             BackendRings(self.backend, memory, self._device, self._known),
         )
+        shared = memory if isinstance(memory, FrontendMemory) else None
+        self._messages = ProtocolJudge(self.frontend, self.backend, shared)
 
     def message(self, message: Message, from_frontend: bool) -> None:
-        """Learn from a message, and judge the features of one."""
-        if self._session is None:
+        """Judge a message, learn from it, and judge the features of one."""
+        if self._session is None or self._messages is None:
             return
+        self._messages.message(message, from_frontend)
         # What is no message of its kind is the peers' affair: here it says nothing.
         with contextlib.suppress(PeerError):
             self._learn(self._session[0], message, from_frontend=from_frontend)
@@ -138,6 +150,11 @@ class PassingCheck(ProxyWatch):
         if self._session is not None:
             self._session[1].kicked(index)
 
+    def called(self, index: int) -> None:
+        """Judge a used buffer notification."""
+        if self._messages is not None:
+            self._messages.called(index)
+
     def unseen(self, index: int, error: PeerError | DriverError) -> None:
         """Judge a ring whose areas are misaligned."""
         if "is not aligned" in str(error):
@@ -156,5 +173,5 @@ class PassingCheck(ProxyWatch):
         # What a driver never does may be among what was missed.
         for request in self._requests if not self.missed else ():
             request.conclude()
-        statements: Mapping[str, Statement] = {**load(), **everything()}
+        statements: Mapping[str, Statement] = {**load(), **everything(), **protocol()}
         return Verdict([self.frontend, self.backend], statements, "Both sides")

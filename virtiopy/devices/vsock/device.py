@@ -6,17 +6,20 @@ is to be told and not as packets: that has bounds. Of what belongs to no connect
 packets wait; where there are more, the tx queue waits for the driver to take them (5.10.6.1).
 """
 
+import contextlib
 import enum
 import logging
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
 from virtiopy._native import ffi
 from virtiopy.devices.base import DeviceHost, Fact, VirtioDevice
+from virtiopy.devices.delegation import OpenWorker
 from virtiopy.devices.vsock.commands import COMMANDS
 from virtiopy.devices.vsock.connection import BreachError, Connection
+from virtiopy.devices.vsock.delegation import RINGS, DelegatedPackets
 from virtiopy.devices.vsock.features import (
     CID_MAX,
     CID_MIN,
@@ -35,7 +38,7 @@ from virtiopy.devices.vsock.packet import (
     reset_for,
 )
 from virtiopy.devices.vsock.sockets import HostSocket, HostSockets, NoSockets
-from virtiopy.errors import DriverError
+from virtiopy.errors import DriverError, VirtiopyError
 from virtiopy.eventloop import EventLoop, Timer
 from virtiopy.spec import DeviceId, feature_mask, has_feature
 from virtiopy.virtqueue.buffers import gather, scatter, split_at, total
@@ -78,6 +81,7 @@ class Vsock(VirtioDevice):
     features = feature_mask(VsockFeature)
     queue_sizes = (128, 128, 16)
     commands = COMMANDS
+    workers: ClassVar[frozenset[str]] = frozenset({"vhost"})
 
     #: What connections are.
     connection_class: ClassVar[type[Connection]] = Connection
@@ -99,6 +103,7 @@ class Vsock(VirtioDevice):
         self._deadlines: dict[Connection, float] = {}
         self._timer: Timer | None = None
         self._event_waits = False
+        self._packets = DelegatedPackets(self)
         self._opened = self._refused = self._dropped = 0
         self._received = self._sent = 0
 
@@ -126,6 +131,8 @@ class Vsock(VirtioDevice):
 
     def handle(self, queue: Virtqueue) -> None:
         """Serve a queue. Raises QueueError."""
+        if self._packets.delegated and queue.index in RINGS:
+            return
         if queue.index == VsockQueue.tx:
             self._transmit(queue)
         elif queue.index == VsockQueue.rx:
@@ -137,14 +144,69 @@ class Vsock(VirtioDevice):
             self._send_event()
 
     def activate(self, queues: Mapping[int, Virtqueue]) -> None:
-        """Start; what waits for buffers goes out with the first kick."""
+        """Start, or have the worker start."""
         super().activate(queues)
+        self._delegate_if_due()
         self.send_output()
 
     def start_queue(self, index: int, queue: Virtqueue) -> None:
         """Take a queue, and what may wait for it."""
         super().start_queue(index, queue)
+        self._delegate_if_due()
         self.send_output()
+
+    def stop_queue(self, index: int) -> None:
+        """Forget a queue; a worker has both of its own, or neither."""
+        if index in RINGS:
+            self._packets.reclaim()
+        super().stop_queue(index)
+
+    # Another worker
+
+    def offered(self, features: int) -> int:
+        """Leave out what the worker has not."""
+        return self._packets.offered(features)
+
+    def delegate(self, open_worker: OpenWorker) -> None:
+        """Have another worker take the packets; connections of the device's end."""
+        with self.lock:
+            self.refusal = None
+            self._packets.close()
+            self._packets.open(open_worker, self.guest_cid)
+            try:
+                self._packets.delegate()
+            except VirtiopyError:
+                self._packets.close()
+                self.refusal = None
+                raise
+            if self._packets.delegated:
+                self.interrupt()
+
+    def reclaim(self) -> None:
+        """Have the device take the packets; connections of the worker's end."""
+        with self.lock:
+            self.refusal = None
+            was_delegated = self._packets.delegated
+            self._packets.close()
+            if was_delegated:
+                self.interrupt()
+
+    def _delegate_if_due(self) -> None:
+        try:
+            self._packets.delegate()
+        except DriverError as error:
+            self.host.needs_reset(str(error))
+        except VirtiopyError as error:
+            log.warning("the device itself works its queues: %s", error)
+
+    @contextlib.contextmanager
+    def undelegated(self, index: int) -> Iterator[None]:
+        """Have the device itself have a queue meanwhile; it does nothing with it."""
+        was_delegated = self._packets.delegated
+        self._packets.reclaim()
+        yield
+        if was_delegated:
+            self._delegate_if_due()
 
     # What the guest sends: parse, execute, complete
 
@@ -258,7 +320,8 @@ class Vsock(VirtioDevice):
 
     def connect(self, port: int, kind: SocketType, socket: HostSocket) -> None:
         """Connect a program of the host's to a guest's port; the device has the socket."""
-        if self._has_all or kind not in self._types or not self.queues or self.halted:
+        here = self.queues and not self.halted and not self._packets.delegated
+        if self._has_all or kind not in self._types or not here:
             self._refused += 1
             socket.close()
             return
@@ -328,7 +391,7 @@ class Vsock(VirtioDevice):
     def _supply(self) -> None:
         """Fill the driver's buffers while there is anything for it. Raises QueueError."""
         queue = self.queues.get(VsockQueue.rx)
-        if queue is None:
+        if queue is None or self._packets.delegated:
             return
         for _ in batches_of_a_turn():
             done: list[Completion] = []
@@ -384,12 +447,20 @@ class Vsock(VirtioDevice):
         """Give the guest another context ID, as after a migration: all connections are over.
 
         The driver is told by TRANSPORT_RESET. From any thread. Raises ValueError for a context ID
-        that is reserved.
+        that is reserved, ConfigError for one that another guest has.
         """
         self._check_cid(cid)
         with self.lock:
-            self.guest_cid = cid
-            self.interrupt()
+            was_delegated = self._packets.delegated
+            self._packets.reclaim()
+            try:
+                if self._packets.worker is not None:
+                    self._packets.worker.set_guest_cid(cid)
+                self.guest_cid = cid
+                self.interrupt()
+            finally:
+                if was_delegated:
+                    self._delegate_if_due()
 
     def interrupt(self) -> None:
         """End all connections, and tell the driver that they are over; the caller holds the lock.
@@ -438,18 +509,22 @@ class Vsock(VirtioDevice):
 
     def reset(self) -> None:
         """Forget the driver and its connections; programs still get what it has sent."""
+        self._packets.reclaim()
+        self.refusal = None
         super().reset()
         self._forget()
         self._event_waits = False
 
     def halt(self) -> None:
         """Stop; connections are over with the reset that follows."""
+        self._packets.reclaim()
         super().halt()
         self._forget()
 
     def close(self) -> None:
         """Let no program connect any more, and close the connections."""
         with self.lock:
+            self._packets.close()
             self.queues = {}
             self._forget()
             self._remainders.close()
@@ -462,6 +537,8 @@ class Vsock(VirtioDevice):
         live = self.connections.values()
         return {
             "guest_cid": self.guest_cid,
+            "delegated": int(self._packets.delegated),
+            **({"delegation_refused": self.refusal} if self.refusal else {}),
             "connections": len(self.connections),
             "opened": self._opened,
             "refused": self._refused,

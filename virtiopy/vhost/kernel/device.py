@@ -56,6 +56,9 @@ class VhostDevice(Closing):
     path: ClassVar[str]
     module: ClassVar[str]
 
+    #: What a user writes to have the device's rings worked without vhost.
+    otherwise: ClassVar[str] = "vhost=off"
+
     #: The feature bits that are vhost's business: what it lacks of these cannot be offered. All
     #: others are the device's.
     worker_features: ClassVar[int] = WORKER_FEATURES
@@ -94,27 +97,31 @@ class VhostDevice(Closing):
         if isinstance(error, FileNotFoundError):
             return (
                 f"{path} does not exist: load the module with `modprobe {cls.module}`, pass the "
-                "device into this container, or use vhost=off."
+                f"device into this container, or use {cls.otherwise}."
             )
         if isinstance(error, PermissionError):
-            return f"{path} may not be opened by this user: run as root, or use vhost=off."
-        return f"{path} cannot be opened ({error.strerror}): use vhost=off."
+            return f"{path} may not be opened by this user: run as root, or use {cls.otherwise}."
+        return f"{path} cannot be opened ({error.strerror}): use {cls.otherwise}."
 
     # Calling the kernel
 
     def _call(self, name: str, argument: int = 0, why: dict[int, str] | None = None) -> None:
         self._check(name, self._ioctl(self.fd, getattr(lib, name), argument), why)
 
-    @staticmethod
-    def _check(name: str, result: int, why: dict[int, str] | None = None) -> None:
+    @classmethod
+    def _check(cls, name: str, result: int, why: dict[int, str] | None = None) -> None:
         if result < 0:
             reason = (why or {}).get(-result)
             if reason is None:
-                reason = "see whether vhost=off works, and what dmesg says of vhost"
+                reason = f"see whether {cls.otherwise} works, and what dmesg says of vhost"
             raise HostError(f"{name} fails ({os.strerror(-result)}): {reason}.")
 
     def _set(self, name: str, struct: CData, why: dict[int, str] | None = None) -> None:
-        self._call(name, int(ffi.cast("uintptr_t", struct)), why)
+        self._check(name, self._try(name, struct), why)
+
+    def _try(self, name: str, struct: CData) -> int:
+        """Call with a structure; returns the result, or -errno."""
+        return self._ioctl(self.fd, getattr(lib, name), int(ffi.cast("uintptr_t", struct)))
 
     def _get_u64(self, name: str) -> int:
         value = ffi.new("uint64_t *")
@@ -128,7 +135,7 @@ class VhostDevice(Closing):
         if _NEEDED & ~features:
             raise HostError(
                 f"{path} knows no virtio 1 (features {features:#x}): "
-                "use a kernel since 4.0, or vhost=off."
+                f"use a kernel since 4.0, or {self.otherwise}."
             )
         return features
 

@@ -13,7 +13,7 @@ from typing import ClassVar
 from virtiopy._native import lib
 from virtiopy.memory import AddressError, GuestMemory
 from virtiopy.virtqueue.buffers import total
-from virtiopy.virtqueue.layout import INDEX_MODULUS, VIRTQ_AVAIL_F_NO_INTERRUPT
+from virtiopy.virtqueue.layout import INDEX_MODULUS
 from virtiopy.virtqueue.queue import (
     Chain,
     ChainError,
@@ -114,6 +114,8 @@ class SeenQueue(SplitQueue):
             observers=observers,
         )
         self._keeps_descriptors |= bool(sure)
+        # used_event as it was before the driver waited for anything.
+        self._asked_first = int(self._used_event[0]) if event_idx else 0
         # All before the state was used, unless the device had chains when it got the ring.
         self._unseen = max(0, _distance(self._used_index, self._next))
         if not self._unseen:
@@ -246,15 +248,15 @@ class SeenQueue(SplitQueue):
     def _first_fresh(self, used: int) -> int:
         """Return the first used element that the driver has not taken back (2.7.7).
 
-        With EVENT_IDX a driver that waits for a notification says which element it waits for. Else
-        one that wants notifications waits for the last at least.
+        With EVENT_IDX a driver that waits for a notification says which element it waits for: that
+        is sure of one that has said so of late, since what was seen used before. Of another
+        driver, which may poll, nothing is.
         """
-        if self.event_idx:
-            waited: int = self._used_event[0]
-            return waited if 0 < _distance(waited, used) <= self.size else used
-        if self._available.flags & VIRTQ_AVAIL_F_NO_INTERRUPT or used == self._used_index:
+        waited: int = self._used_event[0] if self.event_idx else self._asked_first
+        if waited == self._asked_first:
             return used
-        return (used - 1) % INDEX_MODULUS
+        begin = self._used_index
+        return waited if 0 < _distance(waited, used) <= _distance(begin, used) else used
 
     # Telling, in the order in which it was
 

@@ -11,7 +11,7 @@ import select
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -116,7 +116,7 @@ class Player:
         with contextlib.ExitStack() as stack:
             session: _Session | None = None
             number = 0
-            for event in events:
+            for event in _used_before_stops(events):
                 if isinstance(event, SessionEvent):
                     stack.close()
                     number = event.number
@@ -442,6 +442,31 @@ class _Session(Closing):
         except PeerError:
             channel.close()
             self._channel = None
+
+
+def _used_before_stops(events: Iterable[Event]) -> Iterator[Event]:
+    """Have chains used before their ring is stopped, where the recording has it after.
+
+    A driver that polls sees a used chain before the proxy does, which looks when the ring stops. A
+    backend that is told to stop at once has not used it yet.
+    """
+    there: set[int] = set()
+    stream = iter(events)
+    for event in stream:
+        if isinstance(event, AvailableEvent):
+            there.add(event.chain)
+        if not (isinstance(event, MessageEvent) and event.request == Request.GET_VRING_BASE):
+            yield event
+            continue
+        held: list[Event] = [event]
+        for later in stream if event.from_frontend else ():
+            if isinstance(later, UsedEvent) and later.chain in there:
+                yield later
+            else:
+                held.append(later)
+            if isinstance(later, MessageEvent) and later.request == Request.GET_VRING_BASE:
+                break
+        yield from held
 
 
 def _memfd(size: int) -> int:
