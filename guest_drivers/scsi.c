@@ -161,6 +161,8 @@ static bool becomes_ready(struct virtio_test *t)
 	return false;
 }
 
+const char *const guest_options[] = { "scsi.vhost", NULL };
+
 /* scsi.vhost=1: skip what Linux's vhost-scsi is known to do differently. */
 static bool vhost;
 
