@@ -119,24 +119,33 @@ static void send(struct virtio_test *t, struct connection *c, enum operation op,
 	c->sent += op == OP_RW ? len : 0;
 }
 
-/* The next packet from the device, whose buffer goes back by supply(); NULL where none comes. */
-static struct packet *receive(void)
+/*
+ * The next packet from the device, whose buffer goes back by supply(); NULL where none comes.  A RST
+ * of another connection is no news: Linux's vhost-vsock says it again when the program closes.
+ */
+static struct packet *receive(const struct connection *c)
 {
 	struct packet *packet;
 	uint32_t len;
 
-	if (!virtq_poll_until(&rx, virtio_deadline()))
-		return NULL;
-	packet = virtq_get_used(&rx, &len);
-	if (len < sizeof(packet->header) || len != sizeof(packet->header) + packet->header.len)
-		tap_bail_out("a packet of %u bytes that says it has %u", len, packet->header.len);
-	return packet;
+	for (;;) {
+		if (!virtq_poll_until(&rx, virtio_deadline()))
+			return NULL;
+		packet = virtq_get_used(&rx, &len);
+		if (len < sizeof(packet->header)
+		    || len != sizeof(packet->header) + packet->header.len)
+			tap_bail_out("a packet of %u bytes that says it has %u", len,
+				     packet->header.len);
+		if (packet->header.op != OP_RST || packet->header.dst_port == c->port)
+			return packet;
+		supply(packet);
+	}
 }
 
 /* Whether the next packet is this one of a connection; its credit is taken note of. */
 static bool receive_op(struct connection *c, enum operation op)
 {
-	struct packet *packet = receive();
+	struct packet *packet = receive(c);
 	bool right;
 
 	if (!packet)
@@ -238,7 +247,7 @@ static bool receive_echo(struct connection *c, uint32_t count)
 	bool good = true;
 
 	while (good && c->received < count) {
-		packet = receive();
+		packet = receive(c);
 		if (!packet)
 			return false;
 		c->peer_buf_alloc = packet->header.buf_alloc;
@@ -281,10 +290,10 @@ static void test_echo(struct virtio_test *t, uint32_t port)
 	CHECK(t, receive_op(&c, OP_CREDIT_UPDATE), "a question for credit is answered (5.10.6.3)");
 	CHECK_IS(t, c.peer_fwd_cnt, c.sent, "all that was sent has left the buffer");
 
-	/* Room for 100 bytes more than have come: so many come, and a question for more. */
+	/* Room for 100 bytes more than have come: so many come. Some devices then ask for more. */
 	c.buf_alloc = 100;
 	send_bytes(t, &c, 250);
-	CHECK(t, receive_echo(&c, c.sent - 150) && receive_op(&c, OP_CREDIT_REQUEST),
+	CHECK(t, receive_echo(&c, c.sent - 150),
 	      "no more comes than there is room for (5.10.6.3.2)");
 	c.buf_alloc = 65536;
 	send(t, &c, OP_CREDIT_UPDATE, NULL, 0, 0);
@@ -300,7 +309,7 @@ static void test_echo(struct virtio_test *t, uint32_t port)
 
 static bool receive_message(struct connection *c, const uint8_t *data, uint32_t len)
 {
-	struct packet *packet = receive();
+	struct packet *packet = receive(c);
 	bool good;
 
 	if (!packet)

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from tests.guest.accelerators import each_accelerator
-from tests.guest.support import assert_one_sentence, run_guest, virtiopy
+from tests.guest.support import (
+    assert_one_sentence,
+    needs_qemu,
+    run_guest,
+    run_in_qemu,
+    virtiopy,
+)
+from tests.guest.vhost_user import serve
 from tests.guest.vsock import echo
 
 ECHO, MESSAGES = 7, 8
@@ -58,3 +65,23 @@ def test_a_value_that_is_wrong_is_said_in_a_sentence(
 ) -> None:
     value = value.format(folder=tmp_path)
     assert_one_sentence(virtiopy("run", "--guest", "vsock", "--vsock", value), words)
+
+
+@needs_qemu
+def test_the_same_guest_passes_in_qemu_on_a_device_that_is_served(tmp_path: Path) -> None:
+    path, served = tmp_path / "vm.sock", tmp_path / "vsock.sock"
+    memory = "memory-backend-memfd,id=ram,size=128M,share=on"
+    with (
+        echo(path, ECHO) as streams,
+        serve("vsock", f"cid=3,path={path}", served),
+    ):
+        run_in_qemu(
+            "vsock",
+            *("-object", memory, "-machine", "memory-backend=ram", "-m", "128M"),
+            *("-chardev", f"socket,id=c,path={served}"),
+            *("-device", "vhost-user-vsock-device,chardev=c"),
+            append=f"vsock.echo={ECHO}",
+            accel="tcg",
+        )
+    # QEMU passes SEQPACKET on of the device's features, and no other.
+    assert sum(streams) == 3 * (8 * 1000 + sum(range(8)) + 250)

@@ -3,11 +3,16 @@
 import shutil
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from virtiopy.cli.main import EXIT_ERROR
+from virtiopy.cli.signals import ended_by_signals
 from virtiopy.errors import ConfigError
+
+if TYPE_CHECKING:
+    import pytest
 
 
 @click.command("virtiopy conformance compare")
@@ -161,8 +166,30 @@ def command(
     alone += ["-W", "ignore:Module already imported"]
     # The findings say more than pytest's summary, and than what it shows of each test.
     alone += ["-rN", "--tb=no"]
-    status = pytest.main([*alone, "--pyargs", "virtiopy.conformance", *options, *rest])
+    ending = _Ending()
+    with ended_by_signals():
+        status = pytest.main(
+            [*alone, "--pyargs", "virtiopy.conformance", *options, *rest], plugins=[ending]
+        )
+    if ending.error is not None:
+        raise ending.error
     return EXIT_ERROR if status == pytest.ExitCode.USAGE_ERROR else int(status)
+
+
+class _Ending:
+    """Keeps the signal that ended pytest's session, which has one status for all."""
+
+    error: KeyboardInterrupt | None = None
+
+    def pytest_keyboard_interrupt(self, excinfo: "pytest.ExceptionInfo[BaseException]") -> None:
+        """Take Ctrl-C and other signals, and not what pytest or the suite itself ended."""
+        import pytest
+
+        error = excinfo.value
+        if isinstance(error, KeyboardInterrupt) and not isinstance(
+            error, pytest.Session.Interrupted
+        ):
+            self.error = error
 
 
 def _list_clauses(part: str | None) -> None:
