@@ -1,36 +1,59 @@
-"""What hostile frontends cost: the longest wait of a good request, the end by SIGTERM, and memory.
+"""What hostile frontends and guests cost: the longest wait of a good request, the end, and memory.
 
-Each attack is made on a `virtiopy serve blk` of its own, in the modes of a disk.
-Example: python -m bench.attacks --seconds 5
+Each attack of a frontend is made on a `virtiopy serve blk` of its own, in the modes of a disk. The
+others are made on a VM, where a good request is one on the control socket, and the end is that by
+SIGTERM or by --timeout, whatever takes longer. Example: python -m bench.attacks --seconds 5
+
+    python -m bench.attacks --only vm --program OTHER/.venv/bin/virtiopy    another version
 """
 
 import argparse
+import itertools
+import os
 import tempfile
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from tests.guest.attacks import ANSWER_BOUND, ATTACKS, END_BOUND, GROWTH_BOUND, measure
+from tests.guest.attacks import ANSWER_BOUND, ATTACKS, END_BOUND, GROWTH_BOUND, Cost, measure
+from tests.guest.support import VIRTIOPY
+from tests.guest.vm_attacks import NEVER, VM_ATTACKS, measure_vm
+
+
+def _milliseconds(seconds: float) -> str:
+    return "never" if seconds == NEVER else f"{seconds * 1000:.0f} ms"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--seconds", type=float, default=5.0, help="of each attack")
+    parser.add_argument("--only", choices=["serve", "vm"], help="those on one of the two alone")
+    parser.add_argument("--program", type=Path, default=None, help="the virtiopy of the VMs")
     arguments = parser.parse_args()
-    table = Table("Attack", "Mode", "Longest wait", "End by SIGTERM", "Memory", "Served meanwhile")
-    for name, attack in ATTACKS.items():
-        for mode in ("native", "ioeventfd"):
-            with tempfile.TemporaryDirectory() as folder:
-                cost = measure(attack, mode, Path(folder), arguments.seconds)
-            table.add_row(
-                name,
-                mode,
-                f"{cost.answer * 1000:.0f} ms",
-                f"{cost.end * 1000:.0f} ms",
-                f"{cost.growth:+.0f} MiB",
-                str(cost.answers),
-            )
+    program = VIRTIOPY if arguments.program is None else [str(arguments.program)]
+    table = Table("Attack", "On", "Longest wait", "End", "Memory", "Served meanwhile")
+
+    def add(name: str, where: str, cost: Cost) -> None:
+        table.add_row(
+            name,
+            where,
+            _milliseconds(cost.answer),
+            _milliseconds(cost.end),
+            f"{cost.growth:+.0f} MiB",
+            str(cost.answers),
+        )
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folders = map(Path(scratch, "attack").with_suffix, (f".{n}" for n in itertools.count()))
+        for name, mode in itertools.product(ATTACKS, ("native", "ioeventfd")):
+            if arguments.only != "vm":
+                (folder := next(folders)).mkdir()
+                add(name, mode, measure(ATTACKS[name], mode, folder, arguments.seconds))
+        for name, attack in VM_ATTACKS.items():
+            if arguments.only != "serve" and not (attack.needs_root and os.geteuid() != 0):
+                (folder := next(folders)).mkdir()
+                add(name, "a VM", measure_vm(name, folder, arguments.seconds, program))
     bounds = f"{ANSWER_BOUND * 1000:.0f} ms", f"{END_BOUND * 1000:.0f} ms"
     table.add_section()
     table.add_row("bound", "", *bounds, f"{GROWTH_BOUND:.0f} MiB", "")

@@ -16,7 +16,7 @@ from virtiopy.conformance.report.document import Document, read
 REPOSITORY = Path(__file__).parents[2]
 
 #: How long a run may take, seconds: many times what it does.
-RUN_TIME = 100
+RUN_TIME = 300
 
 
 def run_pytest(

@@ -78,7 +78,13 @@ def load(area: str) -> Sequence[Mutant]:
 AREAS = {module.name: load(module.name) for module in pkgutil.iter_modules(mutants.__path__)}
 
 MUTANTS = [
-    pytest.param(area, mutant, id=f"{area}-{mutant.name}-{mutant.clause}")
+    pytest.param(
+        area,
+        mutant,
+        id=f"{area}-{mutant.name}-{mutant.clause}",
+        # They wait for what does not come, all in all for minutes.
+        marks=[pytest.mark.nightly] if area == "vhostuser" else [],
+    )
     for area, listed in AREAS.items()
     for mutant in listed
 ]
@@ -125,6 +131,8 @@ class Runs:
     def sound(self, area: str, mutant: Mutant) -> tuple[SuiteRun, str]:
         """Return a run with the sound device of a mutant, and what that is called there."""
         if (target := WHOLE.get(mutant.sound)) is not None:
+            if mutant.served:
+                return self.whole.on(target, "vhost-user"), f"{target} over vhost-user"
             return self.whole.on(target, "mmio"), target
         own: dict[Factory, str] = {}
         clauses: defaultdict[str, list[str]] = defaultdict(list)

@@ -154,10 +154,8 @@ def test_a_run_that_takes_too_long_says_what_it_found(tmp_path: Path) -> None:
     assert read(tmp_path / "report.json")["cut_short"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_run_that_is_ended_says_what_it_found(tmp_path: Path, number: signal.Signals) -> None:
-    # The test after the first that failed ends the run.
-    ends = f"""\
+# The test after the first that failed ends the run.
+ENDS_THE_RUN = """\
 import os
 
 class Broken(Rng):
@@ -168,14 +166,40 @@ class Broken(Rng):
         super().negotiated(features)
         Broken.times = getattr(Broken, "times", 0) + 1
         if Broken.times == 3:
-            os.kill(os.getpid(), {int(number)})
+            os.kill(os.getpid(), {number})
 """
-    own_device(tmp_path, ends, "Broken")
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_run_that_is_ended_says_what_it_found(tmp_path: Path, number: signal.Signals) -> None:
+    own_device(tmp_path, ENDS_THE_RUN.format(number=int(number)), "Broken")
     options = ["--virtio-patience=0.3", "--virtio-report=report.json"]
     run = run_pytest(*options, "-k", "test_split and event_idx", folder=tmp_path)
     assert run.returncode == pytest.ExitCode.INTERRUPTED, run.stdout
     assert "1 finding" in run.stdout
     assert "cut short: it was interrupted." in run.stdout
+    assert read(tmp_path / "report.json")["cut_short"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_on_the_command_line_a_signal_has_its_own_status(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from virtiopy.devices.rng import Rng\n" + ENDS_THE_RUN.format(number=int(number))
+    )
+    command = [sys.executable, "-m", "virtiopy", "conformance", "python:mine:Broken"]
+    command += ["--device", "rng", "--patience", "0.3", "--report", "report.json"]
+    run = subprocess.run(
+        [*command, "-k", "test_split and event_idx"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 128 + number, run.stdout + run.stderr
+    assert run.stderr.strip() == "virtiopy: interrupted"
     assert read(tmp_path / "report.json")["cut_short"]
 
 

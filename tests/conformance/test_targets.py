@@ -27,9 +27,24 @@ QEMU_DIFFERENCES = {
     # writeback MUST start as 0 for a driver that has CONFIG_WCE without FLUSH: it stays as the
     # driver of the session before has left it.
     "test_writeback_starts_as_0_though_a_driver_before_that_could_flush_had_it_at_1": "5.2.5.2:3",
+    # A ring that is disabled MUST be processed without side effects: libvhost-user keeps note,
+    # and QEMU's export does not ask.
+    "test_no_write_to_a_disk_is_carried_out_while_its_ring_is_disabled": "ring-states:5",
+    # A ring without a call eventfd is one whose driver polls: libvhost-user writes to -1, and
+    # leaves.
+    "test_a_ring_whose_driver_polls_is_worked": "SET_VRING_CALL:2",
+    # libvhost-user gives the configuration space from its start, whatever the offset.
+    "test_a_part_of_the_configuration_space_is_read_at_its_offset": "GET_CONFIG:2",
     # At least as many bytes as the used length says MUST be written: of the ID the length says 20,
     # and what lies after the string's NUL is not written (5.2.6 has it padded).
     "test_all_20_bytes_of_a_device_id_string_are_written_with_nul_after_its_end": "2.7.8.2:2",
+}
+
+#: Those that it meets where it is done before it is asked: a busy machine may let it.
+QEMU_IN_TIME = {
+    # All requests in flight MUST be completed before the reply to GET_VRING_BASE. (The sentence is
+    # younger than this QEMU.) What has random walks fail is the same.
+    "test_what_is_in_flight_is_completed_before_a_ring_stops": "GET_VRING_BASE:2",
 }
 
 
@@ -117,7 +132,7 @@ def test_qemu_storage_daemon_meets_every_statement_but_the_known(tmp_path: Path)
         if test["outcome"] == "failed"
         for clause in test["clauses"] or ["none"]
     }
-    assert failed == QEMU_DIFFERENCES, run.stdout
+    assert failed | QEMU_IN_TIME == QEMU_DIFFERENCES | QEMU_IN_TIME, run.stdout
 
 
 @pytest.mark.parametrize(
@@ -134,5 +149,5 @@ def test_a_zoned_device_meets_every_statement_about_zones(
 def test_the_reference_has_the_known_differences() -> None:
     page = (REPOSITORY / "docs" / "conformance.md").read_text()
     _, _, differences = page.partition("## Known differences")
-    listed = re.findall(r"^\| ([\d.]+:\d+) \|", differences, re.MULTILINE)
-    assert sorted(listed) == sorted(QEMU_DIFFERENCES.values())
+    listed = re.findall(r"^\| ([\w.-]+:\d+) \|", differences, re.MULTILINE)
+    assert sorted(listed) == sorted((QEMU_DIFFERENCES | QEMU_IN_TIME).values())

@@ -155,7 +155,7 @@ def sparse_image(path: Path) -> Path:
     return path
 
 
-def _anonymous(pid: int) -> float:
+def anonymous(pid: int) -> float:
     """Return the memory that is a process's own, in MiB."""
     status = Path(os.sep, "proc", str(pid), "status").read_text()
     words = dict(line.split(":", 1) for line in status.splitlines())
@@ -200,14 +200,14 @@ def _attack(attack: Attack, backend: Backend, seconds: float) -> Cost:
             driver.piece(1),
         ]
         _good_request(driver, request)
-        before = growth = _anonymous(backend.process.pid)
+        before = growth = anonymous(backend.process.pid)
         step = attack.prepare(driver)
         answers = []
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             step()
             answers.append(_good_request(driver, None if attack.only_messages else request))
-            growth = max(growth, _anonymous(backend.process.pid))
+            growth = max(growth, anonymous(backend.process.pid))
         step()
         return Cost(max(answers), _end(backend), growth - before, len(answers))
 

@@ -11,6 +11,7 @@ SOFTWARE_CPU = ("--accel", "tcg")
 SIZE = 4 << 20
 
 OF_EACH = {
+    "attack": "attack",
     "balloon": "balloon.mode",
     "blk": "blk.hold",
     "console": "console.mode",
@@ -18,6 +19,8 @@ OF_EACH = {
     "mistakes": "mistake",
     "net": "net.mode",
     "smp": "smp.end",
+    "scsi": "scsi.vhost",
+    "vsock": "vsock.echo",
 }
 
 

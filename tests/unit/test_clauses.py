@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from virtiopy.conformance.clauses.catalogue import Area, Transport, load
+from virtiopy.conformance.clauses.catalogue import OF_VIRTIO, Area, Transport, load
 from virtiopy.devices.balloon import BalloonFeature
 from virtiopy.devices.blk import BlkFeature
 from virtiopy.devices.console import ConsoleFeature
@@ -141,7 +141,7 @@ def test_a_clause_is_told_in_one_short_sentence() -> None:
     } == {}
 
 
-@pytest.mark.parametrize("area", Area)
+@pytest.mark.parametrize("area", OF_VIRTIO)
 def test_an_area_keeps_its_clauses_in_the_specifications_order(area: Area) -> None:
     written = tomllib.loads((index.FOLDERS[Requirements.DEVICE] / f"{area.value}.toml").read_text())
     assert list(written) == [one.id for one in CLAUSES.values() if one.area is area]
@@ -194,7 +194,7 @@ def _write(folder: Path, statements: str, said: str) -> None:
     (folder / "index.toml").write_text(
         f'revision = "v9"\n[features]\n[titles]\n"2.1" = "T"\n[statements]\n{statements}\n'
     )
-    for area in Area:
+    for area in OF_VIRTIO:
         (folder / f"{area.value}.toml").write_text("")
     (folder / "basic.toml").write_text(said)
 

@@ -5,7 +5,7 @@ CONFIG_CHANGE_MSG.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,9 +13,12 @@ import pytest
 from tests.unit.test_net import MAC, FakeLink
 from tests.unit.vhost_user import FEATURES, Driver, Served, readable
 from tests.unit.vhost_user_peer import IN, SECTOR, blk_header, make_image, read_sector
+from virtiopy.devices.base import VirtioDevice
 from virtiopy.devices.blk import Blk
 from virtiopy.devices.console import Console
 from virtiopy.devices.net import Net
+from virtiopy.devices.rng import Rng
+from virtiopy.devices.scsi.device import Scsi
 from virtiopy.host.disk import DiskImage
 from virtiopy.host.stream import FileStream
 from virtiopy.spec import DeviceStatus, feature_mask, has_feature
@@ -226,7 +229,7 @@ class FakeNetLink(FakeLink):
 
 
 def test_without_protocol_features_a_ring_starts_enabled(driver: Driver) -> None:
-    driver.frontend._has_states = False
+    driver.frontend.has_states = False
     driver.start()
     assert read_sector(driver, 2) == bytes([2]) * SECTOR
 
@@ -528,16 +531,23 @@ def test_a_base_that_a_frontend_makes_up_has_no_buffer_served_again(
     )
 
 
-# VHOST_USER_PROTOCOL_F_CONFIG, which QEMU has no use for with a network device
+# VHOST_USER_PROTOCOL_F_CONFIG, which QEMU has no use for with these devices
+
+CONFIGURED_BY_QEMU: dict[str, Callable[[], VirtioDevice]] = {
+    "net": lambda: Net(FakeNetLink(), mac=MAC),
+    "scsi": lambda: Scsi({}),
+    "rng": Rng,
+}
 
 
 @pytest.mark.parametrize("owned", [True, False])
-def test_qemu_is_not_offered_a_network_devices_configuration_space(
-    tmp_path: Path, owned: bool
+@pytest.mark.parametrize("name", CONFIGURED_BY_QEMU)
+def test_qemu_is_not_offered_a_configuration_space_that_it_keeps_itself(
+    tmp_path: Path, name: str, owned: bool
 ) -> None:
     """QEMU alone asks before it owns the session, and warns its user of what it does not take."""
     with (
-        Served(Net(FakeNetLink(), mac=MAC), tmp_path / "net.sock") as served,
+        Served(CONFIGURED_BY_QEMU[name](), tmp_path / "device.sock") as served,
         Connection(served.connect()) as raw,
     ):
         if owned:

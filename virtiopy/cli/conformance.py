@@ -3,11 +3,17 @@
 import shutil
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from virtiopy.cli.campaign import campaign
 from virtiopy.cli.main import EXIT_ERROR
+from virtiopy.cli.signals import ended_by_signals
 from virtiopy.errors import ConfigError
+
+if TYPE_CHECKING:
+    import pytest
 
 
 @click.command("virtiopy conformance compare")
@@ -38,7 +44,7 @@ def compare(*, reports: tuple[Path, ...], html: str | None) -> int:
 
 
 class _WithCompare(click.Command):
-    """The command, with `compare` in its target's place for one of its own."""
+    """The command, with `compare` or `campaign` in its target's place for one of their own."""
 
     def make_context(
         self,
@@ -47,9 +53,10 @@ class _WithCompare(click.Command):
         parent: click.Context | None = None,
         **extra: object,
     ) -> click.Context:
-        """Go to `compare` by its name."""
-        if args[:1] == ["compare"]:
-            return compare.make_context(f"{info_name} compare", args[1:], parent)
+        """Go to another command by its name."""
+        for name, other in (("compare", compare), ("campaign", campaign)):
+            if args[:1] == [name]:
+                return other.make_context(f"{info_name} {name}", args[1:], parent)
         return super().make_context(info_name, args, parent, **extra)
 
 
@@ -63,7 +70,8 @@ class _WithCompare(click.Command):
     --blockdev driver=file,node-name=d,filename=scratch.img
     --export vhost-user-blk,id=e,node-name=d,writable=on,addr.type=unix,addr.path={socket}'
 
-virtiopy conformance compare A.json B.json puts two reports side by side.
+virtiopy conformance compare A.json B.json puts two reports side by side, and virtiopy
+conformance campaign FILE.toml tests many backends.
 """,
 )
 @click.argument("target", required=False)
@@ -161,8 +169,30 @@ def command(
     alone += ["-W", "ignore:Module already imported"]
     # The findings say more than pytest's summary, and than what it shows of each test.
     alone += ["-rN", "--tb=no"]
-    status = pytest.main([*alone, "--pyargs", "virtiopy.conformance", *options, *rest])
+    ending = _Ending()
+    with ended_by_signals():
+        status = pytest.main(
+            [*alone, "--pyargs", "virtiopy.conformance", *options, *rest], plugins=[ending]
+        )
+    if ending.error is not None:
+        raise ending.error
     return EXIT_ERROR if status == pytest.ExitCode.USAGE_ERROR else int(status)
+
+
+class _Ending:
+    """Keeps the signal that ended pytest's session, which has one status for all."""
+
+    error: KeyboardInterrupt | None = None
+
+    def pytest_keyboard_interrupt(self, excinfo: "pytest.ExceptionInfo[BaseException]") -> None:
+        """Take Ctrl-C and other signals, and not what pytest or the suite itself ended."""
+        import pytest
+
+        error = excinfo.value
+        if isinstance(error, KeyboardInterrupt) and not isinstance(
+            error, pytest.Session.Interrupted
+        ):
+            self.error = error
 
 
 def _list_clauses(part: str | None) -> None:

@@ -7,12 +7,13 @@ import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from virtiopy.conformance.clauses.definitions import COMPLETION, everything
-from virtiopy.conformance.drivers import DRIVERS, driver_of
+from virtiopy.conformance.clauses.definitions import COMPLETION, PROTOCOLS, everything
+from virtiopy.conformance.drivers import DRIVERS, driver_class_of, driver_of
 from virtiopy.conformance.marks import SUITE, suite_files
 from virtiopy.conformance.problems import BlockedError, NotApplicableError, words_of
 from virtiopy.conformance.progress import Progress, waited_in_vain
@@ -35,6 +36,7 @@ from virtiopy.conformance.targets.target import PATIENCE, Target, parse
 from virtiopy.conformance.walks.steps import Step
 from virtiopy.conformance.walks.steps import load as load_steps
 from virtiopy.errors import ConfigError
+from virtiopy.spec import DeviceId
 from virtiopy.statements.terms import Keyword
 
 #: How many random walks there are, where it is not said.
@@ -86,12 +88,15 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(str(error)) from error
     if threading.current_thread() is threading.main_thread():
         # The user who ends the run is told what was found, as after Ctrl-C.
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            # What is ignored stays so, as under nohup(1), and what is handled already.
+            if signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, signal.default_int_handler)
+                config.add_cleanup(partial(_restore, number))
 
-        def restore() -> None:
-            signal.signal(signal.SIGTERM, before)
 
-        config.add_cleanup(restore)
+def _restore(number: signal.Signals) -> None:
+    signal.signal(number, signal.SIG_DFL)
 
 
 class Timeout:
@@ -188,7 +193,8 @@ def target_of(node: pytest.Item) -> Target:
 def note_subject(config: pytest.Config, target: Target, session: Session) -> None:
     """Note what a target is, as the first session with it shows: reports name what was tested."""
     subjects = config.stash[RESULTS].subjects
-    if target.name not in subjects:
+    known = subjects.get(target.name)
+    if known is None or not known.offered:
         subjects[target.name] = Subject(
             target.name,
             session.device_id,
@@ -196,6 +202,14 @@ def note_subject(config: pytest.Config, target: Target, session: Session) -> Non
             session.transport,
             session.offered,
         )
+
+
+def note_backend(config: pytest.Config, target: Target, device_id: DeviceId) -> None:
+    """Note what a backend is of which there was no session yet."""
+    name = driver_class_of(device_id).name
+    config.stash[RESULTS].subjects.setdefault(
+        target.name, Subject(target.name, device_id, name, target.transport, 0)
+    )
 
 
 def in_suite(item: pytest.Item) -> bool:
@@ -234,7 +248,7 @@ _ORDER = ("test_basic", "test_split", "test_mmio")
 def _rank(item: pytest.Item) -> int:
     if not item.path.is_relative_to(SUITE):
         return -1
-    if COMPLETION in clauses_of(item):
+    if COMPLETION in clauses_of(item) or set(PROTOCOLS) & set(clauses_of(item)):
         return 0
     if item.path.stem in _ORDER:
         return 2 + _ORDER.index(item.path.stem)
@@ -251,12 +265,24 @@ def is_basis(item: pytest.Item) -> bool:
 
     Such tests come first, and are not hurried: what they find is not held against others.
     """
+    if _is_protocols(item):
+        return False
     known = everything()
     clauses = [known[clause] for clause in clauses_of(item) if clause in known]
     return any(clause.keyword is Keyword.DEFINITION or clause.bears for clause in clauses)
 
 
+#: The folder of the tests about the vhost-user protocol.
+_PROTOCOL = "vhostuser"
+
+
+def _is_protocols(item: pytest.Item) -> bool:
+    return item.path.is_relative_to(SUITE) and item.path.parent.name == _PROTOCOL
+
+
 def _concerns(item: pytest.Item) -> bool:
+    if _is_protocols(item) and target_of(item).transport != "vhost-user":
+        return False
     asked_for = set(DRIVERS) & set(getattr(item, "fixturenames", ()))
     return not asked_for or asked_for == {target_of(item).device}
 

@@ -1,5 +1,6 @@
 """The fixtures of the suite: what its tests are written with."""
 
+import contextlib
 from collections.abc import Iterator
 from types import ModuleType
 
@@ -12,6 +13,7 @@ from virtiopy.conformance.collection import (
     THOROUGH,
     TRACE,
     is_basis,
+    note_backend,
     note_subject,
     progress_of,
     target_of,
@@ -22,6 +24,7 @@ from virtiopy.conformance.effort import Effort
 from virtiopy.conformance.problems import NotApplicableError
 from virtiopy.conformance.report.verdict import Judge
 from virtiopy.conformance.sessions.base import Session
+from virtiopy.conformance.sessions.raw import RawFrontend
 from virtiopy.conformance.sessions.trace import Trace
 from virtiopy.conformance.sessions.vhostuser import VhostUserSession
 from virtiopy.conformance.targets.target import Target
@@ -101,6 +104,24 @@ def vhost_user(session: Session, driver: DeviceDriver) -> VhostUserSession:
     if not isinstance(session, VhostUserSession):
         raise NotApplicableError(f"a device over {session.transport} is no vhost-user backend")
     return session
+
+
+@pytest.fixture
+def raw(request: pytest.FixtureRequest, virtio_target: Target) -> Iterator[RawFrontend]:
+    """Give a frontend that has said nothing yet, of a backend that was just started or left."""
+    node = request.node
+    trace = node.stash[TRACE] = Trace()
+    patience = node.config.stash[PATIENCE_KEY]
+    try:
+        served = virtio_target.serve(patience)
+    except ConfigError as error:
+        pytest.exit(str(error), returncode=pytest.ExitCode.USAGE_ERROR)
+    with contextlib.ExitStack() as stack:
+        stack.callback(served.host.close)
+        stack.callback(served.backend.close)
+        frontend = stack.enter_context(RawFrontend(served.backend, trace, patience))
+        note_backend(node.config, virtio_target, served.device_id)
+        yield frontend
 
 
 @pytest.fixture

@@ -5,6 +5,8 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
+from virtiopy.errors import PeerError
+
 
 class NotApplicableError(Exception):
     """The test says nothing about this target; the text says why, and that was checked."""
@@ -74,6 +76,17 @@ def about(clause: str) -> Iterator[None]:
     except (BrokenError, StepError):
         raise
     except AssertionError as error:
+        raise BrokenError(words_of(error), clause) from error
+
+
+@contextlib.contextmanager
+def blaming(clause: str) -> Iterator[None]:
+    """Have whatever goes wrong in here be about one statement: a backend that leaves, too."""
+    try:
+        yield
+    except DiedError:
+        raise
+    except (AssertionError, DeviceError, PeerError) as error:
         raise BrokenError(words_of(error), clause) from error
 
 

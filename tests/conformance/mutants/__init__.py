@@ -17,7 +17,8 @@ device works with, its queues among them: a mutant is to outlive changes inside 
 
 `build_readonly_blk` makes the device of a class that it is given, and the sound one of none. At
 least one test of the statement has to fail on the mutant; on the sound device at least one has to
-pass, and none to fail. A fault may as well be the transport's: give Mutant a `transport`.
+pass, and none to fail. A fault may as well be the transport's: give Mutant a `transport`,
+or a `backend` where it is the vhost-user protocol's.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -30,6 +31,7 @@ from virtiopy.conformance.targets.builders import Factory, Rig
 from virtiopy.conformance.targets.target import InprocTarget, inproc
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.transport.mmio import MmioTransport
+from virtiopy.vhost.user.backend import Backend
 
 _Device = TypeVar("_Device", bound=VirtioDevice)
 
@@ -44,6 +46,7 @@ class Mutant:
     sound: Factory
     transport: type[MmioTransport] = MmioTransport
     served: bool = False  # over vhost-user, and not MMIO
+    backend: type[Backend] = Backend  # what serves it then
 
     @property
     def target(self) -> InprocTarget:
@@ -53,6 +56,7 @@ class Mutant:
             name=f"{self.name} {self.clause}",
             transport=self.transport,
             served=self.served,
+            backend=self.backend,
         )
 
 

@@ -17,7 +17,7 @@ from virtiopy.statements.terms import Condition, Keyword
 
 
 class Area(enum.Enum):
-    """What part of the specification a clause belongs to: each has its file."""
+    """What part of the specification a clause belongs to."""
 
     BASIC = "basic"  # 2 but for 2.7, 3, 6
     SPLIT = "split"  # 2.7
@@ -29,6 +29,11 @@ class Area(enum.Enum):
     BALLOON = "balloon"  # 5.5
     SCSI = "scsi"  # 5.6
     VSOCK = "vsock"  # 5.10
+    VHOST_USER = "vhost-user"  # the protocol's own, which are no sentences of the specification's
+
+
+#: The areas of the specification, each with its file.
+OF_VIRTIO = [area for area in Area if area is not Area.VHOST_USER]
 
 
 class Transport(enum.Enum):
@@ -79,7 +84,7 @@ def load(folder: Path = FOLDERS[Requirements.DEVICE]) -> Mapping[str, Clause]:
 
     Raises ValueError if the files do not say of each statement of the index just one thing.
     """
-    return read(folder, Area, _clause)
+    return read(folder, OF_VIRTIO, _clause)
 
 
 def _clause(identity: str, area: Area, record: _Record, index: Index) -> Clause:

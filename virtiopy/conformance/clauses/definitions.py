@@ -11,6 +11,7 @@ from typing import NotRequired, TypedDict
 
 from virtiopy.conformance.clauses import catalogue
 from virtiopy.conformance.clauses.catalogue import Area, Clause, Transport
+from virtiopy.conformance.clauses.protocol import protocol
 from virtiopy.statements.index import FOLDERS, load_index
 from virtiopy.statements.latex import Requirements
 from virtiopy.statements.terms import Condition, Keyword
@@ -37,8 +38,11 @@ FEATURES = "2.2.2:2"
 #: The device is none of a legacy specification's.
 VERSION_1 = "6.2:1"
 
+#: What a session with a vhost-user backend stands on.
+PROTOCOLS = ("header:1", "header:2", "header:3", "communication:1")
+
 #: What everything else stands on.
-BASIS = (RESET, VERSION_1, FEATURES, COMPLETION)
+BASIS = (*PROTOCOLS, RESET, VERSION_1, FEATURES, COMPLETION)
 
 _FOLDER = FOLDERS[Requirements.DEVICE]
 
@@ -104,15 +108,16 @@ def _clause(identity: str, record: _Record, bits: Mapping[str, int]) -> Clause:
 def everything() -> Mapping[str, Clause]:
     """Return every statement and every definition by ID, in the specification's order.
 
-    Raises ValueError where a definition has the ID of a statement.
+    Those of the vhost-user protocol come last. Raises ValueError where a definition has the ID of a
+    statement.
     """
     statements, defined = catalogue.load(), definitions()
     if both := statements.keys() & defined.keys():
         raise ValueError(f"definitions.toml: {', '.join(sorted(both))} are statements")
     found = {**statements, **defined}
-    return {identity: found[identity] for identity in sorted(found, key=place)}
+    return {**{identity: found[identity] for identity in sorted(found, key=place)}, **protocol()}
 
 
 def place(identity: str) -> list[int]:
-    """Return where a statement stands in the specification, to sort by."""
+    """Return where a statement stands in virtio's specification, to sort by."""
     return [int(number) for number in identity.replace(":", ".").split(".")]

@@ -146,6 +146,10 @@ class DeviceDriver:
     def good_request(self) -> Request:
         """Return a request for `main_queue` that does not depend on any other; each differs."""
 
+    def long_request(self) -> Request:
+        """Return a good request that takes the device longer than others, where there are any."""
+        return self.good_request()
+
     def requests(self) -> Sequence[Request]:
         """Return one such request for each queue that can be worked here."""
         return [self.good_request()]

@@ -17,6 +17,9 @@ from virtiopy.spec import DeviceId
 
 SECTOR = 512
 
+#: Sectors of a request that takes long: 256 KiB.
+LONG = 512
+
 #: The first request queue (5.2.2).
 REQUESTQ = 0
 
@@ -235,6 +238,14 @@ class BlkDriver(DeviceDriver):
     def good_request(self, queue: int = REQUESTQ) -> Request:
         """Return a read of one of the first 8 sectors."""
         return self.request(Type.IN, next(self._sectors) % 8, room=SECTOR, queue=queue)
+
+    def long_request(self) -> Request:
+        """Return a read of many sectors, in as many parts as the device takes at most."""
+        sectors = min(self.capacity, LONG)
+        if self.session.offers("VIRTIO_BLK_F_SIZE_MAX"):
+            # 0, which lets no request be, is another statement's.
+            sectors = min(sectors, self.field(Field.size_max) // SECTOR or sectors)
+        return self.request(Type.IN, 0, room=sectors * SECTOR)
 
     def requests(self) -> list[Request]:
         """Return a read for each queue."""

@@ -1,12 +1,13 @@
 """Subjects beside each other, statement by statement; one alone is the simplest case."""
 
-import re
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import PurePath
 
 from virtiopy.conformance.clauses.catalogue import Area
+from virtiopy.conformance.clauses.definitions import everything
 from virtiopy.conformance.report.document import (
     ClauseRecord,
     Document,
@@ -21,6 +22,7 @@ AREAS = {
     Area.BASIC: ("basic facilities", "2, 3, 6"),
     Area.SPLIT: ("split virtqueues", "2.7"),
     Area.MMIO: ("virtio over MMIO", "4.2"),
+    Area.VHOST_USER: ("vhost-user protocol", ""),
     Area.NET: ("network device", "5.1"),
     Area.BLK: ("block device", "5.2"),
     Area.CONSOLE: ("console device", "5.3"),
@@ -142,9 +144,15 @@ def rows(subjects: Sequence[Side]) -> list[Row]:
     ]
 
 
-def _place(clause: ClauseRecord) -> tuple[int, list[int]]:
+def _place(clause: ClauseRecord) -> tuple[int, int, str]:
     area = list(AREAS).index(Area(clause["area"]))
-    return area, [int(number) for number in re.split("[.:]", clause["id"])]
+    # A report may be of another version, with statements that this one does not have.
+    return area, _order().get(clause["id"], len(_order())), clause["id"]
+
+
+@functools.cache
+def _order() -> dict[str, int]:
+    return {identity: number for number, identity in enumerate(everything())}
 
 
 def sections(found: Sequence[Row]) -> Iterator[Section]:

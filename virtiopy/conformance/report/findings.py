@@ -139,7 +139,8 @@ class Findings:
                 by_clause[identity].append(result)
         for clause in clauses:
             of_all = clause.area in {Area.BASIC, Area.SPLIT, Area.MMIO}
-            if of_all or clause.area.value == subject.device:
+            of_it = clause.area.value in {subject.device, subject.transport}
+            if of_all or of_it:
                 yield self._clause(clause, by_clause[clause.id], subject)
 
     def _clause(self, clause: Clause, tests: Sequence[Result], subject: Subject) -> ClauseResult:

@@ -10,6 +10,7 @@ from itertools import groupby
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from virtiopy.conformance.clauses.protocol import link
 from virtiopy.conformance.report.comparison import (
     AREAS,
     Row,
@@ -24,7 +25,6 @@ from virtiopy.conformance.report.comparison import (
 from virtiopy.conformance.report.document import SPECIFICATION, Document
 from virtiopy.conformance.report.results import Outcome
 from virtiopy.conformance.report.verdict import Verdict
-from virtiopy.statements.anchors import link
 
 #: How many events of a trace are shown, from its end: all of them are in the JSON.
 _EVENTS = 80

@@ -79,6 +79,20 @@ class SessionQueue(DriverQueue):
         super().make_available(*heads)
         self._note(f"available idx = {self.next_available}, heads {list(heads)}")
 
+    def go_on_at(self, index: int) -> None:
+        """Be a queue whose device and driver have come to this index, with nothing in flight."""
+        self.next_available = self.last_used = self._kicked = index
+        self.available.idx = self.used.idx = index
+        # What the device before this one has left, and the driver asked it for.
+        self.avail_event[0] = self.used_event[0] = index
+        self._note(f"available idx = used idx = {index}")
+
+    def use(self, head: int) -> None:
+        """Use a buffer with nothing in it, as the device would."""
+        self.used.ring[self.used_idx % self.size] = (head, 0)
+        self.used.idx = (self.used_idx + 1) % INDEX_MODULUS
+        self._note(f"head {head} was used by a device before this one")
+
     # What no driver may write, in the format of a split virtqueue
 
     def corrupt_descriptor(

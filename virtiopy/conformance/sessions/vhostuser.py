@@ -4,22 +4,28 @@ import contextlib
 import os
 import select
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import ClassVar
 
 from virtiopy.closing import Closing
 from virtiopy.conformance.drivers import driver_class_of
 from virtiopy.conformance.problems import LeftError, NotApplicableError, WedgedError
 from virtiopy.conformance.sessions.base import Session
+from virtiopy.conformance.sessions.frontend import SuiteFrontend, own_address
 from virtiopy.conformance.sessions.queue import SessionQueue
 from virtiopy.conformance.sessions.trace import Trace
 from virtiopy.conformance.targets.backends import Backend
 from virtiopy.conformance.targets.hosts import Host
 from virtiopy.errors import PeerError
-from virtiopy.spec import DeviceId, DeviceStatus, Feature
-from virtiopy.vhost.user.connection import Connection
-from virtiopy.vhost.user.frontend import InflightFile, RefusedError, VhostUserFrontend
-from virtiopy.vhost.user.messages import ProtocolFeature
+from virtiopy.memory import Region
+from virtiopy.spec import DeviceId, DeviceStatus, Feature, feature_mask
+from virtiopy.vhost.user.connection import Connection, close_all
+from virtiopy.vhost.user.frontend import (
+    WANTED,
+    InflightFile,
+    RefusedError,
+)
+from virtiopy.vhost.user.messages import BackendRequest, Message, ProtocolFeature
 from virtiopy.vhost.vring import Vring
 from virtiopy.virtqueue.queue import QueueState
 
@@ -75,7 +81,13 @@ class VhostUserSession(Session):
         self._broken = False
         self._driver_ok = False
         self._inflight: InflightFile | None = None
-        self._frontend: VhostUserFrontend | None = None
+        self._frontend: SuiteFrontend | None = None
+        #: Whether the frontend is one that knows of protocol features.
+        self.knows_protocol_features = True
+        #: Whether a session begins with a table of all memory.
+        self.shares_memory = True
+        #: The protocol features that are negotiated, where they are offered.
+        self.wanted_protocol = WANTED
         try:
             self._open()
         except BaseException:
@@ -98,8 +110,13 @@ class VhostUserSession(Session):
         stream = self.backend.connect(self.patience)
         stream.settimeout(self.patience)
         with self._peer():
-            self._frontend = VhostUserFrontend(traced(stream, self.trace))
-            self._frontend.set_memory(self.memory)
+            self._frontend = SuiteFrontend(
+                traced(stream, self.trace),
+                wanted=self.wanted_protocol,
+                knows_protocol_features=self.knows_protocol_features,
+            )
+            if self.shares_memory:
+                self._frontend.set_memory(self.memory)
 
     def _hang_up(self) -> None:
         if self._frontend is not None:
@@ -121,7 +138,7 @@ class VhostUserSession(Session):
             raise LeftError(f"the backend ended the session: {error}") from error
 
     @property
-    def frontend(self) -> VhostUserFrontend:
+    def frontend(self) -> SuiteFrontend:
         """The vhost-user session that there is; raises LeftError when it is over."""
         if self._frontend is None:
             raise LeftError("the backend ended the session")
@@ -178,6 +195,13 @@ class VhostUserSession(Session):
         with self._peer():
             self._inflight = self.frontend.get_inflight(self.queue_count, QUEUE_SIZE_MAX)
 
+    @property
+    def inflight(self) -> InflightFile:
+        """Where the backend tracks what is in flight; not applicable where it does not."""
+        if self._inflight is None:
+            raise NotApplicableError("the backend does not offer INFLIGHT_SHMFD")
+        return self._inflight
+
     def _forget_inflight(self) -> None:
         if self._inflight is not None:
             os.close(self._inflight.fd)
@@ -189,6 +213,25 @@ class VhostUserSession(Session):
         self._lines.clear()
         self.queues = {}
         self._running.clear()
+
+    def require_protocol(self, *features: ProtocolFeature) -> None:
+        """Have these protocol features negotiated from here on, in a session that begins anew.
+
+        Not applicable where the backend does not offer them.
+        """
+        self.wanted_protocol |= feature_mask(features)
+        self._hang_up()
+        self._forget_queues()
+        self._open()
+        if missing := [feature.name for feature in features if not self.frontend.has(feature)]:
+            raise NotApplicableError(f"the backend does not offer {' and '.join(missing)}")
+
+    def forget_protocol_features(self) -> None:
+        """Be a frontend from before there were protocol features, in a session that begins anew."""
+        self.knows_protocol_features = False
+        self._hang_up()
+        self._forget_queues()
+        self._open()
 
     # Features and life
 
@@ -239,12 +282,13 @@ class VhostUserSession(Session):
         if self._driver_ok:
             self._start_ring(queue.index)
 
-    def driver_ok(self) -> None:
-        """Start the rings, as a VMM does at DRIVER_OK."""
+    def driver_ok(self, but: Collection[int] = ()) -> None:
+        """Start the rings, as a VMM does at DRIVER_OK; some may be left to `start_queue`."""
         self._driver_ok = True
         self._track_inflight()
         for index in self.queues:
-            self._start_ring(index)
+            if index not in but:
+                self._start_ring(index)
         with self._peer():
             self.frontend.set_status(
                 DeviceStatus.ACKNOWLEDGE
@@ -253,22 +297,49 @@ class VhostUserSession(Session):
                 | DeviceStatus.DRIVER_OK
             )
 
-    def _start_ring(self, index: int, state: QueueState | None = None) -> None:
-        queue, line = self.queues[index], self._lines[index]
+    def start_queue(self, index: int, base: int = 0, *, enable: bool = True) -> None:
+        """Start a ring that was not started, or was stopped, at an entry of the available ring."""
+        self._start_ring(index, QueueState(base), enable=enable)
+
+    def _start_ring(
+        self, index: int, state: QueueState | None = None, *, enable: bool = True
+    ) -> None:
         with self._peer():
             self._running.add(index)
-            self.frontend.start_ring(
-                index,
-                Vring(
-                    queue.size,
-                    queue.areas,
-                    state or QueueState(),
-                    line.kick,
-                    line.call,
-                    line.error,
-                ),
-                self.memory,
-            )
+            ring = self._vring(index, state or QueueState())
+            self.frontend.start_ring(index, ring, self.memory, enable=enable)
+
+    def _vring(self, index: int, state: QueueState) -> Vring:
+        queue, line = self.queues[index], self._lines[index]
+        return Vring(queue.size, queue.areas, state, line.kick, line.call, line.error)
+
+    def share(
+        self,
+        user_address: Callable[[Region], int] = own_address,
+        replaced: Mapping[int, int] | None = None,
+    ) -> None:
+        """Send the memory again, with these user addresses of its regions; no ring may run.
+
+        `replaced` has other files of regions, by the region's guest address: they are all of it.
+        """
+        with self._peer():
+            self.frontend.user_address = user_address
+            self.frontend.replaced = replaced or {}
+            self.frontend.set_memory(self.memory)
+
+    def log_used_ring(self, index: int, address: int | None) -> None:
+        """Have writes to a ring's used ring logged from this guest address on, or not any more."""
+        if address is None:
+            self.frontend.used_logs.pop(index, None)
+        else:
+            self.frontend.used_logs[index] = address
+        with self._peer():
+            self.frontend.set_addresses(index, self._vring(index, QueueState()), self.memory)
+
+    def set_call(self, index: int) -> None:
+        """Have the backend write the ring's own call eventfd, again."""
+        with self._peer():
+            self.frontend.set_call(index, self._lines[index].call)
 
     def reset_queue(self, index: int) -> None:
         """Stop a virtqueue, and forget it; it is started from its beginning again."""
@@ -316,6 +387,10 @@ class VhostUserSession(Session):
             self._hang_up()
         if self._frontend is None:
             self._open()
+        self.forget()
+
+    def forget(self) -> None:
+        """Know of nothing that was set up: the device was reset."""
         self._forget_queues()
         self._forget_inflight()
         self._driver_ok = False
@@ -357,6 +432,21 @@ class VhostUserSession(Session):
             return False
         with self._peer():
             return self.frontend.config_has_changed()
+
+    def spoken(self) -> list[Message]:
+        """Return what the backend has said on its channel since the last call, but for CONFIG's."""
+        said: list[Message] = []
+        channel = self.frontend.channel
+        while channel is not None and select.select([channel.socket], [], [], 0)[0]:
+            with self._peer():
+                message = channel.receive()
+            if message is None:
+                break
+            close_all(message.fds)
+            config = message.request == BackendRequest.CONFIG_CHANGE_MSG
+            if not config or not self.frontend.has(ProtocolFeature.CONFIG):
+                said.append(message)
+        return said
 
     # Configuration space
 

@@ -15,6 +15,7 @@ from virtiopy.conformance.targets.loops import raise_failure, turns
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.errors import ConfigError, PeerError
 from virtiopy.eventloop import EventLoop
+from virtiopy.vhost.user.backend import Backend as ServingBackend
 from virtiopy.vhost.user.connection import Connection
 from virtiopy.vhost.user.frontend import VhostUserFrontend, connect
 from virtiopy.vhost.user.server import Server, listen
@@ -175,14 +176,17 @@ def split(command: str) -> list[str]:
 class ServedDevice(_OwnBackend):
     """A device of this process, on a loop of its own; it is closed with the backend."""
 
-    def __init__(self, device: VirtioDevice, patience: float) -> None:
+    def __init__(
+        self, device: VirtioDevice, patience: float, kind: type[ServingBackend] = ServingBackend
+    ) -> None:
         self._device = device
+        self._kind = kind
         self._patience = patience
         super().__init__()
 
     def _start(self) -> None:
         self._loop = EventLoop("backend")
-        self._server = Server(self._device, self._loop, listen(self.path))
+        self._server = Server(self._device, self._loop, listen(self.path), backend=self._kind)
         self._loop.start(daemon=True)
 
     def check(self) -> None:

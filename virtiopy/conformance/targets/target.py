@@ -3,7 +3,7 @@
 import contextlib
 import importlib
 import traceback
-from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
 
 from virtiopy.conformance.drivers import DRIVERS, driver_of
@@ -18,7 +18,9 @@ from virtiopy.conformance.targets.hosts import Host
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.devices.registry import entry_of
 from virtiopy.errors import ConfigError
+from virtiopy.spec import DeviceId
 from virtiopy.transport.mmio import MmioTransport
+from virtiopy.vhost.user.backend import Backend as ServingBackend
 from virtiopy.vhost.user.frontend import connect
 
 #: Seconds that anything which has to come is waited for, unless --virtio-patience says otherwise.
@@ -30,7 +32,16 @@ _CHECK_PATIENCE = 2.0
 TRANSPORTS = ("mmio", "vhost-user")
 
 
-class Target(ABC):
+@dataclass(slots=True, frozen=True)
+class Served:
+    """A vhost-user backend, what its device is, and the suite's hand in its host's side."""
+
+    device_id: DeviceId
+    backend: Backend
+    host: Host
+
+
+class Target:
     """A device, or a backend, of which each test has a session of its own."""
 
     #: What the target is called in reports.
@@ -39,12 +50,25 @@ class Target(ABC):
     #: The name of the device's type; None where it is not known until there is a session.
     device: str | None
 
+    @property
+    def transport(self) -> str:
+        """What the device is reached by: one of TRANSPORTS."""
+        return "vhost-user"
+
     def check(self) -> None:
         """Raise ConfigError where there is nothing to have a session with; a run begins with it."""
 
-    @abstractmethod
+    def serve(self, patience: float = PATIENCE) -> Served:
+        """Return the vhost-user backend, for tests that are the frontend themselves.
+
+        Raises ConfigError where there is nothing to test, and TypeError for a target that is none.
+        """
+        raise TypeError(f"{self.name} is no vhost-user backend")
+
     def open(self, trace: Trace, patience: float = PATIENCE) -> Session:
         """Make a session. Raises ConfigError where there is nothing to have one with."""
+        served = self.serve(patience)
+        return VhostUserSession(served.device_id, served.backend, served.host, trace, patience)
 
 
 class InprocTarget(Target):
@@ -57,9 +81,11 @@ class InprocTarget(Target):
         *,
         served: bool = False,
         transport: type[MmioTransport] = MmioTransport,
+        backend: type[ServingBackend] = ServingBackend,
     ) -> None:
         self.name = f"{name} over vhost-user" if served else name
         self.served = served
+        self._backend = backend
         self._factory = factory
         self._transport = transport
         rig = self._build()
@@ -67,6 +93,11 @@ class InprocTarget(Target):
         self.device = None if entry is None else entry.name
         rig.device.close()
         rig.host.close()
+
+    @property
+    def transport(self) -> str:
+        """What the device is reached by: one of TRANSPORTS."""
+        return "vhost-user" if self.served else "mmio"
 
     def _build(self) -> Rig:
         try:
@@ -91,7 +122,8 @@ class InprocTarget(Target):
 
     def check(self) -> None:
         """Make a device once, and see that it is one that the suite knows, and has a virtqueue."""
-        with self.open(Trace(), _CHECK_PATIENCE) as session:
+        # What the device does wrong is for the tests to find.
+        with contextlib.suppress(DeviceError), self.open(Trace(), _CHECK_PATIENCE) as session:
             driver_of(session)
             with contextlib.suppress(DeviceError):
                 if not session.queue_size_max(0):
@@ -102,11 +134,15 @@ class InprocTarget(Target):
 
     def open(self, trace: Trace, patience: float = PATIENCE) -> Session:
         """Make a device, and a session with it."""
+        if self.served:
+            return super().open(trace, patience)
+        return MmioSession(self._build(), trace, patience, transport=self._transport)
+
+    def serve(self, patience: float = PATIENCE) -> Served:
+        """Make a device, and serve it."""
         rig = self._build()
-        if not self.served:
-            return MmioSession(rig, trace, patience, transport=self._transport)
-        backend = ServedDevice(rig.device, patience)
-        return VhostUserSession(rig.device.device_id, backend, rig.host, trace, patience)
+        backend = ServedDevice(rig.device, patience, self._backend)
+        return Served(rig.device.device_id, backend, rig.host)
 
 
 class SocketTarget(Target):
@@ -122,9 +158,9 @@ class SocketTarget(Target):
         """Connect once: if no backend is there it is the user's fault, and later the backend's."""
         connect(self._path).close()
 
-    def open(self, trace: Trace, patience: float = PATIENCE) -> Session:
-        """Connect."""
-        return VhostUserSession(self._device_id, Backend(self._path), Host(), trace, patience)
+    def serve(self, patience: float = PATIENCE) -> Served:
+        """Name the backend that is there."""
+        return Served(self._device_id, Backend(self._path), Host())
 
 
 class SpawnTarget(Target):
@@ -144,10 +180,9 @@ class SpawnTarget(Target):
         finally:
             backend.close()
 
-    def open(self, trace: Trace, patience: float = PATIENCE) -> Session:
-        """Start the backend, and connect to it."""
-        backend = SpawnedBackend(self.name)
-        return VhostUserSession(self._device_id, backend, Host(), trace, patience)
+    def serve(self, patience: float = PATIENCE) -> Served:
+        """Start the backend."""
+        return Served(self._device_id, SpawnedBackend(self.name), Host())
 
 
 def inproc(
@@ -156,15 +191,18 @@ def inproc(
     name: str | None = None,
     served: bool = False,
     transport: type[MmioTransport] = MmioTransport,
+    backend: type[ServingBackend] = ServingBackend,
 ) -> InprocTarget:
     """Return the target for a device of your own.
 
     `factory` makes a new device for each test: a class will do. It may return a Rig, where the
     suite is to have a hand in the host's side. With `served` the device is reached over
-    vhost-user, on a socket of its own, instead of MMIO registers.
+    vhost-user, on a socket of its own, instead of MMIO registers; `backend` is what serves it.
     """
     words = name or getattr(factory, "__name__", repr(factory))
-    return InprocTarget(factory, f"python:{words}", served=served, transport=transport)
+    return InprocTarget(
+        factory, f"python:{words}", served=served, transport=transport, backend=backend
+    )
 
 
 def parse(

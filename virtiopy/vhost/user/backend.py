@@ -51,6 +51,9 @@ log = logging.getLogger(__name__)
 #: What the protocol offers besides virtio's features.
 BACKEND_FEATURES = feature_mask([VHOST_F_LOG_ALL, VHOST_USER_F_PROTOCOL_FEATURES])
 
+#: Devices whose configuration space QEMU keeps itself, where they have one.
+_CONFIGURED_BY_QEMU = {DeviceId.NETWORK, DeviceId.SCSI_HOST, DeviceId.ENTROPY}
+
 PROTOCOL_FEATURES = feature_mask(
     [
         ProtocolFeature.MQ,
@@ -267,9 +270,8 @@ class Backend(LifecycleObserver, Closing):
 
     def _get_protocol_features(self, message: Message) -> Message:
         offered = PROTOCOL_FEATURES
-        if self.device.device_id is DeviceId.NETWORK and not self._is_owned:
-            # QEMU, which alone asks before it owns the session, keeps the configuration space of
-            # a network device itself, and warns of each backend that offers one.
+        if self.device.device_id in _CONFIGURED_BY_QEMU and not self._is_owned:
+            # Which alone asks before it owns the session, and warns of each backend that offers it.
             offered &= ~feature_mask([ProtocolFeature.CONFIG])
         return Message(message.request, u64(offered))
 

@@ -6,12 +6,13 @@ are the caller's, so that tools and tests can be frontends as well.
 
 import os
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from virtiopy.closing import Closing
 from virtiopy.errors import ConfigError, PeerError
-from virtiopy.memory import GuestMemory
+from virtiopy.memory import GuestMemory, Region
 from virtiopy.spec import feature_mask, has_feature
 from virtiopy.vhost.user.connection import Connection, close_all
 from virtiopy.vhost.user.messages import (
@@ -103,7 +104,13 @@ class VhostUserFrontend(Closing):
     none in time or a wrong one: the session is over then.
     """
 
-    def __init__(self, connection: socket.socket | Connection, *, wanted: int = WANTED) -> None:
+    def __init__(
+        self,
+        connection: socket.socket | Connection,
+        *,
+        wanted: int = WANTED,
+        knows_protocol_features: bool = True,
+    ) -> None:
         if isinstance(connection, socket.socket):
             connection.settimeout(ANSWER_TIME)
             connection = Connection(connection)
@@ -115,8 +122,11 @@ class VhostUserFrontend(Closing):
             #: The feature bits that the backend offers, those of the protocol left out.
             self.features = self.get_features()
             self._tell(Request.SET_OWNER)
-            self._has_states = has_feature(self.features, VHOST_USER_F_PROTOCOL_FEATURES)
-            if self._has_states:
+            #: Whether rings are enabled and disabled by messages (SET_VRING_ENABLE).
+            self.has_states = knows_protocol_features and has_feature(
+                self.features, VHOST_USER_F_PROTOCOL_FEATURES
+            )
+            if self.has_states:
                 offered = self._ask_u64(Request.GET_PROTOCOL_FEATURES)
                 # From here on: an acknowledgement of this very request would be the first.
                 self._tell(Request.SET_PROTOCOL_FEATURES, u64(offered & wanted))
@@ -172,9 +182,11 @@ class VhostUserFrontend(Closing):
             if to_u64(answer):
                 raise RefusedError(f"it refused {request.name}")
 
-    def _ask(self, request: Request, payload: bytes = b"", fds: int = 0) -> Message:
-        """Send what has an answer; `fds` are how many file descriptors come with that."""
-        self._send(request, payload, [])
+    def _ask(
+        self, request: Request, payload: bytes = b"", fds: int = 0, files: Sequence[int] = ()
+    ) -> Message:
+        """Send what has an answer, with `files`; `fds` are how many descriptors come with that."""
+        self._send(request, payload, list(files))
         answer = self._answer(request)
         try:
             expect_fds(answer, fds)
@@ -198,7 +210,7 @@ class VhostUserFrontend(Closing):
 
     def set_features(self, features: int) -> None:
         """Say which of `features` the driver took."""
-        if self._has_states:
+        if self.has_states:
             features |= 1 << VHOST_USER_F_PROTOCOL_FEATURES
         self._tell(Request.SET_FEATURES, u64(features))
 
@@ -240,37 +252,40 @@ class VhostUserFrontend(Closing):
         """Share guest memory; a backend's addresses of it are those of this process."""
         if len(memory.regions) > REGIONS_MAX:
             raise PeerError(f"{len(memory.regions)} memory regions are too many for one message")
-        regions = [
-            MemoryRegion(region.guest_address, region.size, region.host_address, region.offset)
-            for region in memory.regions
-        ]
-        fds = [region.fd for region in memory.regions]
+        regions = [self.described(region) for region in memory.regions]
+        fds = [self.file_of(region) for region in memory.regions]
         self._tell(Request.SET_MEM_TABLE, memory_table(regions), fds)
 
-    def start_ring(self, index: int, ring: Vring, memory: GuestMemory) -> None:
-        """Have the backend work a virtqueue that is in `memory`.
+    def described(self, region: Region) -> MemoryRegion:
+        """Return what the backend is told of a region."""
+        return MemoryRegion(region.guest_address, region.size, region.host_address, region.offset)
+
+    def file_of(self, region: Region) -> int:
+        """Return the file that the backend is given of a region."""
+        return region.fd
+
+    def ring_addresses(self, index: int, ring: Vring, memory: GuestMemory) -> RingAddresses:
+        """Return what the backend is told of where a ring is; raises as `host_areas` does."""
+        host = host_areas(memory, ring.size, ring.areas)
+        return RingAddresses(index, 0, host.descriptor, host.device, host.driver, 0)
+
+    def start_ring(
+        self, index: int, ring: Vring, memory: GuestMemory, *, enable: bool = True
+    ) -> None:
+        """Have the backend work a virtqueue that is in `memory`, once it is enabled.
 
         The eventfds stay the caller's. Raises QueueError and AddressError as `host_areas` does.
         """
-        host = host_areas(memory, ring.size, ring.areas)
+        addresses = self.ring_addresses(index, ring, memory)
         self._tell(Request.SET_VRING_NUM, RingState(index, ring.size).encode())
         self._tell(Request.SET_VRING_BASE, RingState(index, ring.state.vring_base).encode())
-        self._tell(
-            Request.SET_VRING_ADDR,
-            RingAddresses(
-                index,
-                0,
-                host.descriptor,
-                host.device,
-                host.driver,
-                0,
-            ).encode(),
-        )
+        self._tell(Request.SET_VRING_ADDR, addresses.encode())
         self.set_call(index, ring.call)
         if ring.error is not None:
             self._tell(Request.SET_VRING_ERR, ring_file(index, has_fd=True), [ring.error])
         self._tell(Request.SET_VRING_KICK, ring_file(index, has_fd=True), [ring.kick])
-        self.enable_ring(index)
+        if enable:
+            self.enable_ring(index)
 
     def set_call(self, index: int, call: int | None) -> None:
         """Have used buffer notifications written to this eventfd; None for none at all."""
@@ -279,7 +294,7 @@ class VhostUserFrontend(Closing):
 
     def enable_ring(self, index: int, *, enable: bool = True) -> None:
         """Enable or disable a virtqueue, where the backend knows of that."""
-        if self._has_states:
+        if self.has_states:
             self._tell(Request.SET_VRING_ENABLE, RingState(index, int(enable)).encode())
 
     def stop_ring(self, index: int) -> QueueState:

@@ -212,11 +212,15 @@ class Header:
     size: int
 
 
+class VersionError(PeerError):
+    """A message is of a version of the protocol that there is not."""
+
+
 def decode_header(data: bytes) -> Header:
     """Take a header apart; raises PeerError for one that cannot be followed by a payload."""
     header = ffi.from_buffer("struct vhost_user_header *", data)
     if header.flags & _VERSION_MASK != _VERSION:
-        raise PeerError(f"a message of version {header.flags & _VERSION_MASK}, not 1")
+        raise VersionError(f"a message of version {header.flags & _VERSION_MASK}, not 1")
     if header.size > PAYLOAD_MAX:
         raise PeerError(f"{request_name(header.request)} with {header.size} bytes of payload")
     return Header(header.request, Flag(header.flags & (Flag.REPLY | Flag.NEED_REPLY)), header.size)

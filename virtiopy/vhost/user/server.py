@@ -58,6 +58,7 @@ class Server(Closing):
         *,
         kept: bool = False,
         lease: Lease | None = None,
+        backend: type[Backend] = Backend,
     ) -> None:
         self._loop = loop
         #: The file that was made, to be removed at the end.
@@ -67,7 +68,7 @@ class Server(Closing):
         self._source = source
         self._accepting: Watch | None = None
         self._closing = False
-        self.backend = Backend(device, loop, self._await_frontend, lease)
+        self.backend = backend(device, loop, self._await_frontend, lease)
         # What one frontend has the host fail at is not the end of all the others.
         loop.on_host_error = self.backend.host_failed
         if isinstance(source, socket.socket):

@@ -1,0 +1,1 @@
+"""What the vhost-user protocol asks of backends."""

@@ -1,0 +1,86 @@
+"""The configuration space by messages (GET_CONFIG, SET_CONFIG)."""
+
+import pytest
+
+from virtiopy.conformance.checks import same
+from virtiopy.conformance.drivers.base import DeviceDriver
+from virtiopy.conformance.problems import BrokenError, LeftError, NotApplicableError
+from virtiopy.conformance.sessions.raw import RawFrontend
+from virtiopy.conformance.sessions.vhostuser import VhostUserSession
+from virtiopy.conformance.suite.vhostuser.test_messages import need
+from virtiopy.vhost.user.frontend import RefusedError
+from virtiopy.vhost.user.messages import (
+    CONFIG_MAX,
+    ConfigAccess,
+    ConfigFlags,
+    ProtocolFeature,
+    Request,
+)
+
+#: Flags of SET_CONFIG that mean nothing.
+UNKNOWN_FLAGS = 1 << 4
+
+
+def whole(session: VhostUserSession, driver: DeviceDriver) -> bytes:
+    """Return what every device of the type has in its configuration space."""
+    if not driver.config_size:
+        raise NotApplicableError("the device has no configuration space")
+    session.require_protocol(ProtocolFeature.CONFIG)
+    return session.frontend.get_config(driver.config_size)
+
+
+@pytest.mark.clause("GET_CONFIG:1")
+@pytest.mark.parametrize("size", [1, 8, CONFIG_MAX])
+def test_a_reply_is_as_large_as_what_was_asked_for(raw: RawFrontend, size: int) -> None:
+    """Or it has no payload, to say that there is an error."""
+    need(raw, ProtocolFeature.CONFIG)
+    asked = ConfigAccess(0, bytes(size)).encode()
+    raw.tell(Request.GET_CONFIG, asked)
+    reply = raw.reply(Request.GET_CONFIG, "GET_CONFIG:1")
+    if len(reply.payload) not in {0, len(asked)}:
+        raise BrokenError(
+            f"{len(reply.payload)} bytes are the reply to {len(asked)}", "GET_CONFIG:1"
+        )
+
+
+@pytest.mark.clause("GET_CONFIG:2")
+def test_a_part_of_the_configuration_space_is_read_at_its_offset(
+    vhost_user: VhostUserSession, driver: DeviceDriver
+) -> None:
+    config = whole(vhost_user, driver)
+    for offset in range(len(config)):
+        size = min(4, len(config) - offset)
+        same(
+            vhost_user.frontend.get_config(size, offset),
+            config[offset : offset + size],
+            f"the configuration space at offset {offset}",
+        )
+
+
+@pytest.mark.clause("SET_CONFIG:1")
+def test_a_field_that_is_read_only_is_not_written(
+    vhost_user: VhostUserSession, driver: DeviceDriver
+) -> None:
+    write_the_first_field(vhost_user, driver, ConfigFlags.WRITABLE)
+
+
+@pytest.mark.clause("SET_CONFIG:2")
+def test_flags_that_mean_nothing_let_no_field_be_written(
+    vhost_user: VhostUserSession, driver: DeviceDriver
+) -> None:
+    write_the_first_field(vhost_user, driver, UNKNOWN_FLAGS)
+
+
+def write_the_first_field(session: VhostUserSession, driver: DeviceDriver, flags: int) -> None:
+    """Write what no driver may, and see that it is as before; the backend may leave, or refuse."""
+    before = whole(session, driver)
+    driver.start()
+    wrong = bytes(byte ^ 0x5A for byte in before[:2])
+    try:
+        session.frontend.set_config(0, wrong, flags)
+        session.check_alive()
+    except (LeftError, RefusedError):
+        session.reset()
+    except OSError as error:
+        raise AssertionError(f"SET_CONFIG cannot be sent: {error}") from error
+    same(session.read_config(0, len(before)), before, "the configuration space")
