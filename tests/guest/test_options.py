@@ -19,6 +19,7 @@ OF_EACH = {
     "mistakes": "mistake",
     "net": "net.mode",
     "smp": "smp.end",
+    "scsi": "scsi.vhost",
     "vsock": "vsock.echo",
 }
 

@@ -57,7 +57,10 @@ class LabOptions:
     #: With two, both lock up within some 50 runs of nested VMs (QEMU 7.2's emulation of SVM).
     cpus: int = 1
     memory: int = 3072
-    modules: tuple[str, ...] = ("kvm_amd", "vhost_net", "tun")
+    modules: tuple[str, ...] = (
+        *("kvm_amd", "vhost_net", "tun"),
+        *("vhost_scsi", "target_core_mod", "target_core_file"),
+    )
     qemu: tuple[str, ...] = ()
 
 

@@ -295,7 +295,7 @@ def _compile(command: list[str], environment: dict[str, str]) -> None:
         env=own | environment,
         capture_output=True,
         check=False,
-        timeout=120,
+        timeout=PATIENCE,
     )
 
 

@@ -31,13 +31,13 @@ def kernel() -> Path:
         pytest.skip(str(error))
 
 
-def virtiopy(*arguments: str | Path) -> Outcome:
+def virtiopy(*arguments: str | Path, seconds: float = PATIENCE) -> Outcome:
     done = subprocess.run(
         [*VIRTIOPY, *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,
-        timeout=PATIENCE,
+        timeout=seconds,
         stdin=subprocess.DEVNULL,
     )
     return Outcome(done.returncode, done.stdout, done.stderr, {})

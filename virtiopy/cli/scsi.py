@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from virtiopy.cli.attachments import needs_storage_daemon
+from virtiopy.cli.attachments import ModeChoice, choose_mode, needs_storage_daemon
 from virtiopy.cli.options import DeviceOptions, note
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.errors import ConfigError
@@ -23,14 +23,39 @@ if TYPE_CHECKING:
 _SERIAL_DIGITS = 20
 
 
+def choose_scsi_mode(options: DeviceOptions, default: str) -> ModeChoice:
+    """Return the mode: the kernel's target has one, which it has to have."""
+    if not options.text("vhost", ""):
+        return choose_mode(options, default)
+    return ModeChoice(options.choice("mode", ("vhost",), "vhost"))
+
+
+def _build_vhost(wwpn: str, options: DeviceOptions) -> VirtioDevice:
+    from virtiopy.vhost.kernel.scsi import KernelScsi
+
+    if options.parts or options.text("queue-size", ""):
+        other = options.parts[0][0] if options.parts else "queue-size"
+        raise ConfigError(
+            f"{options.option} vhost={wwpn} is the kernel's, which has its own {other}: leave one "
+            "of them out."
+        )
+    return KernelScsi(wwpn, num_queues=options.number("queues", 1, 1, 64))
+
+
 def build_scsi(options: DeviceOptions) -> VirtioDevice:
-    """Make a SCSI host device of `disk=PATH[,lun=N][,...]...[,queues=N]`."""
+    """Make a SCSI host device of `disk=PATH[,lun=N][,...]...[,queues=N]`, or of `vhost=WWPN`."""
+    if wwpn := options.text("vhost", ""):
+        return _build_vhost(wwpn, options)
     device, _ = _build(options, claimed=True)
     return device
 
 
 def build_served_scsi(options: DeviceOptions) -> "tuple[VirtioDevice, Lease | None]":
     """Make one to be served; its rings claim the images while they are worked."""
+    if options.text("vhost", ""):
+        raise ConfigError(
+            f"{options.option} vhost= is the kernel's own: give it to the VMM as vhost-scsi."
+        )
     device, images = _build(options, claimed=False)
     lease = _Lease(images)
     try:

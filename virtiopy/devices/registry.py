@@ -147,7 +147,7 @@ _OWN = (
             "--net",
             "tap=NAME[,create=on][,address=IP/PREFIX][,bridge=NAME][,netns=NAME][,mac=MAC][,mtu=N]"
             "[,queues=N][,pcap=FILE][,pcap-limit=SIZE][,vhost=on|off|auto][,poll-us=N]"
-            "[,mode=trapped|ioeventfd|vhost], or vhost-user=SOCKET[,mac=MAC]",
+            "[,mode=trapped|ioeventfd|native|vhost|auto], or vhost-user=SOCKET[,mac=MAC]",
             "Attach a network device to a tap, which is there or with create=on is made and taken "
             "away again. `pcap` records its frames. vhost=on has the kernel's vhost-net work the "
             "rings, vhost=auto where that can be had. vhost-user=SOCKET attaches one that another "
@@ -252,13 +252,15 @@ _OWN = (
             "--scsi",
             "{disk=PATH|cdrom=FILE}[,target=N][,lun=N][,readonly=on][,rotational=off]"
             "[,cache=writeback|writethrough|none][,serial=ID][,format=FORMAT][,reaches=PATH]..."
-            "[,queues=N][,queue-size=N][,mode=trapped|ioeventfd], or vhost-user=SOCKET",
+            "[,queues=N][,queue-size=N][,mode=trapped|ioeventfd], or vhost=WWPN[,queues=N], or "
+            "vhost-user=SOCKET",
             "Attach a SCSI host device, with a logical unit for each image or block device that "
             "`disk` names, in any format that --disk takes, and for each image of a disc that "
             "`cdrom` names. What follows one is about it, up to the next; a unit without a `lun` "
-            "has the first free one of its target. vhost-user=SOCKET attaches one that another "
+            "has the first free one of its target. vhost=WWPN attaches a target of the kernel's, "
+            "by /dev/vhost-scsi. vhost-user=SOCKET attaches one that another "
             "process serves.",
-            keys=("queues", "queue-size", "vhost-user"),
+            keys=("queues", "queue-size", "vhost", "vhost-user"),
             repeatable=("reaches",),
             has_main=False,
             parts={
@@ -270,6 +272,7 @@ _OWN = (
             },
         ),
         build="virtiopy.cli.scsi:build_scsi",
+        choose_mode="virtiopy.cli.scsi:choose_scsi_mode",
         build_served="virtiopy.cli.scsi:build_served_scsi",
         vhost_user="virtiopy.cli.scsi:connect_scsi",
         needs="virtiopy.cli.sandboxed:needs_of_units",

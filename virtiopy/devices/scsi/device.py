@@ -38,13 +38,9 @@ from virtiopy.devices.scsi.events import (
 )
 from virtiopy.devices.scsi.features import (
     CDB_SIZE,
-    CMD_PER_LUN,
-    EVENT_SIZE,
-    LUN_MAX,
-    MAX_SECTORS,
     SENSE_SIZE,
-    TARGET_MAX,
     ScsiFeature,
+    make_config,
 )
 from virtiopy.devices.scsi.plugging import COMMANDS, OpenUnit
 from virtiopy.devices.scsi.requests import (
@@ -189,18 +185,12 @@ class Scsi(VirtioDevice):
 
     def config_space(self) -> bytes:
         """Return struct virtio_scsi_config."""
-        config = ffi.new("struct virtio_scsi_config *")
-        config.num_queues = self._num_queues
-        # A request has a header and an answer besides its data.
-        config.seg_max = max(1, self._queue_size - 2)
-        config.max_sectors = MAX_SECTORS
-        config.cmd_per_lun = min(CMD_PER_LUN, self._queue_size)
-        config.event_info_size = EVENT_SIZE
-        config.sense_size = self._sizes.sense
-        config.cdb_size = self._sizes.cdb
-        config.max_target = TARGET_MAX
-        config.max_lun = LUN_MAX
-        return bytes(ffi.buffer(config))
+        return make_config(
+            self._num_queues,
+            self._queue_size,
+            sense_size=self._sizes.sense,
+            cdb_size=self._sizes.cdb,
+        )
 
     def write_config(self, offset: int, data: bytes) -> bool:
         """Take a new `sense_size` or `cdb_size`; nothing else can be written."""

@@ -26,3 +26,19 @@ class ScsiFeature(enum.IntEnum):
     VIRTIO_SCSI_F_HOTPLUG = 1
     VIRTIO_SCSI_F_CHANGE = 2
     VIRTIO_SCSI_F_T10_PI = 3
+
+
+def make_config(
+    num_queues: int, queue_size: int, *, sense_size: int = SENSE_SIZE, cdb_size: int = CDB_SIZE
+) -> bytes:
+    """Return struct virtio_scsi_config of a host with so many request queues (5.6.4)."""
+    config = ffi.new("struct virtio_scsi_config *")
+    config.num_queues = num_queues
+    # A request has a header and an answer besides its data.
+    config.seg_max = max(1, queue_size - 2)
+    config.max_sectors = MAX_SECTORS
+    config.cmd_per_lun = min(CMD_PER_LUN, queue_size)
+    config.event_info_size = EVENT_SIZE
+    config.sense_size, config.cdb_size = sense_size, cdb_size
+    config.max_target, config.max_lun = TARGET_MAX, LUN_MAX
+    return bytes(ffi.buffer(config))

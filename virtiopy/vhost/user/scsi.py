@@ -3,16 +3,7 @@
 from pathlib import Path
 
 from virtiopy._native import ffi
-from virtiopy.devices.scsi.features import (
-    CDB_SIZE,
-    CMD_PER_LUN,
-    EVENT_SIZE,
-    LUN_MAX,
-    MAX_SECTORS,
-    SENSE_SIZE,
-    TARGET_MAX,
-    ScsiFeature,
-)
+from virtiopy.devices.scsi.features import ScsiFeature, make_config
 from virtiopy.spec import DeviceId, feature_mask
 from virtiopy.vhost.user.device import QUEUE_SIZE, QUEUES_MAX, VhostUserDevice
 from virtiopy.vhost.user.frontend import VhostUserFrontend, connect
@@ -41,16 +32,8 @@ class VhostUserScsi(VhostUserDevice):
     def _read_config(self, frontend: VhostUserFrontend) -> bytes:
         if frontend.has(ProtocolFeature.CONFIG):
             return super()._read_config(frontend)
-        config = ffi.new("struct virtio_scsi_config *")
-        config.num_queues = self._count_queues(frontend.queue_count()) - _FIXED_QUEUES
-        # A request has a header and an answer besides its data.
-        config.seg_max = QUEUE_SIZE - 2
-        config.max_sectors = MAX_SECTORS
-        config.cmd_per_lun = min(CMD_PER_LUN, QUEUE_SIZE)
-        config.event_info_size = EVENT_SIZE
-        config.sense_size, config.cdb_size = SENSE_SIZE, CDB_SIZE
-        config.max_target, config.max_lun = TARGET_MAX, LUN_MAX
-        return bytes(ffi.buffer(config))
+        queues = self._count_queues(frontend.queue_count()) - _FIXED_QUEUES
+        return make_config(queues, QUEUE_SIZE)
 
 
 def open_scsi(path: Path) -> VhostUserScsi:
