@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.guest.support import assert_one_sentence, make_image, needs_kvm, virtiopy
+from tests.guest.accelerators import needs_unicorn
+from tests.guest.support import assert_one_sentence, make_image, needs_kvm, run_guest, virtiopy
 from virtiopy import __version__
 
 
@@ -65,6 +66,23 @@ def test_verbose_tells_where_devices_are_wherever_it_stands(command: tuple[str, 
 @needs_kvm
 def test_without_verbose_nothing_is_told() -> None:
     assert virtiopy("run", "--guest", "greet", "--rng").errors == ""
+
+
+@needs_unicorn
+@pytest.mark.parametrize(
+    ("options", "modes"),
+    [
+        ((), ["trapped", "trapped"]),
+        (("--mode", "ioeventfd"), ["ioeventfd", "ioeventfd"]),
+    ],
+)
+def test_devices_of_the_software_cpu_are_worked_by_its_own_thread_unless_said_otherwise(
+    tmp_path: Path, options: tuple[str, ...], modes: list[str]
+) -> None:
+    image = make_image(tmp_path / "disk.img")
+    outcome = run_guest(tmp_path, "greet", "--accel", "tcg", "--disk", image, "--rng", *options)
+    assert outcome.status == 0
+    assert [device["mode"] for device in outcome.report["devices"]] == modes
 
 
 @needs_kvm

@@ -168,13 +168,14 @@ def test_seabios_reads_and_writes(tmp_path: Path, option: str) -> None:
         file.seek(8 * 512)
         file.write(data)
 
-    with serve("blk", str(image), socket) as backend:
+    with serve("blk", str(image), socket, judged=True) as backend:
         with Firmware(
             *("-device", "isa-debug-exit,iobase=0xf4,iosize=1"), *disk(socket, option)
         ) as firmware:
             status, output = firmware.wait()
         # isa-debug-exit makes a value of 0x10 a status of 0x21.
         assert status == 0x21, output + backend.output
+    assert "Drivers: 0 MUST broken, 0 SHOULD broken" in backend.output
 
     with image.open("rb") as file:
         file.seek(1000 * 512)

@@ -67,9 +67,12 @@ def _listens(path: Path) -> bool:
     return False
 
 
-def serve(device: str, options: str, path: Path, log: Path | None = None) -> Backend:
-    """Serve a device of virtiopy's."""
-    return Backend([*VIRTIOPY, "-v", "serve", device, options, "--socket", str(path)], path, log)
+def serve(
+    device: str, options: str, path: Path, log: Path | None = None, *, judged: bool = False
+) -> Backend:
+    """Serve a device of virtiopy's; with `judged` it says at its end what its driver came to."""
+    command = [*VIRTIOPY, "-v", "serve", device, options, "--socket", str(path)]
+    return Backend([*command, *(["--check-driver"] if judged else [])], path, log)
 
 
 def serve_by_qemu(image: Path, path: Path, driver: str = "raw") -> Backend:

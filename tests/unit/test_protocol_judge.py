@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from virtiopy.check.passing.check import PassingCheck
+from virtiopy.spec import DeviceId
 from virtiopy.vhost.user.memory import FrontendMemory
 from virtiopy.vhost.user.messages import (
     NO_FLAGS,
@@ -231,3 +232,17 @@ def test_a_notification_while_all_rings_are_stopped_is_found(session: Session) -
     session.answer(Request.GET_VRING_BASE, RingState(0, 0).encode())
     session.check.called(0)
     assert session.found() == {"suspended:2"}
+
+
+def test_what_a_frontend_does_not_offer_its_driver_is_not_asked_of_the_driver(
+    session: Session,
+) -> None:
+    """VIRTIO_NET_F_MTU and _MAC: QEMU, for one, has them offered only where it is told to."""
+    check = session.check = PassingCheck(DeviceId.NETWORK)
+    with FrontendMemory() as memory:
+        check.began(memory)
+        session.ask(Request.GET_FEATURES)
+        session.answer(Request.GET_FEATURES, u64(OFFERED | 1 << 3 | 1 << 5))
+        session.ask(Request.SET_FEATURES, u64(OFFERED))
+        check.ended()
+    assert [str(one) for one in check.finish().findings] == []

@@ -114,6 +114,24 @@ def test_vhost_and_mode_say_the_same(text: str, chosen: ModeChoice) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "default", "chosen"),
+    [
+        ("", "auto", ModeChoice("native", required=False, quiet=True)),
+        (",vhost=off", "auto", ModeChoice("native", required=False, quiet=True)),
+        (",mode=auto", "trapped", ModeChoice("native", required=False, quiet=True)),
+        (",mode=native", "auto", ModeChoice("native")),
+        (",mode=ioeventfd", "auto", ModeChoice("ioeventfd")),
+        ("", "native", ModeChoice("native", required=False)),
+    ],
+)
+def test_a_network_device_is_worked_without_the_interpreter_where_that_can_be_had(
+    text: str, default: str, chosen: ModeChoice
+) -> None:
+    net = entry_named("net")
+    assert mode_of(net, parse(net, f"tap=t0{text}"), default) == chosen
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         ("vhost=on,mode=trapped", "vhost=on and mode=trapped"),

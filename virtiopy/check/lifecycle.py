@@ -73,8 +73,9 @@ _TOGETHER = {
 }
 
 
-#: What a frontend of vhost-user keeps for itself, and tells no backend that the driver accepted.
-_FRONTENDS_OWN = {f"{_NET}CTRL_VQ", f"{_NET}MAC"}
+#: What a frontend of vhost-user keeps for itself: it tells no backend that the driver accepted it,
+#: or does not offer it to the driver, as QEMU does with VIRTIO_NET_F_MTU unless host_mtu is set.
+_FRONTENDS_OWN = {f"{_NET}CTRL_VQ", f"{_NET}MAC", f"{_NET}MTU"}
 
 
 class Life(Protocol):

@@ -99,18 +99,18 @@ def choose_net_mode(options: DeviceOptions, default: str) -> ModeChoice:
     """Return the mode of a network device: `vhost=on` is another word for `mode=vhost`."""
     if vhost_user_path(options) is not None:
         return ModeChoice("vhost-user")
-    modes = ("trapped", "ioeventfd", "native", "vhost")
-    default = _without_native(default)
+    modes = ("trapped", "ioeventfd", "native", "vhost", AUTO)
     vhost, mode = options.text("vhost", ""), options.text("mode", "")
-    if not vhost:
-        return ModeChoice(options.choice("mode", modes, default))
-    options.choice("vhost", ("on", "off", "auto"), vhost)
-    options.choice("mode", modes, mode or default)
-    if mode and (vhost == "auto" or (vhost == "on") != (mode == "vhost")):
-        raise ConfigError(f"--net has vhost={vhost} and mode={mode}: leave one of them out.")
-    if vhost == "off":
-        return ModeChoice(mode or default)
-    return ModeChoice("vhost", required=vhost == "on")
+    chosen = options.choice("mode", modes, default)
+    if vhost:
+        options.choice("vhost", ("on", "off", "auto"), vhost)
+        if mode and (vhost == "auto" or (vhost == "on") != (mode == "vhost")):
+            raise ConfigError(f"--net has vhost={vhost} and mode={mode}: leave one of them out.")
+        if vhost != "off":
+            return ModeChoice("vhost", required=vhost == "on")
+    if chosen == AUTO or (chosen == "native" and not mode):
+        return ModeChoice("native", required=False, quiet=chosen == AUTO)
+    return ModeChoice(chosen)
 
 
 def choose_vsock_mode(options: DeviceOptions, default: str) -> ModeChoice:

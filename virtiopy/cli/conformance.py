@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from virtiopy.cli.campaign import campaign
 from virtiopy.cli.main import EXIT_ERROR
 from virtiopy.cli.signals import ended_by_signals
 from virtiopy.errors import ConfigError
@@ -43,7 +44,7 @@ def compare(*, reports: tuple[Path, ...], html: str | None) -> int:
 
 
 class _WithCompare(click.Command):
-    """The command, with `compare` in its target's place for one of its own."""
+    """The command, with `compare` or `campaign` in its target's place for one of their own."""
 
     def make_context(
         self,
@@ -52,9 +53,10 @@ class _WithCompare(click.Command):
         parent: click.Context | None = None,
         **extra: object,
     ) -> click.Context:
-        """Go to `compare` by its name."""
-        if args[:1] == ["compare"]:
-            return compare.make_context(f"{info_name} compare", args[1:], parent)
+        """Go to another command by its name."""
+        for name, other in (("compare", compare), ("campaign", campaign)):
+            if args[:1] == [name]:
+                return other.make_context(f"{info_name} {name}", args[1:], parent)
         return super().make_context(info_name, args, parent, **extra)
 
 
@@ -68,7 +70,8 @@ class _WithCompare(click.Command):
     --blockdev driver=file,node-name=d,filename=scratch.img
     --export vhost-user-blk,id=e,node-name=d,writable=on,addr.type=unix,addr.path={socket}'
 
-virtiopy conformance compare A.json B.json puts two reports side by side.
+virtiopy conformance compare A.json B.json puts two reports side by side, and virtiopy
+conformance campaign FILE.toml tests many backends.
 """,
 )
 @click.argument("target", required=False)

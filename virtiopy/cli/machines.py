@@ -64,8 +64,8 @@ def machine_options(function: Callable[..., int]) -> Callable[..., int]:
             default="auto",
             show_default=True,
             help="How kicks travel: as exits to the CPU's thread, as eventfds to the event loop, "
-            "or for disks as eventfds to a thread in C, auto's choice where it can be had. A "
-            "device's own mode=... goes before.",
+            "or for disks and network devices as eventfds to a thread in C, auto's choice where it "
+            "can be had. A device's own mode=... goes before.",
         ),
         click.option(
             "--exit-free",
@@ -190,6 +190,9 @@ def open_machine(
     # What watches the queues watches them in Python.
     watched = options.mode == attachments.AUTO and (checking.watches or tracing.watches)
     mode = "ioeventfd" if watched else options.mode
+    if accelerator.translates and options.mode == attachments.AUTO:
+        # The interpreter is at hand where code is translated, and another thread would wait for it.
+        mode = "trapped"
     for entry in entries():
         for number, text in enumerate(attached[entry.name]):
             parsed = attachments.parse(entry, text)

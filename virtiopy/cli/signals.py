@@ -2,7 +2,6 @@
 
 import contextlib
 import signal
-import socket
 import sys
 from collections.abc import Iterator
 from types import FrameType
@@ -47,6 +46,8 @@ def ended_by_signals() -> Iterator[None]:
 
 def signals_as_file(stack: contextlib.ExitStack) -> int:
     """Make SIGTERM and SIGINT readable in a file, so that what is in flight is not interrupted."""
+    import socket
+
     reader, writer = socket.socketpair()
     for end in (reader, writer):
         end.setblocking(False)

@@ -147,7 +147,7 @@ _OWN = (
             "--net",
             "tap=NAME[,create=on][,address=IP/PREFIX][,bridge=NAME][,netns=NAME][,mac=MAC][,mtu=N]"
             "[,queues=N][,pcap=FILE][,pcap-limit=SIZE][,vhost=on|off|auto][,poll-us=N]"
-            "[,mode=trapped|ioeventfd|vhost], or vhost-user=SOCKET[,mac=MAC]",
+            "[,mode=trapped|ioeventfd|native|vhost|auto], or vhost-user=SOCKET[,mac=MAC]",
             "Attach a network device to a tap, which is there or with create=on is made and taken "
             "away again. `pcap` records its frames. vhost=on has the kernel's vhost-net work the "
             "rings, vhost=auto where that can be had. vhost-user=SOCKET attaches one that another "
