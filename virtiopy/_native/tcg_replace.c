@@ -3,7 +3,7 @@
  * Functions of Unicorn's that are replaced by ours.
  *
  * Unicorn is built so that its own calls of exported functions go through tables of addresses, which the
- * dynamic linker fills in (System V ABI, AMD64 supplement, 4.4): whoever is loaded first may bring a function
+ * dynamic linker fills in (System V ABI, AMD64 supplement, 4.4): what is loaded first may bring a function
  * of the same name.  We are loaded later, so the addresses are changed in the tables.
  */
 #define _GNU_SOURCE

@@ -29,6 +29,9 @@ HEADER_SIZE = 7
 #: The largest message, bytes: Linux's driver asks for up to 512 KiB.
 MESSAGE_MAX = 1 << 20
 
+#: How much of requests is taken from a driver before the server has answered, bytes.
+HELD_MAX = 16 * MESSAGE_MAX
+
 #: The longest mount tag, bytes: Linux's driver takes no longer one.
 TAG_MAX = 255
 
@@ -97,6 +100,7 @@ class Pending:
 
     queue: Virtqueue
     chain: Chain
+    size: int
 
 
 class NineP(VirtioDevice):
@@ -117,6 +121,9 @@ class NineP(VirtioDevice):
         self._in_session = self._gone = False
         #: What the server has, by tag.
         self._pending: dict[int, Pending] = {}
+        #: Their bytes; and whether there may be requests that wait for there to be fewer.
+        self._held = 0
+        self._waits = False
 
     def config_space(self) -> bytes:
         """Return the tag's length (le16), and the tag."""
@@ -129,7 +136,10 @@ class NineP(VirtioDevice):
         """Give the server what is available; a message that is none is answered here."""
         for _ in batches_of_a_turn():
             queue.disable_kicks()
-            chains = queue.pop_many(BATCH)
+            self._waits = self._held > HELD_MAX - MESSAGE_MAX
+            if self._waits:
+                return
+            chains = queue.pop_many(min(BATCH, (HELD_MAX - self._held) // MESSAGE_MAX))
             done = [
                 (chain, length) for chain in chains if (length := self._take(queue, chain)) >= 0
             ]
@@ -156,7 +166,8 @@ class NineP(VirtioDevice):
             return self._refuse(chain, tag, errno.EINVAL)
         if not self._has_server():
             return self._refuse(chain, tag, errno.EIO)
-        self._pending[tag] = Pending(queue, chain)
+        self._pending[tag] = Pending(queue, chain, claimed)
+        self._held += claimed
         self._server.send(message[:claimed])
         return -1
 
@@ -200,11 +211,15 @@ class NineP(VirtioDevice):
             self._complete(request, self._refuse(request.chain, tag, errno.EIO))
 
     def _complete(self, request: Pending, length: int) -> None:
+        self._held -= request.size
         if self.halted:
             return
         try:
             request.queue.push_many([(request.chain, length)])
             self.notify(request.queue)
+            if self._waits and self._held <= HELD_MAX - MESSAGE_MAX:
+                self._waits = False
+                self.handle_soon(request.queue)
         except DriverError as error:
             self.host.needs_reset(str(error))
 
@@ -225,6 +240,7 @@ class NineP(VirtioDevice):
             self._server.end()
         self._in_session = self._gone = False
         self._pending.clear()
+        self._held = 0
 
     def close(self) -> None:
         """End the server."""

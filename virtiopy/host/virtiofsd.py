@@ -18,7 +18,7 @@ from virtiopy.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-#: Where Debian's qemu-system-common has it: it is in nobody's PATH.
+#: Where Debian's qemu-system-common has it: no PATH has it.
 VIRTIOFSD = Path("/usr/lib/qemu/virtiofsd")
 
 #: Seconds that it may take to end.
