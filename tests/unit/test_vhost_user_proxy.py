@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.patience import PATIENCE
+from tests.processes import wait_until
 from tests.unit.vhost_user import Driver, Served, readable
 from virtiopy.check.passing.check import PassingCheck
 from virtiopy.closing import Closing
@@ -114,9 +115,11 @@ def gone(stream: socket.socket) -> None:
 
 def test_a_request_passes_and_is_seen(between: Between) -> None:
     with between.driver() as driver:
+        # The device is to tell the driver, which may find what is used before it is told.
+        driver.queues[0].driver.enable_interrupts()
         [used] = ask(driver, 32)
         assert used.length == 32
-        # All that passed before the answer has been seen.
+        wait_until(lambda: in_order(between.seen.lines, "interrupt: queue 0"))
         driver.frontend.stop_ring(0)
     assert in_order(
         between.seen.lines,

@@ -128,6 +128,8 @@ class _KeepsSomeReceivedBack(_Receiving40):
         try:
             length = self.read(pair, buffers)
         except BlockingIOError:
+            # No other frame is here yet: it is done to the next one instead.
+            self.frames -= 1
             return length
         self.kept = first
         return length
