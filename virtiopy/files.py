@@ -94,13 +94,13 @@ def check_output(path: Path, what: str) -> bool:
     """
     if path == STANDARD_OUTPUT:
         return False
-    if path.is_block_device():
-        raise ConfigError(
-            f"{what} {path} would overwrite a block device, and what is on it: name a file."
-        )
-    if is_special(path):
-        return False
     try:
+        if path.is_block_device():
+            raise ConfigError(
+                f"{what} {path} would overwrite a block device, and what is on it: name a file."
+            )
+        if is_special(path):
+            return False
         if not path.parent.is_dir():
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         if path.is_symlink():

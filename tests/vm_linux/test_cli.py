@@ -164,7 +164,7 @@ def test_a_panic_ends_with_1_and_the_last_lines(kernel: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--kernel", os.devnull], "is no kernel that can be booted"),
+        (["--kernel", os.devnull], "is a device"),
         (["--kernel", __file__], "is no kernel that can be booted"),
         (["--kernel", "/nonexistent"], "cannot be read"),
         (["--initrd", os.devnull], "is for a kernel: name one with --kernel"),
