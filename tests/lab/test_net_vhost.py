@@ -283,13 +283,10 @@ class Echoes:
                     self.received.append(int.from_bytes(data[:8], "little"))
 
 
-@pytest.mark.parametrize(
-    "features",
-    [
-        pytest.param("0x0", id="plain", marks=pytest.mark.nightly),
-        pytest.param("0x30008003", id="all"),
-    ],
-)
+# By night: once, in some thirty runs, the nested VM stood still before the first frame, and why is
+# not known yet. test_delegation.py switches by day.
+@pytest.mark.nightly
+@pytest.mark.parametrize("features", ["0x0", "0x30008003"], ids=["plain", "all"])
 def test_a_hundred_switches_in_a_flow_lose_repeat_and_reorder_nothing(
     namespace: Namespace, tmp_path: Path, features: str
 ) -> None:
