@@ -283,7 +283,7 @@ class Echoes:
                     self.received.append(int.from_bytes(data[:8], "little"))
 
 
-# By night: once, in some thirty runs, the nested VM stood still before the first frame, and why is
+# By night: once the nested VM stood still before the first frame, where others passed, and why is
 # not known yet. test_delegation.py switches by day.
 @pytest.mark.nightly
 @pytest.mark.parametrize("features", ["0x0", "0x30008003"], ids=["plain", "all"])
