@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from bench.common import VIRTIOPY, by_turns, require, tell, write_json
-from bench.vhost_user import Bench, over_vhost_user, serve_with_qemu
+from bench.common import VIRTIOPY, require, write_json
+from bench.vhost_user import Bench, serve_with_qemu
 from tests.guest.vhost_user import STORAGE_DAEMON, Backend
 
 #: What the proxy is to do; None for no proxy.
@@ -57,23 +57,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), arguments.size)
         for depth in (1, 32):
-            what = f"depth {depth}, interrupts"
-            print(f"\n4 KiB random reads, {what}")
-            figures = by_turns(
-                {
-                    name: partial(
-                        bench.measure,
-                        partial(over_vhost_user, partial(serve, options)),
-                        depth=depth,
-                        wait=True,
-                        write=False,
-                    )
-                    for name, options in CONTESTANTS.items()
-                },
+            results |= bench.compare_reads(
+                "",
+                {name: partial(serve, options) for name, options in CONTESTANTS.items()},
+                depth,
                 arguments.rounds,
+                "no proxy",
             )
-            tell(figures, "IOPS", 1, peer="no proxy")
-            results |= {f"{name}, {what}": values for name, values in figures.items()}
     write_json(arguments.json, results, "IOPS")
 
 

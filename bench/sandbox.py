@@ -9,8 +9,8 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from bench.common import VIRTIOPY, by_turns, require, tell, write_json
-from bench.vhost_user import QUEUE_SIZE, Bench, over_vhost_user
+from bench.common import VIRTIOPY, require, write_json
+from bench.vhost_user import QUEUE_SIZE, Bench
 from tests.guest.vhost_user import Backend
 
 #: By what works the rings.
@@ -35,23 +35,13 @@ def main() -> None:
         bench = Bench(Path(folder), arguments.size)
         for mode in MODES:
             for depth in (1, 32):
-                what = f"mode={mode}, depth {depth}, interrupts"
-                print(f"\n4 KiB random reads, {what}")
-                figures = by_turns(
-                    {
-                        f"sandbox {choice}": partial(
-                            bench.measure,
-                            partial(over_vhost_user, partial(serve, mode, choice)),
-                            depth=depth,
-                            wait=True,
-                            write=False,
-                        )
-                        for choice in ("off", "on")
-                    },
+                results |= bench.compare_reads(
+                    f"mode={mode}, ",
+                    {f"sandbox {choice}": partial(serve, mode, choice) for choice in ("off", "on")},
+                    depth,
                     arguments.rounds,
+                    "sandbox off",
                 )
-                tell(figures, "IOPS", 1, peer="sandbox off")
-                results |= {f"{name}, {what}": values for name, values in figures.items()}
     write_json(arguments.json, results, "IOPS")
 
 

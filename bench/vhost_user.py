@@ -20,7 +20,7 @@ import os
 import statistics
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -185,6 +185,33 @@ class Bench:
         if done.returncode:
             give_up(done.stderr.strip())
         return float(done.stdout)
+
+    def compare_reads(
+        self,
+        what: str,
+        contestants: Mapping[str, Callable[[Path, Path], Backend]],
+        depth: int,
+        rounds: int,
+        peer: str,
+    ) -> dict[str, list[float]]:
+        """Have backends read 4 KiB by turns, with interrupts, and tell; `what` is in the names."""
+        what = f"{what}depth {depth}, interrupts"
+        print(f"\n4 KiB random reads, {what}")
+        figures = by_turns(
+            {
+                name: partial(
+                    self.measure,
+                    partial(over_vhost_user, serve),
+                    depth=depth,
+                    wait=True,
+                    write=False,
+                )
+                for name, serve in contestants.items()
+            },
+            rounds,
+        )
+        tell(figures, "IOPS", 1, peer=peer)
+        return {f"{name}, {what}": values for name, values in figures.items()}
 
 
 @dataclass(slots=True, frozen=True)
