@@ -88,7 +88,7 @@ def run(subject: Subject, folder: Path) -> dict[str, Any]:
         disk.truncate(32 << 20)
     made = folder / f"{subject.name}-more.json"
     attach = [word.format(folder=folder) for word in subject.attach]
-    command = [sys.executable, "-m", "virtiopy.cli.main", "linux", *attach, "--append", WORDS]
+    command = [sys.executable, "-m", "virtiopy", "linux", *attach, "--append", WORDS]
     for option, kind in (("--device-variant", CaseKind.VARIANT), ("--hostile", CaseKind.HOSTILE)):
         names = [case.name for case in missing if case.kind is kind]
         # A comma makes several of one.
