@@ -9,7 +9,6 @@ more of a message than its header: size[4] type[1] tag[2], little-endian.
 import enum
 import errno
 import logging
-import struct
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,9 +24,8 @@ from virtiopy.virtqueue.queue import BATCH, Chain, Virtqueue, batches_of_a_turn
 
 log = logging.getLogger(__name__)
 
-#: What a message begins with: its size with this header, its type, its tag.
-_HEADER = struct.Struct("<IBH")
-HEADER_SIZE = _HEADER.size
+#: Bytes of what a message begins with: its size with this header, its type, its tag.
+HEADER_SIZE = 7
 
 #: The largest message, bytes: Linux's driver asks for up to 512 KiB.
 MESSAGE_MAX = 1 << 20
@@ -54,13 +52,14 @@ TYPE_MIN, TYPE_MAX = 8, 126
 
 def header_of(message: bytes | memoryview) -> tuple[int, int, int]:
     """Return the size, the type and the tag of a message that has a whole header."""
-    size, kind, tag = _HEADER.unpack_from(message)
-    return size, kind, tag
+    little = int.from_bytes
+    return little(message[:4], "little"), message[4], little(message[5:HEADER_SIZE], "little")
 
 
 def make_message(kind: int, tag: int, body: bytes) -> bytes:
     """Return a message."""
-    return _HEADER.pack(HEADER_SIZE + len(body), kind, tag) + body
+    size = HEADER_SIZE + len(body)
+    return size.to_bytes(4, "little") + bytes([kind]) + tag.to_bytes(2, "little") + body
 
 
 def make_error(tag: int, number: int) -> bytes:
