@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import pytest
 
+from tests.unit.net.rig import MAC, FakeLink
 from tests.unit.scsi_bench import Bench as ScsiBench
 from tests.unit.scsi_bench import lun_field, request_header
-from tests.unit.test_net import MAC, FakeLink
 from tests.unit.vsock_bench import CID, EVENT, RX, SEQPACKET, open_bench
 from tests.unit.vsock_bench import Bench as VsockBench
 from virtiopy.check.dress import Dressing
