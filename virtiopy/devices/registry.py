@@ -253,6 +253,7 @@ _OWN = (
             answer=bytes.fromhex("10000000 b9ffffff 0100000000000000"),
             queue=1,
         ),
+        judge="virtiopy.check.fs:FsJudge",
         linux_modules=("virtiofs",),
     ),
     DeviceEntry(
@@ -290,6 +291,7 @@ _OWN = (
         needs="virtiopy.cli.sandboxed:needs_of_units",
         suite_driver=f"{_SUITE}.scsi:ScsiDriver",
         rigs={"scsi": f"{_RIGS}:build_scsi"},
+        judge="virtiopy.check.scsi:ScsiJudge",
         linux_modules=("virtio_scsi", "sd_mod", "sr_mod", "isofs", "ext4", "crc32c_generic"),
         linux_counter=LinuxCounter(
             "request",
@@ -335,6 +337,7 @@ _OWN = (
         ),
         suite_driver=f"{_SUITE}.vsock:VsockDriver",
         rigs={"vsock": f"{_RIGS}:build_vsock"},
+        judge="virtiopy.check.vsock:VsockJudge",
         linux_modules=("vmw_vsock_virtio_transport",),
     ),
 )
