@@ -57,7 +57,8 @@ def test_the_vsock_guest_passes(tmp_path: Path, mode: str, name: str) -> None:
         ("cid=3,path=s,socket-mode=999", "999"),
         ("cid=3,path=s,mode=native", "mode=native: use one of"),
         ("cid=3,path={folder}", "is no socket: name another path"),
-        ("cid=3,vhost-user=s", "does not know 'vhost-user=s'"),
+        ("cid=3,vhost-user=s", "which has its own cid: leave it out here"),
+        ("vhost-user={folder}/none", "No backend serves a device at"),
     ],
 )
 def test_a_value_that_is_wrong_is_said_in_a_sentence(
@@ -65,6 +66,23 @@ def test_a_value_that_is_wrong_is_said_in_a_sentence(
 ) -> None:
     value = value.format(folder=tmp_path)
     assert_one_sentence(virtiopy("run", "--guest", "vsock", "--vsock", value), words)
+
+
+def test_the_guest_passes_on_a_device_that_another_process_serves(tmp_path: Path) -> None:
+    path, served = tmp_path / "vm.sock", tmp_path / "vsock.sock"
+    with (
+        echo(path, ECHO) as streams,
+        echo(path, MESSAGES, socket.SOCK_SEQPACKET) as messages,
+        serve("vsock", f"cid=3,path={path}", served),
+    ):
+        outcome = run_guest(
+            *(tmp_path, "vsock", "--vsock", f"vhost-user={served}", "--accel", "tcg", *PORTS)
+        )
+
+    assert outcome.failures() == []
+    assert outcome.status == 0, outcome.errors
+    assert sum(streams) == 4 * (8 * 1000 + sum(range(8)) + 250)
+    assert len(messages) == 2
 
 
 @needs_qemu

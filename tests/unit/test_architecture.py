@@ -111,6 +111,8 @@ MAY_IMPORT = {
         "devices.net.backing",
         "devices.scsi.features",
         "devices.vsock.delegation",
+        # The event queue, which is worked on this side of a backend.
+        "devices.vsock.events",
         "devices.vsock.features",
         "guard",
         # How binding a sentence is, of the protocol's too.

@@ -115,6 +115,8 @@ def choose_net_mode(options: DeviceOptions, default: str) -> ModeChoice:
 
 def choose_vsock_mode(options: DeviceOptions, default: str) -> ModeChoice:
     """Return the mode of a socket device."""
+    if vhost_user_path(options) is not None:
+        return ModeChoice("vhost-user")
     modes = ("trapped", "ioeventfd", "vhost")
     return ModeChoice(options.choice("mode", modes, _without_native(default)))
 
@@ -421,6 +423,13 @@ def build_vsock(options: DeviceOptions) -> VirtioDevice:
         mode=parse_mode(options.text("socket-mode", f"{OWNER_ONLY:o}")),
     )
     return Vsock(cid, sockets)
+
+
+def connect_vsock(socket: Path, options: DeviceOptions) -> VirtioDevice:
+    """Make the socket device that another process serves at a socket; raises ConfigError."""
+    from virtiopy.vhost.user.vsock import open_vsock
+
+    return open_vsock(socket)
 
 
 def connect_net(socket: Path, options: DeviceOptions) -> VirtioDevice:

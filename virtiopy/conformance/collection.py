@@ -164,9 +164,26 @@ class Suite(pytest.Collector):
     def collect(self) -> Iterator[pytest.Collector]:
         """Collect every file of the suite."""
         for path in suite_files():
+            if is_of_another(path, self.target):
+                continue
             # Its name is as in its ID, by which a test can be asked for again.
             nodeid = f"{self.nodeid}::{path.stem}"
             yield pytest.Module.from_parent(self, path=path, nodeid=nodeid, name=path.stem)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out the files about other devices, where it is known what the target is."""
+    if TARGET in config.stash and is_of_another(collection_path, config.stash[TARGET]):
+        return True
+    return None
+
+
+def is_of_another(path: Path, target: Target) -> bool:
+    """Say whether a file of the suite is about another device: such a file is not even read."""
+    if target.device is None or not path.is_relative_to(SUITE) or path == SUITE:
+        return False
+    folder = path.relative_to(SUITE).parts[0]
+    return folder != target.device and folder in DRIVERS
 
 
 def suite_for(module: pytest.Module, target: object) -> Suite:

@@ -291,18 +291,20 @@ _OWN = (
         option=Option(
             "--vsock",
             "cid=N,path=SOCKET[,seqpacket=SOCKET][,socket-mode=MODE]"
-            "[,mode=trapped|ioeventfd|vhost]",
+            "[,mode=trapped|ioeventfd|vhost], or vhost-user=SOCKET",
             "Attach a socket device to a guest with this context ID. A guest that connects to port "
             "N of the host's gets the program that listens at the Unix socket SOCKET_N; a program "
             "that connects to SOCKET, and says CONNECT and a port, gets the guest's. Programs "
             "connect at `seqpacket` for sockets of that type. Both are their owner's alone, or "
             "what socket-mode=0660 says. mode=vhost has the kernel's vhost-vsock work the rings, "
-            "and programs of the host's use AF_VSOCK: there is no path then.",
-            keys=("cid", "path", "seqpacket", "socket-mode"),
+            "and programs of the host's use AF_VSOCK: there is no path then. vhost-user=SOCKET "
+            "attaches one that another process serves.",
+            keys=("cid", "path", "seqpacket", "socket-mode", "vhost-user"),
             has_main=False,
         ),
         build=f"{_CLI}:build_vsock",
         choose_mode=f"{_CLI}:choose_vsock_mode",
+        vhost_user=f"{_CLI}:connect_vsock",
         needs="virtiopy.cli.sandboxed:needs_of_vsock",
         workload=Workload(
             "cid=N,path=SOCKET",

@@ -20,11 +20,11 @@ from virtiopy.devices.delegation import OpenWorker
 from virtiopy.devices.vsock.commands import COMMANDS
 from virtiopy.devices.vsock.connection import BreachError, Connection
 from virtiopy.devices.vsock.delegation import RINGS, DelegatedPackets
+from virtiopy.devices.vsock.events import EVENT_QUEUE, Events
 from virtiopy.devices.vsock.features import (
     CID_MAX,
     CID_MIN,
     HOST_CID,
-    EventId,
     Operation,
     SocketType,
     VsockFeature,
@@ -58,16 +58,13 @@ PORT_MIN, PORT_COUNT = 1 << 30, 1 << 30
 #: Seconds between looks at what takes too long, while anything may.
 TICK = 1.0
 
-#: Bytes of an event (5.10.6.7).
-EVENT_SIZE = ffi.sizeof("struct virtio_vsock_event")
-
 
 class VsockQueue(enum.IntEnum):
     """The virtqueues (5.10.2)."""
 
     rx = 0
     tx = 1
-    event = 2
+    event = EVENT_QUEUE
 
 
 class Vsock(VirtioDevice):
@@ -102,7 +99,7 @@ class Vsock(VirtioDevice):
         # When connections end by themselves; what looks after it.
         self._deadlines: dict[Connection, float] = {}
         self._timer: Timer | None = None
-        self._event_waits = False
+        self._events = Events(self)
         self._packets = DelegatedPackets(self)
         self._opened = self._refused = self._dropped = 0
         self._received = self._sent = 0
@@ -141,7 +138,7 @@ class Vsock(VirtioDevice):
             if self._tx_waits and tx is not None and not self._is_full:
                 self._transmit(tx)
         else:
-            self._send_event()
+            self._events.send()
 
     def activate(self, queues: Mapping[int, Virtqueue]) -> None:
         """Start, or have the worker start."""
@@ -468,36 +465,7 @@ class Vsock(VirtioDevice):
         The driver is told once it has a buffer for that.
         """
         self._forget()
-        self._event_waits = bool(self.queues)
-        if self.halted:
-            return
-        try:
-            self._send_event()
-        except DriverError as error:
-            self.host.needs_reset(str(error))
-
-    def _send_event(self) -> None:
-        """Tell the driver that communication was interrupted. Raises QueueError."""
-        queue = self.queues.get(VsockQueue.event)
-        if queue is None:
-            return
-        for _ in batches_of_a_turn():
-            if not self._event_waits:
-                queue.disable_kicks()
-                return
-            chain = queue.pop()
-            if chain is not None:
-                event = ffi.new("struct virtio_vsock_event *")
-                event.id = EventId.TRANSPORT_RESET
-                # One that is too short comes back empty.
-                fits = total(chain.writable) >= EVENT_SIZE
-                length = scatter(chain.writable, bytes(ffi.buffer(event))) if fits else 0
-                queue.push(chain, length)
-                self._event_waits = not fits
-            self.notify(queue)
-            if self._event_waits and chain is None and not queue.enable_kicks():
-                return
-        self.handle_soon(queue)
+        self._events.interrupted()
 
     # Life
 
@@ -513,7 +481,7 @@ class Vsock(VirtioDevice):
         self.refusal = None
         super().reset()
         self._forget()
-        self._event_waits = False
+        self._events.forget()
 
     def halt(self) -> None:
         """Stop; connections are over with the reset that follows."""

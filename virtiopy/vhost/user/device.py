@@ -59,6 +59,9 @@ class VhostUserDevice(VirtioDevice):
     #: Bytes of the configuration space.
     config_size: int
 
+    #: The queues that the device itself works: their rings are not the backend's.
+    own_queues: ClassVar[frozenset[int]] = frozenset()
+
     def __init__(
         self,
         stream: socket.socket,
@@ -180,7 +183,8 @@ class VhostUserDevice(VirtioDevice):
     def start_queue(self, index: int, queue: Virtqueue) -> None:
         """Delegate one more ring."""
         super().start_queue(index, queue)
-        self._do(lambda frontend: self._start_ring(frontend, index))
+        if index not in self.own_queues:
+            self._do(lambda frontend: self._start_ring(frontend, index))
 
     def stop_queue(self, index: int) -> None:
         """Reclaim a ring, which the driver has reset."""
@@ -231,6 +235,9 @@ class VhostUserDevice(VirtioDevice):
     def handle(self, queue: Virtqueue) -> None:
         """Serve nothing: kicks go to the backend."""
 
+    def taken_over(self) -> None:
+        """See to what the driver had of the backend before, which another one has not."""
+
     # The session
 
     def _do(self, request: Callable[[VhostUserFrontend], None]) -> None:
@@ -251,10 +258,12 @@ class VhostUserDevice(VirtioDevice):
         if self._inflight is not None:
             frontend.set_inflight(self._inflight)
         elif self.queues:
-            self._inflight = frontend.get_inflight(len(self.queue_sizes), QUEUE_SIZE)
+            rings = len(self.queue_sizes) - len(self.own_queues)
+            self._inflight = frontend.get_inflight(rings, QUEUE_SIZE)
         for index, queue in self.queues.items():
-            queue.recover()
-            self._start_ring(frontend, index)
+            if index not in self.own_queues:
+                queue.recover()
+                self._start_ring(frontend, index)
         # Backends as DPDK's work no ring before.
         frontend.set_status(_STARTED | DeviceStatus.FEATURES_OK | DeviceStatus.DRIVER_OK)
 
@@ -417,6 +426,7 @@ class VhostUserDevice(VirtioDevice):
             return
         self._left_at = None
         self._watch_frontend()
+        self.taken_over()
         if self._config != before:
             self.host.config_changed()
         # A kick may have been taken by the one that has gone.
