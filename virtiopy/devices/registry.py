@@ -241,7 +241,6 @@ _OWN = (
         build="virtiopy.cli.fs:build_fs",
         choose_mode="virtiopy.cli.fs:choose_fs_mode",
         vhost_user="virtiopy.cli.fs:connect_fs",
-        needs="virtiopy.cli.fs:needs_of_fs",
         # It is another process's from the start.
         served=False,
         in_process=False,
