@@ -9,6 +9,7 @@ from typing import ClassVar, cast
 import click
 
 from virtiopy.cli.attachments import needs_storage_daemon, vhost_user_path
+from virtiopy.cli.deferred import import_deferred
 from virtiopy.cli.options import DeviceOptions, note
 from virtiopy.devices.entry import DeviceEntry, find
 from virtiopy.sandbox.calls import Ability
@@ -36,7 +37,7 @@ def sandbox_option(function: Callable[..., int]) -> Callable[..., int]:
 
 
 #: What is imported when a guest has run, which need not wait for it.
-AT_THE_END = ("virtiopy.cli.report", "tap.parser")
+AT_THE_END = ("virtiopy.cli.report", "virtiopy.cpu.rare_exits", "tap.parser")
 
 
 @dataclass(slots=True, frozen=True)
@@ -121,6 +122,7 @@ class Sandbox:
         """Keep modules that are imported when a guest has run."""
         if self.user is not None:
             # The user might not be let into their folders.
+            import_deferred()
             for module in modules:
                 importlib.import_module(module)
 
