@@ -108,7 +108,7 @@ def run(subject: Subject, case: Case, folder: Path, timeout: int) -> None:
         (files.folder / "disk.img").touch()
         os.truncate(files.folder / "disk.img", 32 << 20)
         attach = [word.format(folder=files.folder) for word in subject.attach]
-        command = [sys.executable, "-m", "virtiopy.cli.main", "linux", *attach, *case.options]
+        command = [sys.executable, "-m", "virtiopy", "linux", *attach, *case.options]
         command += ["--append", WORDS, "--timeout", str(timeout)]
         command += [f"--check-driver={files.judged}", "--json", str(files.run)]
         with files.output.open("wb") as output:
