@@ -66,7 +66,8 @@ def test_a_random_walk(request: pytest.FixtureRequest, virtio_target: Target, wa
         ) from error
     with virtio_target.open(Trace(), patience) as session:
         features = names_of(session)
-    steps = Search(go, patience).run(features, walks.count)
+    number = request.config.getoption("--hypothesis-seed", None)
+    steps = Search(go, patience, None if number is None else int(number)).run(features, walks.count)
     if steps is None:
         return
     failure: AssertionError | DeviceError | None = None
