@@ -58,7 +58,9 @@ def needs_of_disk(options: DeviceOptions) -> Needs:
 
 
 def needs_of_units(options: DeviceOptions) -> Needs:
-    """Say what the units of a SCSI host device need."""
+    """Say what the units of a SCSI host device need: root takes the kernel's target away."""
+    if options.text("mode", "") == "vhost" and options.parts:
+        return Needs(beyond="--scsi mode=vhost takes its target away at the end, as root")
     return _needs_of_images([part for _, part in options.parts])
 
 
