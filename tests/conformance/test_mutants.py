@@ -59,9 +59,19 @@ virtio_target = {target}
 """
 
 CONFTEST = """\
-from tests.conformance.selection import select
+import pytest
+
+from tests.conformance.selection import narrow, select
 
 OWN = {own}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    report = yield
+    if not {whole}:
+        narrow(collector, report, OWN)
+    return report
 
 
 def pytest_collection_modifyitems(items):

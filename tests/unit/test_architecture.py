@@ -109,6 +109,8 @@ MAY_IMPORT = {
         "devices.delegation",
         "devices.net.features",
         "devices.net.backing",
+        # The tag, and the feature bit of it.
+        "devices.ninep",
         "devices.scsi.features",
         "devices.vsock.delegation",
         # The event queue, which is worked on this side of a backend.

@@ -70,7 +70,7 @@ class _Server:
         self.lock = threading.RLock()
         self.gone = threading.Event()
 
-    def answered(self, message: bytes) -> None:
+    def answered(self, message: bytes | memoryview) -> None:
         raise AssertionError(message)
 
     def server_gone(self) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from virtiopy.conformance.clauses.definitions import COMPLETION, PROTOCOLS, everything
 from virtiopy.conformance.drivers import DRIVERS, driver_class_of, driver_of
+from virtiopy.conformance.frontends.profile import check_name
 from virtiopy.conformance.marks import SUITE, suite_files
 from virtiopy.conformance.problems import BlockedError, NotApplicableError, words_of
 from virtiopy.conformance.progress import Progress, waited_in_vain
@@ -51,6 +52,7 @@ JUDGE = pytest.StashKey[Judge]()
 RESULTS = pytest.StashKey[Results]()
 BROKEN = pytest.StashKey[dict[str, Broken]]()
 WALKS = pytest.StashKey["Walks"]()
+FRONTENDS = pytest.StashKey[Sequence[str]]()
 REPORTS = pytest.StashKey[list[Path]]()
 PROGRESS = pytest.StashKey[dict[str, Progress]]()
 SESSION = pytest.StashKey[Session]()
@@ -82,6 +84,8 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[TIMEOUT] = Timeout(_seconds("timeout", option("virtio_timeout"), math.inf))
         config.stash[REPORTS] = [reports.check_path(text) for text in option("virtio_report")]
         config.stash[WALKS] = _walks(option("virtio_walks"), option("virtio_replay"))
+        frontend = option("virtio_frontend")
+        config.stash[FRONTENDS] = () if frontend is None else check_name(frontend)
         if option("virtio_target") or option("virtio_spawn"):
             config.stash[TARGET] = _target(config)
     except ConfigError as error:
@@ -164,9 +168,26 @@ class Suite(pytest.Collector):
     def collect(self) -> Iterator[pytest.Collector]:
         """Collect every file of the suite."""
         for path in suite_files():
+            if is_of_another(path, self.target):
+                continue
             # Its name is as in its ID, by which a test can be asked for again.
             nodeid = f"{self.nodeid}::{path.stem}"
             yield pytest.Module.from_parent(self, path=path, nodeid=nodeid, name=path.stem)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out the files about other devices, where it is known what the target is."""
+    if TARGET in config.stash and is_of_another(collection_path, config.stash[TARGET]):
+        return True
+    return None
+
+
+def is_of_another(path: Path, target: Target) -> bool:
+    """Say whether a file of the suite is about another device: such a file is not even read."""
+    if target.device is None or not path.is_relative_to(SUITE) or path == SUITE:
+        return False
+    folder = path.relative_to(SUITE).parts[0]
+    return folder != target.device and folder in DRIVERS
 
 
 def suite_for(module: pytest.Module, target: object) -> Suite:
@@ -222,12 +243,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     What everything else stands on comes first, so that the first failure is the one to look at.
     """
-    replay = config.stash[WALKS].replay is not None
     others = [
         item
         for item in items
-        if in_suite(item)
-        and (not _concerns(item) or (replay and "walks" not in getattr(item, "fixturenames", ())))
+        if in_suite(item) and not (_concerns(item) and _is_asked_for(config, item))
     ]
     if others:
         config.hook.pytest_deselected(items=others)
@@ -239,6 +258,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             targets.setdefault(target_of(item), len(targets))
     # A user's own tests stay where they are, before those of the suite.
     items.sort(key=lambda item: (targets[target_of(item)], _rank(item)) if in_suite(item) else ())
+
+
+def _is_asked_for(config: pytest.Config, item: pytest.Item) -> bool:
+    """Say whether a test is one that the options ask for, where they ask for some alone."""
+    if config.stash[WALKS].replay is not None:
+        return "walks" in getattr(item, "fixturenames", ())
+    asked_for = config.stash[FRONTENDS]
+    return not asked_for or _frontend_of(item) in asked_for
+
+
+def _frontend_of(item: pytest.Item) -> str | None:
+    """Return the frontend of VMMs that a test is about; None where it is about none."""
+    call = getattr(item, "callspec", None)
+    name = None if call is None else call.params.get("guest")
+    return name if isinstance(name, str) and item.path.parent.name == _FRONTENDS else None
 
 
 #: The files of the suite's tests about every device, in the order in which they are run.
@@ -254,6 +288,9 @@ def _rank(item: pytest.Item) -> int:
         return 2 + _ORDER.index(item.path.stem)
     last = 2 + len(_ORDER)
     if item.path.stem == "test_walks":
+        return last + 3
+    if item.path.parent.name == _FRONTENDS:
+        # What they stand on is looked at before.
         return last + 2
     if item.path.parent.name == "hostile":
         return last + 1
@@ -275,13 +312,17 @@ def is_basis(item: pytest.Item) -> bool:
 #: The folder of the tests about the vhost-user protocol.
 _PROTOCOL = "vhostuser"
 
+#: The folder of the sessions of VMMs' frontends.
+_FRONTENDS = "frontends"
+
 
 def _is_protocols(item: pytest.Item) -> bool:
     return item.path.is_relative_to(SUITE) and item.path.parent.name == _PROTOCOL
 
 
 def _concerns(item: pytest.Item) -> bool:
-    if _is_protocols(item) and target_of(item).transport != "vhost-user":
+    only_there = _is_protocols(item) or item.path.parent.name == _FRONTENDS
+    if only_there and target_of(item).transport != "vhost-user":
         return False
     asked_for = set(DRIVERS) & set(getattr(item, "fixturenames", ()))
     return not asked_for or asked_for == {target_of(item).device}

@@ -195,15 +195,27 @@ _OWN = (
         device="virtiopy.devices.ninep:NineP",
         option=Option(
             "--share",
-            "PATH,tag=NAME[,readonly=on][,mode=trapped|ioeventfd]",
+            "PATH,tag=NAME[,readonly=on][,mode=trapped|ioeventfd], or vhost-user=SOCKET",
             "Share a folder of the host's, which Linux mounts by its tag: "
             "mount -t 9p -o trans=virtio,version=9p2000.L NAME /mnt. Debian's diod serves it, "
-            "where no path leads out of it.",
+            "where no path leads out of it. vhost-user=SOCKET attaches one that another process "
+            "serves, with its tag.",
             keys=("tag", "readonly"),
         ),
         build=f"{_CLI}:build_share",
-        # What the file server has in flight cannot be settled when a frontend stops a ring.
-        served=False,
+        vhost_user=f"{_CLI}:connect_share",
+        workload=Workload(
+            "PATH[,readonly=on]",
+            "Measure a 9P device on this folder, by requests for its attributes.",
+            unit="request",
+            count=2_000,
+            directions={
+                "getattr": Direction(
+                    "for attributes", "ninep.requests={count} ninep.depth={depth}"
+                ),
+            },
+            adds={"tag": "files", "readonly": "on"},
+        ),
         feature_word="9P",
         # Tversion, and the Rversion that agrees: messages of 8192 bytes, 9P2000.L.
         example=Example(

@@ -7,6 +7,7 @@ for each driver that the device has.
 
 import contextlib
 import os
+import select
 import socket
 from collections import deque
 from pathlib import Path
@@ -27,7 +28,8 @@ _CAPABILITIES = (
 _TATTACH = 104
 #: The n_uname of a user who has only a name.
 _NO_NUMBER = 0xFFFFFFFF
-_CHUNK = 1 << 18
+#: A socket option that Python has no name for (asm-generic/socket.h).
+_SO_SNDBUFFORCE = 32
 
 
 class Share:
@@ -55,6 +57,8 @@ class Share:
         if loop is None:
             return False
         ours, its = socket.socketpair()
+        for stream in (ours, its):
+            _widen(stream)
         with its:
             if not self.launcher.start(its):
                 ours.close()
@@ -67,6 +71,11 @@ class Share:
         assert self._session is not None
         self._session.send(_attached_here(message, self._user))
 
+    def wait(self, seconds: float) -> None:
+        """Wait up to so long for diod's answers or its end, or for room for our requests."""
+        if self._session is not None:
+            self._session.wait(seconds)
+
     def end(self) -> None:
         """End diod, and what it has open."""
         if self._session is not None:
@@ -77,6 +86,12 @@ class Share:
         """End diod, and what starts it."""
         self.end()
         self.launcher.close()
+
+
+def _widen(stream: socket.socket) -> None:
+    """Give a socket room for a whole message, where we may: else it goes in several turns."""
+    with contextlib.suppress(PermissionError):
+        stream.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 2 * MESSAGE_MAX)
 
 
 def _command() -> list[str]:
@@ -121,7 +136,9 @@ class Session:
         user: FileServerUser,
     ) -> None:
         self._stream, self._user, self._loop = stream, user, loop
-        self._input = bytearray()
+        # What has come of the server's messages, which are no larger.
+        self._input = memoryview(bytearray(MESSAGE_MAX))
+        self._filled = 0
         self._output: deque[memoryview] = deque()
         self._closed = False
         stream.setblocking(False)
@@ -131,6 +148,20 @@ class Session:
         """Send a message, now or when there is room."""
         self._output.append(memoryview(message))
         self._write()
+
+    def wait(self, seconds: float) -> None:
+        """Wait up to so long until there is something to read or to write, and do that."""
+        poll = select.poll()
+        events = self._watch.events
+        poll.register(self._stream, events)
+        # The loop is not to be woken for the same.
+        self._watch.events = 0
+        try:
+            ready = poll.poll(seconds * 1000)
+        finally:
+            self._watch.events = events
+        if ready:
+            self._ready(ready[0][1])
 
     def _ready(self, events: int) -> None:
         with self._user.lock:
@@ -154,25 +185,27 @@ class Session:
 
     def _read(self) -> None:
         try:
-            data = self._stream.recv(_CHUNK)
+            count = self._stream.recv_into(self._input[self._filled :])
         except BlockingIOError:
             return
         except ConnectionResetError:
-            data = b""
-        if not data:
+            count = 0
+        if not count:
             self._fail()
             return
-        self._input += data
-        while len(self._input) >= HEADER_SIZE and not self._closed:
-            size = header_of(self._input)[0]
+        end, begin = self._filled + count, 0
+        while end - begin >= HEADER_SIZE and not self._closed:
+            size = header_of(self._input[begin:])[0]
             if not HEADER_SIZE <= size <= MESSAGE_MAX:
                 self._fail()
                 return
-            if len(self._input) < size:
-                return
-            message = bytes(self._input[:size])
-            del self._input[:size]
-            self._user.answered(message)
+            if end - begin < size:
+                break
+            self._user.answered(self._input[begin : begin + size])
+            begin += size
+        self._filled = end - begin
+        if begin and self._filled:
+            self._input[: self._filled] = bytes(self._input[begin:end])
 
     def _fail(self) -> None:
         self.close()

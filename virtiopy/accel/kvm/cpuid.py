@@ -18,6 +18,7 @@ _AMD_SIZES = 0x8000_0008
 _AMD_TOPOLOGY = 0x8000_001E
 
 # Leaf 1.
+_ECX_HYPERVISOR = 1 << 31
 _EDX_HTT = 1 << 28
 # Leaves 0xB and 0x1F: what a level is of.
 _LEVEL_THREAD = 1 << 8
@@ -51,6 +52,9 @@ def _numbered(supported: CData, number: int, count: int) -> CData:
     if entry.function == _BASIC:
         # Initial APIC ID, and how many IDs the package has.
         entry.ebx = entry.ebx & 0xFFFF | count << 16 | number << 24
+        # KVM leaves it to userspace to say that there is a hypervisor (cpuid.rst). A kernel that is
+        # not told looks for no clock of KVM's, and without an 8254 has no other to measure by.
+        entry.ecx |= _ECX_HYPERVISOR
         entry.edx = entry.edx | _EDX_HTT if count > 1 else entry.edx & ~_EDX_HTT
     elif entry.function == _CACHES and entry.eax & 0x1F:
         # Each core has the cache for itself; how many core IDs the package has, less one.
