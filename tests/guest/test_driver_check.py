@@ -141,6 +141,10 @@ ON_PURPOSE = {
     },
     # A driver that does not tell the host, and one that takes pages back unasked.
     ("balloon", "balloon"): {"2.2.1:5", "5.5.3.1:1", "5.5.6.1:4"},
+    # It takes no events.
+    ("scsi", "scsi"): {"2.2.1:5", "5.6.6.3.1:1"},
+    # Some features at a time, and sockets of types that were not negotiated.
+    ("vsock", "vsock"): {"2.2.1:5", "5.10.3.1:1", "5.10.3.1:2"},
     # Two fields by one access.
     ("console", "console"): {"2.2.1:5", "4.2.2.2:5"},
 }

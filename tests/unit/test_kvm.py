@@ -22,25 +22,22 @@ from virtiopy.accel.kvm import statistics as statistics_module
 from virtiopy.accel.kvm import system as system_module
 from virtiopy.accel.kvm import vcpu as vcpu_module
 from virtiopy.accel.kvm.accelerator import KvmAccelerator
+from virtiopy.accel.kvm.decode import decode
 from virtiopy.accel.kvm.statistics import read_statistics
 from virtiopy.accel.kvm.system import Capability, Kvm
 from virtiopy.accel.kvm.vcpu import Vcpu
-from virtiopy.cpu.exits import (
+from virtiopy.cpu.exits import Exit, ExitReason, IoExit, MmioExit
+from virtiopy.cpu.rare_exits import (
     ExceptionExit,
-    Exit,
-    ExitReason,
     FailEntryExit,
     HypercallExit,
     InternalErrorExit,
     IoapicEoiExit,
-    IoExit,
-    MmioExit,
     MsrExit,
     NotifyExit,
     SystemEventExit,
     TprAccessExit,
     UnknownExit,
-    decode,
 )
 from virtiopy.cpu.x86 import (
     PAGE_PRESENT,

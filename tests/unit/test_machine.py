@@ -15,7 +15,8 @@ from virtiopy._native import ffi
 from virtiopy.boot import pvh
 from virtiopy.boot.elf import GuestImage, LoadSegment
 from virtiopy.cpu.activity import Activity
-from virtiopy.cpu.exits import Answer, Exit, ExitReason, InternalErrorExit, IoExit, MmioExit
+from virtiopy.cpu.exits import Answer, Exit, ExitReason, IoExit, MmioExit
+from virtiopy.cpu.rare_exits import InternalErrorExit
 from virtiopy.cpu.x86 import CR0_PE, Registers, SystemRegisters
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.errors import ConfigError, GuestError, HostError

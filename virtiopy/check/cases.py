@@ -18,6 +18,7 @@ from virtiopy.check.hostile import find as find_hostile
 from virtiopy.check.judge import Finding, Verdict
 from virtiopy.check.variants import VARIANTS
 from virtiopy.check.variants import find as find_variant
+from virtiopy.check.withheld import variants_of
 
 #: What names every case of a kind.
 ALL = "all"
@@ -90,6 +91,12 @@ def cases(variants: str | None = ALL, hostile: str | None = ALL) -> list[Case]:
     ]
 
 
+def withheld(offered: Iterable[str]) -> list[Case]:
+    """Return a case for each feature that a device of a run offers, and that it can withhold."""
+    found = [find_variant(name) for name in variants_of(offered)]
+    return [Case(CaseKind.VARIANT, one.name, one.text, one.usable) for one in found]
+
+
 def is_in_turn(choice: str | None) -> bool:
     """Say whether an option asks for several devices in turn."""
     return choice is not None and (choice == ALL or "," in choice)
@@ -116,7 +123,7 @@ class CaseResult:
     """What a run came to: `status` is virtiopy's, `why` one line on an outcome that is no pass.
 
     `output` is the end of what the guest and virtiopy said; `verdict` is None for a run that was
-    not judged.
+    not judged. `offered` are the features that its devices offered, by name.
     """
 
     case: Case
@@ -126,6 +133,7 @@ class CaseResult:
     why: str = ""
     output: str = ""
     verdict: Verdict | None = None
+    offered: Sequence[str] = ()
 
     def record(self) -> dict[str, object]:
         """Return all of it as what JSON can say."""
@@ -140,6 +148,7 @@ class CaseResult:
             "why": self.why,
             "output": self.output,
             "verdict": None if self.verdict is None else report.document(self.verdict),
+            "offered": list(self.offered),
         }
 
     @classmethod
@@ -155,6 +164,7 @@ class CaseResult:
             record["why"],
             record["output"],
             verdict,
+            record["offered"],
         )
 
     def said_last(self, count: int) -> list[str]:
@@ -242,7 +252,10 @@ def read_result(case: Case, files: Files, status: int) -> CaseResult:
             why = _failed_tests(run) or f"it ends with status {run['status']}, and has not passed"
         case _:
             outcome = Outcome.NOT_RUN
-    return CaseResult(case, outcome, status, float(run["seconds"]), why, output, verdict)
+    offered = dict.fromkeys(name for device in run["devices"] for name in device["offered"])
+    return CaseResult(
+        case, outcome, status, float(run["seconds"]), why, output, verdict, list(offered)
+    )
 
 
 def _read_output(path: Path) -> tuple[str, str]:
@@ -325,6 +338,7 @@ def document(results: Sequence[CaseResult]) -> list[dict[str, object]]:
             "judged": result.verdict is not None,
             "broken": [str(finding) for finding in result.errors],
             "should_broken": [str(finding) for finding in result.warnings],
+            "offered": list(result.offered),
         }
         for result in results
     ]

@@ -59,6 +59,12 @@ _READ_AGAIN = {
     (DeviceId.BLOCK, "capacity"): "5.2.6.1:1",
 }
 
+#: The statement that says which fields a driver may write, and those.
+_WRITABLE = {
+    DeviceId.SCSI_HOST: ("5.6.4.1:1", {"sense_size", "cdb_size"}),
+    DeviceId.FILE_SYSTEM: ("5.11.4.1:1", set[str]()),
+}
+
 
 class _Awaited(enum.Enum):
     """What a driver has to read next, and what it breaks where it does something else."""
@@ -396,6 +402,9 @@ class RegisterJudge:
                 "the driver writes poison_val while DRIVER_OK is set",
             )
         name = field.name if field else f"byte {offset} of the configuration space"
+        if self._device in _WRITABLE:
+            statement, writable = _WRITABLE[self._device]
+            self._judge.check(statement, name in writable, f"the driver writes {name}")
         # Emergency writes take no initialization (5.3.5).
         self._judge.check(
             "3.1.1:3",
