@@ -8,13 +8,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from virtiopy.conformance.collection import PATIENCE_KEY, SESSION, TRACE, note_subject
+from virtiopy.conformance.collection import note_subject
 from virtiopy.conformance.drivers import driver_of
 from virtiopy.conformance.drivers.base import DeviceDriver, Sent
 from virtiopy.conformance.frontends.profile import frontends, profile_of, title_of
 from virtiopy.conformance.frontends.session import ProfiledSession
 from virtiopy.conformance.problems import NotApplicableError, works_with
 from virtiopy.conformance.sessions.trace import Trace
+from virtiopy.conformance.settings import PATIENCE_KEY, SESSION, TRACE
 from virtiopy.conformance.targets.target import Target
 from virtiopy.errors import ConfigError
 from virtiopy.spec import DeviceId
