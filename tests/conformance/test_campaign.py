@@ -1,11 +1,15 @@
 """Campaigns: what a file comes to, what its runs come to, and that what is done stays done."""
 
 import json
+import os
+import re
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conformance.runs import run_command
+from tests.conformance.runs import REPOSITORY, run_command
 from virtiopy.conformance.campaign.matrix import evidence
 from virtiopy.conformance.campaign.plan import load
 from virtiopy.errors import ConfigError
@@ -103,3 +107,31 @@ def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
     assert "toy A" in (tmp_path / "toy" / "matrix.html").read_text()
     again = run_command("campaign", str(path), folder=tmp_path)
     assert "2 of 2 runs are done already" in again.stdout
+
+
+@pytest.mark.nightly
+def test_four_backends_beside_one_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The campaign of the page: what it comes to is what is known of each backend."""
+    pytest.importorskip("distributed")
+    for program in ("qemu-storage-daemon", "dpdk-testpmd"):
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is missing")
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    page = (REPOSITORY / "docs" / "campaign.md").read_text()
+    _, text = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    path = tmp_path / "four.toml"
+    path.write_text(text.replace("patience = 2", "patience = 30"))
+    run_command("campaign", str(path), folder=tmp_path)
+    found = json.loads((tmp_path / "four" / "matrix.json").read_text())
+    assert found["errors"] == {}
+    assert len(found["columns"]) == 4
+    assert len(list((tmp_path / "four").glob("*.json"))) == 10 + 1
+    failed = {
+        (column, one["statement"])
+        for one in found["failures"]
+        if one["outcome"] == "failed"
+        for column in one["columns"]
+    }
+    qemu = {("qemu-storage-daemon 7.2", one) for one in ("ring-states:5", "SET_VRING_CALL:2")}
+    # What is in flight when a ring stops is a matter of time.
+    assert failed - {("qemu-storage-daemon 7.2", "GET_VRING_BASE:2")} == qemu
