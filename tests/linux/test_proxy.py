@@ -17,7 +17,7 @@ pytestmark = [needs_storage_daemon, pytest.mark.nightly]
 SIZE = 8 << 20
 
 
-def test_no_request_is_lost_between_linux_and_the_storage_daemon_and_the_daemon_breaks_one_statement(
+def test_no_request_is_lost_between_linux_and_the_storage_daemon(
     request: pytest.FixtureRequest, share: Path, tmp_path: Path
 ) -> None:
     image, socket, seen = (
