@@ -18,7 +18,7 @@ from virtiopy.check.hostile import find as find_hostile
 from virtiopy.check.judge import Finding, Verdict
 from virtiopy.check.variants import VARIANTS
 from virtiopy.check.variants import find as find_variant
-from virtiopy.check.withheld import variants_of
+from virtiopy.check.withheld import PREFIX, variants_of
 
 #: What names every case of a kind.
 ALL = "all"
@@ -82,18 +82,26 @@ def cases(variants: str | None = ALL, hostile: str | None = ALL) -> list[Case]:
     Names stand between commas; ALL is every one, None none. Raises ConfigError for a name that is
     none.
     """
-    unusual = [find_variant(name) for name in _names(variants, VARIANTS)]
     enemies = [find_hostile(name) for name in _names(hostile, HOSTILE)]
     return [
         AS_IT_IS,
-        *(Case(CaseKind.VARIANT, one.name, one.text, one.usable) for one in unusual),
+        *_unusual(_names(variants, VARIANTS)),
         *(Case(CaseKind.HOSTILE, one.name, one.text) for one in enemies),
     ]
 
 
 def withheld(offered: Iterable[str]) -> list[Case]:
     """Return a case for each feature that a device of a run offers, and that it can withhold."""
-    found = [find_variant(name) for name in variants_of(offered)]
+    return _unusual(variants_of(offered))
+
+
+def named(features: Iterable[str]) -> list[Case]:
+    """Return a case for each of these features, withheld; raises ConfigError for another name."""
+    return _unusual(f"{PREFIX}{name}" for name in features)
+
+
+def _unusual(names: Iterable[str]) -> list[Case]:
+    found = [find_variant(name) for name in names]
     return [Case(CaseKind.VARIANT, one.name, one.text, one.usable) for one in found]
 
 

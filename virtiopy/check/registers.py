@@ -45,6 +45,8 @@ _QUEUE_SETTINGS = {
     Register.QueueDeviceLow,
     Register.QueueDeviceHigh,
 }
+#: What an interrupt handler accesses: an interrupt may come between any two steps of a driver's.
+_HANDLERS = {Register.InterruptStatus, Register.InterruptACK}
 _IDENTITY = (Register.MagicValue, Register.Version, Register.DeviceID)
 _EVENTS = int(Interrupt.USED_BUFFER | Interrupt.CONFIG_CHANGE)
 
@@ -121,7 +123,8 @@ class RegisterJudge:
             self._read_wide(offset - Register.Config, size)
             return
         register = self._register(offset, size, "reads")
-        self._generation(register)
+        if register not in _HANDLERS:
+            self._generation(register)
         if register is None:
             return
         if not self._judge.check(
@@ -130,7 +133,8 @@ class RegisterJudge:
             f"the driver reads {register.name}, a register to be written",
         ):
             return
-        self._settle(register)
+        if register not in _HANDLERS:
+            self._settle(register)
         self._identify(register)
         self._read.add(register)
         if register is Register.DeviceFeatures:
@@ -150,7 +154,8 @@ class RegisterJudge:
             self._write_config(offset - Register.Config, len(data), value)
             return
         register = self._register(offset, len(data), "writes")
-        self._generation(None)
+        if register not in _HANDLERS:
+            self._generation(None)
         if register is None:
             return
         if not self._judge.check(
@@ -159,7 +164,8 @@ class RegisterJudge:
             f"the driver writes {register.name}, a register to be read",
         ):
             return
-        self._settle(None)
+        if register not in _HANDLERS:
+            self._settle(None)
         self._identify(register)
         self._written.add(register)
         self._judge_write(register, value)
