@@ -26,7 +26,7 @@ from virtiopy.host.launcher import find_tool
 from virtiopy.host.storage import DAEMON
 from virtiopy.host.virtiofsd import find_virtiofsd
 from virtiopy.linux.kernels import NoKernelError, find_kernel
-from virtiopy.sandbox.process import lacking
+from virtiopy.sandbox.process import User, lacking
 from virtiopy.vhost.user.record.format import header
 
 #: Runs a command line, and once it is in the sandbox tries each thing that it must not do. A name
@@ -224,6 +224,11 @@ def test_root_becomes_another_user_in_all_threads(sandbox: str, disk: Path, tmp_
 def test_a_user_that_is_none_is_refused(disk: Path) -> None:
     outcome = virtiopy("run", "--disk", str(disk), "--user", "no-such-user")
     assert_one_sentence(outcome, "no-such-user", "/etc/passwd")
+
+
+def test_a_number_of_thousands_of_digits_is_no_user() -> None:
+    with pytest.raises(ConfigError, match="this host has no such user"):
+        User.named("9" * 5000)
 
 
 @needs_sandbox
