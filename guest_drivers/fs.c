@@ -1,7 +1,14 @@
 // SPDX-License-Identifier: MIT
-/* Exercises every file system device found: FUSE requests, and requests that are none. */
+/*
+ * Exercises every file system device found: FUSE requests, and requests that are none.
+ *
+ * Options:
+ *	fs.requests=N	nothing but N requests for the attributes of the root, timed
+ *	fs.depth=N	so many at a time
+ */
 #include "cpu.h"
 #include "virtio_test.h"
+#include "workload.h"
 
 #define VIRTIO_ID_FS		26
 
@@ -47,9 +54,12 @@ struct fuse_out {
 #define IN_HEADER		40
 #define OUT_HEADER		16
 /* fuse_attr_out: its attributes after 16 bytes, whose mode is after 60 more. */
+#define GETATTR_IN_SIZE		16
 #define ATTR_OUT_SIZE		104
 #define ATTR_OUT_MODE		76
 #define STATFS_OUT_SIZE		80
+
+const char *const guest_options[] = { "fs.requests", "fs.depth", NULL };
 
 static struct virtq hiprio, queue;
 static struct fuse_in request;
@@ -131,7 +141,7 @@ static void test_messages(struct virtio_test *t)
 	      "a driver of an older FUSE is refused");
 	CHECK(t, succeeds(t, FUSE_INIT, make_init(FUSE_MAJOR), 8) && read32(0) == FUSE_MAJOR,
 	      "the server agrees to FUSE 7");
-	CHECK(t, succeeds(t, FUSE_GETATTR, make_zeroes(16), ATTR_OUT_SIZE)
+	CHECK(t, succeeds(t, FUSE_GETATTR, make_zeroes(GETATTR_IN_SIZE), ATTR_OUT_SIZE)
 		 && (read32(ATTR_OUT_MODE) & S_IFMT) == S_IFDIR,
 	      "the root is a folder");
 	CHECK(t, succeeds(t, FUSE_STATFS, 0, STATFS_OUT_SIZE), "the file system has a size");
@@ -161,25 +171,79 @@ static void test_config(struct virtio_test *t)
 	      "there is a request queue (5.11.4.2)");
 }
 
+/* ----- requests to be counted: attributes of the root ----- */
+
+static struct fuse_in requests[WORKLOAD_DEPTH_MAX];
+static struct fuse_out answers[WORKLOAD_DEPTH_MAX];
+
+static bool submit(void *context, unsigned int slot)
+{
+	struct fuse_in *in = &requests[slot];
+	const struct virtq_element elements[] = {
+		{ in, IN_HEADER + GETATTR_IN_SIZE },
+		{ &answers[slot], OUT_HEADER + ATTR_OUT_SIZE },
+	};
+
+	(void)context;
+	request.unique += 2;
+	in->len = IN_HEADER + GETATTR_IN_SIZE;
+	in->opcode = FUSE_GETATTR;
+	in->unique = request.unique;
+	in->nodeid = FUSE_ROOT_ID;
+	return virtq_add(&queue, elements, 1, 1, VIRTQ_DIRECT, in);
+}
+
+static bool check(void *context, void *token, uint32_t len)
+{
+	const struct fuse_in *in = token;
+	const struct fuse_out *out = &answers[in - requests];
+
+	(void)context;
+	return len == OUT_HEADER + ATTR_OUT_SIZE && !out->error && out->unique == in->unique;
+}
+
+static void measure(struct virtio_test *t, uint64_t count)
+{
+	const struct workload workload = {
+		.vq = &queue, .requests = count, .depth = workload_depth("fs.depth"),
+		.submit = submit, .check = check,
+	};
+
+	if (!succeeds(t, FUSE_INIT, make_init(FUSE_MAJOR), 8))
+		tap_bail_out("%s: the server does not agree to FUSE 7", t->name);
+	CHECK_IS(t, workload_run(&workload), count, "the attributes of the root were told");
+}
+
+/* ----- a device ----- */
+
+static void open(struct virtio_test *t, uint64_t features)
+{
+	virtio_test_negotiate(t, features);
+	virtq_setup_at_most(&hiprio, t->device, HIPRIO, QUEUE_SIZE);
+	virtq_setup_at_most(&queue, t->device, REQUESTQ, 2 * WORKLOAD_DEPTH_MAX);
+	virtio_driver_ok(t->device);
+}
+
+static void test_features(struct virtio_test *t, uint64_t features)
+{
+	open(t, features);
+	test_config(t);
+	test_messages(t);
+}
+
 static void test_device(struct virtio_test *t)
 {
 	static const uint64_t feature_sets[] = { 0, BIT(VIRTIO_F_EVENT_IDX) };
-	const uint64_t mark = memory_mark();
+	const uint64_t count = cmdline_number("fs.requests", 0);
 
-	virtio_test_basics(t);
-	for (size_t i = 0; i < ARRAY_SIZE(feature_sets); i++) {
-		if ((t->device->offered & feature_sets[i]) != feature_sets[i])
-			continue;
-		virtio_test_name(t, feature_sets[i]);
-		virtio_test_negotiate(t, feature_sets[i]);
-		virtq_setup_at_most(&hiprio, t->device, HIPRIO, QUEUE_SIZE);
-		virtq_setup_at_most(&queue, t->device, REQUESTQ, QUEUE_SIZE);
-		virtio_driver_ok(t->device);
-		test_config(t);
-		test_messages(t);
+	if (count) {
+		open(t, t->device->offered & BIT(VIRTIO_F_EVENT_IDX));
+		measure(t, count);
 		virtio_reset(t->device);
-		memory_release(mark);
+		return;
 	}
+	virtio_test_basics(t);
+	virtio_test_feature_sets(t, feature_sets, ARRAY_SIZE(feature_sets), test_features);
 }
 
 int main(void)

@@ -21,7 +21,6 @@ static uint8_t *const buffer = memory + GUARD_SIZE;
 
 static void open(struct virtio_test *t, uint64_t features)
 {
-	virtio_test_name(t, features);
 	virtio_test_negotiate(t, features);
 	virtq_setup_at_most(&queue, t->device, REQUESTQ, QUEUE_SIZE);
 	virtio_driver_ok(t->device);
@@ -179,6 +178,16 @@ static void test_interrupt(struct virtio_test *t)
 
 /* ----- every feature set, every device ----- */
 
+static void test_features(struct virtio_test *t, uint64_t features)
+{
+	open(t, features);
+	test_interrupt(t);
+	test_sizes(t);
+	test_difference(t);
+	test_framing(t);
+	test_rings(t);
+}
+
 static void test_device(struct virtio_test *t)
 {
 	static const uint64_t feature_sets[] = {
@@ -187,21 +196,9 @@ static void test_device(struct virtio_test *t)
 		BIT(VIRTIO_F_EVENT_IDX),
 		BIT(VIRTIO_F_INDIRECT_DESC) | BIT(VIRTIO_F_EVENT_IDX),
 	};
-	const uint64_t mark = memory_mark();
 
 	virtio_test_basics(t);
-	for (size_t i = 0; i < ARRAY_SIZE(feature_sets); i++) {
-		if ((t->device->offered & feature_sets[i]) != feature_sets[i])
-			continue;
-		open(t, feature_sets[i]);
-		test_interrupt(t);
-		test_sizes(t);
-		test_difference(t);
-		test_framing(t);
-		test_rings(t);
-		virtio_reset(t->device);
-		memory_release(mark);
-	}
+	virtio_test_feature_sets(t, feature_sets, ARRAY_SIZE(feature_sets), test_features);
 }
 
 int main(void)

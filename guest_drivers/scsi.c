@@ -320,33 +320,30 @@ static void set_up(struct virtio_test *t, uint64_t features)
 	virtio_driver_ok(t->device);
 }
 
+static void test_features(struct virtio_test *t, uint64_t features)
+{
+	set_up(t, features);
+	test_config(t);
+	CHECK(t, becomes_ready(t), "the first unit becomes ready");
+	test_units(t);
+	test_refusals(t);
+	test_blocks(t);
+	if (vhost)
+		SKIP(t, "vhost-scsi has one function", "tasks are managed");
+	else
+		test_functions(t);
+	CHECK(t, becomes_ready(t), "the unit is ready after all that");
+}
+
 static void test_device(struct virtio_test *t)
 {
 	static const uint64_t feature_sets[] = {
 		0,
 		BIT(VIRTIO_SCSI_F_HOTPLUG) | BIT(VIRTIO_SCSI_F_CHANGE) | BIT(VIRTIO_F_EVENT_IDX),
 	};
-	const uint64_t mark = memory_mark();
 
 	virtio_test_basics(t);
-	for (size_t i = 0; i < ARRAY_SIZE(feature_sets); i++) {
-		if ((t->device->offered & feature_sets[i]) != feature_sets[i])
-			continue;
-		virtio_test_name(t, feature_sets[i]);
-		set_up(t, feature_sets[i]);
-		test_config(t);
-		CHECK(t, becomes_ready(t), "the first unit becomes ready");
-		test_units(t);
-		test_refusals(t);
-		test_blocks(t);
-		if (vhost)
-			SKIP(t, "vhost-scsi has one function", "tasks are managed");
-		else
-			test_functions(t);
-		CHECK(t, becomes_ready(t), "the unit is ready after all that");
-		virtio_reset(t->device);
-		memory_release(mark);
-	}
+	virtio_test_feature_sets(t, feature_sets, ARRAY_SIZE(feature_sets), test_features);
 }
 
 int main(void)

@@ -416,6 +416,22 @@ static void open(struct virtio_test *t, uint64_t features)
 		supply(&buffers[i]);
 }
 
+static void test_features(struct virtio_test *t, uint64_t features)
+{
+	const uint32_t echo = (uint32_t)cmdline_number("vsock.echo", 0);
+	const uint32_t messages = (uint32_t)cmdline_number("vsock.messages", 0);
+
+	open(t, features);
+	CHECK(t, guest_cid > HOST_CID && guest_cid < 0xffffffff,
+	      "guest_cid is no reserved one (5.10.6.4.2)");
+	test_refusals(t);
+	if (echo)
+		test_echo(t, echo);
+	if (messages && virtio_has_feature(t->device, VIRTIO_VSOCK_F_SEQPACKET))
+		test_messages(t, messages);
+	CHECK(t, !virtq_has_used(&event), "no event came, for none was due (5.10.6.7)");
+}
+
 static void test_device(struct virtio_test *t)
 {
 	static const uint64_t feature_sets[] = {
@@ -424,10 +440,7 @@ static void test_device(struct virtio_test *t)
 		BIT(VIRTIO_VSOCK_F_SEQPACKET),
 		BIT(VIRTIO_VSOCK_F_SEQPACKET) | BIT(VIRTIO_F_EVENT_IDX) | BIT(VIRTIO_F_INDIRECT_DESC),
 	};
-	const uint32_t echo = (uint32_t)cmdline_number("vsock.echo", 0);
-	const uint32_t messages = (uint32_t)cmdline_number("vsock.messages", 0);
 	const uint64_t packets = cmdline_number("vsock.packets", 0);
-	const uint64_t mark = memory_mark();
 
 	if (packets) {
 		open(t, t->device->offered & (BIT(VIRTIO_F_EVENT_IDX)));
@@ -436,21 +449,7 @@ static void test_device(struct virtio_test *t)
 		return;
 	}
 	virtio_test_basics(t);
-	for (size_t i = 0; i < ARRAY_SIZE(feature_sets); i++) {
-		if ((t->device->offered & feature_sets[i]) != feature_sets[i])
-			continue;
-		open(t, feature_sets[i]);
-		CHECK(t, guest_cid > HOST_CID && guest_cid < 0xffffffff,
-		      "guest_cid is no reserved one (5.10.6.4.2)");
-		test_refusals(t);
-		if (echo)
-			test_echo(t, echo);
-		if (messages && virtio_has_feature(t->device, VIRTIO_VSOCK_F_SEQPACKET))
-			test_messages(t, messages);
-		CHECK(t, !virtq_has_used(&event), "no event came, for none was due (5.10.6.7)");
-		virtio_reset(t->device);
-		memory_release(mark);
-	}
+	virtio_test_feature_sets(t, feature_sets, ARRAY_SIZE(feature_sets), test_features);
 }
 
 int main(void)

@@ -42,6 +42,21 @@ void virtio_test_negotiate(struct virtio_test *t, uint64_t features)
 			     (unsigned long long)features);
 }
 
+void virtio_test_feature_sets(struct virtio_test *t, const uint64_t *sets, size_t count,
+			      void (*run)(struct virtio_test *t, uint64_t features))
+{
+	const uint64_t mark = memory_mark();
+
+	for (size_t i = 0; i < count; i++) {
+		if ((t->device->offered & sets[i]) != sets[i])
+			continue;
+		virtio_test_name(t, sets[i]);
+		run(t, sets[i]);
+		virtio_reset(t->device);
+		memory_release(mark);
+	}
+}
+
 /* A feature bit that the device does not offer, to ask for nevertheless. */
 static unsigned int unoffered_bit(const struct virtio_device *device)
 {

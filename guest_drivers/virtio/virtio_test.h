@@ -39,4 +39,11 @@ void virtio_test_basics(struct virtio_test *t);
 /* Negotiate or bail out: all of `features` are offered. */
 void virtio_test_negotiate(struct virtio_test *t, uint64_t features);
 
+/*
+ * Run the tests with each of the feature sets that the device offers whole: `t` is named after it,
+ * and the device is reset, and memory released, afterwards.
+ */
+void virtio_test_feature_sets(struct virtio_test *t, const uint64_t *sets, size_t count,
+			      void (*run)(struct virtio_test *t, uint64_t features));
+
 #endif

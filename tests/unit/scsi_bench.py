@@ -4,7 +4,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tests.unit.test_blk import FakeDisk
+from tests.unit.blk.bench import FakeDisk
 from virtiopy.devices.scsi import Address, Cdrom, Scsi, ScsiDisk
 from virtiopy.devices.scsi.command import Additional, ScsiStatus, SenseKey
 from virtiopy.devices.scsi.requests import Response

@@ -109,6 +109,8 @@ MAY_IMPORT = {
         "devices.delegation",
         "devices.net.features",
         "devices.net.backing",
+        # The tag, and the feature bit of it.
+        "devices.ninep",
         "devices.scsi.features",
         "devices.vsock.delegation",
         # The event queue, which is worked on this side of a backend.
@@ -184,6 +186,9 @@ MAY_IMPORT = {
         "vhost.user.seenqueue",
         "vhost.user.statements",
         "devices.blk",
+        # What is said in SCSI's events and in packets of sockets, and a socket device's events.
+        "devices.scsi.features",
+        "devices.vsock",
         *DEVICES,
         "memory",
         "spec",

@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.unit.test_blk import FakeDisk
-from tests.unit.test_console import FakeStream
+from tests.unit.blk.bench import FakeDisk
+from tests.unit.console.bench import FakeStream
+from tests.unit.net.rig import MAC, FakeLink
 from tests.unit.test_exit_free import Bench as Wired
-from tests.unit.test_net import MAC, FakeLink
 from virtiopy.devices.balloon import Balloon
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.devices.blk import Blk

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.test_blk import FakeDisk
+from tests.unit.blk.bench import FakeDisk
 from tests.unit.vhost_user import Driver, Served
 from tests.unit.vhost_user_peer import IN, OUT, SECTOR, blk_header, make_image
 from virtiopy.devices.blk import CACHED_READ_BYTES, CACHED_READS, Blk

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.test_blk import FakeDisk
+from tests.unit.blk.bench import FakeDisk
 from tests.unit.vhost_user import FEATURES, Driver, Served, readable
 from tests.unit.vhost_user_peer import IN, OUT, SECTOR, SECTORS, blk_header, make_image
 from virtiopy._native import ffi

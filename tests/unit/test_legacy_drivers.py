@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import pytest
 
-from tests.unit.test_net import MAC
+from tests.unit.net.rig import MAC
 from tests.unit.test_vhost_user_protocol import FakeNetLink
 from tests.unit.vhost_user import FEATURES, Driver, Served
 from tests.unit.vhost_user_peer import IN, SECTOR, blk_header, make_image, read_sector

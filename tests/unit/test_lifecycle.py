@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import pytest
 
-from tests.unit.test_net import MAC, FakeLink
+from tests.unit.net.rig import MAC, FakeLink
 from virtiopy.devices.base import SharedMemoryRegion, VirtioDevice
 from virtiopy.devices.net import Net
 from virtiopy.memory import GuestMemory

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.patience import PATIENCE
-from tests.unit.test_net import MAC, MQ, MRG, header
+from tests.unit.net.rig import MAC, MQ, MRG, header
 from tests.unit.test_notifiers import SeenLock
 from tests.unit.vhost_model import FEATURES, RX, TX, WireLink
 from tests.unit.vhost_rig import (

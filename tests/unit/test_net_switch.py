@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.openfiles import open_files
-from tests.unit.test_net import MAC, MRG, header
+from tests.unit.net.rig import MAC, MRG, header
 from tests.unit.vhost_model import FEATURES, RX, TX, WireLink
 from tests.unit.vhost_rig import EVENT_IDX, IOEVENTFD, MEMORY, VHOST, Rig, frames, works
 from virtiopy.devices.net import Net, RecordedLink

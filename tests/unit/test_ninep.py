@@ -2,16 +2,19 @@
 
 import errno
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
+from virtiopy.devices import ninep
 from virtiopy.devices.ninep import (
     ERROR_SIZE,
     HEADER_SIZE,
     HELD_MAX,
     MESSAGE_MAX,
+    MOMENT,
     RLERROR,
+    SETTLING_TIME,
     FileServerUser,
     NineP,
 )
@@ -37,6 +40,11 @@ class HeldServer:
         self.sessions = 0
         self.requests: list[bytes] = []
         self.user: FileServerUser | None = None
+        self.ends = 0
+        #: What happens while the device waits, one thing a time; time passes where nothing does.
+        self.when_waited_for: list[Callable[[], None]] = []
+        self.waited: list[float] = []
+        self.clock = 0.0
 
     def start(self, loop: EventLoop | None, user: FileServerUser) -> bool:
         self.user = user
@@ -46,8 +54,16 @@ class HeldServer:
     def send(self, message: bytes) -> None:
         self.requests.append(message)
 
+    def wait(self, seconds: float) -> None:
+        self.waited.append(seconds)
+        if self.when_waited_for:
+            self.when_waited_for.pop(0)()
+        else:
+            self.clock += seconds
+
     def end(self) -> None:
         self.requests.clear()
+        self.ends += 1
 
     def close(self) -> None:
         self.user = None
@@ -97,9 +113,10 @@ class Bench:
 
 
 @pytest.fixture
-def bench() -> Iterator[Bench]:
+def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     with GuestMemory.allocate(MEMORY_SIZE) as memory:
         bench = Bench(memory)
+        monkeypatch.setattr(ninep, "monotonic", lambda: bench.server.clock)
         bench.driver.start()
         yield bench
 
@@ -233,3 +250,48 @@ def test_what_a_driver_makes_available_is_not_all_held_at_once(bench: Bench) -> 
         answered += bench.lengths()
         assert sum(map(len, bench.server.requests[tag + 1 :])) <= HELD_MAX
     assert answered == [HEADER_SIZE] * len(tags)
+
+
+def test_an_answer_that_comes_at_once_is_there_when_the_kick_is_done(bench: Bench) -> None:
+    bench.server.when_waited_for = [lambda: bench.server.answer(1)]
+    bench.offer(message(1))
+    assert bench.lengths() == [HEADER_SIZE]
+    assert bench.server.waited == [MOMENT]
+
+
+def test_an_answer_that_does_not_is_not_waited_for_any_longer(bench: Bench) -> None:
+    bench.offer(message(1))
+    assert bench.lengths() == []
+    assert sum(bench.server.waited) == MOMENT
+
+
+def test_a_queue_that_is_to_stop_has_its_requests_answered(bench: Bench) -> None:
+    bench.offer(message(1))
+    bench.offer(message(2))
+    bench.lengths()
+    bench.server.when_waited_for = [lambda tag=tag: bench.server.answer(tag) for tag in (2, 1)]  # type: ignore[misc]
+    bench.device.settle(0)
+    assert bench.lengths() == [HEADER_SIZE] * 2
+    bench.device.stop_queue(0)
+    assert bench.server.ends == 0
+
+
+def test_a_server_that_does_not_answer_keeps_no_queue_from_stopping(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    piece = bench.offer(message(1))
+    bench.lengths()
+    bench.server.waited.clear()
+    bench.device.settle(0)
+    assert sum(bench.server.waited) == SETTLING_TIME
+    assert bench.lengths() == [ERROR_SIZE]
+    assert bench.memory.read(piece.address, ERROR_SIZE) == error(1, errno.EIO)
+    assert bench.server.ends == 1
+    assert "left a request unanswered for 5 s" in caplog.text
+
+
+def test_a_queue_that_is_reset_with_a_request_in_it_ends_the_session(bench: Bench) -> None:
+    bench.offer(message(1))
+    bench.lengths()
+    bench.device.reset_queue(0)
+    assert bench.server.ends == 1

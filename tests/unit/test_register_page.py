@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.openfiles import open_files
-from tests.unit.test_blk import FakeDisk
-from tests.unit.test_console import FakeStream
-from tests.unit.test_net import MAC, FakeLink
+from tests.unit.blk.bench import FakeDisk
+from tests.unit.console.bench import FakeStream
+from tests.unit.net.rig import MAC, FakeLink
 from virtiopy.devices.balloon import Balloon
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.devices.blk import Blk

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.unit.blk.bench import FakeDisk
 from tests.unit.scsi_bench import (
     BLOCK,
     CDROM,
@@ -19,7 +20,6 @@ from tests.unit.scsi_bench import (
     parse_reply,
     request_header,
 )
-from tests.unit.test_blk import FakeDisk
 from virtiopy.devices.scsi import Address, Scsi, ScsiDisk, ScsiFeature
 from virtiopy.devices.scsi.command import Additional, ScsiStatus, SenseKey
 from virtiopy.devices.scsi.control import Function

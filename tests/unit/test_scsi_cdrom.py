@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.unit.blk.bench import SECTORS, pattern
 from tests.unit.scsi_bench import Bench, Reply, illegal, lun_field
-from tests.unit.test_blk import SECTORS, pattern
 from virtiopy.devices.scsi.command import Additional, SenseKey
 from virtiopy.memory import GuestMemory
 

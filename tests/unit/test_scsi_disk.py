@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.unit.blk.bench import FakeDisk, pattern
 from tests.unit.scsi_bench import BLOCK, BLOCKS, DISK, Bench, Reply, illegal
-from tests.unit.test_blk import FakeDisk, pattern
 from virtiopy.devices.scsi import ScsiDisk
 from virtiopy.devices.scsi.command import Additional, SenseKey
 from virtiopy.devices.scsi.requests import Response

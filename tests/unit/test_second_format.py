@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import pytest
 
-from tests.unit.test_blk import SECTOR, FakeDisk, header, pattern
+from tests.unit.blk.bench import SECTOR, FakeDisk, header, pattern
 from virtiopy.devices.blk import Blk, RequestType
 from virtiopy.eventloop import EventLoop
 from virtiopy.memory import GuestMemory

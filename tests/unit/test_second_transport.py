@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import pytest
 
-from tests.unit.test_blk import FakeDisk
+from tests.unit.blk.bench import FakeDisk
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.devices.blk import Blk
 from virtiopy.devices.rng import Rng

@@ -43,8 +43,8 @@ class Client:
         attach = struct.pack("<II", 1, NO_FID) + text(b"nobody") + text(b"/etc")
         assert self.ask(TATTACH, attach + struct.pack("<I", NO_FID))[4] == TATTACH + 1
 
-    def answered(self, message: bytes) -> None:
-        self.answers.put(message)
+    def answered(self, message: bytes | memoryview) -> None:
+        self.answers.put(bytes(message))
 
     def server_gone(self) -> None:
         self.answers.put(None)

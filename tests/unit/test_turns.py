@@ -10,9 +10,9 @@ from functools import partial
 import pytest
 
 from tests.patience import PATIENCE
-from tests.unit.test_blk import FakeDisk, header
-from tests.unit.test_console import FakeStream
-from tests.unit.test_net import MAC
+from tests.unit.blk.bench import FakeDisk, header
+from tests.unit.console.bench import FakeStream
+from tests.unit.net.rig import MAC
 from tests.unit.vhost_model import WireLink
 from virtiopy.devices.balloon import Balloon, BalloonQueue
 from virtiopy.devices.base import VirtioDevice

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.test_net import MAC
+from tests.unit.net.rig import MAC
 from tests.unit.vhost_model import WireLink
 from tests.unit.vhost_user import FEATURES, Driver, Served, readable
 from virtiopy.devices.blk import Blk

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.test_net import MAC, FakeLink
+from tests.unit.net.rig import MAC, FakeLink
 from tests.unit.vhost_user import Driver, Served, readable
 from tests.unit.vhost_user_peer import (
     DATA,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.test_net import MAC, FakeLink
+from tests.unit.net.rig import MAC, FakeLink
 from tests.unit.vhost_user import FEATURES, Driver, Served, readable
 from tests.unit.vhost_user_peer import IN, SECTOR, blk_header, make_image, read_sector
 from virtiopy.devices.base import VirtioDevice

@@ -3,7 +3,7 @@
 import contextlib
 import os
 
-from tests.unit.test_net import FakeLink
+from tests.unit.net.rig import FakeLink
 from virtiopy.devices.net.header import HEADER_SIZE
 from virtiopy.errors import ConfigError, HostError
 from virtiopy.memory import GuestMemory

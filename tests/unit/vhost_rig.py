@@ -5,8 +5,8 @@ from collections.abc import Iterable
 
 import pytest
 
+from tests.unit.net.rig import HEADER, MAC, frame, header
 from tests.unit.test_control import NoAccelerator
-from tests.unit.test_net import HEADER, MAC, frame, header
 from tests.unit.vhost_model import FEATURES, RX, TX, VhostModel, WireLink
 from virtiopy.accel.base import Accelerator
 from virtiopy.devices.net import Net

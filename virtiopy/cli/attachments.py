@@ -403,6 +403,17 @@ def build_share(options: DeviceOptions) -> VirtioDevice:
     return NineP(Share(Path(options.main), readonly=options.flag("readonly")), tag)
 
 
+def connect_share(socket: Path, options: DeviceOptions) -> VirtioDevice:
+    """Make the 9P device that another process serves at a socket; raises ConfigError."""
+    from virtiopy.vhost.user.ninep import open_ninep
+
+    if "tag" in options.keys:
+        raise ConfigError(
+            f"{options.option} is a vhost-user backend's, which has its own tag: leave it out here."
+        )
+    return open_ninep(socket)
+
+
 def build_vsock(options: DeviceOptions) -> VirtioDevice:
     """Make a socket device of `cid=N,path=SOCKET[,seqpacket=SOCKET][,socket-mode=MODE]`."""
     from virtiopy.devices.vsock import Vsock

@@ -87,6 +87,11 @@ conformance campaign FILE.toml tests many backends.
 @click.option(
     "--replay", metavar="FILE", help="Walk the walk in FILE again, and run no other test."
 )
+@click.option(
+    "--frontend",
+    metavar="NAME",
+    help="Have sessions as this frontend of VMMs has them, or all, and run no other test.",
+)
 @click.option("--thorough", metavar="SECONDS", help="Go on so long with each random test.")
 @click.option("--strict", is_flag=True, help="Have what a device SHOULD do be a failure, too.")
 @click.option(
@@ -120,6 +125,7 @@ def command(
     transport: str | None,
     walks: str | None,
     replay: str | None,
+    frontend: str | None,
     patience: str | None,
     timeout: str | None,
     thorough: str | None,
@@ -153,6 +159,7 @@ def command(
         "transport": transport,
         "walks": walks,
         "replay": replay,
+        "frontend": frontend,
         "patience": patience,
         "timeout": timeout,
         "thorough": thorough,

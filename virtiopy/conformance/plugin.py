@@ -15,6 +15,7 @@ _OPTIONS = (
     ("spawn", "COMMAND", "starts a vhost-user backend for each test, at the socket {socket}"),
     ("walks", "N", "how many random walks of a driver's there are (25)"),
     ("replay", "FILE", "walk the walk in this file, and run no other test"),
+    ("frontend", "NAME", "have sessions as this frontend of VMMs alone, or all of them"),
     ("thorough", "SECONDS", "how long each test with random work goes on"),
     ("patience", "SECONDS", "how long is waited for what has to come (5)"),
     ("timeout", "SECONDS", "begin no test after so long, and say what was found"),
@@ -77,10 +78,12 @@ def pytest_pycollect_makeitem(
 
 
 def _load(config: pytest.Config) -> ModuleType:
-    from virtiopy.conformance import collection, fixtures
+    from virtiopy.conformance import collection, fixtures, outcomes, settings
 
     plugins = {
+        settings.__name__: settings,
         collection.__name__: collection,
+        outcomes.__name__: outcomes,
         fixtures.__name__: fixtures,
         fixtures.DRIVER_FIXTURES.__name__: fixtures.DRIVER_FIXTURES,
     }

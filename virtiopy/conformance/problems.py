@@ -7,6 +7,9 @@ from pathlib import Path
 
 from virtiopy.errors import PeerError
 
+#: What the finding is called of a backend that does not work with a frontend: it is no statement's.
+WORKS_WITH = "works with"
+
 
 class NotApplicableError(Exception):
     """The test says nothing about this target; the text says why, and that was checked."""
@@ -88,6 +91,15 @@ def blaming(clause: str) -> Iterator[None]:
         raise
     except (AssertionError, DeviceError, PeerError) as error:
         raise BrokenError(words_of(error), clause) from error
+
+
+@contextlib.contextmanager
+def works_with(frontend: str) -> Iterator[None]:
+    """Have whatever goes wrong in here be that the backend does not work with a frontend."""
+    try:
+        yield
+    except (AssertionError, DeviceError, PeerError) as error:
+        raise BrokenError(f"as {frontend}: {words_of(error)}", WORKS_WITH) from error
 
 
 def words_of(error: BaseException) -> str:

@@ -12,6 +12,7 @@ import logging
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from time import monotonic
 from typing import ClassVar, Protocol
 
 from virtiopy.devices.base import Fact, VirtioDevice
@@ -32,6 +33,12 @@ MESSAGE_MAX = 1 << 20
 #: How much of requests is taken from a driver before the server has answered, bytes.
 HELD_MAX = 16 * MESSAGE_MAX
 
+#: Seconds that a CPU may wait for an answer, in trapped mode, before it goes on without.
+MOMENT = 0.002
+
+#: Seconds that a server may take to answer what it has, when a queue is to stop.
+SETTLING_TIME = 5.0
+
 #: The longest mount tag, bytes: Linux's driver takes no longer one.
 TAG_MAX = 255
 
@@ -43,7 +50,7 @@ ERROR_SIZE = HEADER_SIZE + 4
 TYPE_MIN, TYPE_MAX = 8, 126
 
 
-def header_of(message: bytes | bytearray) -> tuple[int, int, int]:
+def header_of(message: bytes | memoryview) -> tuple[int, int, int]:
     """Return the size, the type and the tag of a message that has a whole header."""
     little = int.from_bytes
     return little(message[:4], "little"), message[4], little(message[5:HEADER_SIZE], "little")
@@ -71,8 +78,8 @@ class FileServerUser(Protocol):
 
     lock: threading.RLock
 
-    def answered(self, message: bytes) -> None:
-        """Take one answer, whole: its size is that of its header."""
+    def answered(self, message: bytes | memoryview) -> None:
+        """Take one answer, whole: its size is that of its header. It is the server's again then."""
 
     def server_gone(self) -> None:
         """Say that the server ended, and answers nothing more."""
@@ -86,6 +93,9 @@ class FileServer(Protocol):
 
     def send(self, message: bytes) -> None:
         """Send a request."""
+
+    def wait(self, seconds: float) -> None:
+        """Wait up to so long for something of the server's, and tell it."""
 
     def end(self) -> None:
         """End the session: none of its answers comes any more."""
@@ -147,6 +157,9 @@ class NineP(VirtioDevice):
             if done:
                 self.notify(queue)
             if not chains and not queue.enable_kicks():
+                if self.may_block:
+                    # Most answers come at once, and no other thread has to be woken for them.
+                    self._wait(MOMENT)
                 return
         self.handle_soon(queue)
 
@@ -168,6 +181,7 @@ class NineP(VirtioDevice):
             return self._refuse(chain, tag, errno.EIO)
         self._pending[tag] = Pending(queue, chain, claimed)
         self._held += claimed
+        # What follows the message is not the server's.
         self._server.send(message[:claimed])
         return -1
 
@@ -185,7 +199,7 @@ class NineP(VirtioDevice):
 
     # What the server says
 
-    def answered(self, message: bytes) -> None:
+    def answered(self, message: bytes | memoryview) -> None:
         """Give an answer to the driver; one to no request is dropped."""
         tag = header_of(message)[2]
         request = self._pending.pop(tag, None)
@@ -199,12 +213,16 @@ class NineP(VirtioDevice):
 
     def server_gone(self) -> None:
         """Answer what the server had, and what comes until a reset, with an error."""
+        self._fail("ended")
+
+    def _fail(self, how: str) -> None:
         self._in_session, self._gone = False, True
         pending, self._pending = self._pending, {}
         log.error(
-            "the file server of %s ended: %d requests, and those to come, end with an error until "
+            "the file server of %s %s: %d requests, and those to come, end with an error until "
             "the device is reset",
             self.mount_tag,
+            how,
             len(pending),
         )
         for tag, request in pending.items():
@@ -223,12 +241,34 @@ class NineP(VirtioDevice):
         except DriverError as error:
             self.host.needs_reset(str(error))
 
+    def _wait(self, seconds: float) -> None:
+        """Wait until the server has answered all that it has, or so long."""
+        end = monotonic() + seconds
+        while self._pending and (left := end - monotonic()) > 0:
+            self._server.wait(left)
+
     # Life
 
+    def settle(self, index: int) -> None:
+        """Have the server answer what it has of the queue.
+
+        What it does not answer in time ends with an error, and the session with it: a queue that
+        is stopped has nothing in flight.
+        """
+        self._wait(SETTLING_TIME)
+        if self._pending:
+            self._server.end()
+            self._fail(f"left a request unanswered for {SETTLING_TIME:g} s")
+
     def stop_queue(self, index: int) -> None:
-        """Forget the queue and its requests; the session ends with them."""
+        """Forget the queue.
+
+        The session goes on, as a VMM stops the queues of a guest that it only pauses; but not
+        where the server has requests: answers to them could be taken for those to others.
+        """
         super().stop_queue(index)
-        self._forget()
+        if self._pending:
+            self._forget()
 
     def reset(self) -> None:
         """Forget the driver: the next one has a session of its own, and a server that lives."""

@@ -195,15 +195,27 @@ _OWN = (
         device="virtiopy.devices.ninep:NineP",
         option=Option(
             "--share",
-            "PATH,tag=NAME[,readonly=on][,mode=trapped|ioeventfd]",
+            "PATH,tag=NAME[,readonly=on][,mode=trapped|ioeventfd], or vhost-user=SOCKET",
             "Share a folder of the host's, which Linux mounts by its tag: "
             "mount -t 9p -o trans=virtio,version=9p2000.L NAME /mnt. Debian's diod serves it, "
-            "where no path leads out of it.",
+            "where no path leads out of it. vhost-user=SOCKET attaches one that another process "
+            "serves, with its tag.",
             keys=("tag", "readonly"),
         ),
         build=f"{_CLI}:build_share",
-        # What the file server has in flight cannot be settled when a frontend stops a ring.
-        served=False,
+        vhost_user=f"{_CLI}:connect_share",
+        workload=Workload(
+            "PATH[,readonly=on]",
+            "Measure a 9P device on this folder, by requests for its attributes.",
+            unit="request",
+            count=2_000,
+            directions={
+                "getattr": Direction(
+                    "for attributes", "ninep.requests={count} ninep.depth={depth}"
+                ),
+            },
+            adds={"tag": "files", "readonly": "on"},
+        ),
         feature_word="9P",
         # Tversion, and the Rversion that agrees: messages of 8192 bytes, 9P2000.L.
         example=Example(
@@ -229,7 +241,6 @@ _OWN = (
         build="virtiopy.cli.fs:build_fs",
         choose_mode="virtiopy.cli.fs:choose_fs_mode",
         vhost_user="virtiopy.cli.fs:connect_fs",
-        needs="virtiopy.cli.fs:needs_of_fs",
         # It is another process's from the start.
         served=False,
         in_process=False,
@@ -241,6 +252,7 @@ _OWN = (
             answer=bytes.fromhex("10000000 b9ffffff 0100000000000000"),
             queue=1,
         ),
+        judge="virtiopy.check.fs:FsJudge",
         linux_modules=("virtiofs",),
     ),
     DeviceEntry(
@@ -278,6 +290,7 @@ _OWN = (
         needs="virtiopy.cli.sandboxed:needs_of_units",
         suite_driver=f"{_SUITE}.scsi:ScsiDriver",
         rigs={"scsi": f"{_RIGS}:build_scsi"},
+        judge="virtiopy.check.scsi:ScsiJudge",
         linux_modules=("virtio_scsi", "sd_mod", "sr_mod", "isofs", "ext4", "crc32c_generic"),
         linux_counter=LinuxCounter(
             "request",
@@ -323,6 +336,7 @@ _OWN = (
         ),
         suite_driver=f"{_SUITE}.vsock:VsockDriver",
         rigs={"vsock": f"{_RIGS}:build_vsock"},
+        judge="virtiopy.check.vsock:VsockJudge",
         linux_modules=("vmw_vsock_virtio_transport",),
     ),
 )

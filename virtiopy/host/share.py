@@ -7,6 +7,7 @@ for each driver that the device has.
 
 import contextlib
 import os
+import select
 import socket
 from collections import deque
 from pathlib import Path
@@ -14,20 +15,14 @@ from pathlib import Path
 from virtiopy.devices.ninep import HEADER_SIZE, MESSAGE_MAX, FileServerUser, header_of, make_message
 from virtiopy.errors import ConfigError
 from virtiopy.eventloop import READABLE, WRITABLE, EventLoop, Watch
-from virtiopy.host.launcher import Launcher, find_tool
+from virtiopy.host.launcher import FILE_CAPABILITIES, Launcher, find_tool
 from virtiopy.sandbox.launching import INSIDE
-
-#: What diod, where it runs as root, is more than another user in: it makes files any user's. It
-#: makes no device files, by which a guest would reach the host's.
-_CAPABILITIES = (
-    *("CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_FOWNER", "CAP_FSETID"),
-    *("CAP_SETUID", "CAP_SETGID"),
-)
 
 _TATTACH = 104
 #: The n_uname of a user who has only a name.
 _NO_NUMBER = 0xFFFFFFFF
-_CHUNK = 1 << 18
+#: A socket option that Python has no name for (asm-generic/socket.h).
+_SO_SNDBUFFORCE = 32
 
 
 class Share:
@@ -48,13 +43,17 @@ class Share:
         self._session: Session | None = None
         #: The only user that diod can be; None where it can be any. We may be another one later.
         self._user = os.geteuid() or None
-        self.launcher = Launcher(folder, _command(), readonly=readonly, capabilities=_CAPABILITIES)
+        self.launcher = Launcher(
+            folder, _command(), readonly=readonly, capabilities=FILE_CAPABILITIES
+        )
 
     def start(self, loop: EventLoop | None, user: FileServerUser) -> bool:
         """Start diod; without a loop its answers would not be noticed, so it is not started."""
         if loop is None:
             return False
         ours, its = socket.socketpair()
+        for stream in (ours, its):
+            _widen(stream)
         with its:
             if not self.launcher.start(its):
                 ours.close()
@@ -67,6 +66,11 @@ class Share:
         assert self._session is not None
         self._session.send(_attached_here(message, self._user))
 
+    def wait(self, seconds: float) -> None:
+        """Wait up to so long for diod's answers or its end, or for room for our requests."""
+        if self._session is not None:
+            self._session.wait(seconds)
+
     def end(self) -> None:
         """End diod, and what it has open."""
         if self._session is not None:
@@ -77,6 +81,12 @@ class Share:
         """End diod, and what starts it."""
         self.end()
         self.launcher.close()
+
+
+def _widen(stream: socket.socket) -> None:
+    """Give a socket room for a whole message, where we may: else it goes in several turns."""
+    with contextlib.suppress(PermissionError):
+        stream.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 2 * MESSAGE_MAX)
 
 
 def _command() -> list[str]:
@@ -121,7 +131,9 @@ class Session:
         user: FileServerUser,
     ) -> None:
         self._stream, self._user, self._loop = stream, user, loop
-        self._input = bytearray()
+        # What has come of the server's messages, which are no larger.
+        self._input = memoryview(bytearray(MESSAGE_MAX))
+        self._filled = 0
         self._output: deque[memoryview] = deque()
         self._closed = False
         stream.setblocking(False)
@@ -131,6 +143,20 @@ class Session:
         """Send a message, now or when there is room."""
         self._output.append(memoryview(message))
         self._write()
+
+    def wait(self, seconds: float) -> None:
+        """Wait up to so long until there is something to read or to write, and do that."""
+        poll = select.poll()
+        events = self._watch.events
+        poll.register(self._stream, events)
+        # The loop is not to be woken for the same.
+        self._watch.events = 0
+        try:
+            ready = poll.poll(seconds * 1000)
+        finally:
+            self._watch.events = events
+        if ready:
+            self._ready(ready[0][1])
 
     def _ready(self, events: int) -> None:
         with self._user.lock:
@@ -154,25 +180,27 @@ class Session:
 
     def _read(self) -> None:
         try:
-            data = self._stream.recv(_CHUNK)
+            count = self._stream.recv_into(self._input[self._filled :])
         except BlockingIOError:
             return
         except ConnectionResetError:
-            data = b""
-        if not data:
+            count = 0
+        if not count:
             self._fail()
             return
-        self._input += data
-        while len(self._input) >= HEADER_SIZE and not self._closed:
-            size = header_of(self._input)[0]
+        end, begin = self._filled + count, 0
+        while end - begin >= HEADER_SIZE and not self._closed:
+            size = header_of(self._input[begin:])[0]
             if not HEADER_SIZE <= size <= MESSAGE_MAX:
                 self._fail()
                 return
-            if len(self._input) < size:
-                return
-            message = bytes(self._input[:size])
-            del self._input[:size]
-            self._user.answered(message)
+            if end - begin < size:
+                break
+            self._user.answered(self._input[begin : begin + size])
+            begin += size
+        self._filled = end - begin
+        if begin and self._filled:
+            self._input[: self._filled] = bytes(self._input[begin:end])
 
     def _fail(self) -> None:
         self.close()

@@ -34,9 +34,12 @@ def gather(buffers: Buffers) -> bytes:
     return b"".join(buffers)
 
 
-def scatter(buffers: Buffers, data: bytes) -> int:
+def scatter(buffers: Buffers, data: bytes | memoryview) -> int:
     """Copy `data` over the pieces; returns how many bytes found room."""
     position = 0
+    if len(buffers) > 1:
+        # A slice of bytes would be one more copy.
+        data = memoryview(data)
     for piece in buffers:
         if position == len(data):
             break

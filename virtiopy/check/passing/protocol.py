@@ -373,7 +373,10 @@ class ProtocolJudge:
         if self._inflight is not None:
             self._frontend.check(
                 "SET_INFLIGHT_FD:1",
-                area == self._inflight and len(message.fds) == 1,
+                # Of how many queues it is, QEMU says by itself.
+                (area.mmap_size, area.mmap_offset)
+                == (self._inflight.mmap_size, self._inflight.mmap_offset)
+                and len(message.fds) == 1,
                 "SET_INFLIGHT_FD has not what GET_INFLIGHT_FD has given",
             )
 

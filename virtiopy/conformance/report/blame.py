@@ -10,9 +10,12 @@ that sends one. So the tests of what is stood on decide.
 3. What is about a statement that stands on another which is broken is blocked by that one.
 """
 
+import functools
 from dataclasses import dataclass
 
 from virtiopy.conformance.clauses.definitions import BASIS, everything, stands_on
+from virtiopy.conformance.clauses.protocol import protocol
+from virtiopy.conformance.problems import WORKS_WITH
 from virtiopy.conformance.report.results import Blame, Failure, Outcome, Result
 from virtiopy.statements.terms import Keyword
 
@@ -48,7 +51,7 @@ class Broken:
     def place(self, result: Result, failure: Failure) -> Place:
         """Return what a failure is about, as far as tests have told yet."""
         statement = self._statement(result, failure)
-        below = next((one for one in stands_on(statement) if one in self._statements), None)
+        below = next((one for one in _below(statement) if one in self._statements), None)
         return Place(statement, below)
 
     def outcome(self, result: Result) -> Outcome:
@@ -74,6 +77,18 @@ class Broken:
             return WORKS_ON if failure.died and not result.clauses else failure.clause
         # A step without which nothing works is more than what a device SHOULD do.
         return failure.clause if _is_should(own) and failure.clause in BASIS else own
+
+
+@functools.cache
+def _below(statement: str) -> list[str]:
+    """Return the statements without which one cannot be judged, the most basic first.
+
+    A session as a frontend has it goes through all that the protocol has a sentence for.
+    """
+    below = stands_on(statement)
+    if statement != WORKS_WITH:
+        return below
+    return [*below, *(identity for identity in protocol() if not _is_should(identity))]
 
 
 def _shown_by(result: Result, failure: Failure) -> str | None:

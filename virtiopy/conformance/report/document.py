@@ -11,7 +11,7 @@ from typing import TypedDict, cast
 from virtiopy import __version__
 from virtiopy.conformance.clauses.definitions import everything
 from virtiopy.conformance.clauses.features import names
-from virtiopy.conformance.report.findings import WORKS_ON_WORDS, Finding, Findings
+from virtiopy.conformance.report.findings import WORDS, Finding, Findings
 from virtiopy.conformance.report.results import ClauseResult, Outcome, Result, Results, Subject
 from virtiopy.conformance.report.verdict import Verdict
 from virtiopy.errors import ConfigError
@@ -162,7 +162,7 @@ def _finding(finding: Finding) -> FindingRecord:
     return FindingRecord(
         statement=finding.statement,
         keyword=clause.keyword.value if clause is not None else "",
-        paraphrase=clause.paraphrase if clause is not None else WORKS_ON_WORDS,
+        paraphrase=clause.paraphrase if clause is not None else WORDS[finding.statement],
         outcome=finding.outcome.value,
         reason=finding.words,
         tests=[test.test for test in finding.tests],

@@ -1,12 +1,13 @@
 """From failed tests to findings: one fault is one finding, and what it hides is blocked."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from virtiopy.conformance.clauses.catalogue import Area, Clause, Transport
 from virtiopy.conformance.clauses.definitions import everything, stands_on
 from virtiopy.conformance.marks import clauses_to_tests
+from virtiopy.conformance.problems import WORKS_WITH
 from virtiopy.conformance.report.blame import WORKS_ON, Broken
 from virtiopy.conformance.report.results import (
     ClauseResult,
@@ -16,8 +17,11 @@ from virtiopy.conformance.report.results import (
     Subject,
 )
 
-#: What is said of a finding that is none of a statement.
-WORKS_ON_WORDS = "A device works on, whatever its driver does."
+#: What is said of findings that are none of a statement.
+WORDS: Mapping[str, str] = {
+    WORKS_ON: "A device works on, whatever its driver does.",
+    WORKS_WITH: "A backend works with the frontends of VMMs.",
+}
 
 
 @dataclass(slots=True)
@@ -162,7 +166,11 @@ class Findings:
 
 
 def _named(statement: str) -> str:
-    return "what a device does after hostile acts" if statement == WORKS_ON else statement
+    others = {
+        WORKS_ON: "what a device does after hostile acts",
+        WORKS_WITH: "what a backend does for the frontends of VMMs",
+    }
+    return others.get(statement, statement)
 
 
 def _key(statement: str, failure: Failure) -> str:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from virtiopy.conformance.clauses.catalogue import Area
+from virtiopy.conformance.problems import WORKS_WITH
 from virtiopy.conformance.report.comparison import AREAS, Fault, Row, Side, differences
 from virtiopy.conformance.report.document import ResultRecord
 from virtiopy.conformance.report.results import Outcome
@@ -13,6 +14,9 @@ _WIDTH = 120
 
 #: How many findings are shown; the report has them all.
 _FINDINGS = 12
+
+#: How many tests are named beside the first, where each says something else.
+_NAMED = 8
 
 #: With no more findings than this each has the end of its trace.
 _TRACED = 2
@@ -53,7 +57,8 @@ def _totals(side: Side) -> Iterator[str]:
 def _fault(fault: Fault, *, traced: bool) -> Iterator[str]:
     finding = fault.finding
     kind = "warning: " if fault.is_warning else ""
-    name = f"{finding['statement']} {finding['keyword']}" if finding["keyword"] else "hostile acts"
+    other = "frontends" if finding["statement"] == WORKS_WITH else "hostile acts"
+    name = f"{finding['statement']} {finding['keyword']}" if finding["keyword"] else other
     yield f"{kind}{name}: {finding['paraphrase']}"
     first = fault.tests[0]
     lines = finding["reason"].splitlines()
@@ -61,7 +66,13 @@ def _fault(fault: Fault, *, traced: bool) -> Iterator[str]:
     if traced and not any(line.startswith("Traceback") for line in lines):
         for line in lines[1:_LINES]:
             yield f"    {line}".rstrip()
-    more = [_count(len(fault.tests) - 1, "test") + " more"] if len(fault.tests) > 1 else []
+    others = fault.tests[1:]
+    if finding["statement"] == WORKS_WITH:
+        # Each is another frontend, or another thing that one does.
+        named, others = others[:_NAMED], others[_NAMED:]
+        for test in named:
+            yield f"    {_test(test)}: {_first_line(test['reason'])}"
+    more = [_count(len(others), "test") + " more"] if others else []
     if blocked := len(finding["blocked"]):
         more.append(f"{_count(blocked, 'test')} blocked by it")
     if more:

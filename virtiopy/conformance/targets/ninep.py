@@ -35,6 +35,9 @@ class VersionServer:
             answer = make_error(tag, errno.EOPNOTSUPP)
         self._user.answered(answer)
 
+    def wait(self, seconds: float) -> None:
+        """Wait for nothing: every request is answered."""
+
     def end(self) -> None:
         """End the session."""
         self._user = None

@@ -118,25 +118,31 @@ class VhostUserFrontend(Closing):
         #: A socket on which the backend speaks by itself, where it does.
         self.channel: Connection | None = None
         self._protocol_features = 0
+        #: The feature bits that the backend offers, those of the protocol left out.
+        self.features = 0
+        #: Whether rings are enabled and disabled by messages (SET_VRING_ENABLE).
+        self.has_states = False
         try:
-            #: The feature bits that the backend offers, those of the protocol left out.
-            self.features = self.get_features()
-            self._tell(Request.SET_OWNER)
-            #: Whether rings are enabled and disabled by messages (SET_VRING_ENABLE).
-            self.has_states = knows_protocol_features and has_feature(
-                self.features, VHOST_USER_F_PROTOCOL_FEATURES
-            )
-            if self.has_states:
-                offered = self._ask_u64(Request.GET_PROTOCOL_FEATURES)
-                # From here on: an acknowledgement of this very request would be the first.
-                self._tell(Request.SET_PROTOCOL_FEATURES, u64(offered & wanted))
-                self._protocol_features = offered & wanted
-            self.features &= ~_NOT_VIRTIO
-            if self.has(ProtocolFeature.BACKEND_REQ):
-                self._open_channel()
+            self._negotiate(wanted, knows_protocol_features)
         except (PeerError, OSError):
             self.close()
             raise
+
+    def _negotiate(self, wanted: int, knows_protocol_features: bool) -> None:
+        """Negotiate the protocol's features, and own the session."""
+        self.features = self.get_features()
+        self._tell(Request.SET_OWNER)
+        self.has_states = knows_protocol_features and has_feature(
+            self.features, VHOST_USER_F_PROTOCOL_FEATURES
+        )
+        if self.has_states:
+            offered = self._ask_u64(Request.GET_PROTOCOL_FEATURES)
+            # From here on: an acknowledgement of this very request would be the first.
+            self._tell(Request.SET_PROTOCOL_FEATURES, u64(offered & wanted))
+            self._protocol_features = offered & wanted
+        self.features &= ~_NOT_VIRTIO
+        if self.has(ProtocolFeature.BACKEND_REQ):
+            self._open_channel()
 
     def close(self) -> None:
         """End the session."""
@@ -172,9 +178,13 @@ class VhostUserFrontend(Closing):
             raise PeerError(f"{answer.name} for an answer to {request.name}")
         return answer
 
+    def _is_acknowledged(self, request: Request) -> bool:
+        """Say whether a request that has no answer is to be acknowledged."""
+        return self.has(ProtocolFeature.REPLY_ACK)
+
     def _tell(self, request: Request, payload: bytes = b"", fds: list[int] | None = None) -> None:
         """Send what has no answer, but for the acknowledgement where that was negotiated."""
-        acknowledged = self.has(ProtocolFeature.REPLY_ACK)
+        acknowledged = self._is_acknowledged(request)
         self._send(request, payload, fds or [], acknowledged=acknowledged)
         if acknowledged:
             answer = self._answer(request)
@@ -319,7 +329,10 @@ class VhostUserFrontend(Closing):
         answer = self._ask(Request.GET_INFLIGHT_FD, wanted.encode(), fds=1)
         fd = answer.fds.pop()
         try:
-            file = InflightFile(InflightArea.decode(answer), fd)
+            given = InflightArea.decode(answer)
+            # Some answer with 0 queues of 0 entries: what was asked for holds, as QEMU has it.
+            area = InflightArea(given.mmap_size, given.mmap_offset, num_queues, queue_size)
+            file = InflightFile(area, fd)
             self.set_inflight(file)
         except PeerError:
             os.close(fd)

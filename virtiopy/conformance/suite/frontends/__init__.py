@@ -1,0 +1,1 @@
+"""Sessions with a backend as the frontends of VMMs have them."""
