@@ -143,8 +143,8 @@ class RigOptions:
 
     accel: str = "tcg"
     cpus: int = 1
-    mode: IoMode = IoMode.TRAPPED
-    net_mode: IoMode = IoMode.TRAPPED
+    mode: IoMode = IoMode.IOEVENTFD
+    net_mode: IoMode = IoMode.IOEVENTFD
     words: str = ""
 
 

@@ -145,7 +145,7 @@ class Linux(Closing):
         accel: str = "tcg",
         cpus: int = 1,
         memory: int = 256 << 20,
-        mode: IoMode = IoMode.TRAPPED,
+        mode: IoMode = IoMode.IOEVENTFD,
         modes: Mapping[str, IoMode] | None = None,
         modules: Sequence[str] = MODULES,
         programs: Sequence[Path] = (),

@@ -259,6 +259,8 @@ def test_the_console_has_the_terminals_size_and_follows_it(rig: Rig) -> None:
 
 
 def test_a_user_logs_in_at_the_consoles_prompt(rig: Rig) -> None:
+    # Without a log to write to, login tells the system's console, which is the agent's.
+    rig.linux.sh("syslogd -O /tmp/messages; until [ -S /dev/log ]; do sleep 0.1; done")
     rig.linux.sh("setsid getty 0 hvc0 vt100 >/dev/null 2>&1 &")
     rig.console.wait_for(rb"login: ")
     rig.console.type(b"root\n")
