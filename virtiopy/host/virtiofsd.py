@@ -15,6 +15,7 @@ from pathlib import Path
 
 from virtiopy.closing import Closing
 from virtiopy.errors import ConfigError
+from virtiopy.host.folders import check_folder
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +42,7 @@ class FsDaemon(Closing):
                 f"The folder {folder} needs {VIRTIOFSD}, which is not here: apt-get install "
                 "qemu-system-common, or attach vhost-user=SOCKET of a virtiofsd of your own."
             )
-        if not folder.is_dir():
-            raise ConfigError(f"The folder {folder} is none: name one that is.")
+        check_folder(folder, "The shared folder")
         if os.geteuid() != 0:
             raise ConfigError(
                 f"The folder {folder} needs root, as which alone virtiofsd runs: use --share for "
