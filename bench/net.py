@@ -77,7 +77,7 @@ class Bench:
 
     def _virtiopy(self, mode: str, append: str) -> list[str]:
         net = f"tap=t0,netns={self.namespace.name},mac={MAC},mode={mode}"
-        command = [sys.executable, "-m", "virtiopy.cli.main", "run", "--guest", "net"]
+        command = [sys.executable, "-m", "virtiopy", "run", "--guest", "net"]
         return [*command, "--net", net, "--append", append]
 
     def qemu(self, append: str) -> list[str]:

@@ -7,11 +7,7 @@
  * Arguments: the tap's file; a packet socket that is bound to it, to receive from, or -1 to transmit; how
  * many rounds of 64 frames.  Prints the median nanoseconds of a frame, of the loop's and of the worker's.
  */
-#define serve worker_serve
-#define now worker_now
-#include "../virtiopy/_native/worker.c"
-#undef now
-#undef serve
+#include "alone.h"
 
 #include <stdio.h>
 #include <sys/socket.h>
@@ -28,31 +24,6 @@ static char *memory;
 static struct vring ring;
 static uint16_t next, used;
 static int tap;
-
-struct vp_engine *vp_uring_new(uint32_t depth)
-{
-	(void)depth;
-	return NULL;
-}
-
-struct vp_engine *vp_pool_new(uint32_t depth)
-{
-	(void)depth;
-	return NULL;
-}
-
-void vp_engine_free(struct vp_engine *engine)
-{
-	(void)engine;
-}
-
-static uint64_t cpu_time(void)
-{
-	struct timespec time;
-
-	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
-	return time.tv_sec * 1000000000ull + time.tv_nsec;
-}
 
 static void make_frame(unsigned char *frame)
 {

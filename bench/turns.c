@@ -8,11 +8,7 @@
  * Prints the median nanoseconds of a request of the floor's and of the worker's, and how many system
  * calls the worker did for one.
  */
-#define serve worker_serve
-#define now worker_now
-#include "../virtiopy/_native/worker.c"
-#undef now
-#undef serve
+#include "alone.h"
 
 #define main floor_main
 #include "floor.c"
@@ -34,31 +30,6 @@ static int submit_nothing(struct vp_engine *engine, const struct vp_job *job)
 
 static const struct vp_engine_kind no_engine = { .name = "none", .submit = submit_nothing };
 static struct vp_engine engine = { .kind = &no_engine };
-
-struct vp_engine *vp_uring_new(uint32_t depth)
-{
-	(void)depth;
-	return NULL;
-}
-
-struct vp_engine *vp_pool_new(uint32_t depth)
-{
-	(void)depth;
-	return NULL;
-}
-
-void vp_engine_free(struct vp_engine *which)
-{
-	(void)which;
-}
-
-static uint64_t cpu_time(void)
-{
-	struct timespec time;
-
-	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
-	return time.tv_sec * 1000000000ull + time.tv_nsec;
-}
 
 static uint64_t seed = 0x9e3779b97f4a7c15;
 

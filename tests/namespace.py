@@ -15,8 +15,10 @@ from tests.patience import PATIENCE
 from virtiopy.host.tap import NAMESPACES
 from virtiopy.host.tapconfig import TapConfig
 
+MAY_HAVE_TAPS = os.geteuid() == 0 and Path("/dev/net/tun").exists()
+
 needs_taps = pytest.mark.skipif(
-    os.geteuid() != 0 or not Path("/dev/net/tun").exists(),
+    not MAY_HAVE_TAPS,
     reason="taps and network namespaces need root and /dev/net/tun",
 )
 

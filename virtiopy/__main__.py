@@ -1,6 +1,6 @@
 """`python -m virtiopy` is the command virtiopy."""
 
-from virtiopy.cli.main import main
+from virtiopy.cli.start import main
 
 if __name__ == "__main__":
     main()

@@ -1,8 +1,11 @@
 """Warnings that a guest or a peer can cause as often as it likes: told, and never a flood."""
 
-import logging
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import logging
 
 #: Lines that may come at once, and how many more a second after them.
 BURST = 32
@@ -34,7 +37,7 @@ class Allowance:
 class Complaints:
     """Logs complaints about one driver as warnings, as its allowance goes."""
 
-    def __init__(self, log: logging.Logger, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, log: "logging.Logger", clock: Callable[[], float] = time.monotonic) -> None:
         self._log = log
         self._allowance = Allowance(clock)
 
@@ -45,26 +48,3 @@ class Complaints:
             return
         more = f" ({left_out} more like this were left out)" if left_out else ""
         self._log.warning("%s%s", text, more)
-
-
-class RateLimit(logging.Filter):
-    """Keeps a log handler's warnings and errors to an allowance for each kind of message."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        super().__init__()
-        self._clock = clock
-        self._allowances: dict[tuple[str, str], Allowance] = {}
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Say whether a record is shown, and add to its text how many were not."""
-        if record.levelno < logging.WARNING:
-            # Only who asked for details has these.
-            return True
-        # A message without its arguments: there are as many as there are places that log.
-        kind = (record.name, str(record.msg))
-        allowance = self._allowances.setdefault(kind, Allowance(self._clock))
-        left_out = allowance.ask()
-        if left_out:
-            text = record.getMessage()
-            record.msg, record.args = f"{text} ({left_out} more like this were left out)", ()
-        return left_out is not None

@@ -14,15 +14,15 @@ import os
 import stat
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from virtiopy._native import ffi, lib
 from virtiopy.closing import Closing
 from virtiopy.errors import ConfigError, DriverError, HostError
-from virtiopy.files import finish, is_marked, mark
 from virtiopy.guard import Guard
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PAGE_SIZE = 4096
 HUGE_PAGE_SIZE = 2 << 20
@@ -43,17 +43,17 @@ class AddressError(DriverError):
         self.length = length
 
 
-@dataclass(slots=True, frozen=True)
-class Region:
+class Region(NamedTuple):
     """A contiguous piece of guest memory: `size` bytes at `guest_address`, at `offset` in `fd`."""
 
     guest_address: int
     size: int
     fd: int
     offset: int
-    _mapping: mmap.mmap = field(repr=False)
-    _view: memoryview = field(repr=False)
-    host_address: int = field(repr=False)
+    mapping: mmap.mmap
+    #: All of the region.
+    view: memoryview
+    host_address: int
 
     @classmethod
     def map(cls, guest_address: int, size: int, fd: int, offset: int) -> Self:
@@ -63,20 +63,15 @@ class Region:
         return cls(guest_address, size, fd, offset, mapping, memoryview(mapping), host_address)
 
     @property
-    def view(self) -> memoryview:
-        """All of the region."""
-        return self._view
-
-    @property
     def end(self) -> int:
         """The first guest physical address after the region."""
         return self.guest_address + self.size
 
     def close(self) -> None:
         """Unmap. Views that were handed out and are still alive keep the mapping until they go."""
-        self._view.release()
+        self.view.release()
         with contextlib.suppress(BufferError):
-            self._mapping.close()
+            self.mapping.close()
 
 
 class GuestMemory(Closing):
@@ -111,7 +106,7 @@ class GuestMemory(Closing):
         cls,
         size: int,
         *,
-        path: Path | None = None,
+        path: "Path | None" = None,
         huge_pages: bool = False,
         reset: bool = False,
     ) -> "GuestMemory":
@@ -163,7 +158,7 @@ class GuestMemory(Closing):
             memory._guard(path)
         return memory
 
-    def _guard(self, path: Path) -> None:
+    def _guard(self, path: "Path") -> None:
         """Have a file that shrinks be no SIGBUS: see `check_file`."""
         self._path = path
         self.shrunk = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -188,6 +183,8 @@ class GuestMemory(Closing):
         for region in self.regions:
             region.close()
         if self._path is not None and self._fds:
+            from virtiopy.files import finish  # noqa: PLC0415 - most guests' memory is in no file
+
             finish(self._fds[0])
         while self._fds:
             os.close(self._fds.pop())
@@ -228,7 +225,7 @@ class GuestMemory(Closing):
                 raise AddressError(address, length)
             start = position - region.guest_address
             count = min(left, region.size - start)
-            views.append(region._view[start : start + count])
+            views.append(region.view[start : start + count])
             position += count
             left -= count
         return views
@@ -303,7 +300,7 @@ def _huge_block_size(fd: int) -> int:
     return size if size >= HUGE_PAGE_SIZE else 0
 
 
-def _open_backing(path: Path | None, huge_pages: bool, *, reset: bool) -> int:
+def _open_backing(path: "Path | None", huge_pages: bool, *, reset: bool) -> int:
     if path is None:
         flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | (os.MFD_HUGETLB if huge_pages else 0)
         try:
@@ -328,8 +325,10 @@ def _open_backing(path: Path | None, huge_pages: bool, *, reset: bool) -> int:
     return fd
 
 
-def _claim(path: Path, fd: int, *, reset: bool) -> None:
+def _claim(path: "Path", fd: int, *, reset: bool) -> None:
     """Empty the file, unless what it holds may be its user's; raises ConfigError then."""
+    from virtiopy.files import is_marked, mark  # noqa: PLC0415 - most guests' memory is in no file
+
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
         raise ConfigError(f"The memory file {path} is no regular file: name one.")

@@ -43,7 +43,7 @@ def run_suite(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]
 def run_command(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run `virtiopy conformance` in a folder."""
     return subprocess.run(
-        [sys.executable, "-m", "virtiopy.cli.main", "conformance", *arguments],
+        [sys.executable, "-m", "virtiopy", "conformance", *arguments],
         cwd=folder,
         capture_output=True,
         text=True,

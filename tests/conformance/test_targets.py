@@ -80,7 +80,7 @@ def test_a_device_of_virtiopys_meets_every_statement(
 
 @pytest.mark.thorough
 def test_a_backend_is_spawned_for_each_test(tmp_path: Path) -> None:
-    command = f"{sys.executable} -m virtiopy.cli.main serve rng --socket {{socket}}"
+    command = f"{sys.executable} -m virtiopy serve rng --socket {{socket}}"
     run = run_suite(
         f"--virtio-spawn={command}", "--virtio-device=rng", "-k", "framing", folder=tmp_path
     )

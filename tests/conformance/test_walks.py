@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ import pytest
 from tests.conformance.runs import run_pytest, run_suite
 from virtiopy.conformance.report.document import read
 from virtiopy.conformance.suite.test_walks import KEPT, PREFIX, SUFFIX, new_file
-from virtiopy.conformance.walks.steps import KINDS, load
+from virtiopy.conformance.walks.search import Search
+from virtiopy.conformance.walks.steps import KINDS, Step, load
 from virtiopy.errors import ConfigError
 
 OWN_DEVICE = """\
@@ -163,3 +165,17 @@ def test_walks_alone_name_what_was_tested_and_leave_the_rest_untested(tmp_path: 
     [subject] = document["subjects"]
     assert (subject["device"], subject["findings"]) == ("rng", [])
     assert [test["outcome"] for test in document["tests"]] == ["passed"]
+
+
+def walked(number: int | None) -> list[Sequence[Step]]:
+    """Return the walks that a seed comes to."""
+    found: list[Sequence[Step]] = []
+    Search(lambda steps, _: found.append(steps), 1, number).run([], 5)
+    return found
+
+
+@pytest.mark.thorough
+def test_each_seed_has_walks_of_its_own_the_same_in_each_run() -> None:
+    """As campaigns ask for them: --hypothesis-seed was taken, and changed nothing."""
+    assert walked(1) == walked(1) != walked(2)
+    assert walked(None) == walked(None)

@@ -25,6 +25,9 @@ ANSWER_BOUND = 0.5
 END_BOUND = 1.0
 GROWTH_BOUND = 64.0
 
+#: Lines that an attack of a second or two may have said: 32 at once of a kind, and one a second.
+LINES_BOUND = 100
+
 #: The queue that is attacked, and the one that a good driver uses.
 ATTACKED, GOOD = 0, 1
 
@@ -35,17 +38,25 @@ MEMORY = 128 * MIB
 
 @dataclass(slots=True, frozen=True)
 class Cost:
-    """What an attack cost: seconds, MiB, and how many good requests were served meanwhile."""
+    """What an attack cost: seconds, MiB, how many good requests were served meanwhile, and how many
+    lines were said.
+    """
 
     answer: float
     end: float
     growth: float
     answers: int
+    lines: int = 0
 
     @property
     def is_in_bounds(self) -> bool:
         """Whether each is as promised."""
-        return self.answer < ANSWER_BOUND and self.end < END_BOUND and self.growth < GROWTH_BOUND
+        return (
+            self.answer < ANSWER_BOUND
+            and self.end < END_BOUND
+            and self.growth < GROWTH_BOUND
+            and self.lines < LINES_BOUND
+        )
 
 
 Step = Callable[[], None]

@@ -14,7 +14,7 @@ import pytest
 from tests.patience import PATIENCE
 from virtiopy.boot.guests import guest_path
 
-VIRTIOPY = [sys.executable, "-m", "virtiopy.cli.main"]
+VIRTIOPY = [sys.executable, "-m", "virtiopy"]
 QEMU = "qemu-system-x86_64"
 
 needs_kvm = pytest.mark.skipif(

@@ -58,6 +58,19 @@ def test_each_unusual_and_each_hostile_device_is_a_test(pytester: pytest.Pyteste
         assert any(f"[{name}]" in line for line in lines)
 
 
+def test_each_feature_that_is_named_is_withheld_in_a_test(pytester: pytest.Pytester) -> None:
+    pytester.makeini("[pytest]\nvirtio_withhold = VIRTIO_F_EVENT_IDX VIRTIO_F_INDIRECT_DESC")
+    result = run(pytester, "none", "-k", "without-VIRTIO_F_EVENT_IDX")
+    result.assert_outcomes(passed=1)
+
+
+def test_a_feature_that_is_none_is_refused_before_the_runs(pytester: pytest.Pytester) -> None:
+    pytester.makeini("[pytest]\nvirtio_withhold = EVENT_IDX")
+    result = run(pytester, "none")
+    result.stdout.fnmatch_lines(["*virtio_withhold: There is no device variant*"])
+    assert result.ret != pytest.ExitCode.OK
+
+
 def test_a_sound_driver_is_all_green(pytester: pytest.Pytester) -> None:
     result = run(pytester, "none", "-k", SOME, "--driver-report=report.json")
     result.assert_outcomes(passed=3)

@@ -63,7 +63,7 @@ class Session:
         self.background: list[subprocess.Popen[bytes]] = []
         tools = folder / "tools"
         tools.mkdir()
-        for name, arguments in (("python", ""), ("virtiopy", "-m virtiopy.cli.main")):
+        for name, arguments in (("python", ""), ("virtiopy", "-m virtiopy")):
             tool = tools / name
             tool.write_text(f'#!/bin/sh\nexec {sys.executable} {arguments} "$@"\n')
             tool.chmod(0o755)

@@ -33,7 +33,19 @@ needs_ipxe = pytest.mark.skipif(
 )
 
 #: How a driver finds the device: with QEMU's defaults, and without the legacy interface.
-each_kind = pytest.mark.parametrize("option", ["", ",disable-legacy=on"], ids=["default", "modern"])
+DEFAULT, MODERN = "", ",disable-legacy=on"
+
+
+def each_kind(by_night: str | None = None) -> pytest.MarkDecorator:
+    """Have a test be run for both kinds, for the one `by_night` in `make nightly` alone.
+
+    What OVMF boots takes ten seconds, of which `make test` has enough with one of each kind.
+    """
+    kinds = [
+        pytest.param(option, id=name, marks=[pytest.mark.nightly] if option == by_night else [])
+        for option, name in ((DEFAULT, "default"), (MODERN, "modern"))
+    ]
+    return pytest.mark.parametrize("option", kinds)
 
 
 #: Without KVM: firmware begins in real mode.
@@ -88,7 +100,7 @@ def disk(path: Path, option: str) -> list[str]:
 
 @needs_qemu
 @needs_ovmf
-@each_kind
+@each_kind(by_night=DEFAULT)
 def test_ovmf_copies_a_file_of_3_mb(tmp_path: Path, option: str) -> None:
     image, socket = tmp_path / "disk.img", tmp_path / "blk.sock"
     data, script = tmp_path / "data.bin", tmp_path / "startup.nsh"
@@ -154,7 +166,7 @@ write:
 
 
 @needs_qemu
-@each_kind
+@each_kind()
 def test_seabios_reads_and_writes(tmp_path: Path, option: str) -> None:
     image, socket = tmp_path / "disk.img", tmp_path / "blk.sock"
     source, object_, sector = tmp_path / "boot.s", tmp_path / "boot.o", tmp_path / "boot.bin"
@@ -226,7 +238,7 @@ class TftpServer(Closing):
 @needs_qemu
 @needs_ipxe
 @needs_taps
-@each_kind
+@each_kind(by_night=MODERN)
 def test_ipxe_fetches_a_file_of_2_mb(tmp_path: Path, option: str) -> None:
     socket, files, log = tmp_path / "net.sock", tmp_path / "files", tmp_path / "dnsmasq.log"
     files.mkdir()

@@ -167,7 +167,11 @@ def test_the_blk_guest_passes_on_a_qcow2_of_qemus(tmp_path: Path) -> None:
     assert raw.read_bytes()[: len(final_pattern())] == final_pattern()
 
 
-@pytest.mark.parametrize("append", ["", "blk.requests=20000"], ids=["tests", "reads"])
+@pytest.mark.parametrize(
+    "append",
+    ["", pytest.param("blk.requests=20000", marks=pytest.mark.nightly)],
+    ids=["tests", "reads"],
+)
 def test_a_backend_that_is_killed_again_and_again_loses_nothing(
     tmp_path: Path, image: Path, append: str
 ) -> None:

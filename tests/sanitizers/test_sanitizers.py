@@ -1,20 +1,13 @@
-"""The C part under AddressSanitizer and UndefinedBehaviorSanitizer, and a fuzzer's rings."""
+"""The C part under AddressSanitizer and UndefinedBehaviorSanitizer."""
 
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from tests.sanitizers.build import build_fuzzer, build_library, runtime
-from tests.sanitizers.paths import CORPUS, ROOT
-
-#: Seconds that the fuzzer has in `make test`, and in `make nightly`.
-FUZZ_SECONDS, FUZZ_NIGHTLY_SECONDS = 30, 1800
-
-#: The longest input that it makes, bytes.
-FUZZ_LENGTH = 256
+from tests.sanitizers.build import build_library, runtime
+from tests.sanitizers.paths import ROOT
 
 #: The unit tests that give C the rings of drivers and frontends that are not to be trusted.
 UNIT_TESTS = [
@@ -87,34 +80,3 @@ def test_a_wrong_access_of_the_c_part_ends_the_run() -> None:
     done = sanitized("-c", code)
     assert "heap-buffer-overflow" in done.stderr
     assert done.returncode != 0
-
-
-def fuzz(folder: Path, seconds: int) -> None:
-    """Have the fuzzer go on from the corpus; it ends with the first input that breaks anything."""
-    program = build_fuzzer()
-    found = folder / "found"
-    found.mkdir()
-    done = subprocess.run(
-        [
-            *(str(program), str(found), str(CORPUS), f"-max_total_time={seconds}"),
-            *(f"-max_len={FUZZ_LENGTH}", f"-artifact_prefix={folder}/", "-timeout=60"),
-            "-print_final_stats=1",
-        ],
-        env={**os.environ, "ASAN_OPTIONS": "quarantine_size_mb=8"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-10_000:]
-    assert "stat::number_of_executed_units" in done.stderr
-
-
-@pytest.mark.timeout(FUZZ_SECONDS + 900)
-def test_no_ring_of_a_fuzzers_breaks_the_c_part(tmp_path: Path) -> None:
-    fuzz(tmp_path, FUZZ_SECONDS)
-
-
-@pytest.mark.nightly
-@pytest.mark.timeout(FUZZ_NIGHTLY_SECONDS + 900)
-def test_no_ring_of_a_fuzzers_breaks_the_c_part_in_half_an_hour(tmp_path: Path) -> None:
-    fuzz(tmp_path, FUZZ_NIGHTLY_SECONDS)

@@ -186,6 +186,9 @@ MAY_IMPORT = {
         "vhost.user.seenqueue",
         "vhost.user.statements",
         "devices.blk",
+        # What is said in SCSI's events and in packets of sockets, and a socket device's events.
+        "devices.scsi.features",
+        "devices.vsock",
         *DEVICES,
         "memory",
         "spec",

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.patience import timed
-from tests.unit.test_machine import FakeAccelerator
+from tests.unit.machine.bench import FakeAccelerator
 from tests.unit.test_turns import DEVICES, Bench, Endless
 from virtiopy.control.client import ask
 from virtiopy.control.server import ControlServer

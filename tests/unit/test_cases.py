@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import click
 import pytest
 
 from virtiopy.check import report
@@ -19,16 +20,20 @@ from virtiopy.check.cases import (
     merge,
     read_result,
     rows,
+    withheld,
     worst,
 )
 from virtiopy.check.hostile import HOSTILE
 from virtiopy.check.judge import DeviceJudge, Verdict
 from virtiopy.check.variants import VARIANTS
+from virtiopy.cli import inturn
 from virtiopy.errors import ConfigError
 
 LATE = Case(CaseKind.VARIANT, "late", "uses buffers late")
 NO_DEVICE = Case(CaseKind.VARIANT, "no-device", "has DeviceID 0", usable=False)
 SILENCE = Case(CaseKind.HOSTILE, "silence", "uses no buffer")
+
+OFFERED = ["VIRTIO_F_EVENT_IDX", "VIRTIO_BLK_F_FLUSH", "feature bit 60"]
 
 #: A MUST and a SHOULD.
 MUST, SHOULD = "2.1.1:2", "2.4.2:1"
@@ -57,6 +62,7 @@ def result(
     files = Files.make(folder / f"{case.name}-{len(list(folder.iterdir()))}")
     files.output.write_text(output)
     run = {
+        "devices": [{"name": "blk0", "offered": ["VIRTIO_F_VERSION_1", *OFFERED]}],
         "reason": reason,
         "passed": passed,
         "status": status,
@@ -82,6 +88,58 @@ def test_every_device_has_its_turn_and_the_one_as_it_is_comes_first() -> None:
 def test_a_name_that_is_none_is_refused(variants: str | None, hostile: str | None) -> None:
     with pytest.raises(ConfigError, match="There is no"):
         cases(variants, hostile)
+
+
+def test_each_feature_that_a_device_can_withhold_is_withheld(tmp_path: Path) -> None:
+    first = result(tmp_path, AS_IT_IS)
+    assert [case.name for case in withheld(first.offered)] == [
+        "without-VIRTIO_F_EVENT_IDX",
+        "without-VIRTIO_BLK_F_FLUSH",
+    ]
+    assert [case.name for case in cases("late,without-VIRTIO_NET_F_MAC", None)][1:] == [
+        "late",
+        "without-VIRTIO_NET_F_MAC",
+    ]
+
+
+def test_all_withholds_what_the_first_run_has_offered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = []
+
+    def run(_: object, case: Case, *rest: object, **keywords: object) -> CaseResult:
+        names.append(case.name)
+        return result(tmp_path, case)
+
+    monkeypatch.setattr(inturn, "_run", run)
+    context = click.Context(click.Command("run"))
+    context.params = {
+        "device_variant": "all",
+        "hostile": "silence",
+        "check_driver": None,
+        "json_path": None,
+    }
+    assert inturn.run_in_turn(context, with_console=False) == 0
+    assert names == [
+        "as-it-is",
+        *VARIANTS,
+        "without-VIRTIO_F_EVENT_IDX",
+        "without-VIRTIO_BLK_F_FLUSH",
+        "silence",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("without-", "give a feature by the specification's name"),
+        ("without-VIRTIO_BLK_F_NONE", "give a feature by the specification's name"),
+        ("without-VIRTIO_F_VERSION_1", "no legacy device offers it"),
+    ],
+)
+def test_a_feature_that_cannot_be_withheld_is_refused(name: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        cases(name, None)
 
 
 def test_a_guest_that_passes(tmp_path: Path) -> None:

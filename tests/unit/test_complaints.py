@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from virtiopy.complaints import BURST, Complaints, RateLimit
+from virtiopy.cli.logs import RateLimit
+from virtiopy.complaints import BURST, Complaints
 
 
 class Clock:

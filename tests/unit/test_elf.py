@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from virtiopy.accel.base import Cpu
 from virtiopy.boot import elffile
 from virtiopy.boot.elf import GuestImage, LoadSegment
-from virtiopy.boot.guests import GUESTS, guest_names, guest_path
+from virtiopy.boot.guests import GUESTS, guest_file, guest_names, guest_path
 from virtiopy.boot.parameters import BIOS_AREA_END, BIOS_AREA_START, BootParameters
 from virtiopy.boot.pvh import COMMAND_LINE, COMMAND_LINE_MAX, START_INFO, prepare
 from virtiopy.cpu.x86 import Registers, SystemRegisters
@@ -117,7 +117,7 @@ def test_a_segment_that_takes_no_memory_is_left_out(tmp_path: Path) -> None:
 
 
 def _guest_images() -> list[Path]:
-    return sorted(GUESTS.glob("*.elf"))
+    return sorted(Path(GUESTS).glob("*.elf"))
 
 
 @pytest.mark.parametrize("path", _guest_images(), ids=lambda path: path.stem)
@@ -495,7 +495,7 @@ def test_a_guest_may_be_named_or_given_by_its_path(tmp_path: Path) -> None:
     own.write_bytes(GOOD)
     assert guest_path(str(own)) == own
     for name in guest_names():
-        assert guest_path(name) == GUESTS / f"{name}.elf"
+        assert guest_path(name) == Path(guest_file(name))
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ pytestmark = [
 
 #: Tries from within the launcher, once it is confined, what it must not do.
 _ATTEMPTS = """
-import json, os, socket, sys
+import ctypes, json, os, socket, sys
 sys.path.append("/python")
 from virtiopy.sandbox import launching
 
@@ -38,6 +38,12 @@ def spawn(program):
 
 def make(path):
     os.close(os.open(path, os.O_CREAT | os.O_WRONLY))
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+def call(name, *arguments):
+    if getattr(libc, name)(*arguments) < 0:
+        raise OSError(ctypes.get_errno(), "")
 
 attempts = {
     "start another program": lambda: spawn("/usr/bin/true"),
@@ -49,6 +55,10 @@ attempts = {
     "make one in the folder": lambda: make("/share/made"),
     "make a device": lambda: os.mknod("/share/device", 0o20600, os.makedev(1, 3)),
     "connect": lambda: socket.socket(socket.AF_UNIX),
+    "connect to a network": lambda: socket.socket(socket.AF_INET),
+    "mount": lambda: call("mount", b"none", b"/share", b"tmpfs", 0, None),
+    "unshare": lambda: call("unshare", 0x20000),
+    "trace": lambda: call("ptrace", 16, os.getpid(), 0, 0),
     "signal another": lambda: os.kill(int(sys.argv[2]), 0),
 }
 launching.confine(sys.argv[1])
@@ -102,17 +112,20 @@ def _sleeping(folder: Path) -> Launcher:
 
 
 @pytest.mark.skipif(landlock_version() < 2, reason="this kernel's Landlock moves no files")
+@pytest.mark.parametrize("admits", [False, True], ids=["diod", "virtiofsd"])
 def test_it_can_start_nothing_but_its_program(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch, *, admits: bool
 ) -> None:
     monkeypatch.setattr(module, "_SCRIPT", _ATTEMPTS)
     diod = find_tool("diod")
     assert diod is not None
     with pytest.raises(ConfigError) as caught:
-        Launcher(folder, [diod, str(os.getpid())])
+        Launcher(folder, [diod, str(os.getpid())], admits=admits)
     text = str(caught.value)
     failed = json.loads(text[text.index("{") : text.index("}") + 1])
     assert failed.pop("make one in the folder") is None
+    # To Unix sockets, of which there are none but its own.
+    assert (failed.pop("connect") is None) == admits
     # There is no such file in its root, and no such process in its PID namespace.
     assert failed.pop("open /etc/shadow") == "FileNotFoundError"
     assert failed.pop("signal another") == "ProcessLookupError"

@@ -9,20 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.test_turns import DEVICES
-from virtiopy.eventloop import EventLoop
-from virtiopy.memory import GuestMemory
+from tests.fuzz.guests import BUILDERS, MEMORY_SIZE, guest
 from virtiopy.spec import DeviceStatus
-from virtiopy.transport.driver import MmioDriver
-from virtiopy.transport.interrupts import LevelInterrupt
-from virtiopy.transport.mmio import MmioTransport
 from virtiopy.transport.registers import Register
-from virtiopy.virtqueue.driver import Allocator
-
-MEMORY_SIZE = 1 << 20
-
-#: One entry a type: what a request is, is up to memory here.
-NAMES = ["rng", "blk", "console", "console control", "net", "balloon"]
 
 _ADDRESSES = [0, 0x1000, 0x2000, 0x3000, MEMORY_SIZE - 16, MEMORY_SIZE]
 _VALUES = st.one_of(
@@ -45,7 +34,7 @@ _START = st.tuples(st.integers(0, 4), st.sampled_from([1, 2, 4, 8, 3, 0]), st.in
 _SMALL = bytes(value if value >= 0xC0 else value % 3 for value in range(256))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", BUILDERS)
 @given(
     seed=st.integers(0, 2**32),
     starts=st.lists(_START, max_size=3),
@@ -57,44 +46,17 @@ def test_any_accesses_are_answered_and_a_reset_mends_all(
     starts: list[tuple[int, int, int]],
     accesses: list[tuple[int, int] | tuple[int, int, bytes | None]],
 ) -> None:
-    device = DEVICES[name][0]()
-    with GuestMemory.allocate(MEMORY_SIZE) as memory, EventLoop("devices") as loop:
-        transport = MmioTransport(
-            device, memory, LevelInterrupt(lambda level: None), loop=loop, may_block=True
-        )
-        memory.write(0, Random(seed).randbytes(0x4000).translate(_SMALL))
-
-        def write(register: int, value: int) -> None:
-            transport.write(register, value.to_bytes(4, "little"))
-
-        for status in (0, 1, 3):
-            write(Register.Status, status)
-        write(Register.DriverFeaturesSel, 1)
-        write(Register.DriverFeatures, 1)
-        write(Register.Status, 11)
+    with guest(name) as it:
+        it.memory.write(0, Random(seed).randbytes(0x4000).translate(_SMALL))
+        it.begin()
         for queue, size, place in starts:
-            write(Register.QueueSel, queue)
-            write(Register.QueueSize, size)
-            areas = (Register.QueueDescLow, Register.QueueDriverLow, Register.QueueDeviceLow)
-            for area, register in enumerate(areas):
-                write(register, ((place >> (4 * area)) & 3) * 0x1000)
-            write(Register.QueueReady, 1)
-        write(Register.Status, 15)
+            first, second, third = (((place >> shift) & 3) * 0x1000 for shift in (0, 4, 8))
+            it.set_up(queue, size, (first, second, third))
+        it.go()
         for queue, _, _ in starts:
-            write(Register.QueueNotify, queue)
+            it.write(Register.QueueNotify, queue)
         for access in accesses:
             if len(access) == 2:
-                write(*access)
+                it.write(*access)
             else:
-                offset, size, data = access
-                if data is not None:
-                    transport.write(offset, data[:size])
-                else:
-                    assert len(transport.read(offset, size)) == size
-        driver = MmioDriver(transport, memory, Allocator(0x8000, MEMORY_SIZE))
-        driver.reset()
-        driver.start()
-        assert transport.lifecycle.status == 15
-        driver.reset()
-        device.close()
-        assert loop.failure is None
+                it.access(*access)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.unit.test_machine import FIRST, FakeAccelerator, FakeCpu, io_write, mmio_write
+from tests.unit.machine.bench import FIRST, FakeAccelerator, FakeCpu, io_write, mmio_write
 from virtiopy.cpu.activity import Activity
 from virtiopy.cpu.exits import Exit, ExitReason
 from virtiopy.devices.rng import Rng

@@ -5,8 +5,8 @@ ioctl numbers and constants come from the kernel's headers at build time.
 """
 
 import binascii
+import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from virtiopy.errors import ConfigError
@@ -20,8 +20,11 @@ except ModuleNotFoundError as error:
 
 #: What the compiled part was made for, beside it: another is left from before a change.
 _NAMES = ("vhost_user.h", "sandbox.h", "cdef.h", "cdef_rings.h")
-_DECLARATIONS = b"".join(Path(__file__).with_name(name).read_bytes() for name in _NAMES)
-if getattr(lib, "VP_DECLARATIONS", None) != binascii.crc32(_DECLARATIONS):
+_sum = 0
+for _name in _NAMES:
+    with open(os.path.join(os.path.dirname(__file__), _name), "rb") as _file:
+        _sum = binascii.crc32(_file.read(), _sum)
+if getattr(lib, "VP_DECLARATIONS", None) != _sum:
     raise ConfigError(f"the compiled part of virtiopy is of another version: {_REMEDY}.")
 
 if TYPE_CHECKING:

@@ -2,8 +2,8 @@
 
 import contextlib
 import enum
+import os
 from collections.abc import Callable
-from pathlib import Path
 
 from virtiopy.accel.base import Accelerator
 from virtiopy.accel.kvm.accelerator import KvmAccelerator
@@ -68,7 +68,7 @@ def select(
 
 def kvm_interprets() -> bool:
     """Say whether this host's KVM executes ring 0 instruction by instruction."""
-    return Path("/sys/module", INTERPRETING_MODULE).exists()
+    return os.path.exists(f"/sys/module/{INTERPRETING_MODULE}")
 
 
 def _tcg(memory: GuestMemory, *, interrupts: bool) -> Accelerator:

@@ -3,17 +3,17 @@
 import io
 import mmap
 import os
-from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, cast
+from typing import IO, NamedTuple, cast
 
 from virtiopy.boot.layout import Layout, keep_layout, kept_layout
 from virtiopy.errors import ConfigError
 from virtiopy.memory import AddressError, GuestMemory
 
+#: A file's name: a Path, or text.
+StrPath = str | os.PathLike[str]
 
-@dataclass(slots=True, frozen=True)
-class LoadSegment:
+
+class LoadSegment(NamedTuple):
     """What a PT_LOAD segment puts into memory: `data`, and zeroes up to `memory_size` bytes."""
 
     address: int
@@ -21,15 +21,14 @@ class LoadSegment:
     memory_size: int
 
 
-@dataclass(slots=True, frozen=True)
-class GuestImage:
+class GuestImage(NamedTuple):
     """An ELF file for x86: its segments by physical address, and where it starts.
 
     `pvh_entry` is the guest physical address of its 32-bit PVH entry point, None without the
     XEN_ELFNOTE_PHYS32_ENTRY note.
     """
 
-    path: Path
+    path: StrPath
     entry: int
     pvh_entry: int | None
     segments: tuple[LoadSegment, ...]
@@ -44,12 +43,12 @@ class GuestImage:
         return max((s.address + s.memory_size for s in self.segments), default=0)
 
     @classmethod
-    def open(cls, path: Path) -> "GuestImage":
+    def open(cls, path: StrPath) -> "GuestImage":
         """Read an image; raises ConfigError for a file that is none."""
         try:
             # Mapped, because reading a file sets aside whatever size a damaged header names.
             with (
-                path.open("rb") as stream,
+                open(path, "rb") as stream,
                 mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content,
             ):
                 stat = os.fstat(stream.fileno())
@@ -71,13 +70,15 @@ class GuestImage:
             ) from error
 
     @classmethod
-    def parse(cls, path: Path, content: bytes) -> "GuestImage":
+    def parse(cls, path: StrPath, content: bytes) -> "GuestImage":
         """Read an image that is the content of `path`; raises ConfigError for what is none."""
         layout = _read_layout(path, io.BytesIO(content), len(content))
         return cls._laid_out(path, layout, memoryview(content))
 
     @classmethod
-    def _laid_out(cls, path: Path, layout: Layout, content: mmap.mmap | memoryview) -> "GuestImage":
+    def _laid_out(
+        cls, path: StrPath, layout: Layout, content: mmap.mmap | memoryview
+    ) -> "GuestImage":
         return cls(
             path,
             layout.entry,
@@ -113,7 +114,7 @@ class GuestImage:
                 view[:] = bytes(len(view))
 
 
-def _read_layout(path: Path, content: IO[bytes], size: int) -> Layout:
+def _read_layout(path: StrPath, content: IO[bytes], size: int) -> Layout:
     from virtiopy.boot.elffile import read_layout  # noqa: PLC0415 - slow to import, seldom needed
 
     return read_layout(path, content, size)

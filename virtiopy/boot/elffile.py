@@ -1,6 +1,6 @@
 """ELF files, as pyelftools reads them."""
 
-from pathlib import Path
+import os
 from typing import IO
 
 from elftools.common.exceptions import ELFError
@@ -13,7 +13,7 @@ from virtiopy.boot.layout import Layout
 from virtiopy.errors import ConfigError
 
 
-def read_layout(path: Path, stream: IO[bytes], size: int) -> Layout:
+def read_layout(path: str | os.PathLike[str], stream: IO[bytes], size: int) -> Layout:
     """Read the layout of an image of `size` bytes, the content of `path`.
 
     Raises ConfigError for what is no image.
@@ -37,7 +37,7 @@ def read_layout(path: Path, stream: IO[bytes], size: int) -> Layout:
         ) from error
 
 
-def _read(path: Path, elf: ELFFile, size: int) -> Layout:
+def _read(path: str | os.PathLike[str], elf: ELFFile, size: int) -> Layout:
     machine = elf["e_machine"]
     if machine not in ("EM_X86_64", "EM_386"):
         raise ConfigError(
@@ -61,7 +61,7 @@ def _read(path: Path, elf: ELFFile, size: int) -> Layout:
     return Layout(elf["e_entry"], pvh_entry, elf.elfclass == 64, identical, tuple(pieces))
 
 
-def _pvh_entry(path: Path, description: bytes) -> int:
+def _pvh_entry(path: str | os.PathLike[str], description: bytes) -> int:
     entry = int.from_bytes(description, "little")
     if len(description) not in (4, 8) or entry >> 32:
         raise ConfigError(

@@ -1,22 +1,37 @@
 """The guest images that come with virtiopy, by name."""
 
-from pathlib import Path
+import os
+from typing import TYPE_CHECKING
 
 from virtiopy.errors import ConfigError
 
-GUESTS = Path(__file__).parent.parent / "guests"
+if TYPE_CHECKING:
+    from pathlib import Path
+
+#: The folder that they are in.
+GUESTS = os.path.join(os.path.dirname(os.path.dirname(__file__)), "guests")
+
+_SUFFIX = ".elf"
+
+
+def guest_file(name: str) -> str:
+    """Return where virtiopy's guest of this name would be."""
+    return os.path.join(GUESTS, name + _SUFFIX)
 
 
 def guest_names() -> list[str]:
     """List the guests that boot by PVH; the hello images are for `virtiopy hello` alone."""
-    names = sorted(path.stem for path in GUESTS.glob("*.elf"))
+    files = os.listdir(GUESTS) if os.path.isdir(GUESTS) else []
+    names = sorted(name.removesuffix(_SUFFIX) for name in files if name.endswith(_SUFFIX))
     return [name for name in names if not name.startswith("hello-")]
 
 
-def guest_path(name_or_path: str) -> Path:
+def guest_path(name_or_path: str) -> "Path":
     """Return the file of a guest named or given by its path; raises ConfigError for neither."""
+    from pathlib import Path  # noqa: PLC0415 - takes milliseconds, and a small guest does without
+
     if "/" not in name_or_path:
-        own = GUESTS / f"{name_or_path}.elf"
+        own = Path(guest_file(name_or_path))
         if own.exists():
             return own
     path = Path(name_or_path)

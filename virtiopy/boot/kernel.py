@@ -51,7 +51,7 @@ class PvhKernel:
     @property
     def path(self) -> Path:
         """The file."""
-        return self.image.path
+        return Path(self.image.path)
 
     def prepare(self, memory: GuestMemory, cpu: Cpu, parameters: BootParameters) -> None:
         """Boot by the note."""
@@ -70,7 +70,7 @@ class PlainKernel:
     @property
     def path(self) -> Path:
         """The file."""
-        return self.image.path
+        return Path(self.image.path)
 
     def prepare(self, memory: GuestMemory, cpu: Cpu, parameters: BootParameters) -> None:
         """Load the segments, and enter."""

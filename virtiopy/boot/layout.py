@@ -7,10 +7,9 @@ found is kept: a file of numbers beside the others in the cache, for each image.
 import contextlib
 import os
 import time
-from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
-from virtiopy.cache import cache_folder
+from virtiopy.cache import cache_path
 
 #: Of what a kept layout says: a file of another version is read anew.
 _VERSION = 1
@@ -25,8 +24,7 @@ _PLACES = 256
 _SETTLED = 2_000_000_000
 
 
-@dataclass(slots=True, frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """An ELF file's parts, and where it starts: see `GuestImage`.
 
     Each of `pieces` has an address, an offset in the file, how many bytes are there, and how many
@@ -65,7 +63,7 @@ def _identity(stat: os.stat_result) -> list[int]:
 
 
 def _place(stat: os.stat_result) -> str:
-    return os.path.join(cache_folder(), "images", f"{stat.st_ino % _PLACES:02x}")
+    return os.path.join(cache_path(), "images", f"{stat.st_ino % _PLACES:02x}")
 
 
 def kept_layout(stat: os.stat_result) -> Layout | None:

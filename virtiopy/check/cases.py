@@ -18,6 +18,7 @@ from virtiopy.check.hostile import find as find_hostile
 from virtiopy.check.judge import Finding, Verdict
 from virtiopy.check.variants import VARIANTS
 from virtiopy.check.variants import find as find_variant
+from virtiopy.check.withheld import PREFIX, variants_of
 
 #: What names every case of a kind.
 ALL = "all"
@@ -81,13 +82,27 @@ def cases(variants: str | None = ALL, hostile: str | None = ALL) -> list[Case]:
     Names stand between commas; ALL is every one, None none. Raises ConfigError for a name that is
     none.
     """
-    unusual = [find_variant(name) for name in _names(variants, VARIANTS)]
     enemies = [find_hostile(name) for name in _names(hostile, HOSTILE)]
     return [
         AS_IT_IS,
-        *(Case(CaseKind.VARIANT, one.name, one.text, one.usable) for one in unusual),
+        *_unusual(_names(variants, VARIANTS)),
         *(Case(CaseKind.HOSTILE, one.name, one.text) for one in enemies),
     ]
+
+
+def withheld(offered: Iterable[str]) -> list[Case]:
+    """Return a case for each feature that a device of a run offers, and that it can withhold."""
+    return _unusual(variants_of(offered))
+
+
+def named(features: Iterable[str]) -> list[Case]:
+    """Return a case for each of these features, withheld; raises ConfigError for another name."""
+    return _unusual(f"{PREFIX}{name}" for name in features)
+
+
+def _unusual(names: Iterable[str]) -> list[Case]:
+    found = [find_variant(name) for name in names]
+    return [Case(CaseKind.VARIANT, one.name, one.text, one.usable) for one in found]
 
 
 def is_in_turn(choice: str | None) -> bool:
@@ -116,7 +131,7 @@ class CaseResult:
     """What a run came to: `status` is virtiopy's, `why` one line on an outcome that is no pass.
 
     `output` is the end of what the guest and virtiopy said; `verdict` is None for a run that was
-    not judged.
+    not judged. `offered` are the features that its devices offered, by name.
     """
 
     case: Case
@@ -126,6 +141,7 @@ class CaseResult:
     why: str = ""
     output: str = ""
     verdict: Verdict | None = None
+    offered: Sequence[str] = ()
 
     def record(self) -> dict[str, object]:
         """Return all of it as what JSON can say."""
@@ -140,6 +156,7 @@ class CaseResult:
             "why": self.why,
             "output": self.output,
             "verdict": None if self.verdict is None else report.document(self.verdict),
+            "offered": list(self.offered),
         }
 
     @classmethod
@@ -155,6 +172,7 @@ class CaseResult:
             record["why"],
             record["output"],
             verdict,
+            record["offered"],
         )
 
     def said_last(self, count: int) -> list[str]:
@@ -242,7 +260,10 @@ def read_result(case: Case, files: Files, status: int) -> CaseResult:
             why = _failed_tests(run) or f"it ends with status {run['status']}, and has not passed"
         case _:
             outcome = Outcome.NOT_RUN
-    return CaseResult(case, outcome, status, float(run["seconds"]), why, output, verdict)
+    offered = dict.fromkeys(name for device in run["devices"] for name in device["offered"])
+    return CaseResult(
+        case, outcome, status, float(run["seconds"]), why, output, verdict, list(offered)
+    )
 
 
 def _read_output(path: Path) -> tuple[str, str]:
@@ -325,6 +346,7 @@ def document(results: Sequence[CaseResult]) -> list[dict[str, object]]:
             "judged": result.verdict is not None,
             "broken": [str(finding) for finding in result.errors],
             "should_broken": [str(finding) for finding in result.warnings],
+            "offered": list(result.offered),
         }
         for result in results
     ]

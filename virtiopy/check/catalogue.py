@@ -29,6 +29,9 @@ class Watcher(enum.Enum):
     CONSOLE = "console"
     RNG = "rng"
     BALLOON = "balloon"
+    SCSI = "scsi"
+    VSOCK = "vsock"
+    FS = "fs"
 
 
 class Area(enum.Enum):
@@ -42,6 +45,9 @@ class Area(enum.Enum):
     CONSOLE = "console"  # 5.3
     RNG = "rng"  # 5.4
     BALLOON = "balloon"  # 5.5
+    SCSI = "scsi"  # 5.6
+    VSOCK = "vsock"  # 5.10
+    FS = "fs"  # 5.11
 
 
 @dataclass(frozen=True, slots=True)

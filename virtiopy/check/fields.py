@@ -42,7 +42,7 @@ def _blk(feature: str) -> str:
     return f"VIRTIO_BLK_F_{feature}"
 
 
-#: Each device's fields, in order (5.1.4, 5.2.4, 5.3.4, 5.5.4). A row without a name is a gap.
+#: Each device's fields, in order (5.1.4 to 5.6.4, 5.10.4, 5.11.4). A row without a name is a gap.
 FIELDS: Mapping[DeviceId, Sequence[Field]] = {
     DeviceId.NETWORK: _fields(
         ("mac", 1, 6, "VIRTIO_NET_F_MAC"),
@@ -101,6 +101,24 @@ FIELDS: Mapping[DeviceId, Sequence[Field]] = {
         ("free_page_hint_cmd_id", 4, 1, "VIRTIO_BALLOON_F_FREE_PAGE_HINT"),
         ("poison_val", 4, 1, "VIRTIO_BALLOON_F_PAGE_POISON"),
     ),
+    DeviceId.SCSI_HOST: _fields(
+        ("num_queues", 4, 1),
+        ("seg_max", 4, 1),
+        ("max_sectors", 4, 1),
+        ("cmd_per_lun", 4, 1),
+        ("event_info_size", 4, 1),
+        ("sense_size", 4, 1),
+        ("cdb_size", 4, 1),
+        ("max_channel", 2, 1),
+        ("max_target", 2, 1),
+        ("max_lun", 4, 1),
+    ),
+    DeviceId.SOCKET: _fields(("guest_cid", 8, 1)),
+    DeviceId.FILE_SYSTEM: _fields(
+        ("tag", 1, 36),
+        ("num_request_queues", 4, 1),
+        ("notify_buf_size", 4, 1, "VIRTIO_FS_F_NOTIFICATION"),
+    ),
 }
 
 
@@ -117,6 +135,9 @@ _PREFIXES = {
     DeviceId.BLOCK: "VIRTIO_BLK_F_",
     DeviceId.CONSOLE: "VIRTIO_CONSOLE_F_",
     DeviceId.BALLOON: "VIRTIO_BALLOON_F_",
+    DeviceId.SCSI_HOST: "VIRTIO_SCSI_F_",
+    DeviceId.SOCKET: "VIRTIO_VSOCK_F_",
+    DeviceId.FILE_SYSTEM: "VIRTIO_FS_F_",
 }
 
 
@@ -133,3 +154,45 @@ def defined_features(device: DeviceId | None) -> dict[int, str]:
 def feature_bit(name: str) -> int:
     """Return the bit number of a feature by the specification's name."""
     return _BITS[name]
+
+
+def is_feature(name: str) -> bool:
+    """Say whether the specification has a feature of this name, for a device type of ours."""
+    return name in _BITS
+
+
+#: What a feature requires: one at least of these (5.1.3.1, 5.1.3.2).
+_NET = "VIRTIO_NET_F_"
+REQUIRED_FEATURES: Mapping[str, Sequence[str]] = {
+    **dict.fromkeys(
+        (
+            f"{_NET}{name}"
+            for name in ("GUEST_TSO4", "GUEST_TSO6", "GUEST_UFO", "GUEST_USO4", "GUEST_USO6")
+        ),
+        (f"{_NET}GUEST_CSUM",),
+    ),
+    f"{_NET}GUEST_ECN": (f"{_NET}GUEST_TSO4", f"{_NET}GUEST_TSO6"),
+    **dict.fromkeys(
+        (f"{_NET}{name}" for name in ("HOST_TSO4", "HOST_TSO6", "HOST_UFO", "HOST_USO")),
+        (f"{_NET}CSUM",),
+    ),
+    f"{_NET}HOST_ECN": (f"{_NET}HOST_TSO4", f"{_NET}HOST_TSO6"),
+    **dict.fromkeys(
+        (
+            f"{_NET}{name}"
+            for name in (
+                "CTRL_RX",
+                "CTRL_VLAN",
+                "GUEST_ANNOUNCE",
+                "MQ",
+                "CTRL_MAC_ADDR",
+                "NOTF_COAL",
+                "VQ_NOTF_COAL",
+                "RSS",
+                "CTRL_GUEST_OFFLOADS",
+            )
+        ),
+        (f"{_NET}CTRL_VQ",),
+    ),
+    f"{_NET}RSC_EXT": (f"{_NET}HOST_TSO4", f"{_NET}HOST_TSO6"),
+}

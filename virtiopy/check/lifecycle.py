@@ -1,9 +1,8 @@
 """A driver's way through a device's life, held against 2.1 to 2.6, 3.1 and 6: for any transport."""
 
-from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from virtiopy.check.fields import defined_features
+from virtiopy.check.fields import REQUIRED_FEATURES, defined_features
 from virtiopy.check.judge import DeviceJudge
 from virtiopy.memory import AddressError, GuestMemory
 from virtiopy.spec import DeviceId, DeviceStatus, Feature, has_feature
@@ -21,41 +20,7 @@ _DRIVERS_BITS = int(
 )
 _STEPS = (DeviceStatus.ACKNOWLEDGE, DeviceStatus.DRIVER, DeviceStatus.FEATURES_OK)
 
-#: What a feature requires: one at least of these (5.1.3.1, 5.1.3.2).
 _NET = "VIRTIO_NET_F_"
-_REQUIRED: Mapping[str, Sequence[str]] = {
-    **dict.fromkeys(
-        (
-            f"{_NET}{name}"
-            for name in ("GUEST_TSO4", "GUEST_TSO6", "GUEST_UFO", "GUEST_USO4", "GUEST_USO6")
-        ),
-        (f"{_NET}GUEST_CSUM",),
-    ),
-    f"{_NET}GUEST_ECN": (f"{_NET}GUEST_TSO4", f"{_NET}GUEST_TSO6"),
-    **dict.fromkeys(
-        (f"{_NET}{name}" for name in ("HOST_TSO4", "HOST_TSO6", "HOST_UFO", "HOST_USO")),
-        (f"{_NET}CSUM",),
-    ),
-    f"{_NET}HOST_ECN": (f"{_NET}HOST_TSO4", f"{_NET}HOST_TSO6"),
-    **dict.fromkeys(
-        (
-            f"{_NET}{name}"
-            for name in (
-                "CTRL_RX",
-                "CTRL_VLAN",
-                "GUEST_ANNOUNCE",
-                "MQ",
-                "CTRL_MAC_ADDR",
-                "NOTF_COAL",
-                "VQ_NOTF_COAL",
-                "RSS",
-                "CTRL_GUEST_OFFLOADS",
-            )
-        ),
-        (f"{_NET}CTRL_VQ",),
-    ),
-    f"{_NET}RSC_EXT": (f"{_NET}HOST_TSO4", f"{_NET}HOST_TSO6"),
-}
 
 #: Features that a driver accepts where they are offered, and the statement that says so.
 _EXPECTED = {
@@ -64,6 +29,7 @@ _EXPECTED = {
     "VIRTIO_NET_F_MAC": "5.1.4.2:2",
     "VIRTIO_NET_F_MTU": "5.1.4.2:7",
     "VIRTIO_BALLOON_F_MUST_TELL_HOST": "5.5.3.1:1",
+    "VIRTIO_VSOCK_F_NO_IMPLIED_STREAM": "5.10.3.1:1",
 }
 
 #: Features that a driver accepts with another only, and the statement that says so.
@@ -238,7 +204,7 @@ class LifecycleJudge(LifecycleObserver):
         names = {self._names[bit] for bit in _bits(accepted) if bit in self._names}
         lonely = [
             f"{name} without {' or '.join(required)}"
-            for name, required in _REQUIRED.items()
+            for name, required in REQUIRED_FEATURES.items()
             if name in names and not names.intersection(required) and self._tells(*required)
         ]
         self._judge.check("2.2.1:2", not lonely, f"the driver accepts {', '.join(lonely)}")

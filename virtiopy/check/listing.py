@@ -7,6 +7,7 @@ from itertools import groupby
 from virtiopy.check.catalogue import Area, DriverStatement, load
 from virtiopy.check.hostile import HOSTILE
 from virtiopy.check.variants import VARIANTS
+from virtiopy.check.withheld import PREFIX
 from virtiopy.errors import ConfigError
 
 _ID, _TEXT, _WIDTH = 18, 30, 100
@@ -62,6 +63,7 @@ def variant_listing() -> Iterator[str]:
     yield "Legal but unusual devices, for --device-variant:"
     for variant in VARIANTS.values():
         yield f"  {variant.name:<22} {variant.text} ({variant.section})"
+    yield f"  {f'{PREFIX}FEATURE':<22} does not offer this feature, nor what requires it (2.2)"
     yield ""
     yield "Devices that break the specification, for --hostile:"
     for hostile in HOSTILE.values():

@@ -15,7 +15,8 @@ A conftest.py says what is to be run, and one test asks for each case in turn:
 
 Each run is a process of its own. The terminal's summary says which statements were broken and in
 which runs; `--driver-report FILE.html`, `.json` or `.xml` has the whole table. It works with
-pytest-xdist as well.
+pytest-xdist as well. `virtio_withhold = VIRTIO_BLK_F_FLUSH VIRTIO_F_EVENT_IDX` in pytest.ini has a
+test more for each of these features, with a device that does not offer it.
 
 PYTEST_DONT_REWRITE: a conftest.py imports Guest from here before pytest does, and has no warning.
 """
@@ -37,6 +38,7 @@ from virtiopy.check.cases import (
     Outcome,
     cases,
     merge,
+    named,
     read_result,
 )
 from virtiopy.errors import ConfigError
@@ -143,7 +145,17 @@ def _name(case: Case) -> str:
     return case.name if case.kind is CaseKind.AS_IT_IS else f"{case.kind.value}-{case.name}"
 
 
-@pytest.fixture(params=cases(), ids=_name)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Make a test of each case, and of each feature that is to be withheld."""
+    if "virtio_case" in metafunc.fixturenames:
+        try:
+            more = named(metafunc.config.getini("virtio_withhold"))
+        except ConfigError as error:
+            raise pytest.UsageError(f"virtio_withhold: {error}") from error
+        metafunc.parametrize("virtio_case", [*cases(), *more], ids=_name, indirect=True)
+
+
+@pytest.fixture
 def virtio_case(request: pytest.FixtureRequest, virtio_guest: Guest, tmp_path: Path) -> CaseRun:
     """Give a test each case in turn, with the guest of the fixture `virtio_guest`."""
     run = CaseRun(virtio_guest, request.param, tmp_path)
@@ -164,7 +176,13 @@ def virtio_guest() -> Guest:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option of the report."""
+    """Add the option of the report, and the setting that names features."""
+    parser.addini(
+        "virtio_withhold",
+        "features, by the specification's names, that virtio_case's devices do not offer in a test "
+        "of each's own",
+        type="args",
+    )
     parser.getgroup("virtio drivers").addoption(
         "--driver-report",
         metavar="FILE",

@@ -1,13 +1,13 @@
 """What a driver does with a split virtqueue, held against 2.7 and 3.3."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from virtiopy.check.judge import DeviceJudge
 from virtiopy.memory import AddressError, GuestMemory
-from virtiopy.spec import Feature, has_feature
+from virtiopy.spec import DeviceId, Feature, has_feature
 from virtiopy.virtqueue.layout import (
     CHAIN_BYTES_MAX,
     DESCRIPTOR_SIZE,
@@ -32,6 +32,12 @@ DESCRIPTORS_EXCESSIVE = 1024
 #: How many chains in flight are held against guest memory at a time, lest a large queue be slow.
 _LOOKED_AT_MOST = 256
 
+#: By the device's type: the queue of events, in which its driver keeps buffers, and the statement.
+_EVENT_QUEUES: Mapping[DeviceId, tuple[int, str]] = {
+    DeviceId.SCSI_HOST: (1, "5.6.6.3.1:1"),
+    DeviceId.SOCKET: (2, "5.10.6.7.1:1"),
+}
+
 
 @dataclass(slots=True)
 class _State:
@@ -43,34 +49,46 @@ class _State:
     kicks_wanted: bool = True
     kick_at: int | None = None  # the available index at the last kick
     popped: int = 0  # the available index that the device has come to
+    first: int = 0  # where that began
 
 
 class RingJudge(QueueObserver):
     """Judges the rings of one device's driver, from what its queues tell.
 
     `sees_kicks` says whether each kick is told at once, before the driver goes on (trapped mode):
-    a kick that comes as an eventfd comes later, and says nothing of what the driver saw.
+    a kick that comes as an eventfd comes later, and says nothing of what the driver saw. `device`
+    is the device's type, where it is known.
     """
 
     wants_descriptors: ClassVar[bool] = True
 
-    def __init__(self, judge: DeviceJudge, memory: GuestMemory, *, sees_kicks: bool) -> None:
+    def __init__(
+        self,
+        judge: DeviceJudge,
+        memory: GuestMemory,
+        *,
+        sees_kicks: bool,
+        device: DeviceId | None = None,
+    ) -> None:
         self._judge = judge
         self._memory = memory
         self._sees_kicks = sees_kicks
         self._states: dict[int, _State] = {}
         self._queues: dict[int, Virtqueue] = {}
         self._takes_kicks = True
+        self._events = None if device is None else _EVENT_QUEUES.get(device)
 
     # A queue's life
 
     def opened(self, queue: Virtqueue) -> None:
         """Begin with a queue that the driver has just set up, or that was reclaimed."""
         self._queues[queue.index] = queue
-        self._states[queue.index] = _State(popped=queue.state.vring_base)
+        first = queue.state.vring_base
+        self._states[queue.index] = _State(popped=first, first=first)
 
     def finish(self) -> None:
         """Judge what the driver leaves: it resets the device, or the run ends."""
+        self._event_buffers()
         for queue in list(self._queues.values()):
             self.stopped(queue)
         self._takes_kicks = True
@@ -269,6 +287,22 @@ class RingJudge(QueueObserver):
             "2.7.10.1:6" if self._event_idx() else "2.7.10.1:4",
             f"{pending} buffers of queue {queue.index} are available, and were not kicked",
         )
+
+    def _event_buffers(self) -> None:
+        """Judge whether a driver that uses its device has ever made a buffer for events available.
+
+        One that was used a moment ago may be about to be replaced.
+        """
+        if self._events is None:
+            return
+        index, statement = self._events
+        used = any(one.popped != one.first for at, one in self._states.items() if at != index)
+        if used and (queue := self._queues.get(index)) is not None:
+            self._judge.check(
+                statement,
+                self._available_index(queue) != self._states[index].first,
+                f"no buffer was made available in queue {index}, where events go",
+            )
 
     # Guest memory
 

@@ -6,8 +6,11 @@ registers. What it does is allowed by the section that it names.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from virtiopy.check.dress import Dressing, used_index
+from virtiopy.check.sockets import TransportReset, UnknownType
+from virtiopy.check.withheld import PREFIX, Withholding, feature_of
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.errors import ConfigError
 from virtiopy.spec import DeviceId, DeviceStatus, Feature, feature_mask, has_feature
@@ -459,6 +462,20 @@ VARIANTS: Mapping[str, Variant] = {
         ),
         Variant("long-config", "has a longer configuration space", "2.5.1", _LongConfig),
         Variant("needs-reset", "sets DEVICE_NEEDS_RESET once", "2.1.2", _NeedsResetOnce),
+        # The guest's programs may not connect again.
+        Variant(
+            "transport-reset",
+            "changes guest_cid once, and ends the driver's connections",
+            "5.10.6.7",
+            TransportReset,
+            usable=False,
+        ),
+        Variant(
+            "unknown-type",
+            "sends a packet of a socket type that is not known yet, once",
+            "5.10.6.4",
+            UnknownType,
+        ),
         Variant("firmware", "was used by firmware before", "3.1.1", _Firmware),
         Variant(
             "no-magic",
@@ -487,9 +504,13 @@ VARIANTS: Mapping[str, Variant] = {
 
 def find(name: str) -> Variant:
     """Return a variant; raises ConfigError for a name that is none."""
+    if name.startswith(PREFIX):
+        feature = feature_of(name)
+        return Variant(name, f"does not offer {feature}", "2.2", partial(Withholding, feature))
     try:
         return VARIANTS[name]
     except KeyError:
         raise ConfigError(
-            f"There is no device variant {name!r}: use one of {', '.join(VARIANTS)}."
+            f"There is no device variant {name!r}: use one of {', '.join(VARIANTS)}, or "
+            f"{PREFIX} and a feature's name."
         ) from None

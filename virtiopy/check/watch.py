@@ -56,7 +56,7 @@ class DriverCheck:
             lifecycle.memory,
             sees_status=registers is not None,
         )
-        rings = RingJudge(judge, lifecycle.memory, sees_kicks=sees_kicks)
+        rings = RingJudge(judge, lifecycle.memory, sees_kicks=sees_kicks, device=device.device_id)
         requests = [kind(judge, device) for kind in judges_of(device.device_id)]
         watched = _Watched(judge, device.device_id, rings, requests, registers)
         # The rings and requests of a life are judged before the judge's own account of it ends.

@@ -83,7 +83,7 @@ def unusual_device_options(function: _Command) -> _Command:
         metavar="NAME",
         help="Have the devices be legal but unusual, which a right driver takes: `virtiopy check "
         "--variants` lists how; `all`, or several names with commas, runs the guest with each in "
-        "turn, and ends with a table.",
+        "turn, and ends with a table. `all` also withholds each feature that a device offers.",
     )(function)
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from virtiopy.cli.attachments import ModeChoice
 from virtiopy.cli.options import DeviceOptions, is_text
-from virtiopy.cli.sandboxed import Needs
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.errors import ConfigError
 
@@ -17,7 +16,7 @@ def choose_fs_mode(options: DeviceOptions, default: str) -> ModeChoice:
 
 def build_fs(options: DeviceOptions) -> VirtioDevice:
     """Make the device of `PATH,tag=NAME[,readonly=on]`: virtiofsd is started."""
-    from virtiopy.host.virtiofsd import FsDaemon
+    from virtiopy.host.virtiofsd import VIRTIOFSD, FsDaemon
     from virtiopy.vhost.user.fs import VhostUserFs
 
     tag = _tag(options)
@@ -29,10 +28,9 @@ def build_fs(options: DeviceOptions) -> VirtioDevice:
                 daemon.connect(), daemon.connect, tag=tag, renews=True, release=daemon.close
             )
         except ConfigError as error:
-            if not (said := daemon.said()):
-                raise
             raise ConfigError(
-                f"virtiofsd cannot share {options.main} ({said}): see to that."
+                f"virtiofsd cannot share {options.main} ({error}): see whether "
+                f"`{VIRTIOFSD} -f -o source={options.main} --socket-path=SOCKET` does."
             ) from error
         opened.pop_all()
     return device
@@ -55,8 +53,3 @@ def _tag(options: DeviceOptions) -> str:
             "mounts it, as in --fs folder,tag=files."
         )
     return tag
-
-
-def needs_of_fs(options: DeviceOptions) -> Needs:
-    """Say what a device that we start virtiofsd for needs: it is started for each driver anew."""
-    return Needs(beyond="--fs starts virtiofsd as root while the VM runs")

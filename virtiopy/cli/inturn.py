@@ -42,7 +42,7 @@ def run_in_turn(context: click.Context, *, with_console: bool) -> int:
     `with_console` says whether the guest is a kernel, whose console is standard input. The first
     run is with the devices as they are. Returns the status of the worst run; raises ConfigError.
     """
-    from virtiopy.check.cases import Outcome, cases, worst
+    from virtiopy.check.cases import ALL, Outcome, cases, withheld, worst
     from virtiopy.files import check_output
 
     params = dict(context.params)
@@ -58,13 +58,18 @@ def run_in_turn(context: click.Context, *, with_console: bool) -> int:
         contextlib.ExitStack() as stack,
     ):
         stack.callback(lambda: _summary(results, judged, params))
-        for case in todo:
+        while len(results) < len(todo):
+            case = todo[len(results)]
             result = _run(context, case, Path(folder), results, with_console=with_console)
             if result.outcome is Outcome.NOT_RUN and not results:
                 # What keeps one from running keeps all.
                 click.echo(result.output.rstrip(), err=True)
                 return result.status
             results.append(result)
+            if len(results) == 1 and params["device_variant"] == ALL:
+                # What the devices offer is known now.
+                unusual = len(cases(ALL, None))
+                todo[unusual:unusual] = withheld(result.offered)
             _tell(result, len(results), len(todo))
     return worst(results)
 

@@ -1,18 +1,16 @@
 """The command itself: global options, subcommands that are imported when asked for, errors."""
 
 import gc
-import importlib
 import io
-import logging
 import sys
 from collections.abc import Callable
 
 import click
 
 from virtiopy import __version__
+from virtiopy.cli.deferred import defer
 from virtiopy.cli.output import OutputError, discard_standard_output, open_standard_files
 from virtiopy.cli.signals import signal_of
-from virtiopy.complaints import RateLimit
 from virtiopy.errors import VirtiopyError
 from virtiopy.sizes import shorten_words
 
@@ -20,10 +18,6 @@ from virtiopy.sizes import shorten_words
 EXIT_GUEST_FAILED = 1
 EXIT_ERROR = 2
 EXIT_SIGNAL = 128  # and the signal's number
-
-#: How many objects are made before the youngest are looked through for garbage. By Python's own
-#: number it does so a hundred times while a subcommand's modules are imported, which stay.
-GC_THRESHOLD = 50_000
 
 #: Where click keeps how often -v was given.
 _VERBOSITY = "virtiopy.verbosity"
@@ -55,7 +49,7 @@ class LazyGroup(click.Group):
         """Import a subcommand."""
         if cmd_name not in SUBCOMMANDS:
             return None
-        module = importlib.import_module(f"virtiopy.cli.{cmd_name}")
+        module = __import__(f"virtiopy.cli.{cmd_name}", fromlist=["command"])
         command: click.Command = module.command
         if not any("-v" in parameter.opts for parameter in command.params):
             command.params.append(verbose_option())
@@ -82,8 +76,10 @@ def verbose_option() -> click.Option:
 def _be_verbose(ctx: click.Context, option: click.Parameter, count: int) -> None:
     root = ctx.find_root()
     root.meta[_VERBOSITY] = verbosity = root.meta.get(_VERBOSITY, 0) + count
-    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbosity, 2)]
-    logging.getLogger().setLevel(level)
+    if verbosity:
+        import logging
+
+        logging.getLogger().setLevel(logging.INFO if verbosity == 1 else logging.DEBUG)
 
 
 @click.group(
@@ -119,12 +115,10 @@ cli.params.append(
 )
 
 
-def _is_ours_or_serious(record: logging.LogRecord) -> bool:
-    """Leave out what libraries tell of themselves, as pyroute2 does for each netlink message.
+def _set_up_logging() -> None:
+    from virtiopy.cli.logs import set_up
 
-    Their loggers have levels of their own, which they set when they are imported.
-    """
-    return record.name.startswith("virtiopy") or record.levelno >= logging.WARNING
+    set_up()
 
 
 def status_of(call: Callable[[], object]) -> int:
@@ -159,12 +153,9 @@ def status_of(call: Callable[[], object]) -> int:
 
 def main() -> None:
     """Run the command line; what is the user's fault ends in one sentence and status 2."""
-    gc.set_threshold(GC_THRESHOLD)
     open_standard_files()
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(_is_ours_or_serious)
-        handler.addFilter(RateLimit())
+    # Most of what is run from a command line has nothing to log.
+    defer("logging", _set_up_logging)
     status = status_of(lambda: cli.main(standalone_mode=False, prog_name="virtiopy"))
     # What is left at the end is not looked through for garbage: the kernel takes all of it.
     gc.freeze()

@@ -185,6 +185,7 @@ def write_json(
                 "address": slot.placement.address,
                 "gsi": slot.placement.gsi,
                 "mode": slot.mode.value,
+                "offered": slot.transport.lifecycle.offered_names,
                 "facts": slot.device.facts(),
             }
             for slot in machine.slots

@@ -195,11 +195,11 @@ def _run_guest(
         machine.boot(image, append)
         if printed is not None:
             machine.on_stop.append(printed.hurry)
-        options.sandbox.reads(image.path)
+        options.sandbox.reads(Path(image.path))
         options.sandbox.writes(json_path)
         options.sandbox.imports(*AT_THE_END)
         options.sandbox.enter()
-        ending = run_to_end(machine, timeout, image.path)
+        ending = run_to_end(machine, timeout, Path(image.path))
         results = parse_tap(output.text, whole=output.is_whole)
         passed = until.passed(ending.result.status == 0 and results.passed)
         kept = True

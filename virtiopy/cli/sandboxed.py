@@ -9,9 +9,9 @@ from typing import ClassVar, cast
 import click
 
 from virtiopy.cli.attachments import needs_storage_daemon, vhost_user_path
+from virtiopy.cli.deferred import import_deferred
 from virtiopy.cli.options import DeviceOptions, note
 from virtiopy.devices.entry import DeviceEntry, find
-from virtiopy.errors import ConfigError
 from virtiopy.sandbox.calls import Ability
 from virtiopy.sandbox.files import removed, written
 from virtiopy.sandbox.landlock import READ, Rule
@@ -37,19 +37,15 @@ def sandbox_option(function: Callable[..., int]) -> Callable[..., int]:
 
 
 #: What is imported when a guest has run, which need not wait for it.
-AT_THE_END = ("virtiopy.cli.report", "tap.parser")
+AT_THE_END = ("virtiopy.cli.report", "virtiopy.cpu.rare_exits", "tap.parser")
 
 
 @dataclass(slots=True, frozen=True)
 class Needs:
-    """What a device does of its own once it is set up: abilities, and files.
-
-    `beyond` is what no sandbox lets it do, as a clause: there is none then.
-    """
+    """What a device does of its own once it is set up: abilities, and files."""
 
     abilities: Ability = Ability.NONE
     rules: Sequence[Rule] = ()
-    beyond: str = ""
 
 
 def needs_of_disk(options: DeviceOptions) -> Needs:
@@ -117,16 +113,6 @@ class Sandbox:
             needs = cast("Callable[[DeviceOptions], Needs]", find(entry.needs))(options)
             self.abilities |= needs.abilities
             self.rules += needs.rules
-            if needs.beyond:
-                self._leave_out(needs.beyond)
-
-    def _leave_out(self, why: str) -> None:
-        """Have no sandbox; raises ConfigError where it was asked for."""
-        if self.mode is SandboxMode.ON:
-            raise ConfigError(f"{why}, which --sandbox on forbids: leave one of them out.")
-        if self.mode is SandboxMode.AUTO:
-            note(f"No sandbox: {why}.")
-        self.mode = SandboxMode.OFF
 
     def opens(self, target: str) -> None:
         """Keep what the host's side of a port takes away at its end: a link to a terminal."""
@@ -136,6 +122,7 @@ class Sandbox:
         """Keep modules that are imported when a guest has run."""
         if self.user is not None:
             # The user might not be let into their folders.
+            import_deferred()
             for module in modules:
                 importlib.import_module(module)
 

@@ -6,27 +6,18 @@ from types import ModuleType
 
 import pytest
 
-from virtiopy.conformance.collection import (
-    JUDGE,
-    PATIENCE_KEY,
-    SESSION,
-    THOROUGH,
-    TRACE,
-    is_basis,
-    note_backend,
-    note_subject,
-    progress_of,
-    target_of,
-)
+from virtiopy.conformance.collection import is_basis, note_backend, note_subject, target_of
 from virtiopy.conformance.drivers import DRIVERS, driver_of
 from virtiopy.conformance.drivers.base import DeviceDriver
 from virtiopy.conformance.effort import Effort
+from virtiopy.conformance.outcomes import progress_of
 from virtiopy.conformance.problems import NotApplicableError
 from virtiopy.conformance.report.verdict import Judge
 from virtiopy.conformance.sessions.base import Session
 from virtiopy.conformance.sessions.raw import RawFrontend
 from virtiopy.conformance.sessions.trace import Trace
 from virtiopy.conformance.sessions.vhostuser import VhostUserSession
+from virtiopy.conformance.settings import JUDGE, PATIENCE_KEY, SESSION, THOROUGH, TRACE
 from virtiopy.conformance.targets.target import Target
 from virtiopy.errors import ConfigError
 from virtiopy.transport.driver import MmioDriver

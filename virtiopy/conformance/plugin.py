@@ -78,10 +78,12 @@ def pytest_pycollect_makeitem(
 
 
 def _load(config: pytest.Config) -> ModuleType:
-    from virtiopy.conformance import collection, fixtures
+    from virtiopy.conformance import collection, fixtures, outcomes, settings
 
     plugins = {
+        settings.__name__: settings,
         collection.__name__: collection,
+        outcomes.__name__: outcomes,
         fixtures.__name__: fixtures,
         fixtures.DRIVER_FIXTURES.__name__: fixtures.DRIVER_FIXTURES,
     }

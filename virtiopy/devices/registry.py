@@ -241,11 +241,11 @@ _OWN = (
         build="virtiopy.cli.fs:build_fs",
         choose_mode="virtiopy.cli.fs:choose_fs_mode",
         vhost_user="virtiopy.cli.fs:connect_fs",
-        needs="virtiopy.cli.fs:needs_of_fs",
         # It is another process's from the start.
         served=False,
         in_process=False,
         suite_driver=f"{_SUITE}.fs:FsDriver",
+        judge="virtiopy.check.fs:FsJudge",
         linux_modules=("virtiofs",),
     ),
     DeviceEntry(
@@ -283,6 +283,7 @@ _OWN = (
         needs="virtiopy.cli.sandboxed:needs_of_units",
         suite_driver=f"{_SUITE}.scsi:ScsiDriver",
         rigs={"scsi": f"{_RIGS}:build_scsi"},
+        judge="virtiopy.check.scsi:ScsiJudge",
         linux_modules=("virtio_scsi", "sd_mod", "sr_mod", "isofs", "ext4", "crc32c_generic"),
         linux_counter=LinuxCounter(
             "request",
@@ -328,6 +329,7 @@ _OWN = (
         ),
         suite_driver=f"{_SUITE}.vsock:VsockDriver",
         rigs={"vsock": f"{_RIGS}:build_vsock"},
+        judge="virtiopy.check.vsock:VsockJudge",
         linux_modules=("vmw_vsock_virtio_transport",),
     ),
 )

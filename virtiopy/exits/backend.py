@@ -25,7 +25,7 @@ class Backend(Closing):
         self._attach = attach
         self._folder = tempfile.TemporaryDirectory(prefix="virtiopy-")
         self._socket = Path(self._folder.name, "backend.sock")
-        command = [sys.executable, "-m", "virtiopy.cli.main", "serve", kind, options]
+        command = [sys.executable, "-m", "virtiopy", "serve", kind, options]
         self._process = subprocess.Popen(
             [*command, "--socket", str(self._socket)],
             stdout=subprocess.PIPE,

@@ -7,6 +7,7 @@ when we are killed: as the first process of its PID namespace, with all that it 
 """
 
 import contextlib
+import errno
 import logging
 import os
 import shutil
@@ -32,6 +33,13 @@ log = logging.getLogger(__name__)
 STARTING_TIME = 60.0
 ENDING_TIME = 10.0
 
+#: What a server of files, where it runs as root, is more than another user in: it makes files any
+#: user's. It makes no device files, by which a guest would reach the host's.
+FILE_CAPABILITIES = (
+    *("CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_FOWNER", "CAP_FSETID"),
+    *("CAP_SETUID", "CAP_SETGID"),
+)
+
 _ROOT_LINKS = ("bin", "sbin", "lib", "lib64")
 #: Where this package is in its root: of Python's own path, only what Python brought is there.
 _PACKAGES = Path("/python")
@@ -50,7 +58,8 @@ class Launcher(Closing):
     """The process that starts `command`, a server of files, for a folder.
 
     The command has the folder as `INSIDE`, and its socket as its standard input. As root it keeps
-    `capabilities`; it has none otherwise. Raises ConfigError where it cannot be had.
+    `capabilities`; it has none otherwise. One that `admits` its client, from a socket that listens,
+    is started by `connect`, any other by `start`. Raises ConfigError where it cannot be had.
     """
 
     def __init__(
@@ -60,13 +69,16 @@ class Launcher(Closing):
         *,
         readonly: bool = False,
         capabilities: Sequence[str] = (),
+        admits: bool = False,
     ) -> None:
         self._requests, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with contextlib.ExitStack() as opened:
             opened.callback(self._requests.close)
-            with its, _filter() as calls:
+            abilities = Ability.SERVE | (Ability.ADMIT if admits else Ability.NONE)
+            with its, _filter(abilities) as calls:
                 line = [
                     *(find_tool("bwrap") or "bwrap", *_root()),
+                    *(("--proc", "/proc") if admits else ()),
                     *("--ro-bind" if readonly else "--bind", str(folder.resolve()), INSIDE),
                     *("--unshare-pid", "--unshare-ipc", "--unshare-net", "--as-pid-1"),
                     *("--die-with-parent", *_kept(capabilities)),
@@ -106,6 +118,18 @@ class Launcher(Closing):
             return False
         return True
 
+    def connect(self) -> socket.socket:
+        """Have the command started, in place of the one before, and return a socket to it.
+
+        Raises OSError.
+        """
+        self._requests.settimeout(ENDING_TIME)
+        self._requests.send(b"\0")
+        _, fds, _, _ = socket.recv_fds(self._requests, 1, 1, socket.MSG_CMSG_CLOEXEC)
+        if not fds:
+            raise ConnectionResetError(errno.ECONNRESET, "what starts it has ended")
+        return socket.socket(fileno=fds[0])
+
     def close(self) -> None:
         """End it, and what it has started."""
         self._requests.close()
@@ -139,14 +163,14 @@ class Launcher(Closing):
 
 
 @contextlib.contextmanager
-def _filter() -> Iterator[int | None]:
+def _filter(abilities: Ability) -> Iterator[int | None]:
     """Open the filter of system calls, for bubblewrap; None where the kernel has none."""
     if not has_filters():
         yield None
         return
     fd = os.memfd_create("filter")
     try:
-        os.write(fd, as_bytes(Ability.SERVE))
+        os.write(fd, as_bytes(abilities))
         os.lseek(fd, 0, os.SEEK_SET)
         yield fd
     finally:

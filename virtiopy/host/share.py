@@ -16,15 +16,8 @@ from virtiopy.devices.ninep import HEADER_SIZE, MESSAGE_MAX, FileServerUser, hea
 from virtiopy.errors import ConfigError
 from virtiopy.eventloop import READABLE, WRITABLE, EventLoop, Watch
 from virtiopy.host.folders import check_folder
-from virtiopy.host.launcher import Launcher, find_tool
+from virtiopy.host.launcher import FILE_CAPABILITIES, Launcher, find_tool
 from virtiopy.sandbox.launching import INSIDE
-
-#: What diod, where it runs as root, is more than another user in: it makes files any user's. It
-#: makes no device files, by which a guest would reach the host's.
-_CAPABILITIES = (
-    *("CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_FOWNER", "CAP_FSETID"),
-    *("CAP_SETUID", "CAP_SETGID"),
-)
 
 _TATTACH = 104
 #: The n_uname of a user who has only a name.
@@ -48,7 +41,9 @@ class Share:
         self._session: Session | None = None
         #: The only user that diod can be; None where it can be any. We may be another one later.
         self._user = os.geteuid() or None
-        self.launcher = Launcher(folder, _command(), readonly=readonly, capabilities=_CAPABILITIES)
+        self.launcher = Launcher(
+            folder, _command(), readonly=readonly, capabilities=FILE_CAPABILITIES
+        )
 
     def start(self, loop: EventLoop | None, user: FileServerUser) -> bool:
         """Start diod; without a loop its answers would not be noticed, so it is not started."""

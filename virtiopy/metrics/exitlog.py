@@ -2,8 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 Key = TypeVar("Key")
 
@@ -12,8 +11,7 @@ Key = TypeVar("Key")
 UNASSIGNED = "unassigned"
 
 
-@dataclass(slots=True, frozen=True, order=True)
-class ExitKind:
+class ExitKind(NamedTuple):
     """Exits that count as one kind.
 
     `reason` is KVM's name (IO, MMIO, HLT, ...); `device` and `register` say what an IO or MMIO exit

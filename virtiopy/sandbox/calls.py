@@ -47,6 +47,10 @@ landlock_create_ruleset landlock_add_rule
 """
 CONNECTING = "socket connect bind"
 
+#: What such a server makes, beyond that, where it has its clients connect to it, and where it gives
+#: up by itself what it needs no more: virtiofsd. Sockets are Unix ones.
+ADMITTING = "connect bind chroot seccomp"
+
 
 class Ability(enum.Flag):
     """What an option of the command line needs, beyond what every role does."""
@@ -58,3 +62,5 @@ class Ability(enum.Flag):
     START = enum.auto()
     #: Start a server of files, and be one: what a launcher does, in a root of its own.
     SERVE = enum.auto()
+    #: Have one that clients connect to: with SERVE.
+    ADMIT = enum.auto()

@@ -1,9 +1,10 @@
 """What a launcher's process does: it starts one program, again and again, each time on a socket.
 
 It runs in a root that was made for it (virtiopy.host.launcher), reads one datagram a start from its
-standard input, with the program's socket in it, and writes one byte there when it is ready. The
-program has the socket as its standard input. There is one of it at a time: the next takes the place
-of the one before.
+standard input, and writes one byte there when it is ready. The program has a socket as its standard
+input: the one that came with the datagram, or else one that it accepts its client from, which then
+is what the datagram's answer brings. There is one program at a time: the next takes the place of
+the one before.
 """
 
 import os
@@ -37,6 +38,8 @@ def confine(program: str) -> None:
         *(Rule(Path(name), READ) for name in _LIBRARIES),
         *(Rule(Path(name).resolve(), READ | Access.EXECUTE) for name in (_LOADER, program)),
         *(Rule(Path("/dev", name), Access.READ_FILE | WRITE) for name in ("null", "urandom")),
+        # Where there is one: of its own PID namespace.
+        Rule(Path("/proc"), READ),
         # What is mounted for reading alone stays so.
         Rule(Path(INSIDE), everything),
     ]
@@ -76,6 +79,18 @@ class _Started:
         self._stream.close()
 
 
+def _listen(requests: socket.socket) -> socket.socket:
+    """Make a socket that listens, and answer with one that is connected to it."""
+    listener = socket.socket(socket.AF_UNIX)
+    # A name of the kernel's, in a network namespace that has no others.
+    listener.bind("")
+    listener.listen(1)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(listener.getsockname())
+        socket.send_fds(requests, [b"\0"], [client.fileno()])
+    return listener
+
+
 def serve(requests: socket.socket, command: list[str]) -> None:
     """Start the program as often as is asked for, until the peer is gone."""
     started: _Started | None = None
@@ -99,12 +114,11 @@ def serve(requests: socket.socket, command: list[str]) -> None:
         if started is not None:
             started.end()
             started = None
-        for fd in fds:
-            stream_of_it = socket.socket(fileno=fd)
-            try:
-                started = _Started(command, stream_of_it)
-            except OSError:
-                stream_of_it.close()
+        its = socket.socket(fileno=fds[0]) if fds else _listen(requests)
+        try:
+            started = _Started(command, its)
+        except OSError:
+            its.close()
     if started is not None:
         started.end()
 

@@ -10,7 +10,7 @@ import socket
 from collections.abc import Iterable, Sequence
 
 from virtiopy._native import ffi, lib
-from virtiopy.sandbox.calls import CONNECTING, SERVING, STARTING, STEADY, Ability
+from virtiopy.sandbox.calls import ADMITTING, CONNECTING, SERVING, STARTING, STEADY, Ability
 
 # linux/bpf_common.h
 _LOAD = 0x20  # BPF_LD | BPF_W | BPF_ABS
@@ -28,6 +28,7 @@ _ARGUMENTS = 16
 _X32 = 0x4000_0000
 
 _CLONE_THREAD = 0x0001_0000
+_CLONE_FS = 0x0000_0200
 _PR_SET_NAME, _PR_GET_NAME = 15, 16
 #: The byte of an ioctl's number that says whose it is: KVM, vhost, terminals and taps, block
 #: devices, sockets.
@@ -97,6 +98,11 @@ def assemble(abilities: Ability, pid: int | None = None) -> Sequence[Instruction
         if Ability.CONNECT in abilities:
             when("socket", [_argument(0), *_one_of([socket.AF_UNIX], allow)])
     names = STEADY.split()
+    if Ability.ADMIT in abilities:
+        names += ADMITTING.split()
+        when("socket", [_argument(0), *_one_of([socket.AF_UNIX], allow)])
+        # A thread has a working folder of its own.
+        when("unshare", [_argument(0), *_one_of([_CLONE_FS], allow)])
     if starts:
         names += STARTING.split()
         names += (SERVING if Ability.SERVE in abilities else CONNECTING).split()

@@ -137,6 +137,11 @@ class Lifecycle:
         return self._offered
 
     @property
+    def offered_names(self) -> list[str]:
+        """The names of the feature bits that the device offers to this driver."""
+        return feature_names(self.offered, self.device.feature_bits)
+
+    @property
     def serves_legacy_drivers(self) -> bool:
         """Whether a driver may leave VIRTIO_F_VERSION_1 out."""
         return self._transitional and self.device.serves_legacy_drivers

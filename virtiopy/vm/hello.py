@@ -7,11 +7,11 @@ Each writes `Hello, World!` to port 0xE9, stores 42 at guest physical address 0x
 import enum
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from virtiopy.accel.base import Accelerator
 from virtiopy.boot.elf import GuestImage, LoadSegment
-from virtiopy.boot.guests import GUESTS
+from virtiopy.boot.guests import guest_file
 from virtiopy.cpu.exits import Exit, ExitReason, IoExit, MmioExit
 from virtiopy.cpu.x86 import (
     Registers,
@@ -57,8 +57,7 @@ class Mode(enum.StrEnum):
         return "eax", 0xFFFF_FFFF
 
 
-@dataclass(slots=True, frozen=True)
-class HelloResult:
+class HelloResult(NamedTuple):
     """What the guest did, and how its CPU came to rest."""
 
     mode: Mode
@@ -93,7 +92,7 @@ MakeAccelerator = Callable[[GuestMemory], Accelerator]
 
 def run_hello(mode: Mode, make_accelerator: MakeAccelerator, timeout: float) -> HelloResult:
     """Run the guest of `mode` for at most `timeout` seconds."""
-    return _run(mode, GuestImage.open(GUESTS / f"hello-{mode}.elf"), make_accelerator, timeout)
+    return _run(mode, GuestImage.open(guest_file(f"hello-{mode}")), make_accelerator, timeout)
 
 
 def mode_works(mode: Mode, make_accelerator: MakeAccelerator, timeout: float) -> bool:
@@ -102,7 +101,7 @@ def mode_works(mode: Mode, make_accelerator: MakeAccelerator, timeout: float) ->
     It tells a host that lacks a mode from a guest that is wrong.
     """
     image = GuestImage(
-        GUESTS, _PROBE_ADDRESS, None, (LoadSegment(_PROBE_ADDRESS, _HLT, len(_HLT)),)
+        "a HLT", _PROBE_ADDRESS, None, (LoadSegment(_PROBE_ADDRESS, _HLT, len(_HLT)),)
     )
     last_exit = _run(mode, image, make_accelerator, timeout).last_exit
     return last_exit is not None and last_exit.reason is ExitReason.HLT

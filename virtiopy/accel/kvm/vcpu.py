@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from dataclasses import fields
 
 from virtiopy._native import CData, ffi, lib
+from virtiopy.accel.kvm.decode import decode
 from virtiopy.accel.kvm.statistics import read_statistics
 from virtiopy.closing import Closing
 from virtiopy.cpu.activity import Activity
-from virtiopy.cpu.exits import Answer, Exit, IoExit, MmioExit, decode
+from virtiopy.cpu.exits import Answer, Exit, IoExit, MmioExit
 from virtiopy.cpu.x86 import DescriptorTable, Registers, Segment, SystemRegisters
 from virtiopy.errors import HostError
 

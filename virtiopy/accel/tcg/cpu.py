@@ -43,11 +43,10 @@ from virtiopy.cpu.exits import (
     Answer,
     Exit,
     ExitReason,
-    InternalError,
-    InternalErrorExit,
     IoExit,
     MmioExit,
 )
+from virtiopy.cpu.rare_exits import InternalError, InternalErrorExit
 from virtiopy.cpu.x86 import Registers, SystemRegisters
 from virtiopy.errors import HostError
 from virtiopy.memory import AddressError, GuestMemory

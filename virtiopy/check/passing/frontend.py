@@ -59,6 +59,8 @@ class FrontendRings(SureObserver):
 
     def used(self, queue: Virtqueue, completions: Sequence[Completion]) -> None:
         """Follow what the device has used."""
+        for request in self._requests:
+            request.using(queue, completions)
         for one in (self._rings, *self._requests):
             one.used(queue, completions)
 

@@ -32,8 +32,9 @@ class SuiteFrontend(VhostUserFrontend):
         self.user_address: Callable[[Region], int] = own_address
         #: Other files of regions, by the region's guest address: each is one whole.
         self.replaced: Mapping[int, int] = {}
-        #: The guest address by which a ring's used ring is logged, by the ring's index.
-        self.used_logs: dict[int, int] = {}
+        #: The guest address by which every used ring is logged, and the rings of which it is.
+        self.used_log = 0
+        self.logged: set[int] = set()
         super().__init__(connection, wanted=wanted, knows_protocol_features=knows_protocol_features)
 
     def described(self, region: Region) -> MemoryRegion:
@@ -53,8 +54,8 @@ class SuiteFrontend(VhostUserFrontend):
         here = super().ring_addresses(index, ring, memory)
         return dataclasses.replace(
             here,
-            flags=1 << VHOST_VRING_F_LOG if index in self.used_logs else 0,
-            log=self.used_logs.get(index, 0),
+            flags=1 << VHOST_VRING_F_LOG if index in self.logged else 0,
+            log=self.used_log,
             descriptor_table=self._user(here.descriptor_table, memory),
             used_ring=self._user(here.used_ring, memory),
             available_ring=self._user(here.available_ring, memory),

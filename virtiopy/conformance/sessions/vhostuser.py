@@ -86,6 +86,8 @@ class VhostUserSession(Session):
         self.knows_protocol_features = True
         #: Whether a session begins with a table of all memory.
         self.shares_memory = True
+        #: The guest address by which used rings are logged, where they are.
+        self.used_log = 0
         #: The protocol features that are negotiated, where they are offered.
         self.wanted_protocol = WANTED
         try:
@@ -115,8 +117,13 @@ class VhostUserSession(Session):
                 wanted=self.wanted_protocol,
                 knows_protocol_features=self.knows_protocol_features,
             )
+            self._frontend.used_log = self.used_log
             if self.shares_memory:
                 self._frontend.set_memory(self.memory)
+
+    def leave(self) -> None:
+        """End the session, of a backend that may have done so already; a reset begins another."""
+        self._hang_up()
 
     def _hang_up(self) -> None:
         if self._frontend is not None:
@@ -327,12 +334,12 @@ class VhostUserSession(Session):
             self.frontend.replaced = replaced or {}
             self.frontend.set_memory(self.memory)
 
-    def log_used_ring(self, index: int, address: int | None) -> None:
-        """Have writes to a ring's used ring logged from this guest address on, or not any more."""
-        if address is None:
-            self.frontend.used_logs.pop(index, None)
-        else:
-            self.frontend.used_logs[index] = address
+    def log_used_ring(self, index: int) -> None:
+        """Have writes to a ring's used ring logged, from `used_log` on.
+
+        The address is said when a ring starts, as by VMMs, and is not another one here.
+        """
+        self.frontend.logged.add(index)
         with self._peer():
             self.frontend.set_addresses(index, self._vring(index, QueueState()), self.memory)
 

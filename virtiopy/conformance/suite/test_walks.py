@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from virtiopy.conformance.clauses.features import names
-from virtiopy.conformance.collection import PATIENCE_KEY, RESULTS, TRACE, WALKS, Walks, note_subject
+from virtiopy.conformance.collection import note_subject
 from virtiopy.conformance.drivers import driver_of
 from virtiopy.conformance.problems import (
     BlockedError,
@@ -23,6 +23,7 @@ from virtiopy.conformance.problems import (
 from virtiopy.conformance.report.findings import Findings
 from virtiopy.conformance.sessions.base import Session
 from virtiopy.conformance.sessions.trace import Trace
+from virtiopy.conformance.settings import PATIENCE_KEY, RESULTS, TRACE, WALKS, Walks
 from virtiopy.conformance.targets.target import Target
 from virtiopy.conformance.walks.steps import Step, save
 from virtiopy.conformance.walks.walk import Walk
@@ -65,7 +66,8 @@ def test_a_random_walk(request: pytest.FixtureRequest, virtio_target: Target, wa
         ) from error
     with virtio_target.open(Trace(), patience) as session:
         features = names_of(session)
-    steps = Search(go, patience).run(features, walks.count)
+    number = request.config.getoption("--hypothesis-seed", None)
+    steps = Search(go, patience, None if number is None else int(number)).run(features, walks.count)
     if steps is None:
         return
     failure: AssertionError | DeviceError | None = None

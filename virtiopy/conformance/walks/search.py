@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Flaky
 
@@ -59,16 +59,25 @@ def walks(features: Sequence[str]) -> st.SearchStrategy[list[Step]]:
 
 
 class Search:
-    """A search by `go`, which walks, with so much patience, and raises what a walk failed with."""
+    """A search by `go`, which walks, with so much patience, and raises what a walk failed with.
 
-    def __init__(self, go: Callable[[Sequence[Step], float], None], patience: float) -> None:
+    The walks are the same in each run, and others for each `number`, if there is one.
+    """
+
+    def __init__(
+        self,
+        go: Callable[[Sequence[Step], float], None],
+        patience: float,
+        number: int | None = None,
+    ) -> None:
         self._go = go
         self._patience = patience
+        self._number = number
         self._failing: list[list[Step]] = []
         self._end = float("inf")
 
     def run(self, features: Sequence[str], count: int) -> Sequence[Step] | None:
-        """Try `count` walks, the same in each run; return the shortest that fails, or None."""
+        """Try `count` walks; return the shortest that fails, or None."""
 
         @settings(
             max_examples=count,
@@ -84,6 +93,8 @@ class Search:
         def each(steps: list[Step]) -> None:
             self._try(steps)
 
+        if self._number is not None:
+            seed(self._number)(each)
         try:
             each()
         except (AssertionError, DeviceError, Flaky):

@@ -8,14 +8,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from virtiopy.conformance.collection import PATIENCE_KEY, SESSION, TRACE, note_subject
+from virtiopy.conformance.collection import note_subject
 from virtiopy.conformance.drivers import driver_of
 from virtiopy.conformance.drivers.base import DeviceDriver, Sent
 from virtiopy.conformance.frontends.profile import frontends, profile_of, title_of
 from virtiopy.conformance.frontends.session import ProfiledSession
 from virtiopy.conformance.problems import NotApplicableError, works_with
 from virtiopy.conformance.sessions.trace import Trace
+from virtiopy.conformance.settings import PATIENCE_KEY, SESSION, TRACE
 from virtiopy.conformance.targets.target import Target
+from virtiopy.errors import ConfigError
 from virtiopy.spec import DeviceId
 
 #: Requests that are in flight when a guest is stopped, or its backend left.
@@ -28,7 +30,10 @@ def guest(request: pytest.FixtureRequest, virtio_target: Target) -> Iterator[Pro
     node = request.node
     patience = node.config.stash[PATIENCE_KEY]
     name: str = request.param
-    served = virtio_target.serve(patience)
+    try:
+        served = virtio_target.serve(patience)
+    except ConfigError as error:
+        pytest.exit(str(error), returncode=pytest.ExitCode.USAGE_ERROR)
     profile = profile_of(name, served.device_id)
     if profile is None:
         served.backend.close()

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from virtiopy.conformance.drivers.base import DeviceDriver
-from virtiopy.conformance.problems import BrokenError, NotApplicableError, about
+from virtiopy.conformance.problems import BrokenError, NotApplicableError, about, blaming
 from virtiopy.conformance.sessions.memory import END
 from virtiopy.conformance.sessions.vhostuser import VhostUserSession
 from virtiopy.spec import has_feature
@@ -57,6 +57,7 @@ class Log:
 @pytest.fixture
 def dirty_log(vhost_user: VhostUserSession, driver: DeviceDriver) -> Iterator[Log]:
     """Start the device, and give its backend a log; it does not write it yet."""
+    vhost_user.used_log = USED_LOG
     vhost_user.require_protocol(ProtocolFeature.LOG_SHMFD)
     if not has_feature(vhost_user.frontend.get_features(), VHOST_F_LOG_ALL):
         raise NotApplicableError("the backend does not offer VHOST_F_LOG_ALL")
@@ -107,7 +108,8 @@ def test_the_used_ring_is_marked_by_its_own_address(
 ) -> None:
     dirty_log.turn(on=True)
     index = driver.main_queue
-    vhost_user.log_used_ring(index, USED_LOG)
+    with blaming("migration:2"):
+        vhost_user.log_used_ring(index)
     driver.good()
     page = USED_LOG // VHOST_LOG_PAGE
     assert page in dirty_log.marked(), (
