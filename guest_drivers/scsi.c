@@ -5,6 +5,7 @@
  */
 #include "cpu.h"
 #include "virtio_test.h"
+#include "workload.h"
 
 #define VIRTIO_ID_SCSI		8
 #define VIRTIO_SCSI_F_HOTPLUG	1
@@ -161,7 +162,8 @@ static bool becomes_ready(struct virtio_test *t)
 	return false;
 }
 
-const char *const guest_options[] = { "scsi.vhost", NULL };
+/* scsi.requests=N: no tests, but N random reads of 4 KiB, scsi.depth=N at a time, by interrupt. */
+const char *const guest_options[] = { "scsi.vhost", "scsi.requests", "scsi.depth", NULL };
 
 /* scsi.vhost=1: skip what Linux's vhost-scsi is known to do differently. */
 static bool vhost;
@@ -320,6 +322,78 @@ static void set_up(struct virtio_test *t, uint64_t features)
 	virtio_driver_ok(t->device);
 }
 
+/* ----- scsi.requests ----- */
+
+struct read {
+	struct request request;
+	struct answer answer;
+	uint8_t data[ROOM];
+};
+
+struct reads {
+	struct read *reads;	/* one for each in flight */
+	uint64_t random;
+	uint32_t size;		/* bytes of a block */
+	uint32_t spots;		/* on the disk */
+};
+
+static bool submit(void *context, unsigned int slot)
+{
+	struct reads *r = context;
+	struct read *read = &r->reads[slot];
+	const struct virtq_element elements[] = {
+		{ &read->request, sizeof(read->request) },
+		{ &read->answer, sizeof(read->answer) },
+		{ read->data, ROOM },
+	};
+
+	/* Marsaglia's xorshift: three shifts, and no state but the number. */
+	r->random ^= r->random << 13;
+	r->random ^= r->random >> 7;
+	r->random ^= r->random << 17;
+	command(READ_10);
+	be32(request.cdb + 2, (uint32_t)(r->random % r->spots) * (ROOM / r->size));
+	request.cdb[8] = ROOM / r->size;
+	request.id = slot;
+	read->request = request;
+	read->answer.response = read->answer.status = 0xa5;
+	return virtq_add(&requestq, elements, 1, 2, VIRTQ_DIRECT, read);
+}
+
+static bool check(void *context, void *token, uint32_t len)
+{
+	const struct read *read = token;
+
+	(void)context;
+	(void)len;	/* vhost-scsi says 0 */
+	return read->answer.response == RESPONSE_OK && read->answer.status == GOOD;
+}
+
+static void measure(struct virtio_test *t, uint64_t count)
+{
+	struct reads reads = { .random = 1 };
+	const struct workload workload = {
+		.vq = &requestq,
+		.requests = count,
+		/* A request is three descriptors. */
+		.depth = MIN(workload_depth("scsi.depth"), QUEUE_SIZE / 3u),
+		.context = &reads,
+		.submit = submit,
+		.check = check,
+	};
+
+	command(READ_CAPACITY_10);
+	ask(t, 0, 8);
+	reads.size = from_be32(data + 4);
+	if (!is_good() || reads.size < 512 || reads.size > ROOM)
+		tap_bail_out("%s: no disk tells its capacity", t->name);
+	reads.spots = (uint32_t)(((uint64_t)from_be32(data) + 1) * reads.size / ROOM);
+	if (!reads.spots)
+		tap_bail_out("%s is smaller than one read", t->name);
+	reads.reads = memory_alloc(workload.depth * sizeof(*reads.reads), sizeof(uint64_t));
+	CHECK_IS(t, workload_run(&workload), count, "the blocks were read");
+}
+
 static void test_features(struct virtio_test *t, uint64_t features)
 {
 	set_up(t, features);
@@ -341,7 +415,15 @@ static void test_device(struct virtio_test *t)
 		0,
 		BIT(VIRTIO_SCSI_F_HOTPLUG) | BIT(VIRTIO_SCSI_F_CHANGE) | BIT(VIRTIO_F_EVENT_IDX),
 	};
+	const uint64_t requests = cmdline_number("scsi.requests", 0);
 
+	if (requests) {
+		virtio_test_name(t, 0);
+		set_up(t, t->device->offered & BIT(VIRTIO_F_EVENT_IDX));
+		CHECK(t, becomes_ready(t), "the first unit becomes ready");
+		measure(t, requests);
+		return;
+	}
 	virtio_test_basics(t);
 	virtio_test_feature_sets(t, feature_sets, ARRAY_SIZE(feature_sets), test_features);
 }

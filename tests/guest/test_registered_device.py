@@ -16,6 +16,7 @@ from tests.unit.test_control import serving
 from virtiopy.cli.exits import device_setup
 from virtiopy.devices.registry import entry_named, registered
 from virtiopy.exits.guest import OwnGuest
+from virtiopy.vm.slots import IoMode
 
 REPOSITORY = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "tests.echo"]
@@ -85,7 +86,7 @@ def test_its_cost_in_exits_can_be_measured() -> None:
     assert setup.name == "echo0"
     assert setup.guest == OwnGuest("probe", "echo.requests=7 echo.depth=2")
     assert setup.workload.count == 7
-    device = setup.build()
+    device = setup.build(IoMode.TRAPPED)
     assert isinstance(device, Echo)
     assert device.limit == 3
 

@@ -59,7 +59,7 @@ class LabOptions:
     memory: int = 3072
     modules: tuple[str, ...] = (
         *("kvm_amd", "vhost_net", "tun", "vhost_vsock", "vsock_loopback"),
-        *("vhost_scsi", "target_core_mod", "target_core_file"),
+        *("vhost_scsi", "target_core_mod", "target_core_file", "tcm_loop", "sg"),
     )
     qemu: tuple[str, ...] = ()
 

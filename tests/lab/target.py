@@ -1,41 +1,28 @@
-"""A target of the kernel's (LIO) for vhost-scsi, made in configfs and taken away again."""
+"""Targets of the lab's kernel: where configfs is not mounted yet, it is."""
 
-import os
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
-CONFIG = Path("/sys/kernel/config")
-TARGET = CONFIG / "target"
+from virtiopy.host.disk import DiskImage
+from virtiopy.host.target import TARGETS, ScsiTarget, TargetUnit
+
+SERIAL = "5001405000000a02"
 
 
-def _folder(stack: ExitStack, path: Path) -> Path:
-    """Make a folder, which is to make something in the kernel; it is removed at the end."""
-    path.mkdir()
-    stack.callback(path.rmdir)
-    return path
+def mount_configfs() -> None:
+    if not TARGETS.exists():
+        command = ["mount", "-t", "configfs", "configfs", str(TARGETS.parent)]
+        subprocess.run(command, check=True)
 
 
 @contextmanager
-def scsi_target(image: Path, wwpn: str) -> Iterator[None]:
-    """Have a target of this name, with the image as LUN 0 of target 0."""
-    if not TARGET.exists():
-        subprocess.run(["mount", "-t", "configfs", "configfs", CONFIG], check=True)
-    name = f"virtiopy-{os.getpid()}"
-    with ExitStack() as stack:
-        fabric = TARGET / "vhost"
-        if not fabric.exists():
-            _folder(stack, fabric)
-        hba = _folder(stack, TARGET / "core" / f"fileio_{os.getpid()}")
-        store = _folder(stack, hba / name)
-        size = image.stat().st_size
-        (store / "control").write_text(f"fd_dev_name={image},fd_dev_size={size}")
-        (store / "enable").write_text("1")
-        group = _folder(stack, _folder(stack, fabric / wwpn) / "tpgt_0")
-        (group / "nexus").write_text(f"naa.{int(wwpn[4:], 16) + 1:x}")
-        stack.callback((group / "nexus").write_text, "NULL")
-        link = _folder(stack, group / "lun" / "lun_0") / name
-        link.symlink_to(store)
-        stack.callback(link.unlink)
+def scsi_target(
+    image: Path, wwpn: str, *, fabric: str = "vhost", target: int = 0
+) -> Iterator[None]:
+    """Have a target of this name, with the image as LUN 0."""
+    mount_configfs()
+    unit = TargetUnit(target, 0, DiskImage(image), SERIAL, rotational=False)
+    with ScsiTarget([unit], wwpn=wwpn, fabric=fabric):
         yield

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.guest.vsock import echo
 from tests.patience import PATIENCE
 from tests.vm_linux.conftest import CID, Rig
 from tests.vm_linux.machine import Linux
@@ -189,3 +190,105 @@ def test_a_new_cid_ends_connections_and_the_guest_goes_on_with_it(rig: Rig, path
             assert rig.linux.sh("host socat - VSOCK-CONNECT:2:5003") == "here"
     finally:
         rig.vsock.change_cid(CID)
+
+
+def test_a_program_that_never_reads_stops_its_own_connection_and_no_other(
+    rig: Rig, path: Path
+) -> None:
+    full = threading.Event()
+    over = threading.Event()
+
+    def is_full() -> bool:
+        return any(
+            one.outbox.size > BUFFER_SIZE // 2 for one in list(rig.vsock.connections.values())
+        )
+
+    def never_read(end: socket.socket) -> None:
+        wait_until(is_full)
+        full.set()
+        assert over.wait(PATIENCE)
+
+    with program(path, 5004, never_read), program(path, 5005, lambda end: end.sendall(b"here")):
+        rig.linux.sh(
+            f"head -c {SIZE} /dev/zero >/tmp/zeroes; "
+            "(host socat -u FILE:/tmp/zeroes VSOCK-CONNECT:2:5004; echo $? >/tmp/status) "
+            "</dev/null >/tmp/said 2>&1 &"
+        )
+        assert full.wait(PATIENCE)
+        assert rig.linux.sh("host socat - VSOCK-CONNECT:2:5005 </dev/null") == "here"
+        # It has not been given up, and no more was taken than there is room for.
+        assert "status" not in rig.linux.sh("ls /tmp")
+        assert max(one.outbox.size for one in list(rig.vsock.connections.values())) <= BUFFER_SIZE
+        over.set()
+    # The program left with much of it unread.
+    wait_until(lambda: rig.linux.sh("cat /tmp/status 2>/dev/null", check=False) == "1")
+    rig.linux.sh("rm /tmp/zeroes /tmp/status /tmp/said")
+    wait_until(lambda: not rig.vsock.connections)
+
+
+# By night: the same at length.
+
+LARGE = 100 * MIB
+MANY, MANY_OF_THE_GUESTS = 2000, 500
+
+
+@pytest.mark.nightly
+def test_100_mib_of_the_guest_arrive(rig: Rig, path: Path) -> None:
+    # Each part of it says its number.
+    parts = f"for part in $(seq {LARGE // (4 * MIB)}); do echo $part; cat /tmp/part; done"
+    sums: list[str] = []
+
+    def talk(end: socket.socket) -> None:
+        found, size = hashlib.sha256(), 0
+        while more := end.recv(1 << 20):
+            found.update(more)
+            size += len(more)
+        assert size >= LARGE
+        sums.append(found.hexdigest())
+
+    with program(path, 5006, talk):
+        sent = rig.linux.sh(
+            f"head -c {4 * MIB} /dev/urandom >/tmp/part; ({parts}) | sha256sum; "
+            f"({parts}) | host socat -u - VSOCK-CONNECT:2:5006; rm /tmp/part"
+        )
+    assert sums == [sent.split()[0]]
+
+
+@pytest.mark.nightly
+def test_100_mib_of_a_program_arrive(rig: Rig, path: Path) -> None:
+    data = os.urandom(LARGE)
+
+    def talk() -> None:
+        with call(path, 1238) as end:
+            end.sendall(data)
+
+    caller = threading.Thread(target=talk)
+    caller.start()
+    received = rig.linux.sh("host socat -u VSOCK-LISTEN:1238 - | sha256sum")
+    caller.join()
+    assert received.split()[0] == hashlib.sha256(data).hexdigest()
+
+
+@pytest.mark.nightly
+def test_thousands_of_connections(rig: Rig, path: Path) -> None:
+    opened = rig.vsock.facts()["opened"]
+    assert isinstance(opened, int)
+    rig.linux.sh("host socat VSOCK-LISTEN:1239,fork PIPE >/dev/null 2>&1 & echo $! >/tmp/socat.pid")
+    for number in range(MANY):
+        with call(path, 1239) as end:
+            end.sendall(b"%d" % number)
+            assert end.recv(100) == b"%d" % number
+    rig.linux.sh("kill $(cat /tmp/socat.pid)")
+    with echo(path, 5007) as counts:
+        rig.linux.sh(
+            f"for number in $(seq {MANY_OF_THE_GUESTS}); do "
+            "said=$(echo $number | host socat -t 100 - VSOCK-CONNECT:2:5007); "
+            "test $said = $number || exit 1; done"
+        )
+    os.unlink(f"{path}_5007")
+    assert len(counts) == MANY_OF_THE_GUESTS
+    wait_until(lambda: not rig.vsock.connections)
+    now = rig.vsock.facts()["opened"]
+    assert isinstance(now, int)
+    # The first call may have come before the guest listened.
+    assert now - opened >= MANY + MANY_OF_THE_GUESTS

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from virtiopy.devices.streams import Stream
     from virtiopy.host.disk import CacheMode
     from virtiopy.vhost.user.rings import Lease
+    from virtiopy.vm.slots import IoMode
 
     _Build: TypeAlias = Callable[[DeviceOptions], VirtioDevice]
     _BuildServed: TypeAlias = Callable[[DeviceOptions], tuple[VirtioDevice, Lease | None]]
@@ -146,6 +147,16 @@ def build(entry: DeviceEntry, options: DeviceOptions) -> VirtioDevice:
             f"virtiopy has no {entry.kind} that another process serves: leave vhost-user= out."
         )
     return cast("_OpenVhostUser", find(entry.vhost_user))(socket, options)
+
+
+def builder(entry: DeviceEntry, text: str) -> "Callable[[IoMode], VirtioDevice]":
+    """Return what makes the device of an option's value that names no mode, for each mode."""
+
+    def build_in(mode: "IoMode") -> VirtioDevice:
+        words = f"{text},mode={mode.value}" if mode.value in entry.built_in else text
+        return build(entry, parse(entry, words))
+
+    return build_in
 
 
 def build_served(entry: DeviceEntry, options: DeviceOptions) -> "tuple[VirtioDevice, Lease | None]":

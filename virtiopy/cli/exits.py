@@ -5,7 +5,6 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, cast
 
@@ -246,6 +245,7 @@ def _modes_of(entry: DeviceEntry) -> list[str]:
         mode
         for mode in MODES
         if mode in workers
+        or mode in entry.built_in
         or mode in {"trapped", "ioeventfd"}
         or (mode == "vhost-user" and entry.vhost_user is not None)
     ]
@@ -298,7 +298,7 @@ def device_setup(
         workload=Workload(entry.name, workload.unit, way.what, count, depth),
         guest=OwnGuest(entry.guest_driver, way.arguments.format(count=count, depth=depth)),
         name=f"{entry.name}0",
-        build=partial(attachments.build, entry, options),
+        build=attachments.builder(entry, text),
         serve=_backend(entry, text),
         surroundings=_surroundings(way.surroundings, options) or nothing_else,
     )

@@ -1,7 +1,6 @@
 """virtiopy exits with a command: what Linux's own drivers cost, in each I/O mode."""
 
 import shlex
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,6 +70,6 @@ def linux_setup(
             Initrd(cache / "initramfs", initramfs.build(contents, task, cache)),
         ),
         name=f"{entry.name}0",
-        build=partial(attachments.build, entry, options),
+        build=attachments.builder(entry, text),
         serve=serve,
     )

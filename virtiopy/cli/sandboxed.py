@@ -12,6 +12,7 @@ from virtiopy.cli.attachments import needs_storage_daemon, vhost_user_path
 from virtiopy.cli.deferred import import_deferred
 from virtiopy.cli.options import DeviceOptions, note
 from virtiopy.devices.entry import DeviceEntry, find
+from virtiopy.errors import ConfigError
 from virtiopy.sandbox.calls import Ability
 from virtiopy.sandbox.files import removed, written
 from virtiopy.sandbox.landlock import READ, Rule
@@ -42,10 +43,14 @@ AT_THE_END = ("virtiopy.cli.report", "virtiopy.cpu.rare_exits", "tap.parser")
 
 @dataclass(slots=True, frozen=True)
 class Needs:
-    """What a device does of its own once it is set up: abilities, and files."""
+    """What a device does of its own once it is set up: abilities, and files.
+
+    `beyond` is what no sandbox lets it do, as a clause: there is none then.
+    """
 
     abilities: Ability = Ability.NONE
     rules: Sequence[Rule] = ()
+    beyond: str = ""
 
 
 def needs_of_disk(options: DeviceOptions) -> Needs:
@@ -54,7 +59,9 @@ def needs_of_disk(options: DeviceOptions) -> Needs:
 
 
 def needs_of_units(options: DeviceOptions) -> Needs:
-    """Say what the units of a SCSI host device need."""
+    """Say what the units of a SCSI host device need: root takes the kernel's target away."""
+    if options.text("mode", "") == "vhost" and options.parts:
+        return Needs(beyond="--scsi mode=vhost takes its target away at the end, as root")
     return _needs_of_images([part for _, part in options.parts])
 
 
@@ -113,6 +120,16 @@ class Sandbox:
             needs = cast("Callable[[DeviceOptions], Needs]", find(entry.needs))(options)
             self.abilities |= needs.abilities
             self.rules += needs.rules
+            if needs.beyond:
+                self._leave_out(needs.beyond)
+
+    def _leave_out(self, why: str) -> None:
+        """Have no sandbox; raises ConfigError where it was asked for."""
+        if self.mode is SandboxMode.ON:
+            raise ConfigError(f"{why}, which --sandbox on forbids: leave one of them out.")
+        if self.mode is SandboxMode.AUTO:
+            note(f"No sandbox: {why}.")
+        self.mode = SandboxMode.OFF
 
     def opens(self, target: str) -> None:
         """Keep what the host's side of a port takes away at its end: a link to a terminal."""

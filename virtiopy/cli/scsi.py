@@ -22,12 +22,17 @@ if TYPE_CHECKING:
 #: Digits of the serial number of a unit that was given none.
 _SERIAL_DIGITS = 20
 
+#: The mode in which the kernel has the units.
+VHOST = "vhost"
+
 
 def choose_scsi_mode(options: DeviceOptions, default: str) -> ModeChoice:
     """Return the mode: the kernel's target has one, which it has to have."""
-    if not options.text("vhost", ""):
-        return choose_mode(options, default)
-    return ModeChoice(options.choice("mode", ("vhost",), "vhost"))
+    if options.text("vhost", ""):
+        return ModeChoice(options.choice("mode", (VHOST,), VHOST))
+    if options.text("mode", "") == VHOST:
+        return ModeChoice(VHOST)
+    return choose_mode(options, default)
 
 
 def _build_vhost(wwpn: str, options: DeviceOptions) -> VirtioDevice:
@@ -42,10 +47,48 @@ def _build_vhost(wwpn: str, options: DeviceOptions) -> VirtioDevice:
     return KernelScsi(wwpn, num_queues=options.number("queues", 1, 1, 64))
 
 
+def _build_target(options: DeviceOptions) -> VirtioDevice:
+    """Make a target of the kernel's of the images, for the device's life."""
+    from virtiopy.host.target import ScsiTarget, TargetUnit
+    from virtiopy.vhost.kernel.scsi import KernelScsi
+
+    if options.text("queue-size", ""):
+        raise ConfigError(f"{options.option} mode=vhost has queues of 128: leave queue-size out.")
+    num_queues = options.number("queues", 1, 1, 64)
+    addresses = _addresses(options)
+    for kind, part in options.parts:
+        if kind != "disk" or part.flag("readonly") or needs_storage_daemon(part):
+            raise ConfigError(
+                f"{options.option} mode=vhost has raw images that can be written: leave "
+                f"{part.main} out, or use mode=ioeventfd."
+            )
+    with contextlib.ExitStack() as opened:
+        units = []
+        for address, (kind, part) in zip(addresses, options.parts, strict=True):
+            if not part.main:
+                raise ConfigError(f"{part.option} has {kind}= without an image: name one.")
+            serial = _serial(part)
+            rotational = part.flag("rotational", default=True)
+            image = _open_raw(kind, part, claimed=True, files=None)
+            opened.callback(image.close)
+            units.append(TargetUnit(address.target, address.lun, image, serial, rotational))
+        opened.pop_all()
+    with contextlib.ExitStack() as opened:
+        target = opened.enter_context(ScsiTarget(units))
+        device = KernelScsi(target.wwpn, num_queues=num_queues, release=target.close)
+        opened.pop_all()
+    return device
+
+
 def build_scsi(options: DeviceOptions) -> VirtioDevice:
-    """Make a SCSI host device of `disk=PATH[,lun=N][,...]...[,queues=N]`, or of `vhost=WWPN`."""
+    """Make a SCSI host device of `disk=PATH[,lun=N][,...]...[,queues=N]`, or of `vhost=WWPN`.
+
+    In vhost mode the kernel's target has the disks.
+    """
     if wwpn := options.text("vhost", ""):
         return _build_vhost(wwpn, options)
+    if options.text("mode", "") == VHOST:
+        return _build_target(options)
     device, _ = _build(options, claimed=True)
     return device
 
@@ -103,17 +146,11 @@ def _build(options: DeviceOptions, *, claimed: bool) -> "tuple[VirtioDevice, Seq
     from virtiopy.devices.scsi import Scsi
     from virtiopy.virtqueue.layout import QUEUE_SIZE_MAX, valid_queue_size
 
-    if not options.parts:
-        raise ConfigError(
-            f"{options.option} has no unit: write it as in {options.option} disk=disk.img."
-        )
+    addresses = _addresses(options)
     queue_size = options.number("queue-size", 256, 4, QUEUE_SIZE_MAX)
     if not valid_queue_size(queue_size):
         raise ConfigError(f"{options.option} has queue-size={queue_size}: use a power of 2.")
     num_queues = options.number("queues", 1, 1, 64)
-    addresses: dict[Address, DeviceOptions] = {}
-    for _, part in options.parts:
-        addresses[_address(part, addresses)] = part
     units: dict[Address, PrimaryUnit] = {}
     images: list[DiskImage] = []
     with contextlib.ExitStack() as opened:
@@ -127,6 +164,18 @@ def _build(options: DeviceOptions, *, claimed: bool) -> "tuple[VirtioDevice, Seq
         device.open_unit = _plug
         opened.pop_all()
     return device, images
+
+
+def _addresses(options: DeviceOptions) -> "Sequence[Address]":
+    """Return where each unit is to be; raises ConfigError, also where there is none."""
+    if not options.parts:
+        raise ConfigError(
+            f"{options.option} has no unit: write it as in {options.option} disk=disk.img."
+        )
+    addresses: dict[Address, DeviceOptions] = {}
+    for _, part in options.parts:
+        addresses[_address(part, addresses)] = part
+    return list(addresses)
 
 
 def _address(part: DeviceOptions, taken: "UnitAddresses") -> "Address":
@@ -219,17 +268,11 @@ def _open_unit(
 ) -> "tuple[PrimaryUnit, DiskImage | None]":
     """Open the image of a unit; raises ConfigError."""
     from virtiopy.devices.scsi import Cdrom, ScsiDisk
-    from virtiopy.devices.scsi.spc import SERIAL_MAX
     from virtiopy.host.disk import CacheMode
 
-    path = Path(part.main)
     if not part.main:
         raise ConfigError(f"{part.option} has {kind}= without an image: name one.")
-    serial = part.text("serial", "") or _serial_of(path)
-    if not serial.isascii() or not serial.isprintable() or len(serial) > SERIAL_MAX:
-        raise ConfigError(
-            f"{part.option} has serial={serial}: use up to {SERIAL_MAX} ASCII characters."
-        )
+    serial = _serial(part)
     cache = CacheMode(part.choice("cache", list(CacheMode), CacheMode.WRITEBACK))
     # All that is read of the options is checked before anything is opened.
     rotational = part.flag("rotational", default=True)
@@ -265,6 +308,18 @@ def _open_formatted(part: DeviceOptions, cache: "CacheMode", *, readonly: bool |
         disk = NbdDisk(daemon.connect, NBD_NAME, release=daemon.close)
         opened.pop_all()
     return disk
+
+
+def _serial(part: DeviceOptions) -> str:
+    """Return a unit's serial number; raises ConfigError."""
+    from virtiopy.devices.scsi.spc import SERIAL_MAX
+
+    serial = part.text("serial", "") or _serial_of(Path(part.main))
+    if not serial.isascii() or not serial.isprintable() or len(serial) > SERIAL_MAX:
+        raise ConfigError(
+            f"{part.option} has serial={serial}: use up to {SERIAL_MAX} ASCII characters."
+        )
+    return serial
 
 
 def _serial_of(path: Path) -> str:

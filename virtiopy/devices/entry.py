@@ -192,6 +192,10 @@ class DeviceEntry:
     #: device has no mode but those that every device has.
     choose_mode: str | None = None
 
+    #: The modes, besides those of its class, in which `build` makes another device: the value says
+    #: mode=MODE then.
+    built_in: tuple[str, ...] = ()
+
     #: The place of what makes the VM's side of one that another process serves, of its socket's
     #: path and the Options; None where there is no such thing.
     vhost_user: str | None = None

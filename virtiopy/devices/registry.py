@@ -257,14 +257,14 @@ _OWN = (
             "--scsi",
             "{disk=PATH|cdrom=FILE}[,target=N][,lun=N][,readonly=on][,rotational=off]"
             "[,cache=writeback|writethrough|none][,serial=ID][,format=FORMAT][,reaches=PATH]..."
-            "[,queues=N][,queue-size=N][,mode=trapped|ioeventfd], or vhost=WWPN[,queues=N], or "
-            "vhost-user=SOCKET",
+            "[,queues=N][,queue-size=N][,mode=trapped|ioeventfd|vhost], or vhost=WWPN[,queues=N], "
+            "or vhost-user=SOCKET",
             "Attach a SCSI host device, with a logical unit for each image or block device that "
             "`disk` names, in any format that --disk takes, and for each image of a disc that "
             "`cdrom` names. What follows one is about it, up to the next; a unit without a `lun` "
-            "has the first free one of its target. vhost=WWPN attaches a target of the kernel's, "
-            "by /dev/vhost-scsi. vhost-user=SOCKET attaches one that another "
-            "process serves.",
+            "has the first free one of its target. mode=vhost has the kernel's own target serve "
+            "the disks, by /dev/vhost-scsi, and vhost=WWPN attaches a target that is there. "
+            "vhost-user=SOCKET attaches one that another process serves.",
             keys=("queues", "queue-size", "vhost", "vhost-user"),
             repeatable=("reaches",),
             has_main=False,
@@ -278,9 +278,20 @@ _OWN = (
         ),
         build="virtiopy.cli.scsi:build_scsi",
         choose_mode="virtiopy.cli.scsi:choose_scsi_mode",
+        built_in=("vhost",),
         build_served="virtiopy.cli.scsi:build_served_scsi",
         vhost_user="virtiopy.cli.scsi:connect_scsi",
         needs="virtiopy.cli.sandboxed:needs_of_units",
+        workload=Workload(
+            "disk=PATH[,cache=MODE]...",
+            "Measure a SCSI host device with a disk on this image, by random reads of 4 KiB. "
+            "Nothing on it changes.",
+            unit="read",
+            count=1_000,
+            directions={
+                "read": Direction("of 4 KiB", "scsi.requests={count} scsi.depth={depth}"),
+            },
+        ),
         suite_driver=f"{_SUITE}.scsi:ScsiDriver",
         rigs={"scsi": f"{_RIGS}:build_scsi"},
         judge="virtiopy.check.scsi:ScsiJudge",

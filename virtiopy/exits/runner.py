@@ -35,14 +35,14 @@ def nothing_else(device: VirtioDevice) -> contextlib.AbstractContextManager[obje
 class Setup:
     """The VM and its guest: the same in each mode.
 
-    `build` makes the device, `name`d in the counts, and `serve` a process that serves the same;
-    they raise ConfigError and HostError. A run takes `timeout` seconds at most.
+    `build` makes the device for a mode, `name`d in the counts, and `serve` a process that serves
+    the same; they raise ConfigError and HostError. A run takes `timeout` seconds at most.
     """
 
     workload: Workload
     guest: Guest
     name: str
-    build: Callable[[], VirtioDevice]
+    build: Callable[[IoMode], VirtioDevice]
     serve: Callable[[], Backend]
     accelerator: str = "auto"
     timeout: float = 300.0
@@ -102,7 +102,7 @@ def measure(setup: Setup, mode: IoMode, *, exit_free: bool) -> tuple[Row, str]:
                 )
             )
             if served is None:
-                device = setup.build()
+                device = setup.build(mode)
             else:
                 device = served.open_device()
                 machine.measurement_port.backend_threads = served.threads

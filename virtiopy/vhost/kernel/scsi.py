@@ -6,7 +6,7 @@ or by hand, has the logical units. The device here has the configuration space a
 
 import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 from virtiopy import eventfds
@@ -77,16 +77,25 @@ def _target(wwpn: str) -> CData:
 class KernelScsi(VirtioDevice):
     """A SCSI host device (5.6) that is the kernel's: its units are those of the target `wwpn`.
 
-    A target's portal group has the SCSI target number of its own, which is 1 for tpgt_1. Raises
-    HostError where there is no /dev/vhost-scsi, ConfigError where there is no such target.
+    A target's portal group has the SCSI target number of its own, which is 1 for tpgt_1. `release`
+    is called when the device is closed. Raises HostError where there is no /dev/vhost-scsi,
+    ConfigError where there is no such target.
     """
 
     device_id: ClassVar[DeviceId] = DeviceId.SCSI_HOST
     feature_bits = ScsiFeature
     features = _HOTPLUG
 
-    def __init__(self, wwpn: str, *, num_queues: int = 1, vhost: VhostScsi | None = None) -> None:
+    def __init__(
+        self,
+        wwpn: str,
+        *,
+        num_queues: int = 1,
+        vhost: VhostScsi | None = None,
+        release: Callable[[], None] = lambda: None,
+    ) -> None:
         super().__init__()
+        self._release = release
         if not wwpn.isascii() or not 0 < len(wwpn) < _NAME_SIZE:
             raise ConfigError(
                 f"The target {wwpn[:40]} is none: name one as in naa.5001405000000001."
@@ -174,6 +183,7 @@ class KernelScsi(VirtioDevice):
         self._vhost.close()
         for eventfd in self._errors:
             os.close(eventfd)
+        self._release()
 
     def _start(self) -> None:
         if self.halted or not self.queues:
