@@ -91,10 +91,11 @@ def test_a_folder_that_goes_away_under_the_guest_is_an_error_there(
     (folder / "goes" / "away" / "file").write_text("content")
     shared.linux.sh(f"cat {mount}/goes/away/file")
     shutil.rmtree(folder / "goes")
+    # What it has read may be the guest's for a while: the server is asked for what is new.
     text = shared.linux.sh(
-        f"cat {mount}/goes/away/file; echo more >{mount}/goes/away/new; mkdir {mount}/goes/on; "
+        f"echo more >{mount}/goes/away/new; mkdir {mount}/goes/on; "
         f"test -e {mount}/large && echo the rest is there",
         check=False,
     )
-    assert text.count("No such file or directory") + text.count("nonexistent directory") == 3
+    assert text.count("No such file or directory") + text.count("nonexistent directory") == 2
     assert text.endswith("the rest is there")
