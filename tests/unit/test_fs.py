@@ -22,7 +22,7 @@ needs_virtiofsd = pytest.mark.skipif(
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ("missing,tag=files", "missing is none"),
+        ("missing,tag=files", "missing is no folder"),
         (".", "tag="),
         (f".,tag={'x' * 37}", "36 bytes"),
         ("vhost-user=missing.sock,tag=files", "No backend serves a device at missing.sock"),

@@ -244,6 +244,10 @@ class Shared:
     share: Share
     daemon: FsDaemon
 
+    def mounted(self, way: str) -> tuple[str, Path]:
+        """Where the guest has mounted a folder, and the folder."""
+        return {"9p": ("/mnt", self.folder), "fs": ("/tree", self.tree)}[way]
+
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:

@@ -244,14 +244,7 @@ _OWN = (
         # It is another process's from the start.
         served=False,
         in_process=False,
-        # FUSE_INIT of version 6.31, and the answer that there is no such protocol (EPROTO).
-        example=Example(
-            readable=bytes.fromhex("38000000 1a000000 0100000000000000 0000000000000000")
-            + bytes(16)
-            + bytes.fromhex("06000000 1f000000 0000000000000000"),
-            answer=bytes.fromhex("10000000 b9ffffff 0100000000000000"),
-            queue=1,
-        ),
+        suite_driver=f"{_SUITE}.fs:FsDriver",
         judge="virtiopy.check.fs:FsJudge",
         linux_modules=("virtiofs",),
     ),

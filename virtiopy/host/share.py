@@ -15,6 +15,7 @@ from pathlib import Path
 from virtiopy.devices.ninep import HEADER_SIZE, MESSAGE_MAX, FileServerUser, header_of, make_message
 from virtiopy.errors import ConfigError
 from virtiopy.eventloop import READABLE, WRITABLE, EventLoop, Watch
+from virtiopy.host.folders import check_folder
 from virtiopy.host.launcher import FILE_CAPABILITIES, Launcher, find_tool
 from virtiopy.sandbox.launching import INSIDE
 
@@ -36,10 +37,7 @@ class Share:
                     f"The share {folder} needs {tool}, which is not here: "
                     f"apt-get install {package}."
                 )
-        if not folder.is_dir():
-            raise ConfigError(f"The share {folder} is no folder: name one that is.")
-        if not os.access(folder, os.R_OK | os.X_OK):
-            raise ConfigError(f"The share {folder} cannot be read: name a folder that can.")
+        check_folder(folder, "The share")
         self._session: Session | None = None
         #: The only user that diod can be; None where it can be any. We may be another one later.
         self._user = os.geteuid() or None

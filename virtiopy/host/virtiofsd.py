@@ -10,6 +10,7 @@ from pathlib import Path
 
 from virtiopy.closing import Closing
 from virtiopy.errors import ConfigError
+from virtiopy.host.folders import check_folder
 from virtiopy.host.launcher import FILE_CAPABILITIES, Launcher, find_tool
 from virtiopy.sandbox.launching import INSIDE
 
@@ -29,8 +30,7 @@ class FsDaemon(Closing):
                 f"The folder {folder} needs {VIRTIOFSD}, which is not here: apt-get install "
                 "qemu-system-common, or attach vhost-user=SOCKET of a virtiofsd of your own."
             )
-        if not folder.is_dir():
-            raise ConfigError(f"The folder {folder} is none: name one that is.")
+        check_folder(folder, "The shared folder")
         if os.geteuid() != 0:
             raise ConfigError(
                 f"The folder {folder} needs root, as which alone virtiofsd runs: use --share for "

@@ -29,6 +29,7 @@ class Area(enum.Enum):
     BALLOON = "balloon"  # 5.5
     SCSI = "scsi"  # 5.6
     VSOCK = "vsock"  # 5.10
+    FS = "fs"  # 5.11
     VHOST_USER = "vhost-user"  # the protocol's own, which are no sentences of the specification's
 
 

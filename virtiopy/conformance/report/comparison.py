@@ -30,6 +30,7 @@ AREAS = {
     Area.BALLOON: ("traditional balloon device", "5.5"),
     Area.SCSI: ("SCSI host device", "5.6"),
     Area.VSOCK: ("Socket device", "5.10"),
+    Area.FS: ("File system device", "5.11"),
 }
 
 #: Characters of a target's name in a heading.

@@ -1,0 +1,1 @@
+"""What the specification asks of file system devices."""
