@@ -76,6 +76,18 @@ def own_device(folder: Path, broken: str, options: str = "") -> None:
     (folder / "test_own.py").write_text(text)
 
 
+FAILS_ONCE_IN_A_RUN = """\
+    failed = []
+
+    def complete(self, queue, chain):
+        # The third request of the process's life, whichever walk it is in.
+        self.failed.append(chain)
+        if len(self.failed) == 3:
+            return
+        queue.push(chain, self.serve(queue, chain))
+"""
+
+
 def walk(folder: Path, *arguments: str) -> str:
     """Walk, where it has to fail; returns what was said."""
     run = run_pytest("--virtio-patience=0.2", "-k", "random_walk", *arguments, folder=folder)
@@ -110,6 +122,14 @@ def test_a_walk_finds_what_is_broken_and_shows_it_in_a_few_steps(
     run = run_pytest(f"--virtio-replay={path}", folder=tmp_path)
     assert run.returncode == 0, run.stdout
     assert "1 passed" in run.stdout
+
+
+@pytest.mark.thorough
+def test_a_walk_that_fails_once_says_with_what(tmp_path: Path) -> None:
+    own_device(tmp_path, FAILS_ONCE_IN_A_RUN, "")
+    said = walk(tmp_path, "--virtio-walks=5")
+    assert "not within 0.2 s" in said
+    assert "The same again, which does not fail each time: --virtio-replay=" in said
 
 
 def test_files_of_walks_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,14 +14,20 @@ from pathlib import Path
 
 import pytest
 
+from tests.guest.accelerators import has_unicorn
 from tests.guest.support import VIRTIOPY, assert_one_sentence, make_image, virtiopy
+from tests.namespace import Namespace, needs_taps
 from tests.patience import PATIENCE
 from tests.processes import wait_until
+from virtiopy.cache import cache_folder
 from virtiopy.control.client import ask, device_facts
 from virtiopy.errors import ConfigError, HostError
 from virtiopy.host.launcher import find_tool
 from virtiopy.host.storage import DAEMON
-from virtiopy.sandbox.process import lacking
+from virtiopy.host.virtiofsd import find_virtiofsd
+from virtiopy.linux.kernels import NoKernelError, find_kernel
+from virtiopy.sandbox.process import User, lacking
+from virtiopy.vhost.user.record.format import header
 
 #: Runs a command line, and once it is in the sandbox tries each thing that it must not do. A name
 #: is followed by how it failed; None where it did not.
@@ -96,6 +102,22 @@ needs_share = pytest.mark.skipif(
     find_tool("diod") is None or find_tool("bwrap") is None,
     reason="apt-get install diod bubblewrap",
 )
+needs_fs = pytest.mark.skipif(
+    find_virtiofsd() is None, reason="virtiofsd takes root: apt-get install qemu-system-common"
+)
+
+
+def _has_linux() -> bool:
+    try:
+        find_kernel(cache_folder())
+    except NoKernelError:
+        return False
+    return has_unicorn() and shutil.which("busybox") is not None
+
+
+needs_linux = pytest.mark.skipif(
+    not _has_linux(), reason="no kernel to boot, no unicorn, or no busybox"
+)
 
 
 @dataclass(slots=True, frozen=True)
@@ -155,10 +177,17 @@ def disk(tmp_path: Path) -> Path:
         ["run", "--accel", "tcg", "--disk", "disk.img", "--mode", "trapped", "--json", "r.json"],
         ["run", "--disk", "disk.img,mode=native,workers=2,queues=2", "--rng", "--console", "pty"],
         pytest.param(["run", "--share", ".,tag=files", "--console", "pty"], marks=needs_share),
+        pytest.param(["run", "--fs", ".,tag=files", "--scsi", "disk=disk.img"], marks=needs_fs),
+        pytest.param(
+            ["linux", "--accel", "tcg", "--disk", "disk.img", "--", "true"], marks=needs_linux
+        ),
         ["serve", "blk", "disk.img", "--socket", "s.sock"],
         ["serve", "rng", "--socket", "s.sock"],
     ],
-    ids=["run", "run-tcg", "run-native", "run-share", "serve-blk", "serve-rng"],
+    ids=[
+        *("run", "run-tcg", "run-native", "run-share", "run-fs", "linux"),
+        *("serve-blk", "serve-rng"),
+    ],
 )
 def test_a_process_cannot_do_what_it_does_not_need(
     arguments: list[str], disk: Path, tmp_path: Path
@@ -197,11 +226,37 @@ def test_a_user_that_is_none_is_refused(disk: Path) -> None:
     assert_one_sentence(outcome, "no-such-user", "/etc/passwd")
 
 
+def test_a_number_of_thousands_of_digits_is_no_user() -> None:
+    with pytest.raises(ConfigError, match="this host has no such user"):
+        User.named("9" * 5000)
+
+
 @needs_sandbox
-def test_a_backend_that_connects_may_connect_to_unix_sockets_alone(
-    disk: Path, tmp_path: Path
+@needs_taps
+def test_a_served_network_device_cannot_do_what_it_does_not_need(tmp_path: Path) -> None:
+    with Namespace() as namespace:
+        tap = f"tap=t0,create=on,netns={namespace.name}"
+        assert _try(["serve", "net", tap, "--socket", "s.sock"], tmp_path).failed == _FORBIDDEN
+
+
+@needs_sandbox
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["serve", "blk", "disk.img", "--socket", "s.sock", "--connect"],
+        ["serve", "vsock", "cid=3,path=v", "--socket", "s.sock"],
+        ["run", "--vsock", "cid=3,path=v"],
+        ["proxy", "--listen", "s.sock", "--connect", "b.sock", "--check", "--record", "r.rec"],
+        ["replay", "r.rec", "--socket", "b.sock"],
+    ],
+    ids=["serve-connect", "serve-vsock", "run-vsock", "proxy", "replay"],
+)
+def test_what_connects_may_connect_to_unix_sockets_alone(
+    arguments: list[str], disk: Path, tmp_path: Path
 ) -> None:
-    tried = _try(["serve", "blk", "disk.img", "--socket", "s.sock", "--connect"], tmp_path)
+    if arguments[0] == "replay":
+        (tmp_path / "r.rec").write_text(header())
+    tried = _try(arguments, tmp_path)
     assert tried.failed == {**_FORBIDDEN, "unix": "FileNotFoundError"}
 
 

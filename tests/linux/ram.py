@@ -20,7 +20,8 @@ from tests.lab.machine import CACHE
 from tests.lab.plugin import NOT_TO_BE_HAD
 from tests.patience import PATIENCE
 from virtiopy.closing import Closing
-from virtiopy.linux.kernels import LinuxKernel
+from virtiopy.linux import initramfs
+from virtiopy.linux.programs import find_program
 
 MEMORY = 384
 
@@ -29,7 +30,7 @@ MEMORY = 384
 SOUND = r"round \d+ is sound"
 PINGED = r"seq=\d+"
 
-_INIT = Path(__file__).with_name("init.sh")
+_WORK = Path(__file__).with_name("verify.sh")
 _MODULES = ("virtio_pci", "virtio_blk", "virtio_net")
 #: What the kernel is told.
 PARAMETERS = "console=ttyS0 quiet panic=-1 mitigations=off no5lvl init_on_alloc=0 apparmor=0"
@@ -41,7 +42,7 @@ _PACKAGES = {
 
 
 class RamLinux:
-    """A kernel, and an initramfs with busybox, fio and `init.sh`, in `folder`."""
+    """A kernel, and an initramfs with busybox, fio and `verify.sh` to run, in `folder`."""
 
     def __init__(self, config: pytest.Config, folder: Path) -> None:
         missing = [package for tool, package in _PACKAGES.items() if not shutil.which(tool)]
@@ -54,64 +55,10 @@ class RamLinux:
         except LabMissingError as error:
             pytest.skip(f"{NOT_TO_BE_HAD}: {error}")
         self.kernel = kernel.image
-        self.initramfs = _make_initramfs(kernel, folder)
-
-
-def _make_initramfs(kernel: LinuxKernel, folder: Path) -> Path:
-    root = folder / "root"
-    for name in ("bin", "dev", "proc", "sys", "tmp", "modules"):
-        (root / name).mkdir(parents=True)
-    shutil.copy(_INIT, root / "init")
-    (root / "init").chmod(0o755)
-    shutil.copy(_which("busybox"), root / "bin")
-    _run(root, str(root / "bin/busybox"), "--install", "-s", str(root / "bin"))
-    for applet in (root / "bin").iterdir():
-        if applet.is_symlink():
-            applet.unlink()
-            applet.symlink_to("/bin/busybox")
-    _copy_modules(kernel, root / "modules")
-    fio = _which("fio")
-    shutil.copy(fio, root / "bin")
-    for library in re.findall(r"(/\S+) \(0x", _run(root, "ldd", fio)):
-        target = root / library.lstrip("/")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(library, target)
-    archive = folder / "initramfs"
-    names = "\n".join(str(path.relative_to(root)) for path in sorted(root.rglob("*")))
-    with archive.open("wb") as stream:
-        subprocess.run(
-            ["busybox", "cpio", "-o", "-H", "newc"],
-            cwd=root,
-            input=names.encode(),
-            stdout=stream,
-            stderr=subprocess.DEVNULL,
-            check=True,
-        )
-    return archive
-
-
-def _copy_modules(kernel: LinuxKernel, target: Path) -> None:
-    modules = kernel.modules
-    assert modules is not None, kernel
-    needs = dict(line.split(":") for line in (modules / "modules.dep").read_text().splitlines())
-    order: list[str] = []
-    for name in _MODULES:
-        (module,) = (path for path in needs if Path(path).stem == name)
-        for path in [*reversed(needs[module].split()), module]:
-            if Path(path).name not in order:
-                shutil.copy(modules / path, target)
-                order.append(Path(path).name)
-    (target / "order").write_text("\n".join([*order, ""]))
-
-
-def _which(tool: str) -> str:
-    found = shutil.which(tool)
-    assert found is not None
-    return found
-
-
-def _run(folder: Path, *command: str) -> str:
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
+        self.initramfs = folder / "initramfs"
+        contents = initramfs.Contents(kernel, _MODULES, (find_program("fio"),))
+        task = initramfs.Task([_WORK.read_text()], interactive=False)
+        self.initramfs.write_bytes(initramfs.build(contents, task, CACHE))
 
 
 class RamGuest(Closing):

@@ -55,6 +55,30 @@ def test_a_sound_driver_of_a_scsi_host_breaks_nothing(scsi: tuple[ScsiBench, Dri
     assert kept(check) >= {"5.6.6.1.2:1", "5.6.6.3.1:1"}
 
 
+def test_buffers_past_the_entry_that_avail_event_names_take_no_kick(
+    scsi: tuple[ScsiBench, DriverCheck],
+) -> None:
+    bench, check = scsi
+    bench.driver.start()
+    # The device does not take them: the entry that it asked to be told of is the first.
+    bench.offer_event()
+    for _ in range(7):
+        bench.offer_event_quietly()
+    bench.request(b"\0" * 6)
+    assert found(check) == set()
+
+
+def test_a_driver_that_fills_the_entry_that_avail_event_names_without_a_kick(
+    scsi: tuple[ScsiBench, DriverCheck],
+) -> None:
+    bench, check = scsi
+    bench.driver.start()
+    for _ in range(8):
+        bench.offer_event_quietly()
+    bench.request(b"\0" * 6)
+    assert found(check) == {"2.7.10.1:6"}
+
+
 def test_a_driver_that_gives_no_buffers_for_events(scsi: tuple[ScsiBench, DriverCheck]) -> None:
     bench, check = scsi
     bench.driver.start()

@@ -1,5 +1,6 @@
 """How the command starts and ends: what is imported late, and what is left out at the end."""
 
+import shlex
 import subprocess
 import sys
 import threading
@@ -132,6 +133,12 @@ def test_the_smallest_guest_imports_nothing_that_it_does_not_use() -> None:
 )
 def test_the_status_is_the_command_s(arguments: tuple[str, ...], status: int) -> None:
     assert run("", *arguments).returncode == status
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_the_status_is_the_same_where_a_shell_closed_a_file(closed: str) -> None:
+    words = [sys.executable, "-m", "virtiopy", "--version"]
+    assert subprocess.run(f"{shlex.join(words)} {closed}", shell=True, check=False).returncode == 0
 
 
 def test_what_was_to_be_done_at_the_end_is_done() -> None:

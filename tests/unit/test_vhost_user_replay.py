@@ -19,6 +19,8 @@ from virtiopy.errors import ConfigError
 from virtiopy.spec import DeviceId
 from virtiopy.vhost.user import backend
 from virtiopy.vhost.user.frontend import connect
+from virtiopy.vhost.user.memory import FrontendMemory
+from virtiopy.vhost.user.messages import MemoryRegion, RingAddresses
 from virtiopy.vhost.user.record.format import (
     AvailableEvent,
     CutOffError,
@@ -36,6 +38,7 @@ from virtiopy.vhost.user.record.format import (
 )
 from virtiopy.vhost.user.record.player import Player
 from virtiopy.vhost.user.record.recorder import LIMIT, Recorder
+from virtiopy.vhost.user.record.ring import PlayedRing
 from virtiopy.virtqueue.buffers import gather, scatter
 from virtiopy.virtqueue.driver import Piece
 from virtiopy.virtqueue.queue import Chain, Virtqueue
@@ -277,6 +280,18 @@ def test_a_recording_that_is_cut_off_is_played_as_far_as_it_is_whole(tmp_path: P
             "before that is started",
         ),
         ("\udcff", "no text"),
+        ("[" * 100_000 + "\n", "its first line"),
+        (header() + "[" * 100_000 + "\n", "its line 2 is no event"),
+        (
+            header() + '{"message": "REM_MEM_REG", "request": 38, "from": "frontend", "flags": 1, '
+            '"payload": "", "files": 1000000000000}\n',
+            "its line 2 is no event",
+        ),
+        (
+            header() + '{"available": 1, "queue": 0, "head": 1, "data": "", '
+            '"descriptors": [[0, 0, 0, 0, 1099511627776, 0]]}\n',
+            "its line 2 is no event",
+        ),
     ],
 )
 def test_what_is_no_recording_is_refused_in_a_sentence(
@@ -329,3 +344,40 @@ def test_chains_that_came_too_late_are_counted(tmp_path: Path) -> None:
     lines.insert(-2, encode(MissedEvent(0, 3), 0))
     path.write_text("".join(lines))
     assert play(path, Upper())[1].tally.missed == 3
+
+
+# Recordings that lie
+
+REGION = MemoryRegion(0, 1 << 16, 0x7000_0000, 0)
+CHAIN = AvailableEvent(1, 0, 3, (), b"")
+
+
+def _started_ring(memory: FrontendMemory, base: int) -> PlayedRing:
+    """Start a ring of 4 entries at the beginning of memory."""
+    fd = os.memfd_create("recorded")
+    os.ftruncate(fd, REGION.size)
+    memory.add(REGION, fd)
+    ring = PlayedRing(0)
+    ring.size, ring.base = 4, base
+    here = REGION.user_address
+    ring.addresses = RingAddresses(0, 0, here, here + 0x200, here + 0x100, 0)
+    ring.start(memory, event_idx=False)
+    return ring
+
+
+def test_a_ring_that_is_said_to_be_larger_once_it_is_started_keeps_its_room() -> None:
+    with FrontendMemory() as memory, _started_ring(memory, 1000) as ring:
+        ring.size = 32768
+        ring.make_available(memory, CHAIN)
+        assert memory.read(0x100, 12) == bytes(2) + (1001).to_bytes(2, "little") + b"\3" + bytes(7)
+        assert memory.read(0x100 + 4 + 2 * 1000, 2) == bytes(2)
+
+
+def test_a_ring_whose_memory_is_taken_away_is_started_no_more() -> None:
+    with FrontendMemory() as memory, _started_ring(memory, 0) as ring:
+        memory.remove(REGION)
+        ring.memory_changed(memory)
+        with pytest.raises(ConfigError, match="before that is started"):
+            ring.make_available(memory, CHAIN)
+        ring.ask_for_call()
+        ring.collect(memory)

@@ -133,10 +133,23 @@ def copy_into(folder: Path, source: Path, target: Path) -> None:
         shutil.copy(source, target)
 
 
-@pytest.fixture(scope="session")
-def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    if not has_unicorn():
-        pytest.skip("unicorn is not installed")
+@dataclass(slots=True, frozen=True)
+class RigOptions:
+    """What Linux runs on: an accelerator, CPUs, and modes; the disk has twice as many queues.
+
+    `net_mode` is the network device's mode, which has a pair of queues for each CPU. The kernel is
+    told `words` besides.
+    """
+
+    accel: str = "tcg"
+    cpus: int = 1
+    mode: IoMode = IoMode.IOEVENTFD
+    net_mode: IoMode = IoMode.IOEVENTFD
+    words: str = ""
+
+
+def skip_without_its_needs() -> None:
+    """Skip where the rig is not to be had, saying what is missing."""
     if os.geteuid() != 0 or not Path("/dev/net/tun").exists():
         pytest.skip("a tap takes root and /dev/net/tun")
     needs("ip", "busybox", "genisoimage", *PROGRAMS)
@@ -144,7 +157,11 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
         find_kernel(cache_folder())
     except NoKernelError as error:
         pytest.skip(str(error))
-    folder = tmp_path_factory.mktemp("linux")
+
+
+@contextlib.contextmanager
+def make_rig(folder: Path, options: RigOptions) -> Iterator[Rig]:
+    """Boot Linux with every device; files and sockets are in `folder`."""
     (folder / "disk.img").touch()
     os.truncate(folder / "disk.img", DISK_SIZE)
     (folder / "second.img").write_bytes(bytes(8 << 20))
@@ -154,15 +171,21 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
         subprocess.run(["ip", "netns", "add", namespace], check=True)
         stack.callback(subprocess.run, ["ip", "netns", "del", namespace], check=True)
         tap = TapConfig(
-            "tap0", create=True, address=ip_interface(f"{HOST}/24"), mtu=MTU, netns=namespace
+            "tap0",
+            create=True,
+            address=ip_interface(f"{HOST}/24"),
+            mtu=MTU,
+            netns=namespace,
+            queues=options.cpus,
         )
         console, port = Typist(Size(80, 24)), Typist()
         balloon = Balloon(statistics_interval=1)
         net = Net(Tap(tap), mac=default_mac(tap))
         scsi = make_scsi(folder)
         vsock = Vsock(CID, HybridSockets(folder / "vm.sock", seqpacket=folder / "vm.seq"))
+        queues = 1 if options.cpus == 1 else 2 * options.cpus
         devices = {
-            "blk0": Blk(DiskImage(folder / "disk.img"), serial="0123456789"),
+            "blk0": Blk(DiskImage(folder / "disk.img"), serial="0123456789", num_queues=queues),
             "blk1": Blk(DiskImage(folder / "second.img", readonly=True)),
             "blk2": Blk(DiskImage(folder / "programs.img", readonly=True)),
             "net0": net,
@@ -172,10 +195,28 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
             "scsi0": scsi,
             "vsock0": vsock,
         }
-        linux = stack.enter_context(Linux(devices))
+        linux = stack.enter_context(
+            Linux(
+                devices,
+                accel=options.accel,
+                cpus=options.cpus,
+                mode=options.mode,
+                modes={"net0": options.net_mode},
+                words=options.words,
+            )
+        )
         linux.sh(MOUNT_PROGRAMS)
         linux.sh(f"ip address add {GUEST}/24 dev eth0; ip link set eth0 up")
         yield Rig(linux, folder, namespace, console, port, balloon, net, scsi, vsock)
+
+
+@pytest.fixture(scope="session")
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    if not has_unicorn():
+        pytest.skip("unicorn is not installed")
+    skip_without_its_needs()
+    with make_rig(tmp_path_factory.mktemp("linux"), RigOptions()) as made:
+        yield made
 
 
 @pytest.fixture

@@ -135,7 +135,7 @@ class Typist:
 class Linux(Closing):
     """A booted Linux with devices, each given by its name; it runs until it is closed.
 
-    Each is in `mode`, or in its own of `modes`.
+    Each is in `mode`, or in its own of `modes`. The kernel is told `words` besides.
     """
 
     def __init__(
@@ -151,6 +151,7 @@ class Linux(Closing):
         programs: Sequence[Path] = (),
         image: Path | None = None,
         kernel: LinuxKernel | None = None,
+        words: str = "",
     ) -> None:
         kernel = kernel or find_kernel(cache_folder())
         contents = initramfs.Contents(kernel, tuple(modules), tuple(programs))
@@ -178,7 +179,7 @@ class Linux(Closing):
                 self.machine.add_device(device, name, (modes or {}).get(name, mode))
             self.pc = stack.enter_context(Pc(self.machine, self.output.write, self.typist))
             path = image or unpacked(kernel.image, cache_folder())
-            self.pc.boot(open_kernel(path), f"{DEFAULT_WORDS} {WORDS}", initrd)
+            self.pc.boot(open_kernel(path), f"{DEFAULT_WORDS} {WORDS} {words}", initrd)
             self._thread = threading.Thread(target=self._run, name="machine")
             self._thread.start()
             stack.callback(self._stop)

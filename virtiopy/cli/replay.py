@@ -11,7 +11,10 @@ import click
 
 from virtiopy.cli.main import EXIT_GUEST_FAILED
 from virtiopy.cli.options import Seconds, note
+from virtiopy.cli.sandboxed import Sandbox, sandbox_option
 from virtiopy.errors import ConfigError
+from virtiopy.sandbox.calls import Ability
+from virtiopy.sandbox.process import SandboxMode
 
 
 @click.command(
@@ -42,26 +45,41 @@ from virtiopy.errors import ConfigError
     metavar="SECONDS",
     help="Wait so long for an answer, or for a chain to be used (10).",
 )
+@sandbox_option
 def command(
-    *, recording: Path, spawn: str | None, path: Path | None, any_order: bool, patience: float
+    *,
+    recording: Path,
+    spawn: str | None,
+    path: Path | None,
+    any_order: bool,
+    patience: float,
+    sandbox: str,
+    user: str | None,
 ) -> int:
     """Play the driver of RECORDING to a backend, and say where that answers otherwise.
 
     RECORDING is a file of `virtiopy proxy --record`. The backend is told the same messages, and
     has the same chains with the same bytes. Each difference is a line: another answer to a
     message, another used length, other bytes, another order. The status is 1 where there is one.
+    With --spawn there is no sandbox: it starts programs.
     """
     from virtiopy.vhost.user.record.format import CutOffError, read
     from virtiopy.vhost.user.record.player import Player
 
     if (spawn is None) == (path is None):
         raise ConfigError("Say what to play to: give one of --spawn, --socket.")
+    box = Sandbox("off" if spawn is not None and sandbox == "auto" else sandbox, user)
+    if spawn is not None and box.mode is not SandboxMode.OFF:
+        raise ConfigError("--spawn starts programs, which --sandbox on forbids: use --socket.")
+    box.abilities |= Ability.CONNECT
     events = read(recording)
     # A file that is none is found before anything is started.
     first = list(itertools.islice(events, 1))
     cut = ""
     with contextlib.ExitStack() as stack:
-        player = Player(_connector(spawn, path, stack), click.echo, patience, any_order)
+        connector = _connector(spawn, path, stack)
+        box.enter()
+        player = Player(connector, click.echo, patience, any_order)
         try:
             player.play(itertools.chain(first, events))
         except CutOffError as error:

@@ -37,6 +37,8 @@ def _leave(status: object) -> None:
     if not isinstance(status, int) or any(not each.daemon for each in others):
         return
     atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        # None where a shell closed it, as `2>&-` does.
+        if stream is not None:
+            stream.flush()
     os._exit(status)

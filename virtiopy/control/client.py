@@ -47,7 +47,7 @@ def ask(
         raise HostError(f"The machine at {path} ended before it answered: start it again.")
     try:
         answer: Json = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         answer = None
     if not isinstance(answer, dict):
         raise ConfigError(f"What listens at {path} is no machine: mend the path.")

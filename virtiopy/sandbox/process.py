@@ -36,7 +36,7 @@ class User:
         """Find one by name or number; raises ConfigError."""
         try:
             found = pwd.getpwuid(int(name)) if name.isdecimal() else pwd.getpwnam(name)
-        except (KeyError, OverflowError) as error:
+        except (KeyError, OverflowError, ValueError) as error:
             raise ConfigError(
                 f"--user has {name!r}, and this host has no such user: name one of /etc/passwd, "
                 "as in --user daemon."

@@ -126,7 +126,7 @@ def read(path: Path) -> Document:
         raise ConfigError(
             f"The report {path} cannot be read ({error.strerror}): name one of --report FILE.json."
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(
             f"The report {path} is no JSON: give one of --report FILE.json."
         ) from error

@@ -67,7 +67,8 @@ def test_a_random_walk(request: pytest.FixtureRequest, virtio_target: Target, wa
     with virtio_target.open(Trace(), patience) as session:
         features = names_of(session)
     number = request.config.getoption("--hypothesis-seed", None)
-    steps = Search(go, patience, None if number is None else int(number)).run(features, walks.count)
+    search = Search(go, patience, None if number is None else int(number))
+    steps = search.run(features, walks.count)
     if steps is None:
         return
     failure: AssertionError | DeviceError | None = None
@@ -75,11 +76,15 @@ def test_a_random_walk(request: pytest.FixtureRequest, virtio_target: Target, wa
         go(steps, patience)
     except (AssertionError, DeviceError) as error:
         failure = error
-    assert failure is not None, "a walk failed once, and not when it was walked again"
+    again = "The same again"
+    if failure is None:
+        failure = search.failure
+        again = "The same again, which does not fail each time"
+    assert failure is not None, "the search has given steps that failed"
     path = new_file()
     save(path, steps, [f"A walk that {virtio_target.name} does not stand:", *first_line(failure)])
     lines = "\n".join(f"    {step}" for step in steps)
-    words = f"{first_line(failure)[0]}\n\n{lines}\n\nThe same again: --virtio-replay={path}"
+    words = f"{first_line(failure)[0]}\n\n{lines}\n\n{again}: --virtio-replay={path}"
     raise said_of(failure, words)
 
 

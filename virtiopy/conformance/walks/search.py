@@ -73,6 +73,8 @@ class Search:
         self._go = go
         self._patience = patience
         self._number = number
+        #: What the last walk that failed has failed with.
+        self.failure: AssertionError | DeviceError | None = None
         self._failing: list[list[Step]] = []
         self._end = float("inf")
 
@@ -119,7 +121,8 @@ class Search:
         patience = min(self._patience, SHRINK_PATIENCE) if self._failing else self._patience
         try:
             self._go(steps, patience)
-        except (AssertionError, DeviceError):
+        except (AssertionError, DeviceError) as error:
+            self.failure = error
             if not self._failing:
                 self._end = time.monotonic() + SHRINK_TIME
             self._failing.append(steps)
@@ -128,6 +131,7 @@ class Search:
     def _fails(self, steps: list[Step], patience: float) -> bool:
         try:
             self._go(steps, patience)
-        except (AssertionError, DeviceError):
+        except (AssertionError, DeviceError) as error:
+            self.failure = error
             return True
         return False

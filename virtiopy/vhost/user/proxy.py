@@ -312,7 +312,9 @@ class Session(Closing):
         self._look(index)
 
     def _called(self, index: int) -> None:
-        self._look(index, notified=True)
+        # libvhost-user notifies as soon as it has the eventfd, when there is no ring yet.
+        if self._ring(index).addresses is not None:
+            self._look(index, notified=True)
         for one in self._seen_by:
             one.called(index)
 

@@ -14,9 +14,15 @@ from pathlib import Path
 from typing import IO, Any
 
 from virtiopy.errors import ConfigError
+from virtiopy.vhost.user.messages import REGIONS_MAX
 
 FORMAT = "virtiopy recording"
 VERSION = 1
+
+#: What comes with a message, and what a message has room for.
+_FILES_MAX = REGIONS_MAX
+_WORD_MAX = 0xFFFF_FFFF
+_QUEUE_MAX = 0xFFFF
 
 #: No line of a recording is longer, characters: a chain's bytes are the most of it.
 LINE_MAX = 256 << 20
@@ -183,7 +189,7 @@ def _read(path: Path, stream: IO[str]) -> Iterator[Event]:
     try:
         head = json.loads(first)
         version = head["version"] if head["format"] == FORMAT else None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _no_recording(path, "its first line is none of a recording's") from error
     if version != VERSION:
         raise ConfigError(
@@ -197,7 +203,7 @@ def _read(path: Path, stream: IO[str]) -> Iterator[Event]:
             raise CutOffError(f"The recording {path} is cut off in line {number}.")
         try:
             yield decode(line)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise _no_recording(path, f"its line {number} is no event") from error
 
 
@@ -214,37 +220,37 @@ def decode(text: str) -> Event:
         return SessionEvent(_number(line, "session"))
     if "message" in line:
         return MessageEvent(
-            _number(line, "request"),
+            _number(line, "request", _WORD_MAX),
             str(line["message"]),
             {"frontend": True, "backend": False}[line["from"]],
-            _number(line, "flags"),
+            _number(line, "flags", _WORD_MAX),
             _bytes(line["payload"]),
-            _number(line, "files"),
+            _number(line, "files", _FILES_MAX),
         )
     if "available" in line:
         return AvailableEvent(
             _number(line, "available"),
-            _number(line, "queue"),
-            _number(line, "head"),
+            _number(line, "queue", _QUEUE_MAX),
+            _number(line, "head", _QUEUE_MAX),
             tuple(_descriptor(one) for one in line["descriptors"]),
             _bytes(line["data"]),
             bool(line.get("malformed", False)),
         )
     if "used" in line:
         data = _bytes(line["data"]) if "data" in line else None
-        chain, queue = _number(line, "used"), _number(line, "queue")
+        chain, queue = _number(line, "used"), _number(line, "queue", _QUEUE_MAX)
         return UsedEvent(chain, queue, _number(line, "length"), data)
     for key in ("kick", "call"):
         if key in line:
-            return NotifiedEvent(_number(line, key), key == "kick")
+            return NotifiedEvent(_number(line, key, _QUEUE_MAX), key == "kick")
     if "missed" in line:
-        return MissedEvent(_number(line, "queue"), _number(line, "missed"))
+        return MissedEvent(_number(line, "queue", _QUEUE_MAX), _number(line, "missed"))
     return LimitEvent(_number(line, "limit"))
 
 
-def _number(line: _Line, key: str) -> int:
+def _number(line: _Line, key: str, most: int = (1 << 64) - 1) -> int:
     value = line[key]
-    if not isinstance(value, int) or value < 0:
+    if not isinstance(value, int) or not 0 <= value <= most:
         raise ValueError(f"{key} is {value!r}")
     return value
 
@@ -261,4 +267,6 @@ def _bytes(text: object) -> bytes:
 def _descriptor(numbers: Iterable[object]) -> Raw:
     found = [one for one in numbers if isinstance(one, int) and 0 <= one < 1 << 64]
     table, index, address, length, flags, following = found
+    if length > _WORD_MAX or max(index, flags, following) > _QUEUE_MAX:
+        raise ValueError("a descriptor of other numbers than one has room for")
     return (table, index, address, length, flags, following)

@@ -259,14 +259,17 @@ class _Session(Closing):
                 files = [self._backing(region) for region in regions]
                 copies = [os.dup(fd) for fd in files]
                 self._memory.replace(zip(regions, copies, strict=True))
+                self._memory_changed()
                 return files
             case Request.ADD_MEM_REG:
                 region = MemoryRegion.decode(message)
                 fd = self._backing(region)
                 self._memory.add(region, os.dup(fd))
+                self._memory_changed()
                 return [fd]
             case Request.REM_MEM_REG:
                 self._memory.remove(MemoryRegion.decode(message))
+                self._memory_changed()
                 # QEMU sends a file with this one too, and no backend has a use for it.
                 return [self._backing(MemoryRegion.decode(message))] * event.files
             case Request.SET_VRING_NUM | Request.SET_VRING_BASE:
@@ -283,6 +286,10 @@ class _Session(Closing):
             case _:
                 return self._other_files(message, event)
         return []
+
+    def _memory_changed(self) -> None:
+        for ring in self._rings.values():
+            ring.memory_changed(self._memory)
 
     def _notifier(self, message: Message, event: MessageEvent) -> list[int]:
         # What comes with the message is checked by what the payload says of it.

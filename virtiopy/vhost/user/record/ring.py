@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from virtiopy import eventfds
 from virtiopy._native import CData, ffi, lib
 from virtiopy.closing import Closing
-from virtiopy.errors import ConfigError
+from virtiopy.errors import ConfigError, PeerError
 from virtiopy.memory import AddressError, GuestMemory
 from virtiopy.vhost.user.memory import FrontendMemory
 from virtiopy.vhost.user.messages import Request, RingAddresses
@@ -48,6 +48,9 @@ class PlayedRing(Closing):
         self._available: CData | None = None
         self._used: CData | None = None
         self._event_idx = False
+        # Of the ring as it was started.
+        self._size = 0
+        self._parts: RingAddresses | None = None
         self._next = self._last_used = self._kicked = 0
 
     def close(self) -> None:
@@ -70,19 +73,33 @@ class PlayedRing(Closing):
                 f"The recording starts queue {self.index} without addresses or a size: record "
                 "again."
             )
-        areas = layout.areas(RingFormat.SPLIT, self.size)
-        available = memory.translate(addresses.available_ring, areas.driver.size)
-        used = memory.translate(addresses.used_ring, areas.device.size)
-        self._available = ffi.cast(
-            "struct vring_avail *", memory.pointer(available, areas.driver.size)
-        )
-        self._used = ffi.cast("struct vring_used *", memory.pointer(used, areas.device.size))
+        # Later messages may say otherwise, of what this ring has no room for.
+        self._size, self._parts = self.size, addresses
+        self._available, self._used = self._find(memory, addresses)
         self._event_idx = event_idx
         if self.base != self._next or not self._in_flight:
             # As the driver left it when the recording began.
             self._next = self._last_used = self._kicked = self.base % INDEX_MODULUS
             self._available.idx = self._used.idx = self._next
             self._in_flight.clear()
+
+    def memory_changed(self, memory: FrontendMemory) -> None:
+        """Look for the ring again; where it is no more, it is not started any more."""
+        if self._parts is None:
+            return
+        try:
+            self._available, self._used = self._find(memory, self._parts)
+        except (PeerError, AddressError):
+            self._parts = self._available = self._used = None
+
+    def _find(self, memory: FrontendMemory, addresses: RingAddresses) -> tuple[CData, CData]:
+        areas = layout.areas(RingFormat.SPLIT, self._size)
+        available = memory.translate(addresses.available_ring, areas.driver.size)
+        used = memory.translate(addresses.used_ring, areas.device.size)
+        return (
+            ffi.cast("struct vring_avail *", memory.pointer(available, areas.driver.size)),
+            ffi.cast("struct vring_used *", memory.pointer(used, areas.device.size)),
+        )
 
     def has(self, head: int) -> bool:
         """Say whether a chain with this head is with the device."""
@@ -101,7 +118,7 @@ class PlayedRing(Closing):
             if not event.malformed:
                 raise
         self._in_flight.setdefault(event.head, deque()).append(event)
-        self._available.ring[self._next % self.size] = event.head % INDEX_MODULUS
+        self._available.ring[self._next % self._size] = event.head % INDEX_MODULUS
         self._next = (self._next + 1) % INDEX_MODULUS
         lib.vp_store_release(ffi.addressof(self._available[0], "idx"), self._next)
 
@@ -120,7 +137,7 @@ class PlayedRing(Closing):
         if self._available is None:
             return
         if self._event_idx:
-            (self._available.ring + self.size)[0] = self._last_used
+            (self._available.ring + self._size)[0] = self._last_used
         else:
             self._available.flags = 0
         lib.vp_memory_barrier()
@@ -131,8 +148,8 @@ class PlayedRing(Closing):
             return
         used = lib.vp_load_acquire(ffi.addressof(self._used[0], "idx"))
         count = (used - self._last_used) % INDEX_MODULUS
-        for _ in range(min(count, self.size)):
-            element = self._used.ring[self._last_used % self.size]
+        for _ in range(min(count, self._size)):
+            element = self._used.ring[self._last_used % self._size]
             self._last_used = (self._last_used + 1) % INDEX_MODULUS
             self._take(memory, int(element.id), int(element.len))
         # More than the ring has can only be a wrong index.

@@ -1,16 +1,9 @@
 #!/bin/sh
-# The first process of a guest whose files are all in its memory (tests.linux.ram).
+# What a guest does whose files are all in its memory (tests.linux.ram): it is the command of an
+# initramfs of the product's.
 #
 # Writes, reads and verifies on its disk without end, and pings the host, if it has a network
 # device. It says on its console what it has done.
-mount -t proc proc /proc
-mount -t sysfs sysfs /sys
-mount -t devtmpfs devtmpfs /dev
-mount -t tmpfs tmpfs /tmp
-while read -r module; do
-	insmod "/modules/$module" || echo "FAILED: insmod $module"
-done </modules/order
-
 cd /tmp || exit 1
 if [ -e /sys/class/net/eth0 ]; then
 	ip link set eth0 up
