@@ -1,15 +1,15 @@
 # In the guest:   sh -eux vsock.sh SHARE MIB CONNECTIONS
 #
-# Sends MIB to the program at port 5000 of the host's, which sends all back, and a message to the one
-# at port 5001. Lets a program at port 1234 send back what the host sends, and others at port 1235,
-# one for each of the host's CONNECTIONS. What it finds is in SHARE.
+# Sends MIB to the program at port 5000 of the host's, and a message to the one at port 5001. Takes
+# what the host sends to port 1234, and sends back what it sends to port 1235, by a program for each
+# of the host's CONNECTIONS. What it finds is in SHARE.
 share=$1
 mebibytes=$2
 cd /run/tmp
 
 head -c "${mebibytes}M" /dev/urandom >known
 sha256sum <known >"$share/known.txt"
-socat -t 600 - VSOCK-CONNECT:2:5000 <known | sha256sum >"$share/echoed.txt"
+socat -b 65536 -u - VSOCK-CONNECT:2:5000 <known
 rm known
 
 # struct sockaddr_vm, without its family: port 5001 of CID 2.
@@ -23,7 +23,7 @@ if socat - VSOCK-CONNECT:2:9 </dev/null 2>"$share/refused.txt"; then
 	exit 1
 fi
 
-socat VSOCK-LISTEN:1234 PIPE &
+(socat -b 65536 -u VSOCK-LISTEN:1234 - | sha256sum >"$share/received.txt") &
 one=$!
 socat VSOCK-LISTEN:1235,fork,backlog=64 PIPE >/dev/null 2>&1 &
 many=$!
