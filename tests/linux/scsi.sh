@@ -1,18 +1,13 @@
 # In the guest:   sh -eux scsi.sh SHARE
 #
 # Lets fio write, read and verify on the disk of the SCSI host with four jobs, each bound to a CPU,
-# which has a queue of its own; mounts the disc; and looks at the disk as sg3-utils do. Then the host
-# plugs a disk in at LUN 5 of a second SCSI host, and out again. What it finds is in SHARE.
+# which has a queue of its own; mounts the disc; and looks at the disk as sg3-utils do. What it
+# finds is in SHARE.
 share=$1
-until [ -e /dev/sr0 ]; do
+until ls -d /sys/class/scsi_disk/*:0:0:0 && [ -e /dev/sr0 ]; do
 	sleep 0.1
 done
-# The disk is on the disc's host.
-host=$(basename "$(readlink -f /sys/block/sr0/device)" | cut -d : -f 1)
-until ls -d "/sys/class/scsi_disk/$host:0:0:0"; do
-	sleep 0.1
-done
-disk=/dev/$(basename "/sys/class/scsi_disk/$host:0:0:0"/device/block/*)
+disk=/dev/$(basename /sys/class/scsi_disk/*:0:0:0/device/block/*)
 cd /run/tmp
 
 fio --name=verified --filename="$disk" --size=8M --offset_increment=16M \
@@ -36,16 +31,3 @@ dd if=/dev/urandom of="$disk" bs=1M seek=70 count=8 oflag=direct
 blkdiscard -o $((70 << 20)) -l $((8 << 20)) "$disk"
 sg_reset --device "$disk"
 dd if="$disk" of=/dev/null bs=4k count=10 iflag=direct
-
-plugged=/sys/class/scsi_disk/*:0:0:5
-touch "$share/ready"
-until ls $plugged/device/block/*; do
-	sleep 0.1
-done
-name=$(basename $plugged/device/block/*)
-head -c 7 "/dev/$name" >"$share/plugged.txt"
-touch "$share/seen"
-while ls -d $plugged; do
-	sleep 0.1
-done
-ls -d "/sys/block/$name" || touch "$share/gone"

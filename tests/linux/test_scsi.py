@@ -1,26 +1,18 @@
 """Linux's own SCSI drivers, on a host of disks and discs that virtiopy serves to QEMU."""
 
-import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.guest.vhost_user import serve
-from tests.lab.machine import Lab
-from tests.linux.guest import boot, finish, wait_for
-from virtiopy.devices.scsi import Address, Scsi, ScsiDisk
-from virtiopy.eventloop import EventLoop
-from virtiopy.host.disk import DiskImage
-from virtiopy.sockets import OWNER_ONLY
-from virtiopy.vhost.user.server import Server, listen
+from tests.linux.guest import boot, finish
 
 # A boot of its own takes minutes; tests/vm_linux/test_scsi.py shares one.
 pytestmark = pytest.mark.nightly
@@ -49,30 +41,6 @@ class Used:
         return (self.share / name).read_text()
 
 
-@contextlib.contextmanager
-def serve_here(path: Path, image: Path) -> Iterator[Scsi]:
-    """Serve a SCSI host with one disk from this process, whose units a test changes."""
-    image.write_bytes(bytes(1 << 20))
-    device = Scsi({Address(0, 0): ScsiDisk(DiskImage(image))})
-    with (
-        contextlib.closing(device),
-        EventLoop("second host") as loop,
-        Server(device, loop, listen(path, OWNER_ONLY)),
-    ):
-        loop.start()
-        yield device
-        loop.stop()
-
-
-def plug(device: Scsi, image: Path, share: Path, lab: Lab) -> None:
-    """Plug a disk in, and out once Linux has seen it."""
-    wait_for(share / "ready", lab)
-    image.write_bytes(b"plugged".ljust(4 << 20, b"!"))
-    device.add_unit(Address(0, 5), ScsiDisk(DiskImage(image)))
-    wait_for(share / "seen", lab)
-    device.remove_unit(Address(0, 5))
-
-
 @pytest.fixture(scope="module")
 def used(
     request: pytest.FixtureRequest, share: Path, tmp_path_factory: pytest.TempPathFactory
@@ -89,26 +57,18 @@ def used(
     command = ["genisoimage", "-quiet", "-R", "-o", str(disc), str(folder / "disc")]
     subprocess.run(command, check=True)
     options = f"disk={image},serial=S1,cdrom={disc},queues={QUEUES}"
-    with (
-        serve("scsi", options, socket, share / "backend.log") as backend,
-        serve_here(folder / "second.sock", folder / "second.img") as second,
-    ):
+    with serve("scsi", options, socket, share / "backend.log") as backend:
         device = f"vhost-user-scsi-pci,chardev=scsi,num_queues={QUEUES}"
-        other = "vhost-user-scsi-pci,chardev=second,num_queues=1"
         with boot(
             request.config,
             share,
             "scsi.sh",
             # QEMU 7.2 does not reconnect here.
-            qemu=[
-                *("-chardev", f"socket,id=scsi,path={backend.path}", "-device", device),
-                *("-chardev", f"socket,id=second,path={folder}/second.sock", "-device", other),
-            ],
+            qemu=["-chardev", f"socket,id=scsi,path={backend.path}", "-device", device],
             modules=("virtio_scsi", "sd_mod", "sr_mod", "isofs", "sg"),
             tools=_TOOLS,
             cpus=QUEUES,
         ) as lab:
-            plug(second, folder / "third.img", share, lab)
             finish(lab)
         return Used(share, image, known, backend.output)
 
@@ -139,11 +99,6 @@ def test_discarded_blocks_are_given_back_to_the_host(used: Used) -> None:
     with used.image.open("rb") as image:
         image.seek(70 << 20)
         assert image.read(8 << 20) == bytes(8 << 20)
-
-
-def test_a_disk_is_plugged_in_and_out_while_linux_runs(used: Used) -> None:
-    assert used.said("plugged.txt") == "plugged"
-    assert (used.share / "gone").exists()
 
 
 def test_the_backend_has_nothing_to_complain_of(used: Used) -> None:
