@@ -151,7 +151,7 @@ def test_vhost_and_mode_that_contradict_each_other_are_refused(text: str, words:
 
 def test_only_devices_that_a_vhost_works_have_that_mode() -> None:
     for entry in entries():
-        if "vhost" in entry.device_class.workers:
+        if "vhost" in (*entry.device_class.workers, *entry.built_in):
             continue
         text = "x,mode=vhost" if entry.option.has_main else "mode=vhost"
         with pytest.raises(ConfigError, match="mode=vhost: use one of"):
