@@ -34,7 +34,8 @@ def boot(
 ) -> Lab:
     """Boot Linux with `qemu`'s devices; it runs a script of this folder, with `arguments`.
 
-    The script's output, and what it leaves, is in `share`. Skips the test where there is no Linux
+    The script's output, and what it leaves, is in `share`. Where QEMU itself falls over before the
+    script begins, it is booted once more. Skips the test where there is no Linux
     to be had, or one of the `tools`, each with its Debian package.
     """
     missing = {package for tool, package in tools.items() if not _is_there(tool)}
@@ -48,9 +49,13 @@ def boot(
     command = ["sh", "-eux", str(_SCRIPTS / script), str(share), *arguments]
     options = LabOptions(cpus, MEMORY, modules, (*memory, *qemu))
     try:
-        return Lab(command, share, {}, options)
+        lab = Lab(command, share, {}, options)
+        if lab.fell_over(PATIENCE):
+            lab.close()
+            lab = Lab(command, share, {}, options)
     except LabMissingError as error:
         pytest.skip(f"{NOT_TO_BE_HAD}: {error}")
+    return lab
 
 
 def finish(lab: Lab, seconds: float = 2 * PATIENCE) -> None:

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import plugin
+from tests.lab import machine, plugin
 from tests.lab.kernel import LabMissingError, get_kernel
 from tests.lab.machine import CACHE, REPOSITORY, check_tools
+from tests.linux import guest
 from tests.patience import PATIENCE
+from virtiopy.linux.kernels import LinuxKernel
 
 # Most of them run pytest in pytest.
 pytestmark = pytest.mark.thorough
@@ -70,6 +72,36 @@ def test_a_kernel_that_is_there_is_not_fetched_again(
     image.touch()
     monkeypatch.setenv("PATH", str(tmp_path))
     assert get_kernel(tmp_path).image == image
+
+
+@pytest.mark.parametrize(
+    ("word", "boots"), [("Assertion 'a <= b' failed.", 2), ("Kernel panic", 1)]
+)
+def test_linux_is_booted_again_where_qemu_itself_fell_over(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    pytestconfig: pytest.Config,
+    word: str,
+    boots: int,
+) -> None:
+    image = tmp_path / "linux-image-6.1.0-1-amd64" / "boot" / "vmlinuz-6.1.0-1-amd64"
+    count, share = tmp_path / "count", tmp_path / "share"
+    begin = f'echo boot >>{count}; [ $(wc -l <{count}) = 1 ] && echo "{word}" && exit 1'
+    monkeypatch.setattr(machine, "check_tools", lambda: None)
+    monkeypatch.setattr(
+        machine, "get_kernel", lambda cache: LinuxKernel(image, "6.1.0-1-amd64", None)
+    )
+    monkeypatch.setattr(
+        machine,
+        "_boot_command",
+        lambda *arguments: ["sh", "-c", f"{begin}; : >{share}/output.txt; echo 0 >{share}/status"],
+    )
+    monkeypatch.setattr(pytestconfig.option, "lab", "boot")
+
+    with guest.boot(pytestconfig, share, "blk.sh", qemu=[], modules=(), tools={}, cpus=1) as lab:
+        assert lab.wait(PATIENCE)
+        assert lab.status == (0 if boots == 2 else None)
+    assert len(count.read_text().splitlines()) == boots
 
 
 # What goes on between the two sides, with a lab that boots at once
