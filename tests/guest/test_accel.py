@@ -9,6 +9,7 @@ import pytest
 from tests.guest.accelerators import OWN_MODES, TIMEOUT, each_accelerator, needs_unicorn
 from tests.guest.support import make_image, needs_kvm
 from tests.namespace import Namespace, needs_taps
+from tests.patience import timed
 from virtiopy.accel import AcceleratorName, select
 from virtiopy.accel.base import Accelerator
 from virtiopy.boot.elf import GuestImage
@@ -97,6 +98,8 @@ def test_the_blk_guest_passes(name: str, mode: IoMode, tmp_path: Path) -> None:
     assert run.status == 0
 
 
+# A turn of the device's that takes over 100 ms has the driver kick once less.
+@timed
 @needs_kvm
 @needs_unicorn
 @pytest.mark.parametrize("guest", ["probe", "blk", "greet"])
