@@ -271,7 +271,10 @@ def test_where_nothing_can_be_measured_it_is_an_error(tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         ([], ["--net", "--disk"]),
-        (["--net", "tap=t0", "--disk", "IMAGE"], ["give one of --disk, --net, --share, --scsi, --vsock, once"]),
+        (
+            ["--net", "tap=t0", "--disk", "IMAGE"],
+            ["give one of --disk, --net, --share, --scsi, --vsock, once"],
+        ),
         (["--disk", "IMAGE", "--packets", "5"], ["--packets", "--requests"]),
         (
             ["--disk", "IMAGE", "--direction", "send"],
