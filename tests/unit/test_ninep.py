@@ -45,6 +45,8 @@ class HeldServer:
         self.when_waited_for: list[Callable[[], None]] = []
         self.waited: list[float] = []
         self.clock = 0.0
+        #: Whether a loop looks for answers, at each turn of that.
+        self.held: list[bool] = []
 
     def start(self, loop: EventLoop | None, user: FileServerUser) -> bool:
         self.user = user
@@ -60,6 +62,9 @@ class HeldServer:
             self.when_waited_for.pop(0)()
         else:
             self.clock += seconds
+
+    def hold(self, *, held: bool) -> None:
+        self.held.append(held)
 
     def end(self) -> None:
         self.requests.clear()
@@ -257,6 +262,8 @@ def test_an_answer_that_comes_at_once_is_there_when_the_kick_is_done(bench: Benc
     bench.offer(message(1))
     assert bench.lengths() == [HEADER_SIZE]
     assert bench.server.waited == [MOMENT]
+    # Nor was the loop woken for it.
+    assert bench.server.held == [True, False]
 
 
 def test_an_answer_that_does_not_is_not_waited_for_any_longer(bench: Bench) -> None:

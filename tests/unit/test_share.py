@@ -92,6 +92,21 @@ def test_a_file_is_read_whatever_the_driver_calls_the_folder(client: Client) -> 
     assert client.read(b"file") == b"for the guest"
 
 
+def test_answers_are_the_callers_own_while_it_waits_and_the_loops_again_after(
+    client: Client,
+) -> None:
+    with client.lock:
+        client.share.hold(held=True)
+        client.share.send(make_message(TREAD, 1, struct.pack("<IQI", 99, 0, 16)))
+        while client.answers.empty():
+            client.share.wait(PATIENCE)
+        # The loop would have wanted the lock.
+        assert client.answers.get_nowait() is not None
+        client.share.send(make_message(TREAD, 2, struct.pack("<IQI", 99, 0, 16)))
+        client.share.hold(held=False)
+    assert client.answers.get(timeout=PATIENCE) is not None
+
+
 @pytest.mark.parametrize("target", ["..", "{outside}"], ids=["relative", "absolute"])
 def test_a_link_does_not_lead_out(client: Client, folder: Path, target: str) -> None:
     (folder / "way").symlink_to(target.format(outside=folder.parent))

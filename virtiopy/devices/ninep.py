@@ -97,6 +97,9 @@ class FileServer(Protocol):
     def wait(self, seconds: float) -> None:
         """Wait up to so long for something of the server's, and tell it."""
 
+    def hold(self, *, held: bool) -> None:
+        """Say whether the caller waits for answers by itself: the loop does not then."""
+
     def end(self) -> None:
         """End the session: none of its answers comes any more."""
 
@@ -144,6 +147,17 @@ class NineP(VirtioDevice):
 
     def handle(self, queue: Virtqueue) -> None:
         """Give the server what is available; a message that is none is answered here."""
+        if not self.may_block:
+            self._work(queue)
+            return
+        # Most answers come at once, and no other thread has to be woken for them.
+        self._server.hold(held=True)
+        try:
+            self._work(queue)
+        finally:
+            self._server.hold(held=False)
+
+    def _work(self, queue: Virtqueue) -> None:
         for _ in batches_of_a_turn():
             queue.disable_kicks()
             self._waits = self._held > HELD_MAX - MESSAGE_MAX
@@ -158,7 +172,6 @@ class NineP(VirtioDevice):
                 self.notify(queue)
             if not chains and not queue.enable_kicks():
                 if self.may_block:
-                    # Most answers come at once, and no other thread has to be woken for them.
                     self._wait(MOMENT)
                 return
         self.handle_soon(queue)

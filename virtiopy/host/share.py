@@ -39,6 +39,7 @@ class Share:
                 )
         check_folder(folder, "The share")
         self._session: Session | None = None
+        self._held = False
         #: The only user that diod can be; None where it can be any. We may be another one later.
         self._user = os.geteuid() or None
         self.launcher = Launcher(
@@ -57,6 +58,7 @@ class Share:
                 ours.close()
                 return False
         self._session = Session(ours, loop, user)
+        self._session.hold(held=self._held)
         return True
 
     def send(self, message: bytes) -> None:
@@ -68,6 +70,12 @@ class Share:
         """Wait up to so long for diod's answers or its end, or for room for our requests."""
         if self._session is not None:
             self._session.wait(seconds)
+
+    def hold(self, *, held: bool) -> None:
+        """Have the loop look away from diod's answers, or look again."""
+        self._held = held
+        if self._session is not None:
+            self._session.hold(held=held)
 
     def end(self) -> None:
         """End diod, and what it has open."""
@@ -133,7 +141,7 @@ class Session:
         self._input = memoryview(bytearray(MESSAGE_MAX))
         self._filled = 0
         self._output: deque[memoryview] = deque()
-        self._closed = False
+        self._closed = self._held = False
         stream.setblocking(False)
         self._watch: Watch = loop.watch(stream.fileno(), READABLE, self._ready, "a share")
 
@@ -142,18 +150,24 @@ class Session:
         self._output.append(memoryview(message))
         self._write()
 
+    def hold(self, *, held: bool) -> None:
+        """Have the loop look away, or look again."""
+        self._held = held
+        self._arm()
+
+    def _arm(self) -> None:
+        if not self._closed:
+            self._watch.events = 0 if self._held else self._wanted
+
+    @property
+    def _wanted(self) -> int:
+        return READABLE | (WRITABLE if self._output else 0)
+
     def wait(self, seconds: float) -> None:
         """Wait up to so long until there is something to read or to write, and do that."""
         poll = select.poll()
-        events = self._watch.events
-        poll.register(self._stream, events)
-        # The loop is not to be woken for the same.
-        self._watch.events = 0
-        try:
-            ready = poll.poll(seconds * 1000)
-        finally:
-            self._watch.events = events
-        if ready:
+        poll.register(self._stream, self._wanted)
+        if ready := poll.poll(seconds * 1000):
             self._ready(ready[0][1])
 
     def _ready(self, events: int) -> None:
@@ -174,7 +188,7 @@ class Session:
                     self._output.popleft()
                 else:
                     self._output[0] = self._output[0][sent:]
-        self._watch.events = READABLE | (WRITABLE if self._output else 0)
+        self._arm()
 
     def _read(self) -> None:
         try:

@@ -38,6 +38,9 @@ class VersionServer:
     def wait(self, seconds: float) -> None:
         """Wait for nothing: every request is answered."""
 
+    def hold(self, *, held: bool) -> None:
+        """Nothing: no loop waits for it."""
+
     def end(self) -> None:
         """End the session."""
         self._user = None
