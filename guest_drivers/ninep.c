@@ -172,7 +172,7 @@ static bool check(void *context, void *token, uint32_t len)
 static void measure(struct virtio_test *t, uint64_t count)
 {
 	const struct workload workload = {
-		.vq = &queue, .requests = count, .depth = MIN(workload_depth("ninep.depth"), DEPTH_MAX),
+		.vq = &queue, .requests = count, .depth = workload_depth("ninep.depth", DEPTH_MAX),
 		.submit = submit, .check = check,
 	};
 

@@ -376,7 +376,7 @@ static void measure(struct virtio_test *t, uint64_t count)
 		.vq = &requestq,
 		.requests = count,
 		/* A request is three descriptors. */
-		.depth = MIN(workload_depth("scsi.depth"), QUEUE_SIZE / 3u),
+		.depth = workload_depth("scsi.depth", QUEUE_SIZE / 3u),
 		.context = &reads,
 		.submit = submit,
 		.check = check,

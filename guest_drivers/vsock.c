@@ -384,7 +384,7 @@ static void measure(struct virtio_test *t, uint32_t port, uint64_t packets)
 {
 	struct flow flow = {
 		.t = t, .connection = new_connection(port, TYPE_STREAM),
-		.depth = MIN(workload_depth("vsock.depth"), 16u),
+		.depth = workload_depth("vsock.depth", 16u),
 	};
 	const struct workload workload = {
 		.vq = &tx, .requests = packets, .depth = flow.depth,

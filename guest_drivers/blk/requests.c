@@ -43,7 +43,7 @@ void random_reads(struct blk_test *t, uint64_t count)
 	struct reads reads = { .blk = &t->blk, .random = 1 };
 	struct workload workload = {
 		.requests = count,
-		.depth = workload_depth("blk.depth"),
+		.depth = workload_depth("blk.depth", WORKLOAD_DEPTH_MAX),
 		.context = &reads,
 		.submit = submit_read,
 		.check = check_read,

@@ -57,7 +57,7 @@ void measure(struct net_test *t)
 	static struct measurement m;
 	struct workload workload = {
 		.requests = cmdline_number("net.frames", DEFAULT_FRAMES),
-		.depth = workload_depth("net.depth"),
+		.depth = workload_depth("net.depth", WORKLOAD_DEPTH_MAX),
 		.context = &m,
 		.submit = submit_frame,
 		.check = check_frame,

@@ -4,12 +4,12 @@
 #include "runtime.h"
 #include "workload.h"
 
-uint32_t workload_depth(const char *option)
+uint32_t workload_depth(const char *option, uint32_t most)
 {
 	const uint64_t depth = cmdline_number(option, 1);
 
-	if (!depth || depth > WORKLOAD_DEPTH_MAX)
-		tap_bail_out("%s is 1 to %u", option, WORKLOAD_DEPTH_MAX);
+	if (!depth || depth > most)
+		tap_bail_out("%s is 1 to %u", option, most);
 	return (uint32_t)depth;
 }
 

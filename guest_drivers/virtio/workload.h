@@ -18,8 +18,8 @@ struct workload {
 	bool (*check)(void *context, void *token, uint32_t len);
 };
 
-/* The option as a depth, 1 unless it is given; bails out when it is out of range. */
-uint32_t workload_depth(const char *option);
+/* The option as a depth, 1 unless it is given; bails out when it is more than `most`. */
+uint32_t workload_depth(const char *option, uint32_t most);
 
 /*
  * Runs the requests between the marks of runtime.h, and says after that what they took:

@@ -280,6 +280,7 @@ def test_where_nothing_can_be_measured_it_is_an_error(tmp_path: Path) -> None:
             ["--disk", "IMAGE", "--direction", "send"],
             ["--direction send is not for --disk", "leave it out"],
         ),
+        (["--scsi", "disk=IMAGE", "--depth", "43"], ["--depth 43", "42 or less"]),
         (["--net", "tap=t0", "--requests", "5"], ["--requests", "--packets"]),
         (["--disk", "IMAGE", "--modes", "trapped,polling"], ["polling", "ioeventfd"]),
         (["--disk", "IMAGE", "--modes", "trapped,trapped"], ["twice"]),

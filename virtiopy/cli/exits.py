@@ -290,6 +290,11 @@ def device_setup(
             f"--direction {direction} is not for {entry.option.name}: leave it out, or give one of "
             f"{', '.join(workload.directions)}."
         )
+    if depth > workload.depth_max:
+        raise ConfigError(
+            f"--depth {depth} is more than the guest's driver has in flight for "
+            f"{entry.option.name}: give {workload.depth_max} or less."
+        )
     way = workload.directions[direction or next(iter(workload.directions))]
     text = _with_additions(entry, text)
     options = _options(entry, text)

@@ -135,7 +135,7 @@ class Workload:
     `metavar` and `help` are of the device's option there. `count` is how many requests there are
     where the user says nothing, and `count_option` is where they say it. `directions` are the
     choices of --direction, the first for users who make none. `adds` are options of the device, by
-    key, where they are not given.
+    key, where they are not given. The guest driver has up to `depth_max` requests in flight.
     """
 
     metavar: str
@@ -145,6 +145,7 @@ class Workload:
     directions: Mapping[str, Direction]
     count_option: str = "--requests"
     adds: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    depth_max: int = 128
 
 
 @dataclass(slots=True, frozen=True)

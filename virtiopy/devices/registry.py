@@ -215,6 +215,7 @@ _OWN = (
                 ),
             },
             adds={"tag": "files", "readonly": "on"},
+            depth_max=64,
         ),
         feature_word="9P",
         # Tversion, and the Rversion that agrees: messages of 8192 bytes, 9P2000.L.
@@ -291,6 +292,7 @@ _OWN = (
             directions={
                 "read": Direction("of 4 KiB", "scsi.requests={count} scsi.depth={depth}"),
             },
+            depth_max=42,
         ),
         suite_driver=f"{_SUITE}.scsi:ScsiDriver",
         rigs={"scsi": f"{_RIGS}:build_scsi"},
@@ -337,6 +339,7 @@ _OWN = (
                 ),
             },
             count_option="--packets",
+            depth_max=16,
         ),
         suite_driver=f"{_SUITE}.vsock:VsockDriver",
         rigs={"vsock": f"{_RIGS}:build_vsock"},
