@@ -52,7 +52,9 @@ class Faulty(Backend):
 
     def again(self, message: Message, payload: bytes) -> bool:
         """Have the sound backend do a message with another payload."""
-        self.sound(dataclasses.replace(message, payload=payload))
+        # Its files go with it, and are not closed twice.
+        files, message.fds = message.fds, []
+        self.sound(dataclasses.replace(message, payload=payload, fds=files))
         return True
 
 
