@@ -7,18 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab.costs import costs_by_mode
 from tests.lab.target import mount_configfs, scsi_target
 from tests.patience import PATIENCE
 from virtiopy.accel.kvm.accelerator import KvmAccelerator
 from virtiopy.boot.elf import GuestImage
 from virtiopy.boot.guests import guest_path
 from virtiopy.cli.attachments import build, parse
-from virtiopy.cli.exits import device_setup
 from virtiopy.cli.tapresults import parse_tap
 from virtiopy.devices.registry import entry_named
 from virtiopy.errors import ConfigError
 from virtiopy.exits.model import Costs
-from virtiopy.exits.runner import compare
 from virtiopy.host.target import TARGETS
 from virtiopy.memory import GuestMemory
 from virtiopy.vhost.kernel.scsi import KernelScsi
@@ -97,18 +96,7 @@ def costs(tmp_path_factory: pytest.TempPathFactory) -> dict[IoMode, Costs]:
     mount_configfs()
     path = tmp_path_factory.mktemp("exits") / "disk.img"
     path.write_bytes(bytes(SIZE))
-    rows, accelerator = compare(
-        device_setup(entry_named("scsi"), f"disk={path}", READS, 1, None),
-        [IoMode.TRAPPED, IoMode.IOEVENTFD, IoMode.VHOST],
-        (False,),
-        progress=lambda line: None,
-    )
-    assert accelerator == "kvm"
-    found = {}
-    for row in rows:
-        assert row.costs is not None, row.missing
-        found[IoMode(row.mode)] = row.costs
-    return found
+    return costs_by_mode("scsi", f"disk={path}", READS)
 
 
 def test_a_read_costs_one_queue_notify_exit_in_trapped_mode_and_none_in_the_others(

@@ -8,15 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab.costs import costs_by_mode
 from virtiopy.accel.kvm.accelerator import KvmAccelerator
 from virtiopy.boot.elf import GuestImage
 from virtiopy.boot.guests import guest_path
-from virtiopy.cli.exits import device_setup
 from virtiopy.cli.tapresults import parse_tap
-from virtiopy.devices.registry import entry_named
 from virtiopy.devices.vsock import Vsock
 from virtiopy.exits.model import Costs
-from virtiopy.exits.runner import compare
 from virtiopy.memory import GuestMemory
 from virtiopy.vhost.worker import worker_threads
 from virtiopy.vm.machine import Machine
@@ -97,18 +95,7 @@ def test_the_guest_talks_to_programs_and_vhosts_thread_moves_the_packets() -> No
 def costs(tmp_path_factory: pytest.TempPathFactory) -> dict[IoMode, Costs]:
     """What a packet cost in each mode, with exits for registers; none is missing in the lab."""
     path = tmp_path_factory.mktemp("vsock") / "vm.sock"
-    rows, accelerator = compare(
-        device_setup(entry_named("vsock"), f"cid={CID},path={path}", PACKETS, 1, None),
-        [IoMode.TRAPPED, IoMode.IOEVENTFD, IoMode.VHOST],
-        (False,),
-        progress=lambda line: None,
-    )
-    assert accelerator == "kvm"
-    found = {}
-    for row in rows:
-        assert row.costs is not None, row.missing
-        found[IoMode(row.mode)] = row.costs
-    return found
+    return costs_by_mode("vsock", f"cid={CID},path={path}", PACKETS)
 
 
 def test_a_packet_costs_one_queue_notify_exit_in_trapped_mode_and_none_in_the_others(
