@@ -7,7 +7,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -38,6 +38,24 @@ def require(tool: str, package: str) -> None:
     """End with a remedy when a peer is not installed."""
     if shutil.which(tool) is None:
         give_up(f"{tool} is missing: install {package}.")
+
+
+def timed_lines(command: Sequence[str], seconds: int) -> Iterator[tuple[float, str]]:
+    """Run a command, for so long at most; yield each line that it prints, and when it came.
+
+    Standard error is among them.
+    """
+    with subprocess.Popen(
+        ["timeout", str(seconds), *command],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            yield time.perf_counter(), line
 
 
 def time_command(command: Sequence[str | Path], status: int = 0) -> float:

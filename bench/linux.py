@@ -10,13 +10,21 @@ Example: python -m bench.linux --rounds 5
 
 import argparse
 import json
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.common import QEMU, VIRTIOPY, by_turns, compile_modules, give_up, require, tell
+from bench.common import (
+    QEMU,
+    VIRTIOPY,
+    by_turns,
+    compile_modules,
+    give_up,
+    require,
+    tell,
+    timed_lines,
+)
 from virtiopy.cache import cache_folder
 from virtiopy.cli.kernelrun import DEFAULT_WORDS
 from virtiopy.cli.linux import WORDS
@@ -46,19 +54,10 @@ def measure(command: list[str]) -> tuple[float, float]:
     """Return seconds from the start to the shell, and from there to the end of the reads."""
     start = time.perf_counter()
     seen: dict[str, float] = {}
-    with subprocess.Popen(
-        ["timeout", str(SECONDS_MAX), *command],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            for mark in (SHELL, DONE):
-                if mark in line:
-                    seen[mark] = time.perf_counter()
+    for now, line in timed_lines(command, SECONDS_MAX):
+        for mark in (SHELL, DONE):
+            if mark in line:
+                seen[mark] = now
     if len(seen) != 2:
         give_up(f"{command[0]} did not come to a shell and through its reads.")
     return seen[SHELL] - start, seen[DONE] - seen[SHELL]

@@ -10,12 +10,19 @@ Example: python -m bench.ninep --rounds 5
 
 import argparse
 import os
-import subprocess
 import tempfile
-import time
 from pathlib import Path
 
-from bench.common import QEMU, VIRTIOPY, compile_modules, give_up, require, tell, write_json
+from bench.common import (
+    QEMU,
+    VIRTIOPY,
+    compile_modules,
+    give_up,
+    require,
+    tell,
+    timed_lines,
+    write_json,
+)
 from virtiopy.cache import cache_folder
 from virtiopy.cli.kernelrun import DEFAULT_WORDS
 from virtiopy.cli.linux import WORDS
@@ -80,23 +87,13 @@ def measure(command: list[str]) -> dict[str, float]:
     begun: dict[str, float] = {}
     took: dict[str, float] = {}
     output = []
-    with subprocess.Popen(
-        ["timeout", str(SECONDS_MAX), *command],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            now = time.perf_counter()
-            output.append(line)
-            match line.split():
-                case ["BEGIN", name]:
-                    begun[name] = now
-                case ["END", name]:
-                    took[name] = now - begun[name]
+    for now, line in timed_lines(command, SECONDS_MAX):
+        output.append(line)
+        match line.split():
+            case ["BEGIN", name]:
+                begun[name] = now
+            case ["END", name]:
+                took[name] = now - begun[name]
     if took.keys() != MEASURED.keys() or "FAILED" in "".join(output):
         give_up(f"{command[0]} did not come through: {''.join(output[-12:])}")
     return took
