@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.descriptors import read_exactly, write_all
 from tests.guest.support import (
     QEMU,
     VIRTIOPY,
@@ -108,18 +109,6 @@ def receive_line(client: socket.socket) -> bytes:
     while not data.endswith(b"\n") and (piece := client.recv(1)):
         data += piece
     return data
-
-
-def read_exactly(fd: int, count: int) -> bytes:
-    data = b""
-    while len(data) < count and (piece := os.read(fd, count - len(data))):
-        data += piece
-    return data
-
-
-def write_all(fd: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(fd, data) :]
 
 
 # The guest's own tests

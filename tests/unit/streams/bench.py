@@ -9,6 +9,7 @@ import tty
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from tests.descriptors import write_all
 from tests.patience import PATIENCE
 from virtiopy.devices.streams import Size, Stream
 from virtiopy.eventloop import EventLoop
@@ -91,18 +92,6 @@ def guest_of(stream: Stream) -> Iterator[Guest]:
         finally:
             loop.stop()
             stream.close()
-
-
-def read_exactly(fd: int, count: int) -> bytes:
-    data = b""
-    while len(data) < count and (piece := os.read(fd, count - len(data))):
-        data += piece
-    return data
-
-
-def write_all(fd: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(fd, data) :]
 
 
 class Terminal:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.streams.bench import MIB, guest_of, read_exactly
+from tests.descriptors import read_exactly
+from tests.unit.streams.bench import MIB, guest_of
 from virtiopy.errors import ConfigError
 from virtiopy.host.stream import FileStream
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.descriptors import read_exactly, write_all
 from tests.openfiles import open_files
-from tests.unit.streams.bench import MIB, Guest, guest_of, read_exactly, write_all
+from tests.unit.streams.bench import MIB, Guest, guest_of
 from virtiopy.errors import ConfigError
 from virtiopy.host.stream import PtyStream
 from virtiopy.host.terminal import StdioStream

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.descriptors import read_exactly
 from tests.openfiles import open_files
 from tests.patience import PATIENCE
-from tests.unit.streams.bench import MIB, guest_of, read_exactly
+from tests.unit.streams.bench import MIB, guest_of
 from virtiopy.errors import ConfigError
 from virtiopy.host.stream import SocketStream
 

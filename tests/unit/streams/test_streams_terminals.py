@@ -11,9 +11,10 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
+from tests.descriptors import read_exactly
 from tests.openfiles import open_files
 from tests.patience import PATIENCE
-from tests.unit.streams.bench import MIB, Terminal, console, read_exactly
+from tests.unit.streams.bench import MIB, Terminal, console
 from virtiopy.devices.streams import Size
 from virtiopy.host.terminal import TYPED_BYTES
 
