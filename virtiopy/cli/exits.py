@@ -22,7 +22,7 @@ from virtiopy.cli.devices import (
 )
 from virtiopy.cli.exits_linux import linux_setup
 from virtiopy.cli.options import DeviceOptions, Seconds, accelerator_option, note
-from virtiopy.devices.entry import DeviceEntry, find
+from virtiopy.devices.entry import DEPTH_MAX, DeviceEntry, find
 from virtiopy.devices.entry import Workload as DeviceWorkload
 from virtiopy.errors import ConfigError, HostError
 from virtiopy.files import check_output, open_output, write_output
@@ -40,9 +40,6 @@ Texts: TypeAlias = tuple[str, ...]
 EXIT_FREE = {"off": (False,), "on": (True,), "both": (False, True)}
 
 MODES = ("trapped", "ioeventfd", "native", "vhost", "vhost-user")
-
-#: Requests in flight at most: what the guest has room for (guest_drivers/virtio/workload.h).
-DEPTH_MAX = 128
 
 
 def _modes(

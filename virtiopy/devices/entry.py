@@ -114,6 +114,10 @@ class Option:
     parts: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
 
 
+#: Requests in flight at most: what the guest has room for (guest_drivers/virtio/workload.h).
+DEPTH_MAX = 128
+
+
 @dataclass(slots=True, frozen=True)
 class Direction:
     """One way that a workload goes: what it is called, the guest's arguments for it.
@@ -145,7 +149,7 @@ class Workload:
     directions: Mapping[str, Direction]
     count_option: str = "--requests"
     adds: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    depth_max: int = 128
+    depth_max: int = DEPTH_MAX
 
 
 @dataclass(slots=True, frozen=True)
