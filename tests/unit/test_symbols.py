@@ -1,6 +1,7 @@
 """Functions by their addresses, as an ELF file's symbol table has them."""
 
 import struct
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -87,3 +88,17 @@ def test_a_damaged_file_names_nothing_or_the_right_thing(tmp_path: Path, size: i
 
 def test_no_file_names_nothing(tmp_path: Path) -> None:
     assert symbol_at(tmp_path / "none", LINKED) is None
+
+
+def test_a_file_of_32_bits_has_its_symbols_named(tmp_path: Path) -> None:
+    source, path = tmp_path / "kernel.s", tmp_path / "kernel.elf"
+    source.write_text(
+        ".globl _start\n.type _start, @function\n_start: nop\n.size _start, 1\n"
+        ".type wait, @function\nwait: jmp wait\n.size wait, 2\n"
+    )
+    subprocess.run(
+        ["gcc", "-m32", "-nostdlib", "-static", "-Wl,-Ttext=0x100000", "-o", path, source],
+        check=True,
+    )
+    assert symbol_at(path, 0x10_0000) == "_start+0x0"
+    assert symbol_at(path, 0x10_0002) == "wait+0x1"
