@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /*
  * Says what virtio devices there are and what their configuration spaces hold, and reads the first and
- * the last block of each disk.  Writes nothing to a disk: the data on it may be somebody's.
+ * the last block of each disk.  Writes nothing to a disk: its data may be in use.
  */
 #include "runtime.h"
 #include "virtio_balloon.h"

@@ -2,7 +2,7 @@
 /* Requests other than ordinary reads and writes, requests in error, and cache modes. */
 #include "test.h"
 
-#define UNKNOWN_TYPE		0x7f	/* defined by nobody */
+#define UNKNOWN_TYPE		0x7f	/* not defined */
 #define SECTOR_OVERFLOW		(UINT64_C(1) << 55)	/* times 512 is 2^64 */
 #define GARBAGE			0xa5
 

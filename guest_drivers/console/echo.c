@@ -64,7 +64,7 @@ static void note_size(const struct virtio_test *t)
 			 CONSOLE_CONFIG(16, t->device, rows));
 }
 
-/* A console is for somebody to read; other ports are for programs. */
+/* A console is for people to read; other ports are for programs. */
 static void greet(void)
 {
 	static const char greeting[] = "virtiopy console guest: echo until quit\r\n";

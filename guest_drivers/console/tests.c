@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/* The tests of a console that need nobody on the other side, although what they write arrives there. */
+/* The tests of a console that need no program on the other side, although what they write arrives there. */
 #include "console/test.h"
 
 #define UNKNOWN_EVENT	0xeeee
@@ -35,36 +35,13 @@ static void test_framing(struct virtio_test *t, struct console_port *port)
 		}
 }
 
-static bool fill_ring(struct virtq *vq)
-{
-	static const char dot[] = ".";
-	const struct virtq_element element = { (void *)dot, 1 };
-	unsigned int seen[64] = { 0 };
-	unsigned int *token;
-	uint32_t len;
-
-	if (vq->size > ARRAY_SIZE(seen))
-		return false;
-	for (unsigned int i = 0; i < vq->size; i++)
-		if (!virtq_add(vq, &element, 1, 0, VIRTQ_DIRECT, &seen[i]))
-			return false;
-	virtq_kick(vq);
-	for (unsigned int i = 0; i < vq->size; i++) {
-		if (!virtq_poll_until(vq, virtio_deadline()))
-			return false;
-		token = virtq_get_used(vq, &len);
-		if ((*token)++ || len)
-			return false;
-	}
-	return vq->num_free == vq->size;
-}
-
 static void test_output(struct virtio_test *t, struct console_port *port)
 {
 	static const char newline[] = "\n";
 	const unsigned int rounds = 3;
 	const uint32_t seen = t->device->used_interrupts;
 	const struct virtq_element element = { (void *)newline, 1 };
+	const struct virtq_element dot = { (void *)".", 1 };
 	bool good = true;
 	uint32_t len;
 
@@ -77,7 +54,7 @@ static void test_output(struct virtio_test *t, struct console_port *port)
 	virtq_disable_interrupts(&port->tx);
 	test_framing(t, port);
 	for (unsigned int i = 0; i < rounds && good; i++)
-		good = fill_ring(&port->tx);
+		good = virtio_test_fill(&port->tx, &dot);
 	CHECK(t, good && console_write(port, newline, 1),
 	      "a full ring is written, each buffer once, three times over (2.7.14)");
 }

@@ -143,7 +143,7 @@ static void test_announce(struct net_test *t)
 	}
 	status = NET_CONFIG(16, t->device, status);
 	ack = command(t, VIRTIO_NET_CTRL_ANNOUNCE, VIRTIO_NET_CTRL_ANNOUNCE_ACK, NULL, 0);
-	/* Nothing says what becomes of an ACK that nobody asked for. */
+	/* Nothing says what becomes of an ACK that the device did not ask for. */
 	CHECK(t, ack == VIRTIO_NET_OK || (ack == VIRTIO_NET_ERR && !(status & VIRTIO_NET_S_ANNOUNCE)),
 	      "ANNOUNCE_ACK is answered (5.1.9.5.4)");
 	CHECK(t, !(NET_CONFIG(16, t->device, status) & VIRTIO_NET_S_ANNOUNCE),

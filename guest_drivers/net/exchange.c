@@ -73,31 +73,16 @@ static void test_sizes(struct net_test *t)
 	tap_ok(good, "%s: frames of 60 to %u bytes come back (5.1.9.2)", t->name, MIN(largest, 1514));
 }
 
-/* Announcements of our own address (gratuitous ARP): they bother nobody, and nobody answers. */
+/* Announcements of our own address (gratuitous ARP): no host has a use for them, and none answers. */
 static bool fill_ring(struct net_test *t)
 {
 	static struct net_packet announcement;
-	struct virtq *vq = &t->net.tx[0];
-	unsigned int seen[TEST_QUEUE_SIZE] = { 0 };
-	struct net_link self = t->link;
-	unsigned int *token;
 	struct virtq_element element = { &announcement, sizeof(announcement.header) };
-	uint32_t len;
+	struct net_link self = t->link;
 
 	self.peer_ip = self.ip;
 	element.len += make_arp(announcement.frame, &self, ARP_REQUEST);
-	for (unsigned int i = 0; i < vq->size; i++)
-		if (!virtq_add(vq, &element, 1, 0, VIRTQ_DIRECT, &seen[i]))
-			return false;
-	virtq_kick(vq);
-	for (unsigned int i = 0; i < vq->size; i++) {
-		if (!virtq_poll_until(vq, virtio_deadline()))
-			return false;
-		token = virtq_get_used(vq, &len);
-		if ((*token)++ || len)
-			return false;
-	}
-	return vq->num_free == vq->size;
+	return virtio_test_fill(&t->net.tx[0], &element);
 }
 
 static void test_rings(struct net_test *t)
@@ -215,7 +200,7 @@ static void test_feature_set(struct net_test *t, uint64_t features)
 {
 	test_open(t, features, &net_plain_buffers);
 	if (!CHECK(t, find_peer(t), "the peer answers ARP"))
-		tap_bail_out("%s: nobody is at net.peer", t->name);
+		tap_bail_out("%s: no host answers at net.peer", t->name);
 	test_interrupt(t);
 	test_transmit_framing(t, VIRTQ_DIRECT);
 	if (features & BIT(VIRTIO_F_INDIRECT_DESC))

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 /*
  * net.mode=measure: sends or receives `net.frames` frames, `net.depth` at a time, one kick and one
- * interrupt for each batch (workload.h).  What is sent has an Ethertype and a destination that
- * nobody has; what is received may be anything.
+ * interrupt for each batch (workload.h).  What is sent has an Ethertype and a destination that no
+ * host has; what is received may be anything.
  */
 #include "net/test.h"
 #include "workload.h"
@@ -11,7 +11,7 @@
 #define DEFAULT_FRAMES		1000
 #define FRAME_SIZE		FRAME_MIN
 
-static const uint8_t nobody[MAC_SIZE] = { 0x02, 0, 0, 0, 0x88, 0xb5 };
+static const uint8_t no_host[MAC_SIZE] = { 0x02, 0, 0, 0, 0x88, 0xb5 };
 
 struct measurement {
 	struct virtq *vq;
@@ -46,7 +46,7 @@ static void fill_packets(const struct net_test *t, struct measurement *m, uint32
 	m->packets = memory_zalloc(count * sizeof(*m->packets), sizeof(uint64_t));
 	for (uint32_t i = 0; i < count; i++) {
 		frame = (void *)m->packets[i].frame;
-		memcpy(frame->destination, nobody, MAC_SIZE);
+		memcpy(frame->destination, no_host, MAC_SIZE);
 		memcpy(frame->source, t->link.mac, MAC_SIZE);
 		frame->type = be16(ETHERTYPE_EXPERIMENTAL);
 	}

@@ -147,7 +147,7 @@ void send(struct net_test *t)
 
 	stream_open(t, TEST_BUFFERS);
 	if (!find_peer(t))
-		tap_bail_out("%s: nobody is at net.peer", t->name);
+		tap_bail_out("%s: no host answers at net.peer", t->name);
 	virtq_disable_interrupts(&t->net.rx[0]);
 	prepare_sender(t);
 	tap_note("ready");

@@ -253,7 +253,7 @@ bool virtq_poll(struct virtq *vq);	/* by looking */
 
 /*
  * A patience of some seconds (5 to 20, as fast as the time stamp counter counts), for an answer that
- * somebody else may owe.  Both are false when nothing came, or the device needs a reset.
+ * the other side may owe.  Both are false when nothing came, or the device needs a reset.
  */
 uint64_t virtio_deadline(void);
 bool virtq_poll_until(struct virtq *vq, uint64_t deadline);

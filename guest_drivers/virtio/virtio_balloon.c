@@ -28,7 +28,7 @@ static uint16_t reporting_queue(const struct virtio_device *device)
 static void supply_stats(struct virtio_balloon *balloon, uint64_t free, uint64_t total)
 {
 	const struct virtq_element element = { balloon->stats_buffer, sizeof(balloon->stats_buffer) };
-	/* In no order, and one that nobody knows (5.5.6.3.2). */
+	/* In no order, and one that no device knows (5.5.6.3.2). */
 	const struct virtio_balloon_stat stats[BALLOON_STATS] = {
 		{ VIRTIO_BALLOON_S_MEMTOT, total },
 		{ VIRTIO_BALLOON_S_SWAP_IN, 0 },

@@ -2,6 +2,8 @@
 /* What the tests of every device share. */
 #include "virtio_test.h"
 
+#define FILLED_MAX	64
+
 void virtio_test_each(uint32_t device_id, const char *kind, void (*run)(struct virtio_test *t))
 {
 	static struct virtio_device devices[VIRTIO_DEVICES_MAX];
@@ -99,4 +101,26 @@ void virtio_test_basics(struct virtio_test *t)
 	CHECK_IS(t, virtio_status(device), 0, "a reset brings device status 0 (2.4.1)");
 	CHECK(t, !virtio_queue_ready(device, 0), "a reset brings QueueReady 0 (4.2.2.1)");
 	memory_release(mark);
+}
+
+bool virtio_test_fill(struct virtq *vq, const struct virtq_element *element)
+{
+	unsigned int seen[FILLED_MAX] = { 0 };
+	unsigned int *token;
+	uint32_t len;
+
+	if (vq->size > ARRAY_SIZE(seen))
+		return false;
+	for (unsigned int i = 0; i < vq->size; i++)
+		if (!virtq_add(vq, element, 1, 0, VIRTQ_DIRECT, &seen[i]))
+			return false;
+	virtq_kick(vq);
+	for (unsigned int i = 0; i < vq->size; i++) {
+		if (!virtq_poll_until(vq, virtio_deadline()))
+			return false;
+		token = virtq_get_used(vq, &len);
+		if ((*token)++ || len)
+			return false;
+	}
+	return vq->num_free == vq->size;
 }

@@ -46,4 +46,10 @@ void virtio_test_negotiate(struct virtio_test *t, uint64_t features);
 void virtio_test_feature_sets(struct virtio_test *t, const uint64_t *sets, size_t count,
 			      void (*run)(struct virtio_test *t, uint64_t features));
 
+/*
+ * Whether a queue with a buffer in every descriptor, all of them this one for the device to read,
+ * gives each back once, with nothing written, and is empty then.
+ */
+bool virtio_test_fill(struct virtq *vq, const struct virtq_element *element);
+
 #endif

@@ -250,6 +250,19 @@ def test_a_backend_that_listens_and_dies_is_the_users_fault(tmp_path: Path) -> N
     assert "Traceback" not in run.stderr
 
 
+def test_a_backend_that_lives_and_does_not_listen_has_the_time_that_the_user_gives_it(
+    tmp_path: Path,
+) -> None:
+    command = f"{sys.executable} -c 'import time; time.sleep(600)' {{socket}}"
+    words = ("--device", "rng", "--spawn", command, "--spawn-time", "0.5")
+    run = run_command(*words, folder=tmp_path)
+    assert run.returncode == 2
+    assert "nothing listens there after 0.5 s" in run.stderr
+    assert "--spawn-time" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert len(run.stderr.strip().splitlines()) == 1
+
+
 def test_a_backend_may_serve_one_connection_and_no_more(tmp_path: Path) -> None:
     (tmp_path / "once.py").write_text(ONCE)
     command = f"{sys.executable} once.py {{socket}}"

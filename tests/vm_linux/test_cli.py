@@ -13,6 +13,7 @@ from tests.guest.accelerators import needs_unicorn
 from tests.guest.support import VIRTIOPY, Outcome, assert_one_sentence
 from tests.patience import PATIENCE
 from tests.unit.test_elf import MIB, XEN_NOTE, build
+from tests.unit.test_symbols import STT_FUNC, add_symbols
 from virtiopy.cache import cache_folder
 from virtiopy.linux.initramfs import ROOT_FOLDERS
 from virtiopy.linux.kernels import NoKernelError, find_kernel
@@ -143,6 +144,16 @@ def test_a_silent_kernel_is_told_where_it_is(tmp_path: Path) -> None:
         "--timeout",
     ):
         assert words in told
+
+
+def test_a_silent_kernel_with_symbols_is_told_in_which_function_it_is(tmp_path: Path) -> None:
+    path = guest(tmp_path, SAY_H + "ebfe")
+    # The last instruction is 10 bytes on.
+    functions = {"speak": (MIB + 0x10, 10, STT_FUNC), "wait_for_ever": (MIB + 0x1A, 2, STT_FUNC)}
+    path.write_bytes(add_symbols(path.read_bytes(), functions))
+    done = run(path, "--timeout", "0.5")
+    assert done.status == 2
+    assert "CPU 0 is at rip 0x10001a (wait_for_ever+0x0)" in done.errors
 
 
 def test_a_kernel_that_spoke_is_told_with_what_it_said_last(tmp_path: Path) -> None:

@@ -79,6 +79,11 @@ conformance campaign FILE.toml tests many backends.
 @click.option("--device", metavar="NAME", help="What it is: blk, for one.")
 @click.option("--spawn", metavar="COMMAND", help="Start a backend a test, at the socket {socket}.")
 @click.option(
+    "--spawn-time",
+    metavar="SECONDS",
+    help="Give a backend that was started so long to listen (60); its end is noticed at once.",
+)
+@click.option(
     "--transport",
     type=click.Choice(["mmio", "vhost-user"]),
     help="How a device of this process is reached (mmio).",
@@ -122,6 +127,7 @@ def command(
     pytest_options: tuple[str, ...],
     device: str | None,
     spawn: str | None,
+    spawn_time: str | None,
     transport: str | None,
     walks: str | None,
     replay: str | None,
@@ -156,6 +162,7 @@ def command(
         "target": target,
         "device": device,
         "spawn": spawn,
+        "spawn-time": spawn_time,
         "transport": transport,
         "walks": walks,
         "replay": replay,

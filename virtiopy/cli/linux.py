@@ -16,8 +16,7 @@ from virtiopy.cli.inturn import asks_for_turns, run_in_turn
 from virtiopy.cli.machines import MachineOptions, machine_options, open_machine
 from virtiopy.cli.main import EXIT_GUEST_FAILED
 from virtiopy.cli.options import DeviceOptions, note
-from virtiopy.cli.sandboxed import AT_THE_END, Sandbox
-from virtiopy.cli.trace import TraceChoice
+from virtiopy.cli.sandboxed import AT_THE_END
 from virtiopy.devices.registry import entries, entry_named
 from virtiopy.errors import ConfigError
 from virtiopy.files import check_output
@@ -86,31 +85,15 @@ WORDS = (
 @click.argument("words", nargs=-1, metavar="[-- COMMAND...]")
 def command(
     *,
+    options: MachineOptions,
     kernel: Path | None,
     append: str,
     programs: tuple[str, ...],
     modules: tuple[str, ...],
     root: str | None,
     show_exits: bool,
-    accel: str,
-    mode: str,
-    exit_free: str,
-    cpus: int,
-    memory: int | None,
-    memory_path: Path | None,
-    memory_reset: bool,
-    hugepages: bool,
     timeout: float | None,
-    control: Path | None,
-    pcap: Path | None,
     json_path: Path | None,
-    check_driver: str | None,
-    sandbox: str,
-    user: str | None,
-    device_variant: str | None,
-    hostile: str | None,
-    trace: str | None,
-    trace_only: tuple[str, ...],
     words: tuple[str, ...],
     **attached: tuple[str, ...],
 ) -> int:
@@ -132,27 +115,10 @@ def command(
     from virtiopy.linux.unpacked import unpacked
     from virtiopy.vm.pc import Pc
 
-    if asks_for_turns(device_variant, hostile):
+    if asks_for_turns(options.device_variant, options.hostile):
         if not words:
             raise ConfigError("Each device in turn takes a command to run: give one after --.")
         return run_in_turn(click.get_current_context(), with_console=False)
-    options = MachineOptions(
-        accel,
-        mode,
-        exit_free,
-        cpus,
-        memory,
-        memory_path,
-        memory_reset=memory_reset,
-        hugepages=hugepages,
-        control=control,
-        pcap=pcap,
-        check_driver=check_driver,
-        sandbox=Sandbox(sandbox, user),
-        device_variant=device_variant,
-        hostile=hostile,
-        trace=TraceChoice(trace, trace_only),
-    )
     cache = cache_folder()
     found = LinuxKernel.of(kernel) if kernel is not None else find_kernel(cache, note)
     writes: initramfs.RootWrites | None = None

@@ -1,10 +1,11 @@
 """The machine that a command line describes: its options, and what they make."""
 
 import contextlib
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -28,9 +29,9 @@ EXIT_FREE = {"on": True, "off": False, "auto": None}
 
 @dataclass(slots=True, frozen=True)
 class MachineOptions:
-    """What `machine_options` gives a subcommand, but for the devices and how long it runs.
+    """The machine that a subcommand's options ask for, but for its devices.
 
-    `memory` is None where it was not given.
+    A field has the name of its option; `memory` is None where it was not given.
     """
 
     accel: str
@@ -45,14 +46,35 @@ class MachineOptions:
     pcap: Path | None
     check_driver: str | None
     sandbox: Sandbox
-    device_variant: str | None = None
-    hostile: str | None = None
-    trace: TraceChoice = field(default_factory=TraceChoice)
+    device_variant: str | None
+    hostile: str | None
+    trace: TraceChoice
 
 
 def machine_options(function: Callable[..., int]) -> Callable[..., int]:
-    """Give a subcommand the options of a machine with devices, and of a run's time and report."""
-    options: list[Callable[[Callable[..., int]], Callable[..., int]]] = [
+    """Give a subcommand the options of a machine with devices, and of a run's time and report.
+
+    It gets the machine's as one MachineOptions, `options`, and `timeout` and `json_path` beside it.
+    """
+
+    @functools.wraps(function)
+    def command(
+        *,
+        sandbox: str,
+        user: str | None,
+        trace: str | None,
+        trace_only: tuple[str, ...],
+        **given: Any,  # noqa: ANN401 - what click has parsed, of every option's type
+    ) -> int:
+        names = {part.name for part in fields(MachineOptions)} - {"sandbox", "trace"}
+        options = MachineOptions(
+            **{name: given.pop(name) for name in names},
+            sandbox=Sandbox(sandbox, user),
+            trace=TraceChoice(trace, trace_only),
+        )
+        return function(options=options, **given)
+
+    given_options: list[Callable[[Callable[..., int]], Callable[..., int]]] = [
         driver_check_option,
         sandbox_option,
         unusual_device_options,
@@ -129,9 +151,7 @@ def machine_options(function: Callable[..., int]) -> Callable[..., int]:
             help="Write results and exit counts to this file.",
         ),
     ]
-    for option in reversed(options):
-        function = option(function)
-    return function
+    return functools.reduce(lambda made, option: option(made), reversed(given_options), command)
 
 
 def open_machine(

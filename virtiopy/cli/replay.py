@@ -29,6 +29,13 @@ from virtiopy.sandbox.process import SandboxMode
 @click.argument("recording", type=click.Path(path_type=Path))
 @click.option("--spawn", metavar="COMMAND", help="Start the backend, at the socket {socket}.")
 @click.option(
+    "--spawn-time",
+    type=Seconds(),
+    default="60",
+    metavar="SECONDS",
+    help="Give a backend that was started so long to listen (60); its end is noticed at once.",
+)
+@click.option(
     "--socket",
     "path",
     type=click.Path(path_type=Path),
@@ -50,6 +57,7 @@ def command(
     *,
     recording: Path,
     spawn: str | None,
+    spawn_time: float,
     path: Path | None,
     any_order: bool,
     patience: float,
@@ -77,7 +85,7 @@ def command(
     first = list(itertools.islice(events, 1))
     cut = ""
     with contextlib.ExitStack() as stack:
-        connector = _connector(spawn, path, stack)
+        connector = _connector(spawn, spawn_time, path, stack)
         box.enter()
         player = Player(connector, click.echo, patience, any_order)
         try:
@@ -96,7 +104,7 @@ def command(
 
 
 def _connector(
-    spawn: str | None, path: Path | None, stack: contextlib.ExitStack
+    spawn: str | None, spawn_time: float, path: Path | None, stack: contextlib.ExitStack
 ) -> Callable[[], socket.socket]:
     """Return what connects to the backend, and starts it where that is to be."""
     from virtiopy.vhost.user.frontend import connect
@@ -104,7 +112,7 @@ def _connector(
     if spawn is None:
         assert path is not None
         return partial(connect, path)
-    from virtiopy.conformance.targets.backends import SPAWN_TIME, SpawnedBackend
+    from virtiopy.conformance.targets.backends import SpawnedBackend
 
-    backend = stack.enter_context(SpawnedBackend(spawn))
-    return partial(backend.connect, SPAWN_TIME)
+    backend = stack.enter_context(SpawnedBackend(spawn, spawn_time))
+    return partial(backend.connect, spawn_time)

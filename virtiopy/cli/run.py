@@ -10,8 +10,7 @@ from virtiopy.cli.devices import DeviceCommand, attach_options
 from virtiopy.cli.inturn import asks_for_turns, run_in_turn
 from virtiopy.cli.machines import MachineOptions, machine_options, open_machine
 from virtiopy.cli.main import EXIT_GUEST_FAILED
-from virtiopy.cli.sandboxed import AT_THE_END, Sandbox
-from virtiopy.cli.trace import TraceChoice
+from virtiopy.cli.sandboxed import AT_THE_END
 from virtiopy.cli.until import Until, until_options
 from virtiopy.errors import ConfigError
 from virtiopy.files import check_output
@@ -71,6 +70,7 @@ A kernel, its console on the terminal; Ctrl-a x ends it:
 @machine_options
 def command(
     *,
+    options: MachineOptions,
     guest: str | None,
     kernel: Path | None,
     initrd: Path | None,
@@ -78,26 +78,9 @@ def command(
     append: str,
     until: str | None,
     until_failure: str | None,
-    accel: str,
-    mode: str,
-    exit_free: str,
-    cpus: int,
-    memory: int | None,
-    memory_path: Path | None,
-    memory_reset: bool,
-    hugepages: bool,
     timeout: float | None,
     unassigned: str | None,
-    control: Path | None,
-    pcap: Path | None,
     json_path: Path | None,
-    check_driver: str | None,
-    sandbox: str,
-    user: str | None,
-    device_variant: str | None,
-    hostile: str | None,
-    trace: str | None,
-    trace_only: tuple[str, ...],
     **attached: tuple[str, ...],
 ) -> int:
     """Run a guest driver or a kernel in a VM with virtio devices, and count its exits.
@@ -109,25 +92,8 @@ def command(
 
     A kernel's status is 0 when it switches itself off, and 1 when it panics.
     """
-    if asks_for_turns(device_variant, hostile):
+    if asks_for_turns(options.device_variant, options.hostile):
         return run_in_turn(click.get_current_context(), with_console=kernel is not None)
-    options = MachineOptions(
-        accel,
-        mode,
-        exit_free,
-        cpus,
-        memory,
-        memory_path,
-        memory_reset=memory_reset,
-        hugepages=hugepages,
-        control=control,
-        pcap=pcap,
-        check_driver=check_driver,
-        sandbox=Sandbox(sandbox, user),
-        device_variant=device_variant,
-        hostile=hostile,
-        trace=TraceChoice(trace, trace_only),
-    )
     if kernel is not None:
         if guest is not None:
             raise ConfigError("There are --guest and --kernel: leave one of them out.")

@@ -13,6 +13,7 @@ _OPTIONS = (
     ("device", "DEVICE", "what the target is: blk, for one"),
     ("transport", "TRANSPORT", "mmio or vhost-user, for targets of this process"),
     ("spawn", "COMMAND", "starts a vhost-user backend for each test, at the socket {socket}"),
+    ("spawn-time", "SECONDS", "how long a backend that was started may take to listen (60)"),
     ("walks", "N", "how many random walks of a driver's there are (25)"),
     ("replay", "FILE", "walk the walk in this file, and run no other test"),
     ("frontend", "NAME", "have sessions as this frontend of VMMs alone, or all of them"),

@@ -22,6 +22,7 @@ from virtiopy.conformance.report.results import (
 from virtiopy.conformance.report.verdict import Judge
 from virtiopy.conformance.sessions.base import Session
 from virtiopy.conformance.sessions.trace import Trace
+from virtiopy.conformance.targets.backends import SPAWN_TIME
 from virtiopy.conformance.targets.target import PATIENCE, Target, parse
 from virtiopy.conformance.walks.steps import Step
 from virtiopy.conformance.walks.steps import load as load_steps
@@ -130,6 +131,7 @@ def _target(config: pytest.Config) -> Target:
         option("virtio_target"),
         device=device,
         spawn=option("virtio_spawn"),
+        spawn_time=_seconds("spawn-time", option("virtio_spawn_time"), SPAWN_TIME),
         transport=transport,
     )
     if device is not None and target.device != device:

@@ -20,8 +20,12 @@ from virtiopy.vhost.user.connection import Connection
 from virtiopy.vhost.user.frontend import VhostUserFrontend, connect
 from virtiopy.vhost.user.server import Server, listen
 
-#: Seconds that a backend which was spawned may take to listen, or to end when it is told to.
-SPAWN_TIME = 10.0
+#: Seconds that a backend which was spawned may take to listen, unless --spawn-time says otherwise.
+#: One that ends instead is noticed at once.
+SPAWN_TIME = 60.0
+
+#: Seconds that it may take to end, when it is told to.
+_ENDING_TIME = 10.0
 
 #: How much of what a backend said is shown, bytes.
 _SAID = 2000
@@ -77,8 +81,8 @@ class _OwnBackend(Backend):
 class SpawnedBackend(_OwnBackend):
     """A process, started with {socket} in `command` replaced; what it says is kept."""
 
-    def __init__(self, command: str) -> None:
-        self._command = command
+    def __init__(self, command: str, patience: float = SPAWN_TIME) -> None:
+        self._command, self._patience = command, patience
         # That it listens is found out by connecting, and some serve one connection and no more.
         self._first: socket.socket | None = None
         super().__init__()
@@ -99,11 +103,18 @@ class SpawnedBackend(_OwnBackend):
                 f"{words[0]} cannot be started ({error.strerror}): give a command that can."
             ) from error
         try:
-            self._first = self.connect(SPAWN_TIME)
+            self._first = self.connect(self._patience)
         except DiedError as error:
+            # One that lives has had its time.
+            why = (
+                f"the command runs, and nothing listens there after {self._patience:g} s. See what "
+                "path it takes, or give it longer by --spawn-time."
+                if self._process.poll() is None
+                else str(error)
+            )
             self._end()
             raise ConfigError(
-                f"The command to spawn serves no vhost-user at {{socket}}: {error}"
+                f"The command to spawn serves no vhost-user at {{socket}}: {why}"
             ) from error
 
     def connect(self, patience: float) -> socket.socket:
@@ -116,8 +127,8 @@ class SpawnedBackend(_OwnBackend):
 
         What else is wrong with its answer is for the tests to find.
         """
-        stream = self.connect(SPAWN_TIME)
-        stream.settimeout(SPAWN_TIME)
+        stream = self.connect(self._patience)
+        stream.settimeout(self._patience)
         try:
             VhostUserFrontend(Connection(stream)).close()
         except PeerError:
@@ -144,7 +155,7 @@ class SpawnedBackend(_OwnBackend):
             self._first.close()
         self._process.terminate()
         try:
-            self._process.wait(SPAWN_TIME)
+            self._process.wait(_ENDING_TIME)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

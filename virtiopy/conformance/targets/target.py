@@ -12,7 +12,13 @@ from virtiopy.conformance.sessions.base import Session
 from virtiopy.conformance.sessions.mmio import MmioSession
 from virtiopy.conformance.sessions.trace import Trace
 from virtiopy.conformance.sessions.vhostuser import VhostUserSession
-from virtiopy.conformance.targets.backends import Backend, ServedDevice, SpawnedBackend, split
+from virtiopy.conformance.targets.backends import (
+    SPAWN_TIME,
+    Backend,
+    ServedDevice,
+    SpawnedBackend,
+    split,
+)
 from virtiopy.conformance.targets.builders import BUILDERS, Factory, Rig
 from virtiopy.conformance.targets.hosts import Host
 from virtiopy.devices.base import VirtioDevice
@@ -164,17 +170,21 @@ class SocketTarget(Target):
 
 
 class SpawnTarget(Target):
-    """A backend that is started for each test by a command with {socket} in it."""
+    """A backend that is started for each test by a command with {socket} in it.
 
-    def __init__(self, command: str, device: str) -> None:
+    It may take `spawn_time` seconds until it listens.
+    """
+
+    def __init__(self, command: str, device: str, spawn_time: float = SPAWN_TIME) -> None:
         self.name = command
+        self._spawn_time = spawn_time
         self.device = device
         self._device_id = DRIVERS[device].device_id
         split(command)
 
     def check(self) -> None:
         """Start the backend once, and have it say what it offers."""
-        backend = SpawnedBackend(self.name)
+        backend = SpawnedBackend(self.name, self._spawn_time)
         try:
             backend.greet()
         finally:
@@ -182,7 +192,8 @@ class SpawnTarget(Target):
 
     def serve(self, patience: float = PATIENCE) -> Served:
         """Start the backend."""
-        return Served(self._device_id, SpawnedBackend(self.name), Host())
+        backend = SpawnedBackend(self.name, self._spawn_time)
+        return Served(self._device_id, backend, Host())
 
 
 def inproc(
@@ -206,14 +217,19 @@ def inproc(
 
 
 def parse(
-    text: str | None, *, device: str | None, spawn: str | None, transport: str = "mmio"
+    text: str | None,
+    *,
+    device: str | None,
+    spawn: str | None,
+    spawn_time: float = SPAWN_TIME,
+    transport: str = "mmio",
 ) -> Target:
     """Return the target that the options name; raises ConfigError."""
     served = transport == "vhost-user"
     if spawn is not None:
         if text is not None:
             raise ConfigError("Both a target and a command to spawn: leave one of them out.")
-        return SpawnTarget(spawn, _needed(device))
+        return SpawnTarget(spawn, _needed(device), spawn_time)
     kind, _, rest = (text or "").partition(":")
     if kind == "inproc":
         if rest not in BUILDERS:
