@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.guest.support import VIRTIOPY
-from tests.guest.vhost_user import Backend
+from tests.guest.vhost_user import Backend, serve
 from tests.patience import PATIENCE
 from tests.unit.vhost_user import FEATURES, Driver
 from virtiopy.control.client import ask, device_facts
@@ -28,8 +28,7 @@ EVENTQ, QUEUES = 1, 3
 @contextmanager
 def controlled(device: str, options: str, folder: Path) -> Iterator[tuple[Backend, Path]]:
     path, control = folder / "device.sock", folder / "control.sock"
-    words = ["serve", device, options, "--socket", str(path), "--control", str(control)]
-    with Backend([*VIRTIOPY, "-v", *words], path) as backend:
+    with serve(device, options, path, control=control) as backend:
         # It listens before the device is there: who is answered has waited for that.
         VhostUserFrontend(connect(path)).close()
         yield backend, control

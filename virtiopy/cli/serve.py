@@ -245,7 +245,8 @@ class _Served:
     def change_mode(self, mode: str) -> None:
         """Refuse: raises ConfigError."""
         raise ConfigError(
-            f"{self.name} is served, and stays in {self.mode} mode: serve it again with mode={mode}."
+            f"{self.name} is served, and stays in {self.mode} mode: serve it again with "
+            f"mode={mode}."
         )
 
 

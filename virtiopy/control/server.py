@@ -168,7 +168,9 @@ def mode(machine: Controlled, arguments: Arguments) -> Answer:
     return {"device": slot.name, "mode": str(slot.mode)}
 
 
-def _choose(found: Mapping[str, ControlledDevice], name: str | None, entries: Sequence[DeviceEntry]) -> ControlledDevice:
+def _choose(
+    found: Mapping[str, ControlledDevice], name: str | None, entries: Sequence[DeviceEntry]
+) -> ControlledDevice:
     """Return the slot of this name, which need not be given where there is one of `entries`."""
     kind = " or ".join(entry.kind for entry in entries)
     if not found:
