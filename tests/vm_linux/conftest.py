@@ -282,7 +282,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
     with contextlib.ExitStack() as stack:
         small.mkdir()
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "small", small], check=True)
-        stack.callback(subprocess.run, ["umount", small], check=True)
+        stack.callback(subprocess.run, ["umount", str(small)], check=True)
         share = Share(folder)
         daemon, still = (
             stack.enter_context(FsDaemon(path, readonly=path is fixed)) for path in (tree, fixed)
