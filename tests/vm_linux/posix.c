@@ -498,9 +498,9 @@ static bool is_wanted(const char *name, int count, char **wanted)
 
 int main(int argc, char **argv)
 {
-	int failures = 0;
+	int failures = 0, folder = argc < 3 ? -1 : open(argv[1], O_RDONLY | O_DIRECTORY);
 
-	if (argc < 3 || chdir(argv[1])) {
+	if (folder < 0) {
 		fprintf(stderr, "posix FOLDER FILES [CHECK...]\n");
 		return 255;
 	}
@@ -509,6 +509,8 @@ int main(int argc, char **argv)
 	for (size_t i = 0; i < sizeof(checks) / sizeof(*checks); i++) {
 		if (!is_wanted(checks[i].name, argc - 3, argv + 3))
 			continue;
+		if (fchdir(folder))
+			return 255;
 		errno = 0;
 		int line = checks[i].check();
 
@@ -518,8 +520,6 @@ int main(int argc, char **argv)
 			printf("ok %s\n", checks[i].name);
 		fflush(stdout);
 		failures += line != 0;
-		if (chdir(argv[1]))
-			return 255;
 	}
 	return failures;
 }

@@ -420,7 +420,7 @@ def build_share(options: DeviceOptions) -> VirtioDevice:
             f"--share has tag={tag}: give it a name of up to {TAG_MAX} bytes, by which the guest "
             "mounts it, as in --share folder,tag=files."
         )
-    return NineP(Share(Path(options.main), readonly=options.flag("readonly")), tag)
+    return NineP(Share(options.folder, readonly=options.flag("readonly")), tag)
 
 
 def connect_share(socket: Path, options: DeviceOptions) -> VirtioDevice:

@@ -204,7 +204,7 @@ def parse_root(text: str) -> "tuple[str, RootWrites]":
 
     options = DeviceOptions("--root", text, ["writes"])
     writes = RootWrites(options.choice("writes", list(RootWrites), RootWrites.DISCARD))
-    folder = Path(options.main)
+    folder = options.folder
     lacking = [name for name in ROOT_FOLDERS if not (folder / name).is_dir()]
     if writes is not RootWrites.DISCARD and lacking:
         raise ConfigError(
