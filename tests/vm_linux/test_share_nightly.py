@@ -74,6 +74,7 @@ def test_a_tree_as_large_as_the_kernels_modules_is_copied_and_is_the_same(
         kernel = find_kernel(cache_folder())
     except NoKernelError as error:
         pytest.skip(str(error))
+    assert kernel.modules is not None
     shutil.copytree(kernel.modules, tmp_path / "source", symlinks=True)
     names = sorted(str(path.relative_to(tmp_path)) for path in (tmp_path / "source").rglob("*"))
     assert len(names) > 3000
