@@ -3,6 +3,7 @@
 import errno
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
@@ -114,6 +115,11 @@ def test_that_there_is_such_a_target_is_known_from_the_start(kernel: FakeKernel)
     kernel.refusals["SCSI_SET_ENDPOINT"] = errno.EFAULT
     with pytest.raises(HostError, match="VHOST_SCSI_SET_ENDPOINT"):
         KernelScsi(WWPN)
+
+
+def test_what_to_do_without_it_is_an_option_of_scsis(tmp_path: Path) -> None:
+    with pytest.raises(HostError, match=r"modprobe vhost_scsi.*use disk=IMAGE without mode"):
+        VhostScsi(str(tmp_path / "none"))
 
 
 def test_a_driver_writes_the_sizes_that_are_there(

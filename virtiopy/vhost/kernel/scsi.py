@@ -44,6 +44,7 @@ class VhostScsi(VhostDevice):
 
     path = "/dev/vhost-scsi"
     module = "vhost_scsi"
+    otherwise = "disk=IMAGE without mode=vhost"
     worker_features = WORKER_FEATURES | _HOTPLUG
 
     def set_endpoint(self, wwpn: str) -> None:
