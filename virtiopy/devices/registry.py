@@ -12,6 +12,7 @@ from virtiopy.devices.base import DeviceCommand
 from virtiopy.devices.entry import (
     DeviceEntry,
     Direction,
+    Example,
     LinuxCounter,
     Option,
     Workload,
@@ -217,7 +218,13 @@ _OWN = (
             depth_max=64,
         ),
         feature_word="9P",
-        suite_driver=f"{_SUITE}.ninep:NinePDriver",
+        # Tversion, and the Rversion that agrees: messages of 8192 bytes, 9P2000.L. Its tag is the
+        # same each time, and may not be in flight twice.
+        example=Example(
+            readable=bytes.fromhex("15000000 64 ffff 00200000 0800") + b"9P2000.L",
+            answer=bytes.fromhex("15000000 65 ffff 00200000 0800") + b"9P2000.L",
+            alone=True,
+        ),
         rigs={"ninep": f"{_RIGS}:build_ninep"},
         linux_modules=("9pnet_virtio", "9p"),
     ),
