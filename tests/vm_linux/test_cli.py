@@ -47,9 +47,9 @@ def virtiopy(*arguments: str | Path, seconds: float = PATIENCE) -> Outcome:
 
 
 def test_a_command_needs_no_arguments_besides(kernel: Path) -> None:
-    done = virtiopy("linux", "--accel", "tcg", "--", "uname", "-sr")
+    done = virtiopy("linux", "--accel", "tcg", "--", "uname", "-snr")
     assert done.status == 0, done.errors
-    assert done.output == f"Linux {kernel.name.removeprefix('vmlinuz-')}\n"
+    assert done.output == f"Linux virtiopy {kernel.name.removeprefix('vmlinuz-')}\n"
     assert done.errors == ""
 
 
