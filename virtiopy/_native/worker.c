@@ -81,27 +81,6 @@ static void signal_eventfd(int fd)
 		return;
 }
 
-/* Slots */
-
-struct vp_slot *vp_ring_slot(struct vp_ring *ring)
-{
-	struct vp_slot *slot;
-
-	if (ring->free_count == 0)
-		return NULL;
-	ring->free_count--;
-	slot = &ring->slots[ring->free[ring->free_count]];
-	slot->ring = ring;
-	slot->index = ring->free[ring->free_count];
-	slot->is_up = slot->is_head_only = false;
-	return slot;
-}
-
-void vp_ring_free_slot(struct vp_ring *ring, struct vp_slot *slot)
-{
-	ring->free[ring->free_count++] = slot->index;
-}
-
 static void tell(struct vp_worker *worker)
 {
 	if (!__atomic_exchange_n(&worker->told, 1, __ATOMIC_SEQ_CST)) {
@@ -120,12 +99,6 @@ void vp_ring_hand_up(struct vp_ring *ring, struct vp_slot *slot)
 	ring->up.items[tail % VP_SLOTS].slot = slot->index;
 	__atomic_store_n(&ring->up.tail, tail + 1, __ATOMIC_RELEASE);
 	tell(ring->worker);
-}
-
-void vp_ring_complete(struct vp_ring *ring, struct vp_slot *slot, uint32_t written)
-{
-	vp_virtq_put(ring->queue, &slot->chain, written);
-	vp_ring_free_slot(ring, slot);
 }
 
 static void note_reject(struct vp_ring *ring)

@@ -191,9 +191,7 @@ def _build(
         raise ConfigError("What is served already can only be attached: name an image.")
     served, lease = build_served(entry, options)
     box.attaches(entry, options)
-    # The drivers of DPDK and Open vSwitch are tested with frames that the device moves itself.
-    default = "ioeventfd" if entry is entry_named("net") else attachments.AUTO
-    return served, lease, attachments.mode_of(entry, options, default)
+    return served, lease, attachments.mode_of(entry, options, attachments.AUTO)
 
 
 def _delegate(served: VirtioDevice, choice: attachments.ModeChoice) -> None:
