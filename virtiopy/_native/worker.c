@@ -274,8 +274,10 @@ static bool attend(struct vp_worker *worker)
 	/* Before it looks, so that what is asked for meanwhile is looked at again. */
 	__atomic_store_n(&worker->attend, 0, __ATOMIC_SEQ_CST);
 	pthread_mutex_lock(&worker->lock);
-	while (worker->pending_count > 0 && worker->ring_count < RINGS)
+	while (worker->pending_count > 0 && worker->ring_count < RINGS) {
 		begin_ring(worker, worker->pending[--worker->pending_count]);
+		pthread_cond_broadcast(&worker->changed);
+	}
 	for (uint32_t i = worker->ring_count; i-- > 0;) {
 		struct vp_ring *ring = worker->rings[i];
 
