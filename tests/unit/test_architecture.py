@@ -160,7 +160,7 @@ MAY_IMPORT = {
         "devices.net.path",
     ],
     # The generic commands ask no device's type.
-    "control": [*LOW, *DEVICES, "eventloop", "sizes", "spec", "vm"],
+    "control": [*LOW, *DEVICES, "eventloop", "memory", "sizes", "spec"],
     "statements": ["errors", "spec"],
     "sizes": ["errors"],
     "exits": [

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from tests.guest.accelerators import needs_unicorn
-from tests.guest.support import VIRTIOPY, Outcome, assert_one_sentence
+from tests.guest.support import VIRTIOPY, Outcome, assert_one_sentence, needs_kvm
 from tests.patience import PATIENCE
 from tests.unit.test_elf import MIB, XEN_NOTE, build
 from tests.unit.test_symbols import STT_FUNC, add_symbols
+from tests.vm_linux.rubbish import build_rubbish
 from virtiopy.cache import cache_folder
 from virtiopy.linux.initramfs import ROOT_FOLDERS
 from virtiopy.linux.kernels import NoKernelError, find_kernel
@@ -37,6 +38,7 @@ def virtiopy(*arguments: str | Path, seconds: float = PATIENCE) -> Outcome:
         [*VIRTIOPY, *map(str, arguments)],
         capture_output=True,
         text=True,
+        errors="replace",
         check=False,
         timeout=seconds,
         stdin=subprocess.DEVNULL,
@@ -45,9 +47,9 @@ def virtiopy(*arguments: str | Path, seconds: float = PATIENCE) -> Outcome:
 
 
 def test_a_command_needs_no_arguments_besides(kernel: Path) -> None:
-    done = virtiopy("linux", "--accel", "tcg", "--", "uname", "-sr")
+    done = virtiopy("linux", "--accel", "tcg", "--", "uname", "-snr")
     assert done.status == 0, done.errors
-    assert done.output == f"Linux {kernel.name.removeprefix('vmlinuz-')}\n"
+    assert done.output == f"Linux virtiopy {kernel.name.removeprefix('vmlinuz-')}\n"
     assert done.errors == ""
 
 
@@ -126,6 +128,14 @@ def test_rubbish_in_the_power_registers_ends_nothing(tmp_path: Path) -> None:
     assert done.status == 7, done.errors
 
 
+@pytest.mark.parametrize("accel", ["tcg", pytest.param("kvm", marks=needs_kvm)])
+def test_rubbish_in_every_register_of_the_pc_ends_nothing(tmp_path: Path, accel: str) -> None:
+    kernel = build_rubbish(tmp_path)
+    done = virtiopy("run", "--accel", accel, "--serial", "stdout", "--kernel", kernel)
+    assert done.status == 7, done.errors
+    assert done.output.endswith("\nh\n")
+
+
 def test_a_triple_fault_ends_with_1_and_the_last_line(tmp_path: Path) -> None:
     done = run(guest(tmp_path, SAY_H + "0f0b"))
     assert done.status == 1, done.errors
@@ -180,10 +190,28 @@ def test_a_panic_ends_with_1_and_the_last_lines(kernel: Path) -> None:
         (["--kernel", "/nonexistent"], "cannot be read"),
         (["--initrd", os.devnull], "is for a kernel: name one with --kernel"),
         (["--guest", "blk", "--kernel", os.devnull], "leave one of them out"),
+        (["--kernel", "KERNEL", "--memory", "64K"], "a kernel needs more than 1 MiB"),
+        (["--kernel", "KERNEL", "--serial", "nowhere"], "--serial has 'nowhere': use one of none,"),
+        (["--kernel", "KERNEL", "--append", "x" * 2048], "Linux takes 2047: give it less"),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_sentence(arguments: list[str], words: str) -> None:
-    assert_one_sentence(virtiopy("run", *arguments), words)
+def test_what_cannot_be_is_refused_in_one_sentence(
+    arguments: list[str], words: str, kernel: Path
+) -> None:
+    named = [str(kernel) if argument == "KERNEL" else argument for argument in arguments]
+    assert_one_sentence(virtiopy("run", "--accel", "tcg", *named), words)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--kernel", __file__], "is no kernel that can be booted"),
+        (["--module", "no-such"], "has no module no_such"),
+        (["--append", "x" * 2048], "Linux takes 2047: give it less"),
+    ],
+)
+def test_linux_is_not_begun_with_what_cannot_be(arguments: list[str], words: str) -> None:
+    assert_one_sentence(virtiopy("linux", "--accel", "tcg", *arguments, "--", "true"), words)
 
 
 def test_no_such_program_is_told_before_the_boot() -> None:

@@ -21,7 +21,7 @@ def build_fs(options: DeviceOptions) -> VirtioDevice:
 
     tag = _tag(options)
     with contextlib.ExitStack() as opened:
-        daemon = FsDaemon(Path(options.main), readonly=options.flag("readonly"))
+        daemon = FsDaemon(options.folder, readonly=options.flag("readonly"))
         opened.callback(daemon.close)
         try:
             device = VhostUserFs(
@@ -30,7 +30,7 @@ def build_fs(options: DeviceOptions) -> VirtioDevice:
         except ConfigError as error:
             raise ConfigError(
                 f"virtiofsd cannot share {options.main} ({error}): see whether "
-                f"`{VIRTIOFSD} -f -o source={options.main} --socket-path=SOCKET` does."
+                f"`{VIRTIOFSD} -f -o source={daemon.folder} --socket-path=SOCKET` does."
             ) from error
         opened.pop_all()
     return device
