@@ -47,6 +47,9 @@ from tests.vm_linux.test_devices import (  # noqa: F401 - they are collected her
 from virtiopy.vhost.worker import worker_threads
 from virtiopy.vm.slots import IoMode
 
+#: What a bulk transfer carries, bytes: the lab's KVM takes seconds for a MiB.
+BULK = 8 << 20
+
 pytestmark = [pytest.mark.lab, pytest.mark.nightly]
 
 
@@ -73,7 +76,7 @@ def way(request: pytest.FixtureRequest) -> Way:
 @pytest.fixture(scope="module")
 def rig(way: Way, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     skip_without_its_needs()
-    options = RigOptions("kvm", way.cpus, IoMode.IOEVENTFD, way.mode)
+    options = RigOptions("kvm", way.cpus, IoMode.IOEVENTFD, way.mode, bulk=BULK)
     with make_rig(tmp_path_factory.mktemp("linux"), options) as made:
         yield made
 

@@ -81,6 +81,8 @@ class Rig:
     net: Net
     scsi: Scsi
     vsock: Vsock
+    #: What a bulk transfer carries, each way: bytes.
+    bulk: int
 
     @property
     def disk(self) -> Path:
@@ -146,6 +148,7 @@ class RigOptions:
     mode: IoMode = IoMode.IOEVENTFD
     net_mode: IoMode = IoMode.IOEVENTFD
     words: str = ""
+    bulk: int = 100 << 20
 
 
 def skip_without_its_needs() -> None:
@@ -207,7 +210,7 @@ def make_rig(folder: Path, options: RigOptions) -> Iterator[Rig]:
         )
         linux.sh(MOUNT_PROGRAMS)
         linux.sh(f"ip address add {GUEST}/24 dev eth0; ip link set eth0 up")
-        yield Rig(linux, folder, namespace, console, port, balloon, net, scsi, vsock)
+        yield Rig(linux, folder, namespace, console, port, balloon, net, scsi, vsock, options.bulk)
 
 
 @pytest.fixture(scope="session")

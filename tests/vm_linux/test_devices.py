@@ -18,8 +18,7 @@ from virtiopy.devices.streams import Size
 from virtiopy.spec import DeviceStatus
 
 MIB = 1 << 20
-#: What a bulk transfer carries, each way: bytes. From the guest it is a piece, many times.
-BULK = 100 * MIB
+#: What a bulk transfer from the guest carries many times, bytes.
 PIECE = 4 * MIB
 
 
@@ -212,7 +211,7 @@ def test_bulk_from_the_guest_arrives_whole(rig: Rig, listener: socket.socket) ->
     port = listener.getsockname()[1]
     rig.linux.start(
         f"head -c {PIECE} /dev/urandom >/tmp/piece; md5sum </tmp/piece; "
-        f"for i in $(seq {BULK // PIECE}); do cat /tmp/piece; done | "
+        f"for i in $(seq {rig.bulk // PIECE}); do cat /tmp/piece; done | "
         f"host socat -u -b 262144 - TCP:{HOST}:{port}; rm /tmp/piece"
     )
     data = bytearray()
@@ -221,15 +220,15 @@ def test_bulk_from_the_guest_arrives_whole(rig: Rig, listener: socket.socket) ->
         while received := connection.recv(1 << 20):
             data += received
     digest = rig.linux.finish(seconds=2 * COMMAND_SECONDS).split()[0]
-    assert len(data) == BULK
-    pieces = {hashlib.md5(data[at : at + PIECE]).hexdigest() for at in range(0, BULK, PIECE)}
+    assert len(data) == rig.bulk
+    pieces = {hashlib.md5(data[at : at + PIECE]).hexdigest() for at in range(0, rig.bulk, PIECE)}
     assert pieces == {digest}
 
 
 def test_bulk_to_the_guest_arrives_whole(rig: Rig, listener: socket.socket) -> None:
     port = listener.getsockname()[1]
     rig.linux.start(f"host socat -u -b 262144 TCP:{HOST}:{port} - | md5sum")
-    data = os.urandom(BULK)
+    data = os.urandom(rig.bulk)
     with listener, listener.accept()[0] as connection:
         connection.settimeout(2 * COMMAND_SECONDS)
         connection.sendall(data)
