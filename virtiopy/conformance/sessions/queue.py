@@ -17,6 +17,9 @@ from virtiopy.virtqueue.layout import (
     RingFormat,
 )
 
+#: The length of a used entry that no device has written, as `corrupt_used_entries` leaves it.
+STALE_LENGTH = 0xEEEE_EEEE
+
 
 class SessionQueue(DriverQueue):
     """Virtqueue `index` of a session. What it does, and what is broken in it, is traced.
