@@ -90,7 +90,8 @@ class Crew:
         """Wait for a test's end; None where this process is to run it."""
         number = self._numbers[item]
         while number not in self._ran:
-            for job in [one for one in self._jobs if one.wire in wait(self._wires)]:
+            ready = wait([job.wire for job in self._jobs])
+            for job in [one for one in self._jobs if one.wire in ready]:
                 try:
                     self._ran[job.test] = job.wire.recv()
                 except EOFError:
@@ -100,10 +101,6 @@ class Crew:
             if not self._jobs:
                 return self._ran.get(number)
         return self._ran.pop(number)
-
-    @property
-    def _wires(self) -> list[Connection]:
-        return [job.wire for job in self._jobs]
 
     def _lost(self, job: _Job) -> None:
         """Book that a job has ended with its test."""

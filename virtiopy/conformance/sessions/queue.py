@@ -46,6 +46,8 @@ class SessionQueue(DriverQueue):
         self._writable: list[Piece] = []
         self._trace = trace
         areas = self.areas
+        # No entry that is counted before it is there passes for one.
+        self._fill_used_entries()
         self._note(
             f"{size} entries: descriptors at {areas.descriptor:#x}, "
             f"available ring at {areas.driver:#x}, used ring at {areas.device:#x}"
@@ -123,8 +125,11 @@ class SessionQueue(DriverQueue):
 
     def corrupt_used_entries(self) -> None:
         """Fill the used ring's entries with what no device has written; idx stays (2.7.8)."""
-        self.memory.write(self.areas.device + 4, b"\xee" * (8 * self.size))
+        self._fill_used_entries()
         self._note("used ring entries = ee ee ee ...")
+
+    def _fill_used_entries(self) -> None:
+        self.memory.write(self.areas.device + 4, STALE_LENGTH.to_bytes(4, "little") * 2 * self.size)
 
     # Where a field is that another thread is to change
 
