@@ -5,16 +5,36 @@ import re
 import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tests.conformance.mutants.vhostuser import Faulty
 from tests.conformance.runs import run_pytest, run_suite
+from virtiopy.conformance.drivers import driver_of
+from virtiopy.conformance.problems import BrokenError
 from virtiopy.conformance.report.document import read
+from virtiopy.conformance.sessions.trace import Trace
 from virtiopy.conformance.suite.test_walks import KEPT, PREFIX, SUFFIX, new_file
+from virtiopy.conformance.targets.builders import BUILDERS
+from virtiopy.conformance.targets.target import InprocTarget
 from virtiopy.conformance.walks.search import Search
-from virtiopy.conformance.walks.steps import KINDS, Step, load
-from virtiopy.errors import ConfigError
+from virtiopy.conformance.walks.steps import (
+    KINDS,
+    Kick,
+    ResetQueue,
+    Send,
+    Start,
+    Step,
+    Wait,
+    WriteConfig,
+    load,
+)
+from virtiopy.conformance.walks.walk import Walk
+from virtiopy.errors import ConfigError, PeerError
+from virtiopy.vhost.user.backend import Backend
+from virtiopy.vhost.user.messages import Message, Request, RingState, u64
 
 OWN_DEVICE = """\
 from virtiopy.conformance.targets.target import inproc
@@ -158,6 +178,54 @@ def test_a_console_with_ports_is_not_reconnected_to(tmp_path: Path) -> None:
         folder=tmp_path,
     )
     assert run.returncode == 0, run.stdout
+
+
+class LeavesForAWriteItHasAcknowledged(Faulty):
+    """As libvhost-user does: with the next message it is gone."""
+
+    written = False
+
+    def seen(self, message: Message) -> bool:
+        if message.request == Request.SET_CONFIG:
+            self._reply(Message(message.request, u64(0)))
+            self.written = True
+            return True
+        if self.written and message.request == Request.GET_VRING_BASE:
+            raise PeerError("a field that is read-only was written")
+        return False
+
+
+class StopsWithARequestInFlight(Faulty):
+    """Replies to GET_VRING_BASE while it has still something to use."""
+
+    def _reply(self, reply: Message) -> None:
+        if reply.request == Request.GET_VRING_BASE:
+            state = RingState.decode(reply)
+            reply.payload = replace(state, number=state.number + 1).encode()
+        super()._reply(reply)
+
+
+def walked_on(backend: type[Backend], *steps: Step) -> None:
+    """Walk on a disk that is served by a backend with a fault."""
+    target = InprocTarget(BUILDERS["blk"], "blk", served=True, backend=backend)
+    with target.open(Trace()) as session:
+        Walk(session, driver_of(session)).run(steps)
+
+
+def test_a_backend_may_leave_after_a_wrong_write_that_it_has_replied_to() -> None:
+    walked_on(LeavesForAWriteItHasAcknowledged, WriteConfig(), ResetQueue(), Send(), Wait())
+    walked_on(LeavesForAWriteItHasAcknowledged, Send(count=2), WriteConfig())
+
+
+@pytest.mark.parametrize(
+    ("sent", "clause"),
+    [(Send(kick=False), "GET_VRING_BASE:2"), (Kick(), "GET_VRING_BASE:1")],
+    ids=["with a request in flight", "beyond what is available"],
+)
+def test_a_ring_is_stopped_where_nothing_is_in_flight(sent: Step, clause: str) -> None:
+    with pytest.raises(BrokenError) as raised:
+        walked_on(StopsWithARequestInFlight, Start(), sent, ResetQueue())
+    assert raised.value.clause == clause
 
 
 def test_a_step_is_what_its_line_says(tmp_path: Path) -> None:

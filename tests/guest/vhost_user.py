@@ -68,11 +68,24 @@ def _listens(path: Path) -> bool:
 
 
 def serve(
-    device: str, options: str, path: Path, log: Path | None = None, *, judged: bool = False
+    device: str,
+    options: str,
+    path: Path,
+    log: Path | None = None,
+    *,
+    judged: bool = False,
+    control: Path | None = None,
 ) -> Backend:
-    """Serve a device of virtiopy's; with `judged` it says at its end what its driver came to."""
+    """Serve a device of virtiopy's; with `judged` it says at its end what its driver came to.
+
+    It takes commands at `control`, where that is given.
+    """
     command = [*VIRTIOPY, "-v", "serve", device, options, "--socket", str(path)]
-    return Backend([*command, *(["--check-driver"] if judged else [])], path, log)
+    if judged:
+        command += ["--check-driver"]
+    if control is not None:
+        command += ["--control", str(control)]
+    return Backend(command, path, log)
 
 
 def serve_by_qemu(image: Path, path: Path, driver: str = "raw") -> Backend:

@@ -57,6 +57,7 @@ MAY_IMPORT = {
     "_native": ["errors"],
     "cache": [],
     "closing": [],
+    "records": [],
     "complaints": [],
     "eventfds": ["_native"],
     "errors": [],
@@ -68,7 +69,7 @@ MAY_IMPORT = {
     "sandbox": ["__file__", *LOW],
     "guard": ["_native", "closing", "errors"],
     "memory": [*LOW, "guard"],
-    "cpu": [*LOW, "memory"],
+    "cpu": [*LOW, "memory", "records"],
     "control.client": ["errors"],
     "vm.bus": ["errors"],
     "virtqueue": [*LOW, "memory", "spec"],
@@ -159,7 +160,7 @@ MAY_IMPORT = {
         "devices.net.path",
     ],
     # The generic commands ask no device's type.
-    "control": [*LOW, *DEVICES, "eventloop", "sizes", "spec", "vm"],
+    "control": [*LOW, *DEVICES, "eventloop", "memory", "sizes", "spec"],
     "statements": ["errors", "spec"],
     "sizes": ["errors"],
     "exits": [

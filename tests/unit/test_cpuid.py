@@ -1,12 +1,15 @@
 """What each vCPU's CPUID says of its number, from a host's answer that a test wrote down."""
 
+from pathlib import Path
+
 import pytest
 
 from virtiopy._native import CData, ffi
-from virtiopy.accel.kvm.cpuid import cpuid_of
+from virtiopy.accel.kvm.cpuid import cpuid_of, sees_spinning
 
 BASIC, CACHES, TOPOLOGY, TOPOLOGY_2 = 0x1, 0x4, 0xB, 0x1F
 AMD_SIZES, AMD_TOPOLOGY = 0x8000_0008, 0x8000_001E
+KVM_FEATURES, PV_UNHALT = 0x4000_0001, 1 << 7
 HTT = 1 << 28
 HYPERVISOR = 1 << 31
 
@@ -20,6 +23,7 @@ def supported() -> CData:
         {"function": CACHES, "index": 1, "flags": 1, "eax": 0},
         {"function": TOPOLOGY, "index": 0, "flags": 1, "eax": 1, "ebx": 2, "ecx": 0x100, "edx": 9},
         {"function": TOPOLOGY, "index": 1, "flags": 1, "eax": 4, "ebx": 12, "ecx": 0x201, "edx": 9},
+        {"function": KVM_FEATURES, "eax": PV_UNHALT | 0x41},
         {"function": AMD_SIZES, "eax": 0x3030, "ecx": 0x400B},
         {"function": AMD_TOPOLOGY, "eax": 9, "ebx": 0x104, "ecx": 1},
     ]
@@ -96,3 +100,30 @@ def test_the_answer_of_the_host_is_left_as_it_is() -> None:
 
     assert leaf(host, BASIC).ebx == 0x090C_0800
     assert leaf(host, AMD_TOPOLOGY).eax == 9
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_locks_that_halt_are_offered_where_kvm_sees_a_cpu_spin(seen: bool) -> None:
+    cpuid = cpuid_of(supported(), 1, 2, spinning_is_seen=seen)
+
+    assert leaf(cpuid, KVM_FEATURES).eax == 0x41 | (PV_UNHALT if seen else 0)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "seen"),
+    [
+        ("kvm_amd/parameters/pause_filter_count", "3000\n", True),
+        ("kvm_amd/parameters/pause_filter_count", "0\n", False),
+        ("kvm_intel/parameters/ple_gap", "128\n", True),
+        ("kvm_intel/parameters/ple_gap", "0\n", False),
+        # Another KVM, of which it is not known.
+        ("kvm_pvm/parameters/anything", "0\n", True),
+    ],
+)
+def test_kvms_modules_say_whether_it_sees_a_cpu_spin(
+    tmp_path: Path, file: str, text: str, seen: bool
+) -> None:
+    path = tmp_path / file
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    assert sees_spinning(tmp_path) == seen

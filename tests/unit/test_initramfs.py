@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -177,6 +178,16 @@ def test_the_part_that_is_the_same_is_kept_and_what_is_done_is_not(
     module.write_bytes(b"\x7fELF another")
     build(contents, Task(["true"]), cache)
     assert len([*(cache / "initramfs").glob("*.cpio")]) == 2
+
+
+@needs_busybox
+def test_a_module_that_was_asked_for_is_there_or_its_absence_is_told(
+    tmp_path: Path, contents: Contents
+) -> None:
+    asked = replace(contents, modules=("no_such_device",), asked_for=("virtio-blk",))
+    assert b"modules/virtio_blk.ko" in build(asked, Task(["true"]), tmp_path / "cache")
+    with pytest.raises(ConfigError, match=r"has no module no_such, in .* or built in"):
+        build(replace(contents, asked_for=("no-such",)), Task(["true"]), tmp_path / "cache")
 
 
 @needs_busybox

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import os
 import random
 import struct
 import threading
@@ -130,6 +131,25 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
 
 def test_the_pair_is_delegated(rig: Rig) -> None:
     assert rig.device.facts()["pairs_delegated"] == 1
+
+
+def test_a_call_eventfd_that_is_set_while_the_thread_works_is_the_threads(rig: Rig) -> None:
+    """It had the one of before, which is closed by then, and so another file's number."""
+    queue = rig.driver.queues[TX]
+    rig.send(PLAIN + frame(1))
+    queue.wait()
+    other = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    try:
+        for file in (other, queue.call):
+            rig.driver.frontend.set_call(TX, file)
+            assert rig.device.facts()["pairs_delegated"] == 1
+            queue.driver.enable_interrupts()
+            rig.send(PLAIN + frame(2))
+            readable(file)
+            os.eventfd_read(file)
+            queue.driver.take_all_used()
+    finally:
+        os.close(other)
 
 
 def test_a_frame_is_sent_however_it_is_cut(rig: Rig) -> None:

@@ -149,6 +149,15 @@ def test_luns_are_reported_by_every_unit_and_where_there_is_none() -> None:
         ]
 
 
+def test_a_list_of_luns_is_cut_where_it_was_asked_to_be(bench: Bench) -> None:
+    whole = bench.request("a00000000000000000180000", room=24)
+    # No allocation length is too short (SPC-4, 6.33).
+    for size in (0, 4, 8, 15):
+        reply = bench.request(f"a00000000000{size:08x}0000", room=24)
+        assert reply.good
+        assert (reply.data[:size], reply.residual) == (whole.data[:size], 24 - size)
+
+
 def test_the_well_known_unit_says_what_it_is(bench: Bench) -> None:
     field = bytes.fromhex("c101000000000000")
     assert bench.request(INQUIRY, room=36, lun=field).data[0] == 0x1E

@@ -106,7 +106,10 @@ def run(source: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 #: What takes milliseconds to import, and is not wanted for the smallest guest.
-SLOW = {"ast", "dis", "inspect", "logging", "pathlib", "traceback", "urllib.parse", "elftools"}
+SLOW = {
+    *("ast", "dataclasses", "datetime", "dis", "gettext", "inspect", "locale", "logging"),
+    *("pathlib", "platform", "signal", "traceback", "urllib.parse", "uuid", "elftools"),
+}
 
 
 def test_the_smallest_guest_imports_nothing_that_it_does_not_use() -> None:
@@ -126,6 +129,45 @@ def test_the_smallest_guest_imports_nothing_that_it_does_not_use() -> None:
     assert greeting.startswith("long: Hello, World! (exits: ")
     assert "click" in modules
     assert not SLOW & set(modules)
+
+
+def in_command(source: str) -> str:
+    """Return what `source` prints in the process of a command, at its end."""
+    indented = "\n".join(f"    {line}" for line in source.splitlines())
+    done = run(f"import atexit\ndef act():\n{indented}\natexit.register(act)", "--version")
+    assert done.stderr == ""
+    return done.stdout.partition("\n")[2]
+
+
+def test_types_of_click_that_are_imported_late_work() -> None:
+    source = (
+        "import click, datetime, uuid\n"
+        "day, one = click.DateTime(), click.UUID\n"
+        "when = day.convert('2026-11-27', None, None)\n"
+        "assert type(when) is datetime.datetime and when.day == 27\n"
+        "assert day.convert(when, None, None) is when\n"
+        "number = one.convert(str(uuid.UUID(int=42)), None, None)\n"
+        "assert type(number) is uuid.UUID and number.int == 42\n"
+        "assert one.convert(number, None, None) is number\n"
+        "print('both')"
+    )
+    assert in_command(source) == "both\n"
+
+
+def test_a_class_that_click_has_a_stand_in_for_can_be_inherited_from() -> None:
+    source = (
+        "from datetime import datetime\n"
+        "class Mine(datetime):\n"
+        "    pass\n"
+        "print(Mine(2026, 11, 27).year, datetime.__mro__[1].__name__)"
+    )
+    assert in_command(source) == "2026 date\n"
+
+
+def test_texts_are_in_english_in_any_language() -> None:
+    assert (
+        in_command("from gettext import ngettext, gettext\nprint(ngettext('a', 'b', 2))") == "b\n"
+    )
 
 
 @pytest.mark.parametrize(

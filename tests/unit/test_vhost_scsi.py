@@ -3,6 +3,7 @@
 import errno
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
@@ -12,7 +13,13 @@ from virtiopy.accel.base import Accelerator
 from virtiopy.cli.attachments import build, mode_of, parse
 from virtiopy.cli.scsi import build_served_scsi
 from virtiopy.devices.registry import entry_named
-from virtiopy.devices.scsi.features import ScsiFeature
+from virtiopy.devices.scsi.features import (
+    CDB_SIZE,
+    CDB_SIZE_AT,
+    SENSE_SIZE,
+    SENSE_SIZE_AT,
+    ScsiFeature,
+)
 from virtiopy.errors import ConfigError, HostError
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import DeviceStatus, Feature, feature_mask
@@ -108,6 +115,23 @@ def test_that_there_is_such_a_target_is_known_from_the_start(kernel: FakeKernel)
     kernel.refusals["SCSI_SET_ENDPOINT"] = errno.EFAULT
     with pytest.raises(HostError, match="VHOST_SCSI_SET_ENDPOINT"):
         KernelScsi(WWPN)
+
+
+def test_what_to_do_without_it_is_an_option_of_scsis(tmp_path: Path) -> None:
+    with pytest.raises(HostError, match=r"modprobe vhost_scsi.*use disk=IMAGE without mode"):
+        VhostScsi(str(tmp_path / "none"))
+
+
+def test_a_driver_writes_the_sizes_that_are_there(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    # As Linux's does; vhost has no others.
+    rig.driver.write_config(SENSE_SIZE_AT, 4, SENSE_SIZE)
+    rig.driver.write_config(CDB_SIZE_AT, 4, CDB_SIZE)
+    assert caplog.messages == []
+    rig.driver.write_config(SENSE_SIZE_AT, 4, SENSE_SIZE + 1)
+    assert len(caplog.messages) == 1
+    assert rig.driver.read_config(SENSE_SIZE_AT, 4) == SENSE_SIZE
 
 
 def test_all_rings_start_with_the_endpoint_as_the_last_step(kernel: FakeKernel, rig: Rig) -> None:

@@ -276,6 +276,29 @@ def test_a_guest_that_sends_more_than_there_is_room_for_is_cut_off(bench: Bench)
     assert program.closed
 
 
+@pytest.mark.parametrize("reader", ["program", "guest"])
+def test_where_both_sides_are_full_each_goes_on_as_the_other_reads(
+    bench: Bench, reader: str
+) -> None:
+    bench.host.room = 0
+    program = bench.connect(buf_alloc=10)
+    for _ in range(BUFFER_SIZE // (1 << 16)):
+        bench.send(RW, bytes(1 << 16), buf_alloc=10)
+    program.say(b"0123456789abcdef")
+    assert bench.ops()[-2:] == [RW, CREDIT_REQUEST]
+    program.say(b"more")
+    assert bench.ops() == []
+    if reader == "program":
+        # The guest believes that there is no room.
+        program.take(1)
+        [(header, _)] = bench.packets()
+        assert (header.op, header.fwd_cnt) == (CREDIT_UPDATE, 1)
+    else:
+        bench.send(CREDIT_UPDATE, buf_alloc=10, fwd_cnt=1)
+        [(_, data), (ask, _)] = bench.packets()
+        assert (data, ask.op) == (b"a", CREDIT_REQUEST)
+
+
 # Ends (5.10.6.5)
 
 

@@ -233,13 +233,15 @@ class Shared:
     """Linux, which has mounted folders of the host's.
 
     `folder` is at /mnt by 9P and `tree` at /tree by virtio-fs; `fixed` is at /fixed and /still,
-    where it cannot be written. `outside` is a file beside them.
+    where it cannot be written. `small`, which is soon full, is at /places/small by 9P, and within
+    `tree`. `outside` is a file beside them.
     """
 
     linux: Linux
     folder: Path
     tree: Path
     fixed: Path
+    small: Path
     outside: Path
     share: Share
     daemon: FsDaemon
@@ -247,6 +249,13 @@ class Shared:
     def mounted(self, way: str) -> tuple[str, Path]:
         """Where the guest has mounted a folder, and the folder."""
         return {"9p": ("/mnt", self.folder), "fs": ("/tree", self.tree)}[way]
+
+
+def build_posix(program: Path) -> None:
+    """Compile posix.c for a guest that has no libraries."""
+    source = Path(__file__).with_name("posix.c")
+    flags = ["-std=c11", "-D_GNU_SOURCE", "-O1", "-Wall", "-Wextra", "-Werror", "-static"]
+    subprocess.run(["gcc", *flags, source, "-o", program], check=True)
 
 
 @pytest.fixture(scope="session")
@@ -264,18 +273,24 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
         pytest.skip(str(error))
     base = tmp_path_factory.mktemp("share")
     folder, tree, fixed, outside = (base / name for name in ("folder", "tree", "fixed", "outside"))
+    small = tree / "small"
     for path in (folder, tree, fixed):
         path.mkdir()
         (path / "large").write_bytes(os.urandom(3 << 20))
     outside.write_text(SECRET)
-    share, other = Share(folder), Share(fixed, readonly=True)
+    build_posix(folder / "posix")
     with contextlib.ExitStack() as stack:
+        small.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "small", small], check=True)
+        stack.callback(subprocess.run, ["umount", str(small)], check=True)
+        share = Share(folder)
         daemon, still = (
             stack.enter_context(FsDaemon(path, readonly=path is fixed)) for path in (tree, fixed)
         )
         devices: dict[str, VirtioDevice] = {
             "ninep0": NineP(share, "files"),
-            "ninep1": NineP(other, "fixed"),
+            "ninep1": NineP(Share(fixed, readonly=True), "fixed"),
+            "ninep2": NineP(Share(small), "small"),
             "fs0": VhostUserFs(daemon.connect(), daemon.connect, tag="tree", renews=True),
             "fs1": VhostUserFs(still.connect(), still.connect, tag="still", renews=True),
         }
@@ -287,7 +302,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
             )
         )
         linux.sh(
-            f"mkdir /fixed /tree /still; {MOUNT_9P} files /mnt && {MOUNT_9P} fixed /fixed && "
+            f"mkdir -p /fixed /tree /still /places/small; {MOUNT_9P} files /mnt && "
+            f"{MOUNT_9P} fixed /fixed && {MOUNT_9P} small /places/small && "
             "mount -t virtiofs tree /tree && mount -t virtiofs still /still"
         )
-        yield Shared(linux, folder, tree, fixed, outside, share, daemon)
+        yield Shared(linux, folder, tree, fixed, small, outside, share, daemon)

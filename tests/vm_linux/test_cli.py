@@ -180,10 +180,28 @@ def test_a_panic_ends_with_1_and_the_last_lines(kernel: Path) -> None:
         (["--kernel", "/nonexistent"], "cannot be read"),
         (["--initrd", os.devnull], "is for a kernel: name one with --kernel"),
         (["--guest", "blk", "--kernel", os.devnull], "leave one of them out"),
+        (["--kernel", "KERNEL", "--memory", "64K"], "a kernel needs more than 1 MiB"),
+        (["--kernel", "KERNEL", "--serial", "nowhere"], "--serial has 'nowhere': use one of none,"),
+        (["--kernel", "KERNEL", "--append", "x" * 2048], "Linux takes 2047: give it less"),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_sentence(arguments: list[str], words: str) -> None:
-    assert_one_sentence(virtiopy("run", *arguments), words)
+def test_what_cannot_be_is_refused_in_one_sentence(
+    arguments: list[str], words: str, kernel: Path
+) -> None:
+    named = [str(kernel) if argument == "KERNEL" else argument for argument in arguments]
+    assert_one_sentence(virtiopy("run", "--accel", "tcg", *named), words)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--kernel", __file__], "is no kernel that can be booted"),
+        (["--module", "no-such"], "has no module no_such"),
+        (["--append", "x" * 2048], "Linux takes 2047: give it less"),
+    ],
+)
+def test_linux_is_not_begun_with_what_cannot_be(arguments: list[str], words: str) -> None:
+    assert_one_sentence(virtiopy("linux", "--accel", "tcg", *arguments, "--", "true"), words)
 
 
 def test_no_such_program_is_told_before_the_boot() -> None:

@@ -34,6 +34,7 @@ def test_diod_that_is_killed_leaves_errors_and_works_after_a_reset(
     [
         ("missing,tag=files", "missing is no folder"),
         (".", "tag="),
+        (",tag=files", "names no folder"),
         (f".,tag={'x' * 256}", "255"),
     ],
 )

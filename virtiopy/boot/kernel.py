@@ -11,7 +11,7 @@ from virtiopy.boot.content import read_content
 from virtiopy.boot.elf import GuestImage
 from virtiopy.boot.multiboot import MultibootKernel
 from virtiopy.boot.parameters import BootParameters
-from virtiopy.boot.unpack import packed_with, unpack
+from virtiopy.boot.unpack import DamagedError, packed_with, unpack
 from virtiopy.cpu.x86 import Registers, long_mode, protected_mode, write_page_tables
 from virtiopy.errors import ConfigError
 from virtiopy.memory import GuestMemory
@@ -24,6 +24,10 @@ _RISCV, _RISCV_AT = b"RSC\x05", 56
 #: Three pages of page tables for a plain 64-bit ELF, below the first MiB.
 _PAGE_TABLES = 0x9000
 _IDENTITY_END = 1 << 30
+
+#: COMMAND_LINE_SIZE of arch/x86: with its end, bytes. Of a longer one Linux takes the beginning.
+LINUX_COMMAND_LINE = 2048
+_LINUX_BANNER = b"Linux version "
 
 _PVH_REMEDY = (
     "give it a PVH note, five lines of assembly: "
@@ -55,7 +59,15 @@ class PvhKernel:
 
     def prepare(self, memory: GuestMemory, cpu: Cpu, parameters: BootParameters) -> None:
         """Boot by the note."""
+        if len(parameters.encoded(pvh.COMMAND_LINE_MAX)) > LINUX_COMMAND_LINE and self._is_linux():
+            raise ConfigError(
+                f"The command line has {len(parameters.command_line)} bytes, and Linux takes "
+                f"{LINUX_COMMAND_LINE - 1}: give it less with --append."
+            )
         pvh.prepare(memory, cpu, self.image, parameters)
+
+    def _is_linux(self) -> bool:
+        return any(_LINUX_BANNER in bytes(segment.data) for segment in self.image.segments)
 
 
 @dataclass(slots=True, frozen=True)
@@ -125,11 +137,15 @@ def _unpacked(bzimage: BzImage) -> Kernel:
     if packed_with(bzimage.payload) is not None:
         try:
             content = unpack(bzimage.payload, f"The kernel {bzimage.path}")
+        except DamagedError:
+            # It would find that out by itself, and stand still without a word.
+            raise
+        except ConfigError as error:
+            reason = error
+        else:
             image = GuestImage.parse(bzimage.path, content)
             if image.pvh_entry is not None:
                 return PvhKernel(image)
-        except ConfigError as error:
-            reason = error
     if bzimage.has_64_bit_entry:
         return bzimage
     raise reason or ConfigError(

@@ -109,10 +109,14 @@ def packed_with(data: bytes) -> str | None:
     return None if found is None else found.name
 
 
+class DamagedError(ConfigError):
+    """Packed data is not whole, or not what it was."""
+
+
 def unpack(data: bytes, what: str) -> bytes:
     """Unpack data whose format is known; `what` is whose data it is, for messages.
 
-    Raises ConfigError where that cannot be done.
+    Raises ConfigError where that cannot be done: DamagedError where it cannot be anywhere.
     """
     form = next(form for form in _FORMATS if data.startswith(form.magic))
     if form.unpack is None:
@@ -128,6 +132,6 @@ def unpack(data: bytes, what: str) -> bytes:
             f"install it with pip install {form.package}, or give its vmlinux."
         ) from error
     except (zlib.error, lzma.LZMAError, OSError, EOFError, ValueError, PackedDataError) as error:
-        raise ConfigError(
+        raise DamagedError(
             f"{what} is packed with {form.name}, and damaged ({error}): copy it again."
         ) from error

@@ -334,9 +334,18 @@ def _limit(options: DeviceOptions, key: str) -> int:
 
 
 def open_target(
-    text: str, *, wait: bool, socket_mode: int = OWNER_ONLY, limit: int = OUTPUT_LIMIT
+    text: str,
+    *,
+    wait: bool,
+    socket_mode: int = OWNER_ONLY,
+    limit: int = OUTPUT_LIMIT,
+    option: str = "--console",
+    others: str = "",
 ) -> "Stream":
-    """Open the host's side of a port; a pseudoterminal's name is printed."""
+    """Open the host's side of a port; a pseudoterminal's name is printed.
+
+    `option` is where the user wrote `text`, which may be one of `others` besides, for messages.
+    """
     import click
 
     from virtiopy.host.stream import FileStream, PtyStream, SocketStream
@@ -354,7 +363,7 @@ def open_target(
     if kind == "file" and rest:
         return FileStream(Path(rest), limit=limit)
     raise ConfigError(
-        f"--console has {text!r}: use one of stdio, pty, pty:LINK, socket:PATH, file:PATH."
+        f"{option} has {text!r}: use one of {others}stdio, pty, pty:LINK, socket:PATH, file:PATH."
     )
 
 
@@ -411,7 +420,7 @@ def build_share(options: DeviceOptions) -> VirtioDevice:
             f"--share has tag={tag}: give it a name of up to {TAG_MAX} bytes, by which the guest "
             "mounts it, as in --share folder,tag=files."
         )
-    return NineP(Share(Path(options.main), readonly=options.flag("readonly")), tag)
+    return NineP(Share(options.folder, readonly=options.flag("readonly")), tag)
 
 
 def connect_share(socket: Path, options: DeviceOptions) -> VirtioDevice:

@@ -22,6 +22,9 @@ class _Deferred(ModuleType):
         self.__dict__["_afterwards"] = afterwards
 
     def __getattr__(self, attribute: str) -> object:
+        # `from MODULE import NAME` asks for it, also where the name is a stand-in's.
+        if attribute == "__path__" and self.__dict__.get("_is_file"):
+            raise AttributeError(attribute)
         return getattr(_module(self), attribute)
 
 
@@ -63,15 +66,63 @@ def import_deferred() -> None:
             _module(module)
 
 
-def defer_inspect() -> None:
-    """Have `inspect` imported late, and not for help of one line, in which nothing is indented."""
+def import_click() -> None:
+    """Import click, and not what it imports for types, languages and help that are not used."""
     defer("inspect")
-    module = sys.modules["inspect"]
-    if isinstance(module, _Deferred):
+    _stand_in("inspect", cleandoc=_cleandoc)
+    # Its own words are in English as ours are: it has no catalogues of others.
+    defer("gettext")
+    _stand_in("gettext", gettext=_gettext, ngettext=_ngettext)
+    classes = (("datetime", "datetime"), ("uuid", "UUID"))
+    for module, name in classes:
+        defer(module)
+        _stand_in(module, **{name: _LaterType(name, (), {"__module__": module})})
+    import click  # noqa: F401
 
-        def cleandoc(text: str) -> str:
-            if "\n" in text or "\t" in text or text != text.strip():
-                return str(_module(module).cleandoc(text))
-            return text
+    # Only click's stay: another module may inherit from these.
+    for module, name in classes:
+        if isinstance(deferred := sys.modules[module], _Deferred):
+            del deferred.__dict__[name]
 
-        module.__dict__["cleandoc"] = cleandoc
+
+def _stand_in(name: str, **attributes: object) -> None:
+    """Give a module that is not imported yet, and no package, names for which it need not be."""
+    if isinstance(module := sys.modules[name], _Deferred):
+        module.__dict__.update(attributes, _is_file=True)
+
+
+def _cleandoc(text: str) -> str:
+    """Indent nothing in help of one line."""
+    if "\n" in text or "\t" in text or text != text.strip():
+        return str(_imported("inspect").cleandoc(text))
+    return text
+
+
+def _gettext(message: str) -> str:
+    return message
+
+
+def _ngettext(singular: str, plural: str, count: int) -> str:
+    return singular if count == 1 else plural
+
+
+class _LaterType(type):
+    """The type of a class that stands for another, whose module is imported when it is used."""
+
+    def _real(cls) -> type:
+        real: type = getattr(_imported(cls.__module__), cls.__name__)
+        return real
+
+    def __getattr__(cls, name: str) -> object:
+        return getattr(cls._real(), name)
+
+    def __call__(cls, *values: object, **named: object) -> object:
+        return cls._real()(*values, **named)
+
+    def __instancecheck__(cls, value: object) -> bool:
+        return isinstance(value, cls._real())
+
+
+def _imported(name: str) -> ModuleType:
+    module = sys.modules[name]
+    return _module(module) if isinstance(module, _Deferred) else module

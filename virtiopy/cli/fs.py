@@ -21,7 +21,7 @@ def build_fs(options: DeviceOptions) -> VirtioDevice:
 
     tag = _tag(options)
     with contextlib.ExitStack() as opened:
-        daemon = FsDaemon(Path(options.main), readonly=options.flag("readonly"))
+        daemon = FsDaemon(options.folder, readonly=options.flag("readonly"))
         opened.callback(daemon.close)
         try:
             device = VhostUserFs(

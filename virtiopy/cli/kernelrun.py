@@ -72,7 +72,8 @@ def open_serial(target: str) -> tuple[Stream | None, bool]:
         return None, False
     if target == "stdout":
         return None, True
-    return open_target(target, wait=False), False
+    opened = open_target(target, wait=False, option="--serial", others="none, stdout, ")
+    return opened, False
 
 
 def run_to_the_end(

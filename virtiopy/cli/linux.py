@@ -122,6 +122,7 @@ def command(
     cache = cache_folder()
     found = LinuxKernel.of(kernel) if kernel is not None else find_kernel(cache, note)
     writes: initramfs.RootWrites | None = None
+    needed: tuple[str, ...] = ()
     if root is not None:
         if programs:
             raise ConfigError(
@@ -130,10 +131,10 @@ def command(
             )
         share, writes = parse_root(root)
         attached["ninep"] = (*attached["ninep"], share)
-        modules = (*modules, *initramfs.ROOT_MODULES)
+        needed = initramfs.ROOT_MODULES
     wanted = [name for entry in entries() if attached[entry.name] for name in entry.linux_modules]
     copied = () if root is not None else initramfs.programs_for(words, programs)
-    contents = initramfs.Contents(found, (*wanted, *modules), copied)
+    contents = initramfs.Contents(found, (*wanted, *needed), copied, modules)
     typed = not words or sys.stdin.isatty()
     task = initramfs.Task(
         words,
@@ -146,6 +147,7 @@ def command(
     if show_exits and not words:
         raise ConfigError("--exits measures a command: give one after --.")
     image = unpacked(found.image, cache)
+    opened = open_kernel(image)
     initrd = Initrd(cache / "initramfs", initramfs.build(contents, task, cache))
     with contextlib.ExitStack() as stack:
         printed = stack.enter_context(patient_output())
@@ -164,7 +166,7 @@ def command(
             check_output(json_path, "The report")
         with Pc(machine, output.write, stream) as pc:
             line = f"{kernelrun.DEFAULT_WORDS} {WORDS} {append}"
-            pc.boot(open_kernel(image), line.strip(), initrd)
+            pc.boot(opened, line.strip(), initrd)
             if printed is not None:
                 machine.on_stop.append(printed.hurry)
             options.sandbox.reads(image)
@@ -202,7 +204,7 @@ def parse_root(text: str) -> "tuple[str, RootWrites]":
 
     options = DeviceOptions("--root", text, ["writes"])
     writes = RootWrites(options.choice("writes", list(RootWrites), RootWrites.DISCARD))
-    folder = Path(options.main)
+    folder = options.folder
     lacking = [name for name in ROOT_FOLDERS if not (folder / name).is_dir()]
     if writes is not RootWrites.DISCARD and lacking:
         raise ConfigError(

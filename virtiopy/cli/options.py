@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
+from pathlib import Path
 from types import MappingProxyType
 
 import click
@@ -78,6 +79,15 @@ class DeviceOptions:
     def keys(self) -> list[str]:
         """The keys that were given."""
         return [*self._values, *(key for key, values in self._lists.items() if values)]
+
+    @property
+    def folder(self) -> Path:
+        """The folder that comes first; raises ConfigError for none, which Path has for `.`."""
+        if not self.main:
+            raise ConfigError(
+                f"{self.option} names no folder: begin with one, or with . for the one you are in."
+            )
+        return Path(self.main)
 
     def prefer(self, key: str, value: str) -> None:
         """Take a value for a key that was not given."""

@@ -12,7 +12,7 @@ from virtiopy.devices.base import VirtioDevice
 from virtiopy.errors import ConfigError
 
 if TYPE_CHECKING:
-    from virtiopy.devices.scsi import Address
+    from virtiopy.devices.scsi import Address, Scsi
     from virtiopy.devices.scsi.plugging import UnitAddresses
     from virtiopy.devices.scsi.spc import PrimaryUnit
     from virtiopy.host.disk import CacheMode, DiskImage
@@ -100,7 +100,7 @@ def build_served_scsi(options: DeviceOptions) -> "tuple[VirtioDevice, Lease | No
             f"{options.option} vhost= is the kernel's own: give it to the VMM as vhost-scsi."
         )
     device, images = _build(options, claimed=False)
-    lease = _Lease(images)
+    lease = _Lease(device, images)
     try:
         lease.claim()
     except ConfigError as error:
@@ -122,15 +122,22 @@ def connect_scsi(socket: Path, options: DeviceOptions) -> VirtioDevice:
 
 
 class _Lease:
-    """The images of a device: all of them are claimed, or none."""
+    """The images that a device began with: all of them are claimed, or none.
 
-    def __init__(self, images: "Sequence[DiskImage]") -> None:
-        self._images = images
+    One whose unit was unplugged is closed. Those that are plugged in later are claimed for good.
+    """
+
+    def __init__(self, device: "Scsi", images: "Mapping[PrimaryUnit, DiskImage]") -> None:
+        self._device, self._images = device, images
+
+    def _open(self) -> "Sequence[DiskImage]":
+        plugged_in = set(self._device.units.values())
+        return [image for unit, image in self._images.items() if unit in plugged_in]
 
     def claim(self) -> None:
         """Have them; raises ConfigError where another has one."""
         try:
-            for image in self._images:
+            for image in self._open():
                 image.claim()
         except ConfigError:
             self.release()
@@ -138,11 +145,13 @@ class _Lease:
 
     def release(self) -> None:
         """Let others have them."""
-        for image in self._images:
+        for image in self._open():
             image.release()
 
 
-def _build(options: DeviceOptions, *, claimed: bool) -> "tuple[VirtioDevice, Sequence[DiskImage]]":
+def _build(
+    options: DeviceOptions, *, claimed: bool
+) -> "tuple[Scsi, Mapping[PrimaryUnit, DiskImage]]":
     from virtiopy.devices.scsi import Scsi
     from virtiopy.virtqueue.layout import QUEUE_SIZE_MAX, valid_queue_size
 
@@ -152,14 +161,14 @@ def _build(options: DeviceOptions, *, claimed: bool) -> "tuple[VirtioDevice, Seq
         raise ConfigError(f"{options.option} has queue-size={queue_size}: use a power of 2.")
     num_queues = options.number("queues", 1, 1, 64)
     units: dict[Address, PrimaryUnit] = {}
-    images: list[DiskImage] = []
+    images: dict[PrimaryUnit, DiskImage] = {}
     with contextlib.ExitStack() as opened:
         for address, (kind, part) in zip(addresses, options.parts, strict=True):
             unit, image = _open_unit(kind, part, claimed=claimed)
             opened.callback(unit.close)
             units[address] = unit
             if image is not None:
-                images.append(image)
+                images[unit] = image
         device = Scsi(units, num_queues=num_queues, queue_size=queue_size)
         device.open_unit = _plug
         opened.pop_all()

@@ -2,6 +2,8 @@
 
 import contextlib
 import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +28,8 @@ from virtiopy.sandbox.calls import Ability
 from virtiopy.sockets import OWNER_ONLY
 
 if TYPE_CHECKING:
+    from virtiopy.memory import GuestMemory
+    from virtiopy.vhost.user.backend import Backend
     from virtiopy.vhost.user.rings import Lease
 
 
@@ -70,6 +74,12 @@ has network devices, libvirt and other VMMs, and systemd.
     metavar="MODE",
     help="Who may connect to --socket, as in 0660; 0600 where it is not given, whatever the umask.",
 )
+@click.option(
+    "--control",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Take commands on a Unix socket here, while the device is served: see `virtiopy ctl`.",
+)
 @driver_check_option
 @trace_options
 @sandbox_option
@@ -81,6 +91,7 @@ def command(
     connect: bool,
     socket_fd: int | None,
     socket_mode: int | None,
+    control: Path | None,
     check_driver: str | None,
     trace: str | None,
     trace_only: tuple[str, ...],
@@ -97,6 +108,7 @@ def command(
     With --check-driver, features, rings and requests of the frontend's driver are judged; what
     went before is between the driver and its VMM.
     """
+    from virtiopy.control.server import ControlServer
     from virtiopy.vhost.user.server import Server
 
     checking = DriverChecking.open(check_driver, exit_free=False)
@@ -124,16 +136,21 @@ def command(
         with server:
             checking.watch_frontend(device, server.backend.lifecycle)
             tracing.watch_backend(device, server.backend)
+            given = _Served(f"{device}0", server.backend, loop)
+            controlled = stack.enter_context(contextlib.ExitStack())
+            if control is not None:
+                controlled.enter_context(ControlServer(given, control))
             # Before there are threads that work rings.
             box.enter()
             # What watches the queues watches them in Python.
             if mode.required or not (checking.watches or tracing.watches):
-                _delegate(served, mode)
+                given.mode = _delegate(served, mode)
             loop.watch(ended, READABLE, lambda events: loop.stop(), "signals")
             click.echo(f"virtiopy: {device} {'connects to' if connect else 'is ready at'} {name}")
             if printed is not None:
                 printed.finish(PATIENCE)
-            loop.run()
+            with controlled:
+                loop.run()
             if loop.failure is not None:
                 raise loop.failure
         kept = checking.finish(passed=False)
@@ -196,15 +213,57 @@ def _build(
     return served, lease, attachments.mode_of(entry, options, default)
 
 
-def _delegate(served: VirtioDevice, choice: attachments.ModeChoice) -> None:
-    """Have a thread in C work the device's rings where that is the mode and can be had."""
+@dataclass(slots=True)
+class _Served:
+    """The device, as a control socket is given it: the one of its frontend's guest."""
+
+    name: str
+    backend: "Backend"
+    loop: EventLoop
+    mode: str = "ioeventfd"
+
+    @property
+    def device(self) -> VirtioDevice:
+        """The device."""
+        return self.backend.device
+
+    @property
+    def memory(self) -> "GuestMemory":
+        """What the frontend has given of the guest's memory."""
+        return self.backend.memory
+
+    @property
+    def slots(self) -> "Sequence[_Served]":
+        """The devices: this one."""
+        return [self]
+
+    @property
+    def status(self) -> int:
+        """The bits of the device status field, as far as the frontend has told of them."""
+        return self.backend.lifecycle.status
+
+    def change_mode(self, mode: str) -> None:
+        """Refuse: raises ConfigError."""
+        raise ConfigError(
+            f"{self.name} is served, and stays in {self.mode} mode: serve it again with "
+            f"mode={mode}."
+        )
+
+
+def _delegate(served: VirtioDevice, choice: attachments.ModeChoice) -> str:
+    """Have a thread in C work the device's rings where that is the mode and can be had.
+
+    Returns the mode that it is in.
+    """
     from virtiopy.errors import HostError
     from virtiopy.worker.native import open_native
 
-    if choice.mode != "native":
-        return
-    try:
-        served.delegate(open_native)
-    except (ConfigError, HostError):
-        if choice.required:
-            raise
+    if choice.mode == "native":
+        try:
+            served.delegate(open_native)
+        except (ConfigError, HostError):
+            if choice.required:
+                raise
+        else:
+            return "native"
+    return "ioeventfd"

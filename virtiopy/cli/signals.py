@@ -6,8 +6,6 @@ import sys
 from collections.abc import Iterator
 from types import FrameType
 
-_ENDING = (signal.SIGTERM, signal.SIGHUP)
-
 
 class SignalError(KeyboardInterrupt):
     """A signal asked for the end of the program, as Ctrl-C does."""
@@ -17,7 +15,7 @@ class SignalError(KeyboardInterrupt):
         self.number = signal.Signals(number)
 
 
-def signal_of(error: BaseException) -> signal.Signals:
+def signal_of(error: BaseException) -> "signal.Signals":
     """Return the signal that ended the program, from the exception that left the command line."""
     # click makes an Abort of a KeyboardInterrupt.
     for each in (error, error.__cause__):
@@ -34,7 +32,8 @@ def ended_by_signals() -> Iterator[None]:
         raise SignalError(number)
 
     # What is ignored stays so: SIGHUP under nohup(1).
-    numbers = [number for number in _ENDING if signal.getsignal(number) is not signal.SIG_IGN]
+    ending = (signal.SIGTERM, signal.SIGHUP)
+    numbers = [number for number in ending if signal.getsignal(number) is not signal.SIG_IGN]
     before = [signal.signal(number, interrupt) for number in numbers]
     try:
         yield

@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 
-from virtiopy.cli.deferred import defer, defer_inspect
+from virtiopy.cli.deferred import defer, import_click
 
 #: How many objects are made before the youngest are looked through for garbage. By Python's own
 #: number it does so a hundred times while a subcommand's modules are imported, which stay.
@@ -16,8 +16,9 @@ GC_THRESHOLD = 50_000
 def main() -> None:
     """Run the command line."""
     gc.set_threshold(GC_THRESHOLD)
-    defer_inspect()
-    defer("ipaddress")
+    for module in ("ipaddress", "signal"):
+        defer(module)
+    import_click()
     from virtiopy.cli.main import main
 
     try:

@@ -4,7 +4,10 @@ pytest explains an assertion by its expression, which says a lot of the suite an
 device.
 """
 
+from virtiopy.conformance.problems import BrokenError
 from virtiopy.conformance.report.difference import difference
+from virtiopy.conformance.sessions.queue import SessionQueue
+from virtiopy.virtqueue.layout import INDEX_MODULUS
 
 
 def same(found: object, expected: object, what: str) -> None:
@@ -14,6 +17,26 @@ def same(found: object, expected: object, what: str) -> None:
         assert not wrong, f"{what}: {wrong}"
     else:
         assert found == expected, f"{what} is {shown(found)}, and should be {shown(expected)}"
+
+
+def stopped_idle(queue: SessionQueue, in_flight: int) -> None:
+    """See that a ring was stopped with nothing in flight; what the driver did in it was all right.
+
+    `in_flight` are the requests that the backend says it has taken, less those that it has used.
+    What comes of them is a matter of time: the ring is the driver's again.
+    """
+    available = (queue.next_available - queue.used_idx) % INDEX_MODULUS
+    if in_flight > available:
+        raise BrokenError(
+            f"queue {queue.index} is stopped {in_flight - available} entries beyond what was made "
+            "available",
+            "GET_VRING_BASE:1",
+        )
+    if in_flight:
+        raise BrokenError(
+            f"queue {queue.index} is stopped with {in_flight} requests in flight",
+            "GET_VRING_BASE:2",
+        )
 
 
 def shown(value: object) -> str:

@@ -15,19 +15,19 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from virtiopy.closing import Closing
 from virtiopy.control.client import Answer, Json
-from virtiopy.devices.base import DeviceCommand
+from virtiopy.devices.base import DeviceCommand, VirtioDevice
 from virtiopy.devices.entry import DeviceEntry
 from virtiopy.devices.registry import device_commands, entries
 from virtiopy.errors import ConfigError, VirtiopyError
-from virtiopy.eventloop import READABLE, WRITABLE
+from virtiopy.eventloop import READABLE, WRITABLE, EventLoop
+from virtiopy.memory import GuestMemory
 from virtiopy.sizes import SIZE_MAX, parse_size
 from virtiopy.sockets import SocketFile, bind_listener
 from virtiopy.spec import DeviceStatus
-from virtiopy.vm.machine import Machine
-from virtiopy.vm.slots import Slot
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,45 @@ IDLE = 0.25
 
 #: Seconds until a client is accepted again after the host had no file descriptor for one.
 ACCEPT_PAUSE = 1.0
+
+
+class ControlledDevice(Protocol):
+    """A device that commands can be given to: one of a VM's, or one that is served."""
+
+    @property
+    def name(self) -> str:
+        """Its name, as scsi0."""
+
+    @property
+    def device(self) -> VirtioDevice:
+        """The device."""
+
+    @property
+    def mode(self) -> str:
+        """Who works its rings."""
+
+    @property
+    def status(self) -> int:
+        """The bits of the device status field."""
+
+    def change_mode(self, mode: str) -> None:
+        """Have its rings worked in another mode; raises ConfigError or HostError."""
+
+
+class Controlled(Protocol):
+    """What a control socket gives commands to, on its loop: a VM, or a device that is served."""
+
+    @property
+    def loop(self) -> EventLoop:
+        """The loop, on whose thread commands run."""
+
+    @property
+    def memory(self) -> GuestMemory:
+        """The guest's memory."""
+
+    @property
+    def slots(self) -> Sequence[ControlledDevice]:
+        """The devices."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -86,31 +125,31 @@ class Arguments:
 class Command:
     """A command: what does it, on the loop's thread, and the keys that it may be given."""
 
-    run: Callable[[Machine, Arguments], Answer]
+    run: Callable[[Controlled, Arguments], Answer]
     keys: tuple[str, ...] = ()
 
 
 # The commands
 
 
-def status(machine: Machine, arguments: Arguments) -> Answer:
+def status(machine: Controlled, arguments: Arguments) -> Answer:
     """Tell how the memory and every device fares."""
     memory = {"size": machine.memory.size, "allocated": machine.memory.allocated}
     return {"memory": memory, "devices": {slot.name: _describe(slot) for slot in machine.slots}}
 
 
-def _describe(slot: Slot) -> Answer:
+def _describe(slot: ControlledDevice) -> Answer:
     with slot.device.lock:
-        set_bits = DeviceStatus(slot.transport.lifecycle.status)
+        set_bits = DeviceStatus(slot.status)
         return {
             "type": slot.device.device_id.name,
-            "mode": slot.mode.value,
+            "mode": str(slot.mode),
             "status": [bit.name for bit in DeviceStatus if bit in set_bits],
             **slot.device.facts(),
         }
 
 
-def mode(machine: Machine, arguments: Arguments) -> Answer:
+def mode(machine: Controlled, arguments: Arguments) -> Answer:
     """Have a device worked in another mode: see `Slot.change_mode`."""
     wanted = arguments.text("mode")
     if wanted is None:
@@ -126,10 +165,12 @@ def mode(machine: Machine, arguments: Arguments) -> Answer:
         can,
     )
     slot.change_mode(wanted)
-    return {"device": slot.name, "mode": slot.mode.value}
+    return {"device": slot.name, "mode": str(slot.mode)}
 
 
-def _choose(found: Mapping[str, Slot], name: str | None, entries: Sequence[DeviceEntry]) -> Slot:
+def _choose(
+    found: Mapping[str, ControlledDevice], name: str | None, entries: Sequence[DeviceEntry]
+) -> ControlledDevice:
     """Return the slot of this name, which need not be given where there is one of `entries`."""
     kind = " or ".join(entry.kind for entry in entries)
     if not found:
@@ -154,7 +195,7 @@ COMMANDS: Mapping[str, Command] = {
 def _of_a_device(name: str, command: DeviceCommand) -> Command:
     """Return the command that finds the device and has it do a command of its own."""
 
-    def run(machine: Machine, arguments: Arguments) -> Answer:
+    def run(machine: Controlled, arguments: Arguments) -> Answer:
         slot = _choose(
             {slot.name: slot for slot in machine.slots if name in slot.device.commands},
             arguments.text("device"),
@@ -176,7 +217,7 @@ def _command_named(name: Json) -> Command:
     raise ConfigError(f"There is no command {json.dumps(name)}: give one of {names}.")
 
 
-def execute(machine: Machine, line: bytes, files: Sequence[int] = ()) -> Answer:
+def execute(machine: Controlled, line: bytes, files: Sequence[int] = ()) -> Answer:
     """Do what a request asks for; `files` came with it."""
     try:
         request = json.loads(line)
@@ -199,13 +240,13 @@ def execute(machine: Machine, line: bytes, files: Sequence[int] = ()) -> Answer:
 
 
 class ControlServer(Closing):
-    """Serves a machine's commands at `path`, by the machine's loop, until it is closed.
+    """Serves commands to `machine` at `path`, by the machine's loop, until it is closed.
 
     The socket is its owner's alone. What a killed machine has left at `path` is replaced. Raises
     ConfigError, with a remedy, for a path that cannot be used.
     """
 
-    def __init__(self, machine: Machine, path: Path) -> None:
+    def __init__(self, machine: Controlled, path: Path) -> None:
         self.machine = machine
         self.path = path
         self._clients: set[_Client] = set()

@@ -2,9 +2,9 @@
 
 import enum
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from virtiopy._native import lib
+from virtiopy.records import Record
 
 
 class ExitReason(enum.IntEnum):
@@ -38,8 +38,7 @@ class ExitReason(enum.IntEnum):
     NOTIFY = lib.KVM_EXIT_NOTIFY
 
 
-@dataclass(slots=True)
-class Exit:
+class Exit(Record):
     """A return of KVM_RUN whose reason says it all (HLT, SHUTDOWN, IRQ_WINDOW_OPEN, ...)."""
 
     reason: ExitReason
@@ -49,7 +48,6 @@ class Exit:
         return f"KVM_EXIT_{self.reason.name}"
 
 
-@dataclass(slots=True)
 class IoExit(Exit):
     """Port I/O: `count` accesses of `size` bytes each to `port`.
 
@@ -63,8 +61,24 @@ class IoExit(Exit):
     is_write: bool
     data: memoryview
 
+    # Written out, as in MmioExit: guests make many of these a second.
+    def __init__(  # noqa: PLR0917 - a record's values are given by place
+        self,
+        reason: ExitReason,
+        port: int,
+        size: int,
+        count: int,
+        is_write: bool,
+        data: memoryview,
+    ) -> None:
+        self.reason = reason
+        self.port = port
+        self.size = size
+        self.count = count
+        self.is_write = is_write
+        self.data = data
 
-@dataclass(slots=True)
+
 class MmioExit(Exit):
     """An access to a guest physical `address` that is no memory.
 
@@ -74,6 +88,12 @@ class MmioExit(Exit):
     address: int
     is_write: bool
     data: memoryview
+
+    def __init__(self, reason: ExitReason, address: int, is_write: bool, data: memoryview) -> None:
+        self.reason = reason
+        self.address = address
+        self.is_write = is_write
+        self.data = data
 
 
 #: Answers an access of the guest's, filling `data` if it is a read; returns whether to run on.

@@ -1,7 +1,6 @@
 """The rarer reasons for which KVM_RUN returns, of which each ends most runs (api.rst 5)."""
 
 import enum
-from dataclasses import dataclass
 
 from virtiopy._native import CData, lib
 from virtiopy.cpu.exits import Exit, ExitReason
@@ -24,7 +23,6 @@ class SystemEvent(enum.IntEnum):
     CRASH = lib.KVM_SYSTEM_EVENT_CRASH
 
 
-@dataclass(slots=True)
 class UnknownExit(Exit):
     """KVM_EXIT_UNKNOWN, or a reason that this version of virtiopy does not know."""
 
@@ -36,7 +34,6 @@ class UnknownExit(Exit):
         return f"exit reason {self.number}, hardware reason {self.hardware_exit_reason:#x}"
 
 
-@dataclass(slots=True)
 class ExceptionExit(Exit):
     """KVM_EXIT_EXCEPTION: an exception that KVM would not deliver."""
 
@@ -48,7 +45,6 @@ class ExceptionExit(Exit):
         return f"exception {self.exception}, error code {self.error_code:#x}"
 
 
-@dataclass(slots=True)
 class HypercallExit(Exit):
     """KVM_EXIT_HYPERCALL."""
 
@@ -60,7 +56,6 @@ class HypercallExit(Exit):
         return f"hypercall {self.number}"
 
 
-@dataclass(slots=True)
 class FailEntryExit(Exit):
     """KVM_EXIT_FAIL_ENTRY: the CPU refused the guest's state."""
 
@@ -75,7 +70,6 @@ class FailEntryExit(Exit):
         )
 
 
-@dataclass(slots=True)
 class InternalErrorExit(Exit):
     """KVM_EXIT_INTERNAL_ERROR: KVM gave up, most often on an instruction it cannot emulate."""
 
@@ -92,7 +86,6 @@ class InternalErrorExit(Exit):
         return f"KVM_EXIT_INTERNAL_ERROR, suberror {name}, data [{words}]"
 
 
-@dataclass(slots=True)
 class SystemEventExit(Exit):
     """KVM_EXIT_SYSTEM_EVENT: the guest asked to be shut down or reset, or says it crashed."""
 
@@ -107,7 +100,6 @@ class SystemEventExit(Exit):
             return f"system event {self.type}"
 
 
-@dataclass(slots=True)
 class TprAccessExit(Exit):
     """KVM_EXIT_TPR_ACCESS: the guest touched the task priority register."""
 
@@ -115,14 +107,12 @@ class TprAccessExit(Exit):
     is_write: bool
 
 
-@dataclass(slots=True)
 class IoapicEoiExit(Exit):
     """KVM_EXIT_IOAPIC_EOI: end of a level-triggered interrupt, for an IOAPIC in userspace."""
 
     vector: int
 
 
-@dataclass(slots=True)
 class MsrExit(Exit):
     """KVM_EXIT_X86_RDMSR or WRMSR: a model-specific register left to userspace."""
 
@@ -135,7 +125,6 @@ class MsrExit(Exit):
         return f"KVM_EXIT_{self.reason.name} of register {self.index:#x}"
 
 
-@dataclass(slots=True)
 class NotifyExit(Exit):
     """KVM_EXIT_NOTIFY: no event window opened for too long."""
 

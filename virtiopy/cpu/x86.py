@@ -5,9 +5,9 @@ Intel 64 and IA-32 Architectures Software Developer's Manual, volume 3.
 """
 
 import struct
-from dataclasses import dataclass, field
 
 from virtiopy.memory import GuestMemory
+from virtiopy.records import Record
 
 # Control registers (2.5) and IA32_EFER (2.2.1).
 CR0_PE = 1 << 0
@@ -27,6 +27,7 @@ PAGE_WRITABLE = 1 << 1
 PAGE_SIZE_FLAG = 1 << 7
 
 # Segment types (3.4.5.1, 3.5).
+TYPE_LDT = 0x2
 TYPE_DATA = 0x3
 TYPE_CODE = 0xB
 TYPE_TSS_BUSY = 0xB
@@ -35,8 +36,7 @@ CODE_SELECTOR = 0x08
 DATA_SELECTOR = 0x10
 
 
-@dataclass(slots=True)
-class Registers:
+class Registers(Record):
     """General registers, instruction pointer and flags."""
 
     rax: int = 0
@@ -59,8 +59,7 @@ class Registers:
     rflags: int = RFLAGS_RESERVED
 
 
-@dataclass(slots=True)
-class Segment:
+class Segment(Record):
     """A segment register with its hidden part."""
 
     base: int = 0
@@ -77,32 +76,26 @@ class Segment:
     unusable: int = 0
 
 
-@dataclass(slots=True)
-class DescriptorTable:
+class DescriptorTable(Record):
     """GDTR or IDTR."""
 
     base: int = 0
     limit: int = 0
 
 
-def _system_segment(type_: int) -> Segment:
-    return Segment(type=type_, s=0)
-
-
-@dataclass(slots=True)
-class SystemRegisters:
+class SystemRegisters(Record):
     """Segments, descriptor tables, control registers: what says which mode the CPU is in."""
 
-    cs: Segment = field(default_factory=Segment)
-    ds: Segment = field(default_factory=Segment)
-    es: Segment = field(default_factory=Segment)
-    fs: Segment = field(default_factory=Segment)
-    gs: Segment = field(default_factory=Segment)
-    ss: Segment = field(default_factory=Segment)
-    tr: Segment = field(default_factory=lambda: _system_segment(TYPE_TSS_BUSY))
-    ldt: Segment = field(default_factory=lambda: _system_segment(2))
-    gdt: DescriptorTable = field(default_factory=DescriptorTable)
-    idt: DescriptorTable = field(default_factory=DescriptorTable)
+    cs: Segment = Segment()
+    ds: Segment = Segment()
+    es: Segment = Segment()
+    fs: Segment = Segment()
+    gs: Segment = Segment()
+    ss: Segment = Segment()
+    tr: Segment = Segment(type=TYPE_TSS_BUSY, s=0)
+    ldt: Segment = Segment(type=TYPE_LDT, s=0)
+    gdt: DescriptorTable = DescriptorTable()
+    idt: DescriptorTable = DescriptorTable()
     cr0: int = CR0_ET
     cr2: int = 0
     cr3: int = 0

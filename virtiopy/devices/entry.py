@@ -165,11 +165,15 @@ class LinuxCounter:
 
 @dataclass(slots=True, frozen=True)
 class Example:
-    """A request that any device of the type serves: what it reads, and what it answers."""
+    """A request that any device of the type serves: what it reads, and what it answers.
+
+    One that is `alone` may not be in flight twice.
+    """
 
     readable: bytes
     answer: bytes
     queue: int = 0
+    alone: bool = False
 
 
 @dataclass(slots=True, frozen=True)

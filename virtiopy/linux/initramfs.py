@@ -18,7 +18,7 @@ from pathlib import Path
 from virtiopy.errors import ConfigError
 from virtiopy.linux.cpio import Archive
 from virtiopy.linux.kernels import LinuxKernel
-from virtiopy.linux.modules import Module, ModuleTree
+from virtiopy.linux.modules import Module, ModuleTree, module_name
 from virtiopy.linux.programs import add_program, find_program, libraries
 
 _INIT = Path(__file__).with_name("init.sh")
@@ -50,11 +50,15 @@ class RootWrites(enum.StrEnum):
 
 @dataclass(slots=True, frozen=True)
 class Contents:
-    """What is in an initramfs: modules by name, and files of programs besides busybox."""
+    """What is in an initramfs: modules by name, and files of programs besides busybox.
+
+    Of `modules` those are left out that the kernel does not have; all of `asked_for` it must have.
+    """
 
     kernel: LinuxKernel
     modules: tuple[str, ...] = ()
     programs: tuple[Path, ...] = ()
+    asked_for: tuple[str, ...] = ()
 
 
 @dataclass(slots=True, frozen=True)
@@ -117,7 +121,11 @@ def build(contents: Contents, task: Task, cache: Path) -> bytes:
 def _base(contents: Contents, cache: Path) -> bytes:
     """Return what is the same in each boot, from the cache where it is there."""
     busybox = find_busybox()
-    modules = ModuleTree(contents.kernel).in_order(_TRANSPORT, optional=contents.modules)
+    tree = ModuleTree(contents.kernel)
+    asked_for = [module_name(name) for name in contents.asked_for]
+    for name in asked_for:
+        tree.check(name)
+    modules = tree.in_order((*_TRANSPORT, *asked_for), optional=contents.modules)
     key = hashlib.sha256()
     for path in (busybox, _INIT, *(module.path for module in modules), *contents.programs):
         status = path.stat()

@@ -24,7 +24,8 @@ class Module:
         return data if packed_with(data) is None else unpack(data, f"The module {self.path}")
 
 
-def _name(path: str) -> str:
+def module_name(path: str) -> str:
+    """Return what the kernel calls a module, by its file or by a name with hyphens."""
     file = path.rpartition("/")[2]
     for suffix in _SUFFIXES:
         file = file.removesuffix(suffix)
@@ -45,19 +46,19 @@ class ModuleTree:
     def _read(self, folder: Path) -> None:
         listing = folder / "modules.builtin"
         if listing.exists():
-            self._built_in = {_name(line) for line in listing.read_text().split()}
+            self._built_in = {module_name(line) for line in listing.read_text().split()}
         dependencies = folder / "modules.dep"
         if dependencies.exists():
             self._needs = {}
             for line in dependencies.read_text().splitlines():
                 path, _, others = line.partition(":")
-                self._files[_name(path)] = folder / path
+                self._files[module_name(path)] = folder / path
                 # depmod lists what is needed last first.
-                self._needs[_name(path)] = [_name(other) for other in others.split()]
+                self._needs[module_name(path)] = [module_name(other) for other in others.split()]
         else:
             for file in folder.rglob("*.ko*"):
                 if file.name.endswith(_SUFFIXES):
-                    self._files[_name(file.name)] = file
+                    self._files[module_name(file.name)] = file
 
     def in_order(self, names: Iterable[str], *, optional: Iterable[str] = ()) -> list[Module]:
         """Return the modules called so with all that they need, those that are needed first.
@@ -74,15 +75,26 @@ class ModuleTree:
                 ordered.setdefault(module.name, module)
         return list(ordered.values())
 
+    def check(self, name: str) -> None:
+        """Raise ConfigError where the kernel has no module called so, in a file or built in."""
+        if name not in self._files and name not in self._built_in:
+            raise ConfigError(
+                f"The kernel {self._kernel.image} has no module {name}, in "
+                f"{self._folder} or built in: leave it out, or see what modules.dep there lists."
+            )
+
+    @property
+    def _folder(self) -> Path | str:
+        return self._kernel.modules or f"/lib/modules/{self._kernel.version or 'VERSION'}"
+
     def _with_needs(self, name: str, above: set[str]) -> Iterator[Module]:
         if name in self._built_in or name in above:
             return
         path = self._files.get(name)
         if path is None:
-            where = self._kernel.modules or f"/lib/modules/{self._kernel.version or 'VERSION'}"
             raise ConfigError(
                 f"The kernel {self._kernel.image} needs its module {name}, which is not in "
-                f"{where}: unpack the kernel's package whole, or name another with --kernel."
+                f"{self._folder}: unpack the kernel's package whole, or name another with --kernel."
             )
         module = Module(name, path)
         for other in self._needs_of(module):
@@ -95,5 +107,5 @@ class ModuleTree:
         # The section .modinfo: words that end in zeroes.
         for word in module.content().split(b"\0"):
             if word.startswith(b"depends="):
-                return [_name(name) for name in word[8:].decode().split(",") if name]
+                return [module_name(name) for name in word[8:].decode().split(",") if name]
         return []

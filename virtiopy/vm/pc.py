@@ -5,9 +5,10 @@ from functools import partial
 
 from virtiopy.boot.acpi import DeviceNode, write_tables
 from virtiopy.boot.kernel import Kernel
-from virtiopy.boot.parameters import BootParameters, Initrd
+from virtiopy.boot.parameters import BIOS_AREA_END, BootParameters, Initrd
 from virtiopy.closing import Closing
 from virtiopy.devices.streams import Stream
+from virtiopy.errors import ConfigError
 from virtiopy.vm.bus import Place
 from virtiopy.vm.machine import Machine
 from virtiopy.vm.power import POWER_PORT, POWER_PORTS, PowerEvent, PowerRegisters
@@ -57,6 +58,11 @@ class Pc(Closing):
         With acpi=off among its words the devices are in the command line. Raises ConfigError.
         """
         machine = self.machine
+        if machine.memory.size <= BIOS_AREA_END:
+            raise ConfigError(
+                f"The guest has {machine.memory.size >> 10} KiB of memory, and a kernel needs more "
+                "than 1 MiB: give it more with --memory."
+            )
         words = command_line.split()
         rsdp = 0
         if "acpi=off" in words:

@@ -75,6 +75,11 @@ class Slot:
         with self.device.lock:
             return self._mode if self.device.refusal is None else IoMode.IOEVENTFD
 
+    @property
+    def status(self) -> int:
+        """The bits of the device status field (2.1)."""
+        return self.transport.lifecycle.status
+
     def change_mode(self, mode: IoMode | str) -> None:
         """Have the device's rings worked in another mode from now on, while frames flow or not.
 

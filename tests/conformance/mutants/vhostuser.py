@@ -120,6 +120,15 @@ class AcknowledgesAnOwnerWithAnError(Faulty):
         return False
 
 
+class AcknowledgesAWriteThatItRefuses(Faulty):
+    def seen(self, message: Message) -> bool:
+        if message.request != Request.SET_CONFIG or ConfigAccess.decode(message).offset:
+            return False
+        if message.needs_reply:
+            self._reply(Message(message.request, u64(0)))
+        return True
+
+
 class AcknowledgesWhatItAnswers(Faulty):
     def seen(self, message: Message) -> bool:
         self.sound(message)
@@ -519,6 +528,7 @@ MUTANTS = [
             ("communication:4", AcknowledgesUnasked),
             ("REPLY_ACK:1", AcknowledgesNoOwner),
             ("REPLY_ACK:2", AcknowledgesAnOwnerWithAnError),
+            ("REPLY_ACK:2", AcknowledgesAWriteThatItRefuses),
             ("REPLY_ACK:3", AcknowledgesWhatItAnswers),
             ("multiple-queues:1", OffersNoMq),
             ("RESET_OWNER:1", LeavesAtResetOwner),

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Self, TypeVar
 
@@ -94,7 +94,7 @@ def guest_of(
         accelerator = KvmAccelerator(memory, interrupts=interrupts)
         cpu = accelerator.create_cpu()
         cpu.set_system_registers(state or real_mode())
-        cpu.set_registers(replace(registers or Registers(), rip=CODE, rsp=STACK))
+        cpu.set_registers((registers or Registers()).replace(rip=CODE, rsp=STACK))
         try:
             yield Guest(memory, accelerator, cpu)
         finally:

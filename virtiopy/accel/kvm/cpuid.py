@@ -5,6 +5,7 @@ KVM_GET_SUPPORTED_CPUID fills from the CPU that the host's thread runs on (api.r
 """
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from virtiopy._native import CData, ffi, lib
 
@@ -17,18 +18,41 @@ _TOPOLOGY = (0xB, 0x1F)
 _AMD_SIZES = 0x8000_0008
 _AMD_TOPOLOGY = 0x8000_001E
 
+_KVM_FEATURES = 0x4000_0001
+
+#: What says how many PAUSEs of a guest's CPU, close together, bring it back to KVM: AMD, Intel.
+PAUSE_FILTERS = ("kvm_amd/parameters/pause_filter_count", "kvm_intel/parameters/ple_gap")
+
 # Leaf 1.
 _ECX_HYPERVISOR = 1 << 31
 _EDX_HTT = 1 << 28
 # Leaves 0xB and 0x1F: what a level is of.
 _LEVEL_THREAD = 1 << 8
 _LEVEL_CORE = 2 << 8
+# _KVM_FEATURES, EAX (cpuid.rst).
+_PV_UNHALT = 1 << 7
 
 
-def cpuid_of(supported: CData, number: int, count: int) -> CData:
+def sees_spinning(modules: Path = Path("/sys/module")) -> bool:
+    """Say whether KVM notices that a guest's CPU spins: whether PAUSEs in a row are an exit.
+
+    They are not where the host's CPU is without the filter, as QEMU's emulation of SVM is.
+    """
+    for name in PAUSE_FILTERS:
+        try:
+            return int((modules / name).read_text()) > 0
+        except (OSError, ValueError):
+            # The module of the other kind of CPU, or of neither.
+            continue
+    return True
+
+
+def cpuid_of(supported: CData, number: int, count: int, *, spinning_is_seen: bool = True) -> CData:
     """Return the `struct kvm_cpuid2` of vCPU `number` of `count`, from the host's `supported`.
 
-    Each vCPU is a core of one package, with one thread.
+    Each vCPU is a core of one package, with one thread. With KVM_FEATURE_PV_UNHALT a Linux guest's
+    CPU spins for 32,768 PAUSEs for a lock before it halts; where KVM does not see it spin, and give
+    its time to the CPU that has the lock, the feature is left out.
     """
     entries = [
         _numbered(supported.entries[index], number, count)
@@ -39,6 +63,9 @@ def cpuid_of(supported: CData, number: int, count: int) -> CData:
     for leaf in _TOPOLOGY:
         if leaf in leaves:
             entries += _topology(leaf, number, count)
+    for entry in entries:
+        if entry.function == _KVM_FEATURES and not spinning_is_seen:
+            entry.eax &= ~_PV_UNHALT
     cpuid = ffi.new("struct kvm_cpuid2 *", {"entries": len(entries)})
     cpuid.nent = len(entries)
     for index, entry in enumerate(entries):

@@ -4,10 +4,8 @@ import contextlib
 import errno
 import mmap
 import os
-import signal
 import threading
 from collections.abc import Mapping
-from dataclasses import fields
 
 from virtiopy._native import CData, ffi, lib
 from virtiopy.accel.kvm.decode import decode
@@ -21,9 +19,6 @@ from virtiopy.errors import HostError
 _SEGMENTS = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")
 _TABLES = ("gdt", "idt")
 _CONTROL = ("cr0", "cr2", "cr3", "cr4", "cr8", "efer")
-
-#: Interrupts KVM_RUN where io_uring may not be used. It has no handler; see `Vcpu.stop`.
-KICK_SIGNAL = signal.SIGRTMIN + 3
 
 
 class Vcpu(Closing):
@@ -122,13 +117,12 @@ class Vcpu(Closing):
         """Read the general registers (api.rst 4.11)."""
         regs = ffi.new("struct kvm_regs *")
         self._ioctl("KVM_GET_REGS", regs)
-        return Registers(**{f.name: getattr(regs, f.name) for f in fields(Registers)})
+        return Registers(**{name: getattr(regs, name) for name in Registers.__match_args__})
 
     def set_registers(self, registers: Registers) -> None:
         """Write the general registers (api.rst 4.12)."""
-        regs = ffi.new(
-            "struct kvm_regs *", {f.name: getattr(registers, f.name) for f in fields(Registers)}
-        )
+        values = {name: getattr(registers, name) for name in Registers.__match_args__}
+        regs = ffi.new("struct kvm_regs *", values)
         self._ioctl("KVM_SET_REGS", regs)
 
     def get_system_registers(self) -> SystemRegisters:
@@ -138,7 +132,7 @@ class Vcpu(Closing):
         state = SystemRegisters(apic_base=sregs.apic_base)
         for name in _SEGMENTS:
             segment = getattr(sregs, name)
-            values = {f.name: getattr(segment, f.name) for f in fields(Segment)}
+            values = {part: getattr(segment, part) for part in Segment.__match_args__}
             setattr(state, name, Segment(**values))
         for name in _TABLES:
             table = getattr(sregs, name)
@@ -154,8 +148,8 @@ class Vcpu(Closing):
         self._ioctl("KVM_GET_SREGS", sregs)
         for name in _SEGMENTS:
             segment, values = getattr(sregs, name), getattr(state, name)
-            for f in fields(Segment):
-                setattr(segment, f.name, getattr(values, f.name))
+            for part in Segment.__match_args__:
+                setattr(segment, part, getattr(values, part))
         for name in _TABLES:
             table, value = getattr(sregs, name), getattr(state, name)
             table.base, table.limit = value.base, value.limit
@@ -255,13 +249,19 @@ class _SignalWaker(_Waker):
     name = "signal"
 
     def __init__(self) -> None:
+        # Imported late: it makes three enumerations, and hosts without io_uring are few.
+        from signal import SIGRTMIN, pthread_kill  # noqa: PLC0415
+
         super().__init__()
-        result = lib.vp_ignore_signal(KICK_SIGNAL)
+        #: Interrupts KVM_RUN; it has no handler.
+        self._signal = SIGRTMIN + 3
+        self._send = pthread_kill
+        result = lib.vp_ignore_signal(self._signal)
         if result < 0:
-            raise HostError(f"Signal {KICK_SIGNAL} cannot be had: {os.strerror(-result)}.")
+            raise HostError(f"Signal {self._signal} cannot be had: {os.strerror(-result)}.")
 
     def kick(self) -> None:
-        signal.pthread_kill(self.thread, KICK_SIGNAL)
+        self._send(self.thread, self._signal)
 
 
 def make_waker(eventfd: int) -> _Waker:

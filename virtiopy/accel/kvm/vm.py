@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from virtiopy._native import CData, ffi, lib
-from virtiopy.accel.kvm.cpuid import cpuid_of
+from virtiopy.accel.kvm.cpuid import cpuid_of, sees_spinning
 from virtiopy.accel.kvm.statistics import read_statistics
 from virtiopy.accel.kvm.vcpu import Vcpu
 from virtiopy.closing import Closing
@@ -128,7 +128,8 @@ class Vm(Closing):
         """Make vCPU `number` of `count`, with all that KVM can give one (api.rst 4.7, 4.20)."""
         fd = self._ioctl("KVM_CREATE_VCPU", number)
         vcpu = Vcpu(fd, self._vcpu_mmap_size)
-        vcpu.set_cpuid(cpuid_of(self._supported_cpuid, number, count))
+        seen = count == 1 or sees_spinning()
+        vcpu.set_cpuid(cpuid_of(self._supported_cpuid, number, count, spinning_is_seen=seen))
         return vcpu
 
     def statistics(self) -> dict[str, int]:

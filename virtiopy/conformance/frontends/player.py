@@ -60,7 +60,8 @@ class Player(SuiteFrontend):
         self._memory = memory
         self._sent: set[int] = set()
         self._config_size = profile.config or config_size
-        self._masked: dict[int, int] = {}
+        # Eventfds that are not looked at, by what they were sent with.
+        self._spare: dict[tuple[Request, int], int] = {}
         #: How many queues the backend says it has, once it was asked.
         self.said_queues: int | None = None
         #: The configuration space, once it was asked for.
@@ -76,8 +77,8 @@ class Player(SuiteFrontend):
     def close(self) -> None:
         """End the session."""
         super().close()
-        while self._masked:
-            os.close(self._masked.popitem()[1])
+        while self._spare:
+            os.close(self._spare.popitem()[1])
 
     def _negotiate(self, wanted: int, knows_protocol_features: bool) -> None:
         """Say nothing: it is the profile that says when."""
@@ -186,9 +187,9 @@ class Player(SuiteFrontend):
         elif request is Request.GET_VRING_BASE:
             self.bases[index] = self.stop_ring(index).vring_base
         elif step.masked:
-            if index not in self._masked:
-                self._masked[index] = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-            self.set_call(index, self._masked[index])
+            self.set_call(index, self._unwatched(request, index))
+        elif request is Request.SET_VRING_ERR:
+            self._tell(request, ring_file(index, has_fd=True), [self._unwatched(request, index)])
         elif ring is None:
             raise ValueError(f"{request.name} is no step of a ring that is not set up")
         elif request is Request.SET_VRING_NUM:
@@ -203,6 +204,11 @@ class Player(SuiteFrontend):
             self._tell(request, ring_file(index, has_fd=True), [ring.kick])
         else:
             raise ValueError(f"{request.name} is no step of a ring")
+
+    def _unwatched(self, request: Request, index: int) -> int:
+        if (request, index) not in self._spare:
+            self._spare[request, index] = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        return self._spare[request, index]
 
 
 def _guest_address(region: Region) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from virtiopy.conformance.checks import stopped_idle
 from virtiopy.conformance.hostile.acts import Act, Stage
 
 
@@ -53,8 +54,9 @@ def then_reset_queue(step: Callable[[Stage], None]) -> Callable[[Stage], None]:
 
     def do(stage: Stage) -> None:
         step(stage)
-        size = stage.queue.size
-        stage.session.reset_queue(stage.index)
+        queue = stage.queue
+        size = queue.size
+        stopped_idle(queue, stage.session.reset_queue(stage.index))
         stage.session.set_up_queue(stage.index, size)
 
     return do

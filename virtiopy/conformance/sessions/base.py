@@ -260,8 +260,12 @@ class Session(Closing):
         """Raise the DeviceError that is found, if any: the device is asked something."""
 
     @abstractmethod
-    def reset_queue(self, index: int) -> None:
-        """Take one virtqueue from a live device, which forgets it; it can be set up again."""
+    def reset_queue(self, index: int) -> int:
+        """Take one virtqueue from a live device, which forgets it; it can be set up again.
+
+        Returns how many requests the device has taken and not used by then, where the transport
+        tells, else 0.
+        """
 
     # Operation
 

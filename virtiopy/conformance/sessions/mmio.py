@@ -371,14 +371,15 @@ class MmioSession(Session):
         self._look_at_the_line()
         self._seen = self._raised
 
-    def reset_queue(self, index: int) -> None:
-        """Reset one virtqueue (2.6.1), and wait until that is done."""
+    def reset_queue(self, index: int) -> int:
+        """Reset one virtqueue (2.6.1), and wait until that is done; no register tells the count."""
         if not self.has(Feature.VIRTIO_F_RING_RESET):
             raise NotApplicableError("VIRTIO_F_RING_RESET was not negotiated")
         self._driver.write(Register.QueueSel, index)
         self._driver.write(Register.QueueReset, 1)
         self.wait("QueueReset 0", lambda: self._driver.read(Register.QueueReset) == 0)
         self.queues.pop(index, None)
+        return 0
 
     def raise_failure(self) -> None:
         """Raise the DeviceError that is known of."""

@@ -27,6 +27,7 @@ from virtiopy.vhost.user.frontend import (
 )
 from virtiopy.vhost.user.messages import BackendRequest, Message, ProtocolFeature
 from virtiopy.vhost.vring import Vring
+from virtiopy.virtqueue.layout import INDEX_MODULUS
 from virtiopy.virtqueue.queue import QueueState
 
 #: Entries that a queue may have, where the backend cannot be asked: what VMMs set up.
@@ -348,10 +349,14 @@ class VhostUserSession(Session):
         with self._peer():
             self.frontend.set_call(index, self._lines[index].call)
 
-    def reset_queue(self, index: int) -> None:
-        """Stop a virtqueue, and forget it; it is started from its beginning again."""
-        self.stop_queue(index)
-        self.queues.pop(index, None)
+    def reset_queue(self, index: int) -> int:
+        """Stop a virtqueue, and forget it; it is started from its beginning again.
+
+        Returns how many of the requests before its base were not used when the backend replied.
+        """
+        base = self.stop_queue(index)
+        queue = self.queues.pop(index, None)
+        return 0 if queue is None else (base - queue.used_idx) % INDEX_MODULUS
 
     def stop_queue(self, index: int) -> int:
         """Stop a virtqueue; returns the next entry of the available ring to look at."""

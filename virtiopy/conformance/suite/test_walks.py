@@ -43,12 +43,19 @@ def walks(request: pytest.FixtureRequest) -> Walks:
 
 def test_a_random_walk(request: pytest.FixtureRequest, virtio_target: Target, walks: Walks) -> None:
     patience = request.config.stash[PATIENCE_KEY]
+    # Of the last walk that failed: a shorter one, or the same again, may pass.
+    failing = Trace()
 
     def go(steps: Sequence[Step], patience: float) -> None:
+        nonlocal failing
         trace = request.node.stash[TRACE] = Trace()
         with virtio_target.open(trace, patience) as session:
             note_subject(request.config, virtio_target, session)
-            Walk(session, driver_of(session)).run(steps)
+            try:
+                Walk(session, driver_of(session)).run(steps)
+            except (AssertionError, DeviceError):
+                failing = trace
+                raise
 
     if walks.replay is not None:
         go(walks.replay, patience)
@@ -79,6 +86,7 @@ def test_a_random_walk(request: pytest.FixtureRequest, virtio_target: Target, wa
     again = "The same again"
     if failure is None:
         failure = search.failure
+        request.node.stash[TRACE] = failing
         again = "The same again, which does not fail each time"
     assert failure is not None, "the search has given steps that failed"
     path = new_file()

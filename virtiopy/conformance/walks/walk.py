@@ -2,14 +2,15 @@
 
 What is checked: a good request that was used has the right answer; nothing is used that was not
 made available, and nothing twice; a good request gets its answer, if its queue was not abused; a
-ring that was reset is not touched; the device asks for no reset without a cause; it lives, and
-after a reset serves a good request.
+ring that was reset is not touched, and a vhost-user backend has nothing of it in flight by then;
+the device asks for no reset without a cause; it lives, and after a reset serves a good request.
 """
 
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import singledispatchmethod
 
+from virtiopy.conformance.checks import stopped_idle
 from virtiopy.conformance.clauses.definitions import USED_ID
 from virtiopy.conformance.clauses.features import FEATURES, valid_subset
 from virtiopy.conformance.drivers.base import (
@@ -75,6 +76,9 @@ class Walk:
         self._sent: dict[int, dict[int, Sent]] = defaultdict(dict)
         # Queues that nothing can be said of any more.
         self._abused: set[int] = set()
+        # Whether the configuration space was accessed as no driver may: the backend may leave for
+        # that, at once or when it has replied.
+        self._has_strayed = False
         # Rings that were reset, with their used index then.
         self._left: list[tuple[SessionQueue, int]] = []
 
@@ -90,18 +94,26 @@ class Walk:
             except NotApplicableError as error:
                 self._session.trace.note(f"left out: {error}")
             except LeftError:
-                # A backend may leave a driver that has not kept to the specification.
-                if not self._abused and not isinstance(step, Bad | ReadConfig | WriteConfig):
+                if not self._may_be_left:
                     raise
                 self._restart()
         self._end()
+
+    @property
+    def _may_be_left(self) -> bool:
+        """Whether a backend may leave: the driver has not kept to the specification."""
+        return bool(self._abused) or self._has_strayed
 
     def _end(self) -> None:
         if self._settings is None:
             return
         self._session.trace.note("--- the end")
-        for index in list(self._sent):
-            self._wait(index)
+        try:
+            for index in list(self._sent):
+                self._wait(index)
+        except LeftError:
+            if not self._may_be_left:
+                raise
         self._restart()
 
     # Steps
@@ -133,7 +145,7 @@ class Walk:
         for _ in range(step.count):
             request = next(it for it in self._driver.requests() if it.queue == index)
             cut = framing(step.framing, request, queue, indirect=indirect)
-            if request.stimulus is not nothing:
+            if request.stimulus is not nothing or self._driver.alone:
                 # The host's side answers the buffers in their order: one after the other.
                 self._converse(request, cut)
             elif (one := self._place(request, cut)) is not None:
@@ -209,7 +221,9 @@ class Walk:
         requests = self._driver.requests()
         index = requests[step.queue % len(requests)].queue
         queue = self._session.queues[index]
-        self._session.reset_queue(index)
+        in_flight = self._session.reset_queue(index)
+        if index not in self._abused:
+            stopped_idle(queue, in_flight)
         self._leave(queue)
         self._sent.pop(index, None)
         size = min(step.size, self._session.queue_size_max(index))
@@ -225,10 +239,12 @@ class Walk:
 
     @_do.register
     def _(self, step: ReadConfig) -> None:
+        self._has_strayed = True
         self._session.read_config(step.offset, step.size)
 
     @_do.register
     def _(self, step: WriteConfig) -> None:
+        self._has_strayed = True
         self._session.write_config(step.offset, bytes(step.size))
 
     # What the device owes
@@ -282,3 +298,4 @@ class Walk:
         self._left.clear()
         self._sent.clear()
         self._abused.clear()
+        self._has_strayed = False

@@ -1,8 +1,9 @@
 """The network device (5.1): features, configuration, virtqueues, and when each is worked."""
 
+import contextlib
 import logging
 import select
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from enum import IntFlag
 from typing import ClassVar
@@ -305,6 +306,17 @@ class Net(VirtioDevice):
                 else:
                     self._workers.close()
                 raise
+
+    @contextlib.contextmanager
+    def undelegated(self, index: int) -> Iterator[None]:
+        """Have the device itself have the pair of a queue meanwhile."""
+        pair = self._pair_of(index)
+        was_delegated = pair is not None and pair.delegated
+        if pair is not None:
+            self._workers.reclaim(pair)
+        yield
+        if pair is not None and was_delegated:
+            self._delegate_if_due(pair)
 
     def reclaim(self) -> None:
         """Work all pairs of virtqueues in the device."""

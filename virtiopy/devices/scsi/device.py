@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from functools import partial
 from typing import ClassVar
 
-from virtiopy._native import ffi
 from virtiopy.devices.base import Fact, VirtioDevice
 from virtiopy.devices.batches import Batches
 from virtiopy.devices.scsi.address import Address, WellKnown, parse_field
@@ -38,7 +37,10 @@ from virtiopy.devices.scsi.events import (
 )
 from virtiopy.devices.scsi.features import (
     CDB_SIZE,
+    CDB_SIZE_AT,
     SENSE_SIZE,
+    SENSE_SIZE_AT,
+    SIZE_FIELD,
     ScsiFeature,
     make_config,
 )
@@ -72,10 +74,6 @@ SENSE_SIZE_MAX, CDB_SIZE_MAX = 1 << 12, 1 << 9
 
 #: Requests that a kick has served at once, of those that wait for nothing.
 AT_ONCE = 128
-
-_SENSE_OFFSET = ffi.offsetof("struct virtio_scsi_config", "sense_size")
-_CDB_OFFSET = ffi.offsetof("struct virtio_scsi_config", "cdb_size")
-_FIELD_SIZE = ffi.sizeof("uint32_t")
 
 
 class ScsiQueue(enum.IntEnum):
@@ -194,12 +192,12 @@ class Scsi(VirtioDevice):
 
     def write_config(self, offset: int, data: bytes) -> bool:
         """Take a new `sense_size` or `cdb_size`; nothing else can be written."""
-        if len(data) != _FIELD_SIZE:
+        if len(data) != SIZE_FIELD:
             return False
         value, sizes = int.from_bytes(data, "little"), self._sizes
-        if offset == _SENSE_OFFSET and value <= SENSE_SIZE_MAX:
+        if offset == SENSE_SIZE_AT and value <= SENSE_SIZE_MAX:
             self._sizes = Sizes(sizes.cdb, value)
-        elif offset == _CDB_OFFSET and 0 < value <= CDB_SIZE_MAX:
+        elif offset == CDB_SIZE_AT and 0 < value <= CDB_SIZE_MAX:
             self._sizes = Sizes(value, sizes.sense)
         else:
             return False

@@ -14,6 +14,11 @@ LUN_MAX = 16383
 #: The defaults of fields that the driver can change, bytes.
 SENSE_SIZE, CDB_SIZE = 96, 32
 
+#: Where those are in the configuration space, and how long each is, bytes.
+SENSE_SIZE_AT = ffi.offsetof("struct virtio_scsi_config", "sense_size")
+CDB_SIZE_AT = ffi.offsetof("struct virtio_scsi_config", "cdb_size")
+SIZE_FIELD = ffi.sizeof("uint32_t")
+
 #: A hint to the driver: sectors of 512 bytes a request, and requests a logical unit at a time.
 MAX_SECTORS = 0xFFFF
 CMD_PER_LUN = 128

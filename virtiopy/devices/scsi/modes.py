@@ -1,4 +1,4 @@
-"""Mode pages, and the commands that read and change them (SPC-4, 6.9 to 6.12 and 7.5)."""
+"""Mode pages, and the commands that read and change them (SPC-4, 6.11 to 6.14 and 7.5)."""
 
 import enum
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +9,7 @@ from virtiopy.devices.scsi.spc import PrimaryUnit
 
 
 class PageControl(enum.IntEnum):
-    """Which values a mode page is asked for (SPC-4, 6.11.1)."""
+    """Which values a mode page is asked for (SPC-4, 6.13.1)."""
 
     CURRENT = 0
     CHANGEABLE = 1

@@ -20,7 +20,7 @@ from virtiopy.devices.scsi.unit import LogicalUnit
 VENDOR = "VIRTIOPY"
 REVISION = "1"
 
-#: Peripheral device types (SPC-4, table 141).
+#: Peripheral device types (SPC-4, 6.6.2).
 DISK_TYPE, CDROM_TYPE, WELL_KNOWN_TYPE = 0x00, 0x05, 0x1E
 #: No logical unit is here, and the target has none of any type (peripheral qualifier 011b).
 ABSENT_TYPE = 0x7F
@@ -61,7 +61,7 @@ class Identity:
 class PrimaryUnit(LogicalUnit):
     """A logical unit with what SPC-4 asks of each."""
 
-    #: The VERSION DESCRIPTORs of standard INQUIRY data (SPC-4, 6.4.2).
+    #: The VERSION DESCRIPTORs of standard INQUIRY data (SPC-4, 6.6.2).
     versions: ClassVar[Sequence[int]] = (0x00A0, 0x0460)  # SAM-5, SPC-4
 
     def __init__(self, identity: Identity) -> None:
@@ -141,8 +141,6 @@ class PrimaryUnit(LogicalUnit):
 
     def _report_luns(self, command: Command) -> int:
         allocation = command.number(6, 4)
-        if allocation < 16:
-            raise invalid_field(6)
         select = command.cdb[2]
         if select not in {0, 1, 2}:
             raise invalid_field(2)
@@ -205,7 +203,7 @@ def _hash60(text: str) -> int:
 
 
 class AbsentUnit(PrimaryUnit):
-    """What answers where a target has no logical unit (SPC-4, 6.4.1; SAM-5, 4.6.7)."""
+    """What answers where a target has no logical unit (SPC-4, 6.6.1; SAM-5, 4.6.7)."""
 
     peripheral_type = ABSENT_TYPE
 

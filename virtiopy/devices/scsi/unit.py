@@ -25,7 +25,7 @@ class LogicalUnit:
     A subclass adds its commands to `commands`.
     """
 
-    #: The peripheral device type (SPC-4, 6.4.2), and whether its medium can be taken out.
+    #: The peripheral device type (SPC-4, 6.6.2), and whether its medium can be taken out.
     peripheral_type: ClassVar[int]
     removable: ClassVar[bool] = False
 

@@ -5,6 +5,7 @@ from types import MappingProxyType
 from typing import Protocol, runtime_checkable
 
 from virtiopy.devices.base import CommandArguments, DeviceCommand, Fact, VirtioDevice
+from virtiopy.devices.vsock.events import EVENT_QUEUE
 from virtiopy.devices.vsock.features import CID_MAX, CID_MIN
 from virtiopy.errors import ConfigError
 
@@ -31,6 +32,11 @@ def parse_cid(text: str, where: str) -> int:
 def _change(device: VirtioDevice, arguments: CommandArguments) -> Mapping[str, Fact]:
     assert isinstance(device, HasCid)
     cid = parse_cid(arguments.text("cid") or "", "vsock-cid has")
+    if device.queues and EVENT_QUEUE not in device.queues:
+        raise ConfigError(
+            "The guest's VMM has the event queue, and cannot be had to tell the driver of another "
+            "context ID: end the guest before that."
+        )
     device.change_cid(cid)
     return {"guest_cid": cid}
 

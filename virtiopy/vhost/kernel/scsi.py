@@ -13,7 +13,13 @@ from virtiopy import eventfds
 from virtiopy._native import CData, ffi, lib
 from virtiopy.devices.base import DeviceHost, Fact, VirtioDevice
 from virtiopy.devices.delegation import Notifiers, OpenWorker
-from virtiopy.devices.scsi.features import ScsiFeature, make_config
+from virtiopy.devices.scsi.features import (
+    CDB_SIZE_AT,
+    SENSE_SIZE_AT,
+    SIZE_FIELD,
+    ScsiFeature,
+    make_config,
+)
 from virtiopy.errors import ConfigError, HostError
 from virtiopy.eventloop import READABLE, EventLoop
 from virtiopy.spec import DeviceId, feature_mask
@@ -38,6 +44,7 @@ class VhostScsi(VhostDevice):
 
     path = "/dev/vhost-scsi"
     module = "vhost_scsi"
+    otherwise = "disk=IMAGE without mode=vhost"
     worker_features = WORKER_FEATURES | _HOTPLUG
 
     def set_endpoint(self, wwpn: str) -> None:
@@ -144,6 +151,12 @@ class KernelScsi(VirtioDevice):
     def config_space(self) -> bytes:
         """Return struct virtio_scsi_config; vhost has the sizes that it begins with."""
         return make_config(len(self.queue_sizes) - FIXED_QUEUES, QUEUE_SIZE)
+
+    def write_config(self, offset: int, data: bytes) -> bool:
+        """Take a size that is there already, as Linux writes it: vhost has no other (5.6.4)."""
+        if offset not in (SENSE_SIZE_AT, CDB_SIZE_AT) or len(data) != SIZE_FIELD:
+            return False
+        return data == self.config_space()[offset : offset + SIZE_FIELD]
 
     def handle(self, queue: Virtqueue) -> None:
         """Serve nothing: kicks go to the kernel."""

@@ -4,7 +4,12 @@ import pytest
 
 from virtiopy.conformance.checks import same
 from virtiopy.conformance.drivers.base import DeviceDriver
-from virtiopy.conformance.problems import BrokenError, LeftError, NotApplicableError
+from virtiopy.conformance.problems import (
+    BlockedError,
+    BrokenError,
+    LeftError,
+    NotApplicableError,
+)
 from virtiopy.conformance.sessions.raw import RawFrontend
 from virtiopy.conformance.sessions.vhostuser import VhostUserSession
 from virtiopy.conformance.suite.vhostuser.test_messages import need
@@ -71,13 +76,41 @@ def test_flags_that_mean_nothing_let_no_field_be_written(
     write_the_first_field(vhost_user, driver, UNKNOWN_FLAGS)
 
 
+@pytest.mark.clause("REPLY_ACK:2")
+def test_a_write_that_is_not_taken_is_not_acknowledged_as_a_success(
+    vhost_user: VhostUserSession, driver: DeviceDriver
+) -> None:
+    """As a frontend would tell its guest; a backend that leaves instead says nothing wrong."""
+    vhost_user.require_protocol(ProtocolFeature.CONFIG, ProtocolFeature.REPLY_ACK)
+    before = whole(vhost_user, driver)
+    driver.start()
+    try:
+        taken = vhost_user.frontend.set_config(0, spoilt(before))
+    except PeerError as error:
+        raise NotApplicableError("the backend leaves at a write of what is read-only") from error
+    finally:
+        vhost_user.leave()
+    vhost_user.reset()
+    if vhost_user.read_config(0, len(before)) != before:
+        raise BlockedError("SET_CONFIG:1")
+    if taken:
+        raise BrokenError(
+            "SET_CONFIG of a read-only field is answered with 0, and the field is as before",
+            "REPLY_ACK:2",
+        )
+
+
+def spoilt(config: bytes) -> bytes:
+    """Return other bytes for the first field."""
+    return bytes(byte ^ 0x5A for byte in config[:2])
+
+
 def write_the_first_field(session: VhostUserSession, driver: DeviceDriver, flags: int) -> None:
     """Write what no driver may, and see that it is as before; the backend may leave, or refuse."""
     before = whole(session, driver)
     driver.start()
-    wrong = bytes(byte ^ 0x5A for byte in before[:2])
     try:
-        session.frontend.set_config(0, wrong, flags)
+        session.frontend.set_config(0, spoilt(before), flags)
         session.check_alive()
     except (LeftError, PeerError):
         session.leave()
