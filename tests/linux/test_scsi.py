@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.guest.support import VIRTIOPY
 from tests.guest.vhost_user import serve
-from tests.linux.guest import boot, finish
+from tests.lab.machine import Lab
+from tests.linux.guest import boot, finish, wait_for
+from tests.patience import PATIENCE
 
 # A boot of its own takes minutes; tests/vm_linux/test_scsi.py shares one.
 pytestmark = pytest.mark.nightly
@@ -41,6 +44,19 @@ class Used:
         return (self.share / name).read_text()
 
 
+def plug(control: Path, image: Path, share: Path, lab: Lab) -> None:
+    """Plug a disk in, and out once Linux has read it."""
+
+    def ctl(*words: str) -> None:
+        subprocess.run([*VIRTIOPY, "ctl", str(control), *words], check=True, timeout=PATIENCE)
+
+    image.write_bytes(b"plugged".ljust(4 << 20, b"!"))
+    wait_for(share / "ready", lab, 2 * PATIENCE)
+    ctl("scsi-add", "--attach", f"disk={image},lun=5")
+    wait_for(share / "seen", lab)
+    ctl("scsi-remove", "--unit", "0:5")
+
+
 @pytest.fixture(scope="module")
 def used(
     request: pytest.FixtureRequest, share: Path, tmp_path_factory: pytest.TempPathFactory
@@ -57,7 +73,8 @@ def used(
     command = ["genisoimage", "-quiet", "-R", "-o", str(disc), str(folder / "disc")]
     subprocess.run(command, check=True)
     options = f"disk={image},serial=S1,cdrom={disc},queues={QUEUES}"
-    with serve("scsi", options, socket, share / "backend.log") as backend:
+    control = folder / "control.sock"
+    with serve("scsi", options, socket, share / "backend.log", control=control) as backend:
         device = f"vhost-user-scsi-pci,chardev=scsi,num_queues={QUEUES}"
         with boot(
             request.config,
@@ -69,6 +86,7 @@ def used(
             tools=_TOOLS,
             cpus=QUEUES,
         ) as lab:
+            plug(control, folder / "third.img", share, lab)
             finish(lab)
         return Used(share, image, known, backend.output)
 
@@ -92,13 +110,24 @@ def test_sg3_utils_find_what_the_disk_says(used: Used) -> None:
     facts = used.said("facts.txt")
     assert "Unit serial number: S1" in facts
     assert "Unmap command supported (LBPU): 1" in facts
+    assert f"Last LBA={SIZE // 512 - 1}" in facts
+    assert "Lun list length = 16" in facts
+    assert "Caching, page_control: current" in facts
     assert "Compare and write" in facts
+    with used.image.open("rb") as image:
+        image.seek(100 << 20)
+        assert image.read(64 * 512) == b"y\n" * 4096 + bytes(8 * 512) + b"y\n" * 10240
 
 
 def test_discarded_blocks_are_given_back_to_the_host(used: Used) -> None:
     with used.image.open("rb") as image:
         image.seek(70 << 20)
         assert image.read(8 << 20) == bytes(8 << 20)
+
+
+def test_a_disk_is_plugged_in_and_out_while_linux_runs(used: Used) -> None:
+    assert used.said("plugged.txt") == "plugged"
+    assert (used.share / "gone").exists()
 
 
 def test_the_backend_has_nothing_to_complain_of(used: Used) -> None:

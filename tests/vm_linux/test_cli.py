@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from tests.guest.accelerators import needs_unicorn
-from tests.guest.support import VIRTIOPY, Outcome, assert_one_sentence
+from tests.guest.support import VIRTIOPY, Outcome, assert_one_sentence, needs_kvm
 from tests.patience import PATIENCE
 from tests.unit.test_elf import MIB, XEN_NOTE, build
 from tests.unit.test_symbols import STT_FUNC, add_symbols
+from tests.vm_linux.rubbish import build_rubbish
 from virtiopy.cache import cache_folder
 from virtiopy.linux.initramfs import ROOT_FOLDERS
 from virtiopy.linux.kernels import NoKernelError, find_kernel
@@ -37,6 +38,7 @@ def virtiopy(*arguments: str | Path, seconds: float = PATIENCE) -> Outcome:
         [*VIRTIOPY, *map(str, arguments)],
         capture_output=True,
         text=True,
+        errors="replace",
         check=False,
         timeout=seconds,
         stdin=subprocess.DEVNULL,
@@ -45,9 +47,9 @@ def virtiopy(*arguments: str | Path, seconds: float = PATIENCE) -> Outcome:
 
 
 def test_a_command_needs_no_arguments_besides(kernel: Path) -> None:
-    done = virtiopy("linux", "--accel", "tcg", "--", "uname", "-sr")
+    done = virtiopy("linux", "--accel", "tcg", "--", "uname", "-snr")
     assert done.status == 0, done.errors
-    assert done.output == f"Linux {kernel.name.removeprefix('vmlinuz-')}\n"
+    assert done.output == f"Linux virtiopy {kernel.name.removeprefix('vmlinuz-')}\n"
     assert done.errors == ""
 
 
@@ -124,6 +126,14 @@ def test_rubbish_in_the_power_registers_ends_nothing(tmp_path: Path) -> None:
     # mov dx, 0x600; mov eax, -1; out dx, eax; in eax, dx; mov al, 7; out 0xf4, al; jmp $
     done = run(guest(tmp_path, "66ba0006 b8ffffffff ef ed b007 e6f4 ebfe"))
     assert done.status == 7, done.errors
+
+
+@pytest.mark.parametrize("accel", ["tcg", pytest.param("kvm", marks=needs_kvm)])
+def test_rubbish_in_every_register_of_the_pc_ends_nothing(tmp_path: Path, accel: str) -> None:
+    kernel = build_rubbish(tmp_path)
+    done = virtiopy("run", "--accel", accel, "--serial", "stdout", "--kernel", kernel)
+    assert done.status == 7, done.errors
+    assert done.output.endswith("\nh\n")
 
 
 def test_a_triple_fault_ends_with_1_and_the_last_line(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def build_fs(options: DeviceOptions) -> VirtioDevice:
         except ConfigError as error:
             raise ConfigError(
                 f"virtiofsd cannot share {options.main} ({error}): see whether "
-                f"`{VIRTIOFSD} -f -o source={options.main} --socket-path=SOCKET` does."
+                f"`{VIRTIOFSD} -f -o source={daemon.folder} --socket-path=SOCKET` does."
             ) from error
         opened.pop_all()
     return device

@@ -27,6 +27,7 @@ begin() {
 		insmod "/modules/$module" || echo "virtiopy: the module $module cannot be inserted"
 	done </modules/order
 
+	hostname virtiopy
 	ip link set lo up
 	number=0
 	for address in $NETWORK; do

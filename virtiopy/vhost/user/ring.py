@@ -98,12 +98,19 @@ class Ring(Closing):
         self.kick_is_set = False
 
     def set_call(self, fd: int | None) -> None:
-        """Notify the driver by this file from now on; None: it does not want to be told."""
+        """Notify the driver by this file from now on; None: it does not want to be told.
+
+        A notification for what was used already may have gone to the file before, which QEMU
+        watches no more once it has sent the message, and does not wait for an answer to it: the
+        driver is told once more.
+        """
         _check(fd)
         with self._device.undelegated(self.index):
             if self._call is not None:
                 os.close(self._call)
             self._call = fd
+            if self.queue is not None and self.queue.state != QueueState():
+                self.notify()
 
     def set_error(self, fd: int | None) -> None:
         """Tell by this file that the ring is broken."""
