@@ -89,7 +89,7 @@ class Crew:
     def take(self, item: pytest.Item) -> Ran | None:
         """Wait for a test's end; None where this process is to run it."""
         number = self._numbers[item]
-        while number not in self._ran:
+        while self._jobs and number not in self._ran:
             ready = wait([job.wire for job in self._jobs])
             for job in [one for one in self._jobs if one.wire in ready]:
                 try:
@@ -98,9 +98,7 @@ class Crew:
                     self._lost(job)
                 else:
                     self._hand_out(job)
-            if not self._jobs:
-                return self._ran.get(number)
-        return self._ran.pop(number)
+        return self._ran.pop(number, None)
 
     def _lost(self, job: _Job) -> None:
         """Book that a job has ended with its test."""
