@@ -2,15 +2,19 @@
 /*
  * The floor of bench/vhost_user.py: the least that the device side of a virtio-blk ring can be.  One
  * thread, one ring, one read or write of the page cache a request; it polls for 50 us before it sleeps.
- * It believes all that the driver says, and serves nobody else.
+ * It believes all that the driver says, and serves no other.  A tenth argument is the file of a seccomp
+ * filter to be put on.
  */
 #include <fcntl.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <linux/virtio_blk.h>
 #include <linux/virtio_ring.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -75,13 +79,28 @@ static void serve(uint16_t head)
 	};
 }
 
+static void put_filter_on(const char *path)
+{
+	static struct sock_filter filter[4096];
+	FILE *file = fopen(path, "r");
+	struct sock_fprog program = { .filter = filter };
+
+	if (!file)
+		exit(1);
+	program.len = fread(filter, sizeof(filter[0]), sizeof(filter) / sizeof(filter[0]), file);
+	fclose(file);
+	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 ||
+	    prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) < 0)
+		exit(1);
+}
+
 int main(int argc, char **argv)
 {
 	const uint64_t one = 1;
 	uint64_t numbers[8];
 	uint16_t signalled = 0;
 
-	if (argc != 10)
+	if (argc != 10 && argc != 11)
 		return 2;
 	for (int i = 0; i < 8; i++)
 		numbers[i] = strtoull(argv[i + 2], NULL, 0);
@@ -95,6 +114,8 @@ int main(int argc, char **argv)
 	ring.desc = (void *)(memory + numbers[5]);
 	ring.avail = (void *)(memory + numbers[6]);
 	ring.used = (void *)(memory + numbers[7]);
+	if (argc == 11)
+		put_filter_on(argv[10]);
 	for (;;) {
 		uint16_t end;
 

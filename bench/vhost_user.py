@@ -12,6 +12,11 @@ Where other programs have the CPUs too, real-time priority keeps them out of the
 measurements out of theirs:
 
     chrt --rr 1 python -m bench.vhost_user --rounds 15 --milliseconds 100
+
+What the sandbox costs: some cells of virtiopy and of the floor, each with the sandbox's filter of
+system calls and without.
+
+    python -m bench.vhost_user --sandbox --only "depth 32" --rounds 15 --milliseconds 100
 """
 
 import argparse
@@ -30,6 +35,8 @@ from bench.common import VIRTIOPY, by_turns, give_up, require, tell, write_json
 from tests.guest.vhost_user import STORAGE_DAEMON, Backend
 from virtiopy.devices.blk import BlkFeature
 from virtiopy.memory import GuestMemory
+from virtiopy.sandbox.calls import Ability
+from virtiopy.sandbox.program import as_bytes
 from virtiopy.spec import Feature, feature_mask
 from virtiopy.vhost.user.frontend import VhostUserFrontend, connect
 from virtiopy.vhost.vring import Vring
@@ -53,6 +60,8 @@ AIO = ["io_uring", "threads"]
 OURS = "virtiopy serve blk"
 OURS_IN_PYTHON = "virtiopy, VIRTIOPY_NATIVE=off"
 FLOOR_NAME = "bare C loop"
+OURS_OUTSIDE = "virtiopy, --sandbox off"
+FLOOR_INSIDE = "bare C loop, the same filter"
 
 #: Requests in flight: in the table, and in the plot.
 DEPTHS = (1, 32)
@@ -68,7 +77,7 @@ Peer = Callable[[Path, Path], AbstractContextManager[list[int]]]
 def build(source: Path, folder: Path) -> Path:
     """Compile a program of one file."""
     program = folder / source.stem
-    flags = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror"]
+    flags = ["-std=gnu11", "-O3", "-Wall", "-Wextra", "-Werror"]
     subprocess.run(["gcc", *flags, "-o", str(program), str(source)], check=True)
     return program
 
@@ -94,6 +103,12 @@ def serve_with_virtiopy(image: Path, path: Path) -> Backend:
 def serve_with_python(image: Path, path: Path) -> Backend:
     options = f"{image},queue-size={QUEUE_SIZE}"
     command = [*DEVICE_CPU, "env", "VIRTIOPY_NATIVE=off", str(VIRTIOPY), "serve", "blk", options]
+    return Backend([*command, "--socket", str(path)], path)
+
+
+def serve_outside(image: Path, path: Path) -> Backend:
+    options = f"{image},queue-size={QUEUE_SIZE}"
+    command = [*DEVICE_CPU, str(VIRTIOPY), "serve", "blk", options, "--sandbox", "off"]
     return Backend([*command, "--socket", str(path)], path)
 
 
@@ -145,10 +160,13 @@ def over_vhost_user(
 
 
 @contextmanager
-def bare_loop(program: Path, image: Path, path: Path) -> Iterator[list[int]]:
+def bare_loop(
+    program: Path, image: Path, path: Path, seccomp: Path | None = None
+) -> Iterator[list[int]]:
     """Start floor.c, which is given the ring itself and needs no socket."""
     with ring() as (_memory, _queue, numbers):
         command = [*DEVICE_CPU, str(program), str(image), *map(str, numbers[:8])]
+        command += [] if seccomp is None else [str(seccomp)]
         descriptors = [numbers[0], *numbers[2:4]]
         with subprocess.Popen(command, pass_fds=descriptors) as loop:
             try:
@@ -239,6 +257,21 @@ def cells(depths: Sequence[int]) -> list[Cell]:
 Table = dict[Cell, dict[str, list[float]]]
 
 
+def tell_sandbox(table: Table) -> None:
+    """Print how virtiopy compares with the floor, both with the sandbox's filter and without."""
+    print(
+        f"\n{'virtiopy: ratio of medians':32} {'in the sandbox':>14} {'outside':>8} {'across':>8}"
+    )
+    for cell, figures in table.items():
+        medians = {name: statistics.median(values) for name, values in figures.items()}
+        print(
+            f"{cell!s:32} {medians[OURS] / medians[FLOOR_INSIDE]:14.2f} "
+            f"{medians[OURS_OUTSIDE] / medians[FLOOR_NAME]:8.2f} "
+            f"{medians[OURS] / medians[FLOOR_NAME]:8.2f}"
+        )
+    print("across: virtiopy in the sandbox, the floor outside")
+
+
 def tell_ratios(table: Table) -> None:
     """Print how virtiopy compares with the floor and with the better qemu-storage-daemon."""
     print(f"\n{'virtiopy: ratio of medians':32} {'to the floor':>14} {'to the better QEMU':>20}")
@@ -290,15 +323,35 @@ def main() -> None:
     parser.add_argument(
         "--svg", type=Path, help="plot depths of 1 to 32 to this file, and measure those between"
     )
+    parser.add_argument(
+        "--only",
+        default="",
+        metavar="TEXT",
+        help="cells whose name has this in it: 'depth 1,', say",
+    )
+    parser.add_argument(
+        "--sandbox", action="store_true", help="tell what the sandbox costs, without QEMU's"
+    )
     arguments = parser.parse_args()
-    require(STORAGE_DAEMON, "qemu-system-common")
+    if not arguments.sandbox:
+        require(STORAGE_DAEMON, "qemu-system-common")
     require("gcc", "gcc")
     require("taskset", "util-linux")
     table: Table = {}
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), arguments.size, arguments.milliseconds)
+        floor = partial(bare_loop, build(FLOOR, Path(folder)))
+        ours = partial(over_vhost_user, serve_with_virtiopy)
+        seccomp = Path(folder, "filter")
+        seccomp.write_bytes(as_bytes(Ability(0)))
+        sandboxed: dict[str, Peer] = {
+            OURS: ours,
+            OURS_OUTSIDE: partial(over_vhost_user, serve_outside),
+            FLOOR_INSIDE: partial(floor, seccomp=seccomp),
+            FLOOR_NAME: floor,
+        }
         peers: dict[str, Peer] = {
-            OURS: partial(over_vhost_user, serve_with_virtiopy),
+            OURS: ours,
             OURS_IN_PYTHON: partial(over_vhost_user, serve_with_python),
             **{
                 f"{STORAGE_DAEMON}, aio={aio}": partial(
@@ -306,9 +359,13 @@ def main() -> None:
                 )
                 for aio in AIO
             },
-            FLOOR_NAME: partial(bare_loop, build(FLOOR, Path(folder))),
+            FLOOR_NAME: floor,
         }
+        if arguments.sandbox:
+            peers = sandboxed
         for cell in cells(PLOTTED if arguments.svg else DEPTHS):
+            if arguments.only not in str(cell):
+                continue
             print(f"\n4 KiB random {cell}")
             table[cell] = by_turns(
                 {
@@ -320,7 +377,7 @@ def main() -> None:
                 arguments.rounds,
             )
             tell(table[cell], "IOPS", 1, peer=FLOOR_NAME)
-    tell_ratios(table)
+    (tell_sandbox if arguments.sandbox else tell_ratios)(table)
     if arguments.svg is not None:
         plot(table, arguments.svg)
     results = {

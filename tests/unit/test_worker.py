@@ -523,6 +523,17 @@ def test_a_thread_that_is_woken_now_and_then_polls_as_long_as_before(build: Buil
 # Files that are somebody else's too
 
 
+def test_a_ring_that_starts_waits_for_no_reminder(bench: Bench) -> None:
+    """Without being woken it looks again after 20 ms."""
+    times = []
+    for _ in range(20):
+        bench.ring.stop()
+        begin = time.monotonic()
+        bench.start()
+        times.append(time.monotonic() - begin)
+    assert min(times) < 0.02
+
+
 @timed
 def test_an_interrupt_that_blocks_keeps_nobody_from_taking_the_ring_back(build: Build) -> None:
     bench = build(event_idx=False)

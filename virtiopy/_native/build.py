@@ -58,7 +58,7 @@ ffibuilder.set_source(
     include_dirs=["virtiopy/_native"],
     depends=[f"virtiopy/_native/{name}" for name in HEADERS],
     # -Wno-...: cffi's generated wrappers trip over these two; the other files do not.
-    extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror",
+    extra_compile_args=["-std=gnu11", "-O3", "-Wall", "-Wextra", "-Werror",
                         "-Wno-missing-field-initializers", "-Wno-unused-parameter",
                         "-Wno-address-of-packed-member"],
 )  # fmt: skip

@@ -315,12 +315,17 @@ static void take_ready(struct vp_ring *ring, uint32_t written)
 	vp_ring_complete(ring, slot, written);
 }
 
+static inline bool is_next_small(struct vp_port *port)
+{
+	return port->ready_count > 0 && ready_at(port, 0)->chain.writable_bytes < HEADER;
+}
+
 /* Gives back the buffers that come next and have no room for a header (5.1.9.3.1). */
-static void skip_small(struct vp_ring *ring)
+static inline void skip_small(struct vp_ring *ring)
 {
 	struct vp_port *port = ring->device;
 
-	while (port->ready_count > 0 && ready_at(port, 0)->chain.writable_bytes < HEADER) {
+	while (is_next_small(port)) {
 		port->counts.rx_buffers_too_small++;
 		take_ready(ring, 0);
 	}
@@ -368,7 +373,7 @@ static bool wants(const struct vp_filter *filter, const uint8_t *frame)
 {
 	uint32_t vlan = (frame[14] << 8 | frame[15]) & 0xfff;
 
-	if (filter->modes & VP_FILTER_PROMISC)
+	if ((!filter->by_vlan && !filter->by_address) || filter->modes & VP_FILTER_PROMISC)
 		return true;
 	if (filter->by_vlan && is_tag(frame + 12) && !(filter->vlans[vlan / 8] & 1 << vlan % 8))
 		return false;
@@ -395,6 +400,7 @@ static bool admits(struct vp_port *port, const uint8_t *start, uint64_t length)
 	if (!may_offload(port, header))
 		port->counts.rx_dropped_offload++;
 	else if (port->has_mtu && header->gso_type == VIRTIO_NET_HDR_GSO_NONE &&
+		 length - HEADER > port->mtu + ETHERNET &&
 		 length - HEADER > longest_frame(frame, count, port->mtu))
 		port->counts.rx_dropped_too_long++;
 	else if (!wants(port->filter, frame))
@@ -431,6 +437,15 @@ static void write_header(struct vp_port *port, const uint8_t *start, uint16_t bu
 	}
 }
 
+static void count_received(struct vp_ring *ring)
+{
+	struct vp_port *port = ring->device;
+
+	skip_small(ring);
+	port->counts.rx_frames++;
+	ring->counts.served++;
+}
+
 /* Uses the buffers that hold a frame. */
 static void use_buffers(struct vp_ring *ring, const uint8_t *start, uint64_t length)
 {
@@ -451,9 +466,7 @@ static void use_buffers(struct vp_ring *ring, const uint8_t *start, uint64_t len
 		take_ready(ring, written);
 		length -= written;
 	}
-	skip_small(ring);
-	port->counts.rx_frames++;
-	ring->counts.served++;
+	count_received(ring);
 }
 
 /* Makes port->iov of the next buffers: one, or with MRG_RXBUF enough; returns how much room that is. */
@@ -548,12 +561,10 @@ static bool use_one(struct vp_ring *ring, uint64_t length)
 	if (piece->iov_len < length)
 		return false;
 	header = shown_header(port, port->frame, 1);
-	memcpy(piece->iov_base, &header, HEADER);
-	memcpy((char *)piece->iov_base + HEADER, port->frame + HEADER, length - HEADER);
+	memcpy(port->frame, &header, HEADER);
+	memcpy(piece->iov_base, port->frame, length);
 	take_ready(ring, length);
-	skip_small(ring);
-	port->counts.rx_frames++;
-	ring->counts.served++;
+	count_received(ring);
 	return true;
 }
 

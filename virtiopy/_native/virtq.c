@@ -138,21 +138,43 @@ static inline enum vp_pop add_pieces(struct vp_virtq *queue, uint64_t address, u
 	return VP_POP_CHAIN;
 }
 
-/* Follows a descriptor chain (2.7.5), into an indirect table where it has one (2.7.5.3). */
-enum vp_pop vp_virtq_walk(struct vp_virtq *queue, uint16_t head, struct vp_chain *chain,
-			  struct iovec *iov, uint32_t room)
+/*
+ * A chain of one buffer in the region of the last, as most frames have: true where `descriptor` is one.
+ * No more can be wrong with it.
+ */
+static inline bool walk_one(const struct vp_virtq *queue, const struct vring_desc *descriptor,
+			    struct vp_chain *chain, struct iovec *iov, uint32_t room)
+{
+	const struct vp_region *region = &queue->memory->regions[queue->hint];
+	uint64_t offset = descriptor->addr - region->guest, length = descriptor->len;
+	bool writable = descriptor->flags & VRING_DESC_F_WRITE;
+
+	if (descriptor->flags & (VRING_DESC_F_NEXT | VRING_DESC_F_INDIRECT) ||
+	    queue->memory->count == 0 || offset >= region->size ||
+	    length > region->size - offset || length == 0 || room == 0)
+		return false;
+	iov->iov_base = region->host + offset;
+	iov->iov_len = length;
+	chain->descriptors = 1;
+	chain->readable = !writable;
+	chain->writable = writable;
+	chain->readable_bytes = writable ? 0 : length;
+	chain->writable_bytes = writable ? length : 0;
+	return true;
+}
+
+/* Follows a descriptor chain (2.7.5) whose first descriptor was read. */
+static enum vp_pop walk_all(struct vp_virtq *queue, struct vring_desc descriptor,
+			    struct vp_chain *chain, struct iovec *iov, uint32_t room)
 {
 	struct table table = { queue->desc, 0, queue->size };
-	uint32_t index = head, pieces = 0, readable = 0;
+	uint32_t index, pieces = 0, readable = 0;
 	uint64_t length = 0, readable_bytes = 0;
 	bool in_indirect = false;
 
-	chain->iov = iov;
-	chain->head = head;
 	chain->descriptors = 0;
-	queue->fault.head = head;
-	for (;;) {
-		struct vring_desc descriptor = read_descriptor(queue, &table, index);
+	queue->fault.head = chain->head;
+	for (;; descriptor = read_descriptor(queue, &table, index)) {
 		enum vp_pop result;
 
 		if (descriptor.flags & VRING_DESC_F_INDIRECT) {
@@ -190,6 +212,26 @@ enum vp_pop vp_virtq_walk(struct vp_virtq *queue, uint16_t head, struct vp_chain
 	chain->readable_bytes = readable_bytes;
 	chain->writable_bytes = length - readable_bytes;
 	return VP_POP_CHAIN;
+}
+
+static inline enum vp_pop walk(struct vp_virtq *queue, uint16_t head, struct vp_chain *chain,
+			       struct iovec *iov, uint32_t room)
+{
+	struct table table = { queue->desc, 0, queue->size };
+	struct vring_desc first = read_descriptor(queue, &table, head);
+
+	chain->iov = iov;
+	chain->head = head;
+	if (walk_one(queue, &first, chain, iov, room))
+		return VP_POP_CHAIN;
+	return walk_all(queue, first, chain, iov, room);
+}
+
+/* Follows a descriptor chain, into an indirect table where it has one (2.7.5.3). */
+enum vp_pop vp_virtq_walk(struct vp_virtq *queue, uint16_t head, struct vp_chain *chain,
+			  struct iovec *iov, uint32_t room)
+{
+	return walk(queue, head, chain, iov, room);
 }
 
 /* Looks at the available ring (2.7.6): VP_POP_CHAIN with a head, which is not taken yet. */
@@ -257,7 +299,7 @@ enum vp_pop vp_virtq_pop(struct vp_virtq *queue, struct vp_chain *chain, struct 
 
 	if (result != VP_POP_CHAIN)
 		return result;
-	result = vp_virtq_walk(queue, head, chain, iov, room);
+	result = walk(queue, head, chain, iov, room);
 	if (result == VP_POP_NO_ROOM)
 		return result;
 	if (result == VP_POP_REJECTED) {
@@ -349,9 +391,9 @@ static void mark_written(struct vp_virtq *queue, const struct vp_chain *chain)
 
 /* Giving used buffers back (2.7.8) */
 
-void vp_virtq_put(struct vp_virtq *queue, const struct vp_chain *chain, uint32_t written)
+/* Accounts for a chain that is about to be put. */
+void vp_virtq_account(struct vp_virtq *queue, const struct vp_chain *chain)
 {
-	struct vring_used_elem *element = &queue->used->ring[queue->used_idx & (queue->size - 1)];
 	struct vhost_user_queue_region *inflight = queue->inflight;
 
 	if (queue->dirty.log)
@@ -361,13 +403,6 @@ void vp_virtq_put(struct vp_virtq *queue, const struct vp_chain *chain, uint32_t
 		ORDER_STORES();
 		WRITE_ONCE(inflight->last_batch_head, chain->head);
 	}
-	WRITE_ONCE(element->id, chain->head);
-	WRITE_ONCE(element->len, written);
-	queue->used_idx++;
-	queue->in_flight--;
-	queue->unpublished[queue->unpublished_count++] = chain->head;
-	if (queue->unpublished_count == VP_UNPUBLISHED)
-		vp_virtq_publish(queue);
 }
 
 void vp_virtq_publish(struct vp_virtq *queue)

@@ -109,9 +109,25 @@ enum vp_pop vp_virtq_walk(struct vp_virtq *queue, uint16_t head, struct vp_chain
 void vp_virtq_take(struct vp_virtq *queue, uint16_t head);
 void vp_virtq_reject(struct vp_virtq *queue, uint16_t head);
 
-/* Puts a chain into the used ring, to be seen with the next publish. */
-void vp_virtq_put(struct vp_virtq *queue, const struct vp_chain *chain, uint32_t written);
+void vp_virtq_account(struct vp_virtq *queue, const struct vp_chain *chain);
 void vp_virtq_publish(struct vp_virtq *queue);
+
+/* Puts a chain into the used ring, to be seen with the next publish. */
+static inline void vp_virtq_put(struct vp_virtq *queue, const struct vp_chain *chain,
+				uint32_t written)
+{
+	struct vring_used_elem *element = &queue->used->ring[queue->used_idx & (queue->size - 1)];
+
+	if (queue->dirty.log || queue->inflight)
+		vp_virtq_account(queue, chain);
+	__atomic_store_n(&element->id, chain->head, __ATOMIC_RELAXED);
+	__atomic_store_n(&element->len, written, __ATOMIC_RELAXED);
+	queue->used_idx++;
+	queue->in_flight--;
+	queue->unpublished[queue->unpublished_count++] = chain->head;
+	if (queue->unpublished_count == VP_UNPUBLISHED)
+		vp_virtq_publish(queue);
+}
 
 bool vp_virtq_should_interrupt(struct vp_virtq *queue);
 void vp_virtq_disable_kicks(struct vp_virtq *queue);

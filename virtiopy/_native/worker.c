@@ -81,27 +81,6 @@ static void signal_eventfd(int fd)
 		return;
 }
 
-/* Slots */
-
-struct vp_slot *vp_ring_slot(struct vp_ring *ring)
-{
-	struct vp_slot *slot;
-
-	if (ring->free_count == 0)
-		return NULL;
-	ring->free_count--;
-	slot = &ring->slots[ring->free[ring->free_count]];
-	slot->ring = ring;
-	slot->index = ring->free[ring->free_count];
-	slot->is_up = slot->is_head_only = false;
-	return slot;
-}
-
-void vp_ring_free_slot(struct vp_ring *ring, struct vp_slot *slot)
-{
-	ring->free[ring->free_count++] = slot->index;
-}
-
 static void tell(struct vp_worker *worker)
 {
 	if (!__atomic_exchange_n(&worker->told, 1, __ATOMIC_SEQ_CST)) {
@@ -120,12 +99,6 @@ void vp_ring_hand_up(struct vp_ring *ring, struct vp_slot *slot)
 	ring->up.items[tail % VP_SLOTS].slot = slot->index;
 	__atomic_store_n(&ring->up.tail, tail + 1, __ATOMIC_RELEASE);
 	tell(ring->worker);
-}
-
-void vp_ring_complete(struct vp_ring *ring, struct vp_slot *slot, uint32_t written)
-{
-	vp_virtq_put(ring->queue, &slot->chain, written);
-	vp_ring_free_slot(ring, slot);
 }
 
 static void note_reject(struct vp_ring *ring)
@@ -301,8 +274,10 @@ static bool attend(struct vp_worker *worker)
 	/* Before it looks, so that what is asked for meanwhile is looked at again. */
 	__atomic_store_n(&worker->attend, 0, __ATOMIC_SEQ_CST);
 	pthread_mutex_lock(&worker->lock);
-	while (worker->pending_count > 0 && worker->ring_count < RINGS)
+	while (worker->pending_count > 0 && worker->ring_count < RINGS) {
 		begin_ring(worker, worker->pending[--worker->pending_count]);
+		pthread_cond_broadcast(&worker->changed);
+	}
 	for (uint32_t i = worker->ring_count; i-- > 0;) {
 		struct vp_ring *ring = worker->rings[i];
 

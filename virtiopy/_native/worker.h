@@ -99,10 +99,32 @@ struct vp_ring {
 };
 
 /* Owned by the thread that works the ring. */
-struct vp_slot *vp_ring_slot(struct vp_ring *ring);
-void vp_ring_free_slot(struct vp_ring *ring, struct vp_slot *slot);
+static inline struct vp_slot *vp_ring_slot(struct vp_ring *ring)
+{
+	struct vp_slot *slot;
+
+	if (ring->free_count == 0)
+		return NULL;
+	ring->free_count--;
+	slot = &ring->slots[ring->free[ring->free_count]];
+	slot->ring = ring;
+	slot->index = ring->free[ring->free_count];
+	slot->is_up = slot->is_head_only = false;
+	return slot;
+}
+
+static inline void vp_ring_free_slot(struct vp_ring *ring, struct vp_slot *slot)
+{
+	ring->free[ring->free_count++] = slot->index;
+}
+
+static inline void vp_ring_complete(struct vp_ring *ring, struct vp_slot *slot, uint32_t written)
+{
+	vp_virtq_put(ring->queue, &slot->chain, written);
+	vp_ring_free_slot(ring, slot);
+}
+
 void vp_ring_hand_up(struct vp_ring *ring, struct vp_slot *slot);
-void vp_ring_complete(struct vp_ring *ring, struct vp_slot *slot, uint32_t written);
 int vp_ring_submit(struct vp_ring *ring, struct vp_slot *slot, struct vp_job *job);
 void vp_ring_interrupt(struct vp_ring *ring);
 enum vp_pop vp_ring_pop(struct vp_ring *ring, struct vp_slot **slot);

@@ -5,13 +5,16 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
-from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import click
 
 from virtiopy.errors import ConfigError
 from virtiopy.sizes import parse_size, shorten
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["DeviceOptions", "Seconds", "accelerator_option", "note", "parse_size"]
 
@@ -81,12 +84,14 @@ class DeviceOptions:
         return [*self._values, *(key for key, values in self._lists.items() if values)]
 
     @property
-    def folder(self) -> Path:
+    def folder(self) -> "Path":
         """The folder that comes first; raises ConfigError for none, which Path has for `.`."""
         if not self.main:
             raise ConfigError(
                 f"{self.option} names no folder: begin with one, or with . for the one you are in."
             )
+        from pathlib import Path
+
         return Path(self.main)
 
     def prefer(self, key: str, value: str) -> None:

@@ -5,7 +5,7 @@ KVM_GET_SUPPORTED_CPUID fills from the CPU that the host's thread runs on (api.r
 """
 
 from collections.abc import Iterable
-from pathlib import Path
+from os import PathLike, fspath
 
 from virtiopy._native import CData, ffi, lib
 
@@ -33,14 +33,15 @@ _LEVEL_CORE = 2 << 8
 _PV_UNHALT = 1 << 7
 
 
-def sees_spinning(modules: Path = Path("/sys/module")) -> bool:
+def sees_spinning(modules: str | PathLike[str] = "/sys/module") -> bool:
     """Say whether KVM notices that a guest's CPU spins: whether PAUSEs in a row are an exit.
 
     They are not where the host's CPU is without the filter, as QEMU's emulation of SVM is.
     """
     for name in PAUSE_FILTERS:
         try:
-            return int((modules / name).read_text()) > 0
+            with open(f"{fspath(modules)}/{name}", encoding="ascii") as file:
+                return int(file.read()) > 0
         except (OSError, ValueError):
             # The module of the other kind of CPU, or of neither.
             continue
