@@ -131,6 +131,8 @@ class WholeRuns:
                 *("--pyargs", "virtiopy.conformance"),
                 f"--virtio-target={target}",
                 f"--virtio-transport={transport}",
+                # These tests are run beside one another already.
+                "--virtio-jobs=1",
                 *_selection(target),
             )
 

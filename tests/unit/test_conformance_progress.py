@@ -3,7 +3,7 @@
 import pytest
 
 from virtiopy.conformance.problems import NoAnswerError, WedgedError
-from virtiopy.conformance.progress import Progress
+from virtiopy.conformance.progress import Ending, Progress
 
 #: Seconds that the user asked for.
 ASKED_FOR = 5.0
@@ -12,7 +12,7 @@ ASKED_FOR = 5.0
 def stalled(times: int, *, slowest: float = 0) -> Progress:
     progress = Progress()
     for _ in range(times):
-        progress.take(NoAnswerError("nothing came"), served=True, slowest=slowest)
+        progress.take(Ending.by(NoAnswerError("nothing came"), served=True, slowest=slowest))
     return progress
 
 
@@ -39,5 +39,5 @@ def test_a_device_that_never_served_is_given_up() -> None:
     progress = Progress()
     for _ in range(3):
         assert not progress.hopeless
-        progress.take(WedgedError("it does not come back"), served=False)
+        progress.take(Ending.by(WedgedError("it does not come back"), served=False))
     assert "it does not come back" in progress.hopeless

@@ -108,4 +108,5 @@ def test_four_clients_of_dbench_get_through(tmp_path: Path, way: Way) -> None:
     assert program is not None
     output = run(way, tmp_path, f"mkdir /mnt/clients && {command} 2>&1", Path(program))
     assert "Throughput" in output, output
-    assert "failed" not in output, output
+    # What a client finds amiss. (That there is no semaphore is said, and changes nothing.)
+    assert "ERROR" not in output, output

@@ -107,6 +107,11 @@ conformance campaign FILE.toml tests many backends.
 )
 @click.option("--patience", metavar="SECONDS", help="Wait so long for what has to come (5).")
 @click.option(
+    "--jobs",
+    metavar="N",
+    help="Run so many tests beside one another (inproc:NAME: as many as there are CPUs, else 1).",
+)
+@click.option(
     "--timeout", metavar="SECONDS", help="Begin no test after so long, and say what was found."
 )
 @click.option(
@@ -133,6 +138,7 @@ def command(
     replay: str | None,
     frontend: str | None,
     patience: str | None,
+    jobs: str | None,
     timeout: str | None,
     thorough: str | None,
     strict: bool,
@@ -168,6 +174,7 @@ def command(
         "replay": replay,
         "frontend": frontend,
         "patience": patience,
+        "jobs": jobs,
         "timeout": timeout,
         "thorough": thorough,
         "output": output,
@@ -179,6 +186,8 @@ def command(
     sys.path.insert(0, str(Path.cwd()))
     # The suite's own settings alone: whatever folder this is.
     alone = ["-c", "/dev/null", "-p", "no:cacheprovider", "--strict-markers"]
+    # It would run a test again that is to be a finding, and its thread keeps the run from forking.
+    alone += ["-p", "no:rerunfailures"]
     # Of the package itself: the command line has it before pytest looks at its plugins.
     alone += ["-W", "ignore:Module already imported"]
     # The findings say more than pytest's summary, and than what it shows of each test.

@@ -42,10 +42,12 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def is_of_another(path: Path, target: Target) -> bool:
-    """Say whether a file of the suite is about another device: such a file is not even read."""
+    """Say whether a file is about another device or transport: such a file is not even read."""
     if target.device is None or not path.is_relative_to(SUITE) or path == SUITE:
         return False
     folder = path.relative_to(SUITE).parts[0]
+    if folder in {_PROTOCOL, _FRONTENDS}:
+        return target.transport != "vhost-user"
     return folder != target.device and folder in DRIVERS
 
 
@@ -72,16 +74,19 @@ def target_of(node: pytest.Item) -> Target:
 
 def note_subject(config: pytest.Config, target: Target, session: Session) -> None:
     """Note what a target is, as the first session with it shows: reports name what was tested."""
-    subjects = config.stash[RESULTS].subjects
-    known = subjects.get(target.name)
-    if known is None or not known.offered:
-        subjects[target.name] = Subject(
+    results = config.stash[RESULTS]
+    if results.knows(target.name):
+        # To ask the device again costs more than most tests.
+        return
+    results.note(
+        Subject(
             target.name,
             session.device_id,
             driver_of(session).name,
             session.transport,
             session.offered,
         )
+    )
 
 
 def note_backend(config: pytest.Config, target: Target, device_id: DeviceId) -> None:

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Generator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from virtiopy.conformance.collection import clauses_of, in_suite, target_of
 from virtiopy.conformance.marks import SUITE
 from virtiopy.conformance.problems import BlockedError, NotApplicableError, words_of
-from virtiopy.conformance.progress import Progress, waited_in_vain
+from virtiopy.conformance.progress import Ending, Progress, waited_in_vain
 from virtiopy.conformance.report import github, reports, summary
 from virtiopy.conformance.report.blame import Broken
 from virtiopy.conformance.report.comparison import sides
@@ -31,6 +32,21 @@ from virtiopy.conformance.settings import (
     TIMEOUT,
     TRACE,
 )
+
+
+@dataclass(slots=True, frozen=True)
+class Evidence:
+    """What a phase of a test has come to, and how the test ended, if it did with that.
+
+    It is data alone: it goes from the process that ran the test to the one that books it.
+    """
+
+    result: Result
+    ending: Ending | None
+
+
+#: Where a process keeps what another one is to book.
+KEPT = pytest.StashKey[list[Evidence]]()
 
 _REASON = "virtio_reason"
 _OUTCOME = "virtio_outcome"
@@ -58,7 +74,6 @@ def pytest_runtest_makereport(
     lines = item.stash[TRACE].lines() if report.failed and TRACE in item.stash else []
     if lines:
         report.sections.append(("virtio trace", "\n".join(lines)))
-    results = item.config.stash[RESULTS]
     result = Result(
         test=_name(item),
         target=target_of(item).name,
@@ -72,12 +87,30 @@ def pytest_runtest_makereport(
         failure=failure,
         remarks=_remarks(item),
     )
-    result = results.add(result)
-    if failure is not None:
-        _weigh(item, report, result)
-    if call.when == "call" or error is not None:
-        _go_on(item, error)
+    ended = call.when == "call" or error is not None
+    evidence = Evidence(result, _ending(item, error) if ended else None)
+    kept = item.config.stash.get(KEPT, None)
+    if kept is None:
+        book(item, report, evidence)
+    else:
+        kept.append(evidence)
     return report
+
+
+def _ending(item: pytest.Item, error: BaseException | None) -> Ending:
+    session = item.stash.get(SESSION, None)
+    if session is None:
+        return Ending.by(error, served=False)
+    return Ending.by(error, served=session.served, slowest=session.slowest)
+
+
+def book(item: pytest.Item, report: pytest.TestReport, evidence: Evidence) -> None:
+    """Take what a phase of a test has come to into the results, in the order of the tests."""
+    result = item.config.stash[RESULTS].add(evidence.result)
+    if evidence.result.failure is not None:
+        _weigh(item, report, result)
+    if evidence.ending is not None:
+        _go_on(item, evidence.ending)
 
 
 #: What is said of a test that waited less than the user asked for.
@@ -111,16 +144,12 @@ def _weigh(item: pytest.Item, report: pytest.TestReport, result: Result) -> None
     report.user_properties += [(_REASON, reason), (_OUTCOME, outcome.value)]
 
 
-def _go_on(item: pytest.Item, error: BaseException | None) -> None:
+def _go_on(item: pytest.Item, ending: Ending) -> None:
     """Take note of how a test ended, and end the run where no other would say more."""
     config = item.config
     target = target_of(item)
     progress = progress_of(item)
-    session = item.stash.get(SESSION, None)
-    if session is not None:
-        progress.take(error, served=session.served, slowest=session.slowest)
-    else:
-        progress.take(error, served=False)
+    progress.take(ending)
     if not (why := progress.hopeless or progress.cut_short or config.stash[TIMEOUT].over):
         return
     config.stash[RESULTS].cut_short = why

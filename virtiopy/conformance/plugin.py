@@ -19,6 +19,7 @@ _OPTIONS = (
     ("frontend", "NAME", "have sessions as this frontend of VMMs alone, or all of them"),
     ("thorough", "SECONDS", "how long each test with random work goes on"),
     ("patience", "SECONDS", "how long is waited for what has to come (5)"),
+    ("jobs", "N", "how many tests run beside one another"),
     ("timeout", "SECONDS", "begin no test after so long, and say what was found"),
 )
 
@@ -79,13 +80,14 @@ def pytest_pycollect_makeitem(
 
 
 def _load(config: pytest.Config) -> ModuleType:
-    from virtiopy.conformance import collection, fixtures, outcomes, settings
+    from virtiopy.conformance import collection, fixtures, jobs, outcomes, settings
 
     plugins = {
         settings.__name__: settings,
         collection.__name__: collection,
         outcomes.__name__: outcomes,
         fixtures.__name__: fixtures,
+        jobs.__name__: jobs,
         fixtures.DRIVER_FIXTURES.__name__: fixtures.DRIVER_FIXTURES,
     }
     for name, plugin in plugins.items():

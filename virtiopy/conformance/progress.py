@@ -33,6 +33,29 @@ _HOPELESS = 3
 STALLS_MAX = 25
 
 
+@dataclass(slots=True, frozen=True)
+class Ending:
+    """What the end of a test says of the device: data alone, which goes from process to process."""
+
+    #: Whether the test waited for what did not come.
+    stalled: bool
+    #: What the device failed with, in a line; "" where it was the device's end in no way.
+    fault: str
+    #: Whether the device served a request in the test.
+    served: bool
+    #: The longest that was waited for what did come, in seconds.
+    slowest: float = 0
+
+    @classmethod
+    def by(cls, error: BaseException | None, *, served: bool, slowest: float = 0) -> "Ending":
+        """Return the end by what a test failed with, None if it did not."""
+        fault = ""
+        if isinstance(error, (DeviceError, StepError)):
+            kind = "it died" if isinstance(error, DiedError) else "it served no request"
+            fault = f"{kind}: {words_of(error).splitlines()[0]}"
+        return cls(waited_in_vain(error), fault, served, slowest)
+
+
 @dataclass(slots=True)
 class Progress:
     """What became of the tests of one target so far."""
@@ -51,16 +74,13 @@ class Progress:
             return asked_for
         return min(asked_for, max(_LEAST, _PART * asked_for, _SLOWEST_TIMES * self.slowest))
 
-    def take(self, error: BaseException | None, *, served: bool, slowest: float = 0) -> None:
-        """Take what a test failed with, None if it did not, and the slowest that it waited for."""
-        self.served |= served
-        self.slowest = max(self.slowest, slowest)
-        if waited_in_vain(error):
-            self.stalls += 1
-        if isinstance(error, (DeviceError, StepError)) and not self.served:
-            what = words_of(error).partition("\n")[0]
-            kind = "it died" if isinstance(error, DiedError) else "it served no request"
-            self._vain.append(f"{kind}: {what}")
+    def take(self, ending: Ending) -> None:
+        """Take how a test ended."""
+        self.served |= ending.served
+        self.slowest = max(self.slowest, ending.slowest)
+        self.stalls += ending.stalled
+        if ending.fault and not self.served:
+            self._vain.append(ending.fault)
 
     @property
     def hopeless(self) -> str:

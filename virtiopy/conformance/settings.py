@@ -1,6 +1,7 @@
 """What the user asked for, kept where all of the suite finds it: loaded when asked for."""
 
 import math
+import os
 import signal
 import threading
 import time
@@ -23,7 +24,7 @@ from virtiopy.conformance.report.verdict import Judge
 from virtiopy.conformance.sessions.base import Session
 from virtiopy.conformance.sessions.trace import Trace
 from virtiopy.conformance.targets.backends import SPAWN_TIME
-from virtiopy.conformance.targets.target import PATIENCE, Target, parse
+from virtiopy.conformance.targets.target import PATIENCE, SocketTarget, Target, parse
 from virtiopy.conformance.walks.steps import Step
 from virtiopy.conformance.walks.steps import load as load_steps
 from virtiopy.errors import ConfigError
@@ -40,6 +41,7 @@ JUDGE = pytest.StashKey[Judge]()
 RESULTS = pytest.StashKey[Results]()
 BROKEN = pytest.StashKey[dict[str, Broken]]()
 WALKS = pytest.StashKey["Walks"]()
+JOBS = pytest.StashKey[int]()
 FRONTENDS = pytest.StashKey[Sequence[str]]()
 REPORTS = pytest.StashKey[list[Path]]()
 PROGRESS = pytest.StashKey[dict[str, Progress]]()
@@ -71,6 +73,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[FRONTENDS] = () if frontend is None else check_name(frontend)
         if option("virtio_target") or option("virtio_spawn"):
             config.stash[TARGET] = _target(config)
+        config.stash[JOBS] = _jobs(config)
     except ConfigError as error:
         raise pytest.UsageError(str(error)) from error
     if threading.current_thread() is threading.main_thread():
@@ -117,6 +120,27 @@ def _walks(count: str | None, replay: str | None) -> Walks:
         raise ConfigError(f"--virtio-walks {count}: give a number above 0.")
     steps = load_steps(Path(replay)) if replay is not None else None
     return Walks(int(count) if count is not None else WALKS_COUNT, steps)
+
+
+def _jobs(config: pytest.Config) -> int:
+    """Return how many processes run tests beside one another."""
+    text = config.getoption("virtio_jobs")
+    if hasattr(config, "workerinput"):
+        # It is one of many already.
+        return 1
+    target = config.stash.get(TARGET, None)
+    if text is None:
+        # A device of the user's own, or a backend, may keep what it has where all of them do.
+        ours = target is not None and target.name.startswith("inproc:")
+        return len(os.sched_getaffinity(0)) if ours else 1
+    if not (text.isdecimal() and int(text)):
+        raise ConfigError(f"--virtio-jobs {text}: give a number above 0.")
+    if isinstance(target, SocketTarget) and int(text) > 1:
+        raise ConfigError(
+            f"--virtio-jobs {text}: the backend at a socket has one session at a time; leave it "
+            "out, or have a backend for each test by --virtio-spawn."
+        )
+    return int(text)
 
 
 def _target(config: pytest.Config) -> Target:

@@ -25,6 +25,9 @@ USED_LENGTH = "2.6:2"
 #: No more is counted than was written.
 WRITTEN = "2.7.8.2:2"
 
+#: The length is there before the entry is counted.
+LENGTH_IN_PLACE = "2.7.8.2:1"
+
 #: Heads come back that were given.
 USED_ID = "2.7.8:1"
 

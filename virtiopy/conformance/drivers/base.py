@@ -7,9 +7,10 @@ from itertools import islice, pairwise
 from typing import ClassVar
 
 from virtiopy.conformance.clauses import features as named
-from virtiopy.conformance.clauses.definitions import WRITTEN
+from virtiopy.conformance.clauses.definitions import LENGTH_IN_PLACE, WRITTEN
 from virtiopy.conformance.problems import BrokenError
 from virtiopy.conformance.sessions.base import FeatureLike, Session
+from virtiopy.conformance.sessions.queue import STALE_LENGTH
 from virtiopy.spec import DeviceId, feature_mask
 from virtiopy.virtqueue.driver import Piece, Used
 from virtiopy.virtqueue.layout import DESCRIPTOR_SIZE
@@ -157,6 +158,10 @@ class DeviceDriver:
         """Return one such request for each queue that can be worked here."""
         return [self.good_request()]
 
+    def telling_requests(self) -> Sequence[Request]:
+        """Return good requests that the device has to read more of than a header, if any are."""
+        return ()
+
     # The life of a request
 
     def pieces(self, request: Request, framing: Framing = WHOLE) -> list[Piece]:
@@ -219,6 +224,8 @@ class DeviceDriver:
     def check(self, sent: Sent, used: Used) -> bytes:
         """Check the answer to a request; returns what is in its device-writable part."""
         assert used.head == sent.head, f"head {used.head} used, not {sent.head}"
+        if used.length == STALE_LENGTH:
+            raise BrokenError("idx counts an entry whose length is not in place", LENGTH_IN_PLACE)
         if used.length > sent.request.room:
             raise BrokenError(
                 f"the used length is {used.length}, of a buffer with room for {sent.request.room}",

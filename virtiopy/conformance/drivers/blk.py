@@ -251,6 +251,13 @@ class BlkDriver(DeviceDriver):
         """Return a read for each queue."""
         return [self.good_request(index) for index in self.session.queues]
 
+    def telling_requests(self) -> list[Request]:
+        """Return a write for each queue, where sector 0 can be written at any time."""
+        if any(map(self.session.offers, ("VIRTIO_BLK_F_RO", "VIRTIO_BLK_F_ZONED"))):
+            return []
+        data = bytes(range(256)) * (SECTOR // 256)
+        return [self.request(Type.OUT, 0, data, queue=index) for index in self.session.queues]
+
     def ask(self, request: Request, framing: Framing = WHOLE) -> Answer:
         """Send a request, and return what came back, whatever the status."""
         sent = self.send(request, framing)

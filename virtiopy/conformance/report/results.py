@@ -140,6 +140,16 @@ class Results:
     def __iter__(self) -> Iterator[Result]:
         return iter(self._results.values())
 
+    def knows(self, target: str) -> bool:
+        """Say whether it is noted what a target offers."""
+        known = self.subjects.get(target)
+        return known is not None and bool(known.offered)
+
+    def note(self, subject: Subject) -> None:
+        """Note what a target is, as a session shows; one without a session yet offers 0."""
+        if not self.knows(subject.target):
+            self.subjects[subject.target] = subject
+
     def of(self, target: str) -> list[Result]:
         """Return the results of one target."""
         return [result for result in self if result.target == target]

@@ -3,7 +3,9 @@
 import contextlib
 import queue
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import ClassVar, TypeVar
 
 from virtiopy.closing import Closing
@@ -17,7 +19,7 @@ from virtiopy.conformance.problems import (
     raised,
     words_of,
 )
-from virtiopy.conformance.sessions.base import Session
+from virtiopy.conformance.sessions.base import FeatureLike, Session
 from virtiopy.conformance.sessions.queue import SessionQueue
 from virtiopy.conformance.sessions.trace import Trace
 from virtiopy.conformance.sessions.wires import SoftwareWires, WiredRegisters
@@ -27,7 +29,7 @@ from virtiopy.eventloop import EventLoop
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import DeviceStatus, Feature
 from virtiopy.trace.words import register_name, register_value
-from virtiopy.transport.driver import MmioDriver, Registers
+from virtiopy.transport.driver import MmioDriver
 from virtiopy.transport.mmio import MmioTransport
 from virtiopy.transport.mmioplace import MmioPlacement
 from virtiopy.transport.placement import Site
@@ -57,6 +59,8 @@ class Cpu(Closing):
         #: What a device raised, where that came this way.
         self.failure: str | None = None
         self._patience = patience
+        #: When the access began that is being made; None between two of them.
+        self._since: float | None = None
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="cpu", daemon=True)
         self._thread.start()
@@ -65,35 +69,60 @@ class Cpu(Closing):
         while (work := self._work.get()) is not None:
             work()
 
-    def run(self, access: Callable[[], _Result]) -> _Result:
-        """Do an access there, and wait for it; raises WedgedError and DiedError.
+    def access(self, access: Callable[[], _Result]) -> _Result:
+        """Have the device do something, there, and wait for it; raises WedgedError and DiedError.
 
-        It may be several in one, which saves the way there and back for each.
+        Whatever comes out of this but a result is the device's end.
+        """
+        if threading.current_thread() is not self._thread:
+            return self.run(lambda: self.access(access))
+        self._since = time.monotonic()
+        try:
+            return access()
+        except Exception as error:
+            self.failure = raised(error)
+            raise DiedError(self.failure) from error
+        finally:
+            self._since = None
+
+    def run(self, work: Callable[[], _Result]) -> _Result:
+        """Have a driver do something with several accesses, there: what it raises is its own.
+
+        It saves the way there and back for each access. Raises WedgedError where one of them does
+        not come back.
         """
         if threading.current_thread() is self._thread:
-            return access()
+            return work()
         if self.stuck:
             raise WedgedError("the device still does not come back from a register access")
-        answers: queue.SimpleQueue[tuple[_Result] | None] = queue.SimpleQueue()
+        answers: queue.SimpleQueue[tuple[_Result] | BaseException] = queue.SimpleQueue()
 
-        def work() -> None:
+        def answer() -> None:
             try:
-                answers.put((access(),))
-            except Exception as error:  # noqa: BLE001 - whatever leaves a device is its death
-                self.failure = raised(error)
-                answers.put(None)
+                answers.put((work(),))
+            except BaseException as error:  # noqa: BLE001 - it is raised where it is waited for
+                answers.put(error)
 
-        self._work.put(work)
-        try:
-            answer = answers.get(timeout=self._patience)
-        except queue.Empty:
-            self.stuck = True
-            raise WedgedError(
-                f"a register access has not come back for {self._patience:g} s"
-            ) from None
-        if answer is None:
-            raise DiedError(self.failure)
-        return answer[0]
+        self._work.put(answer)
+        came = self._wait(answers)
+        if isinstance(came, BaseException):
+            raise came
+        return came[0]
+
+    def _wait(self, answers: "queue.SimpleQueue[_Result]") -> _Result:
+        left = self._patience
+        while True:
+            try:
+                return answers.get(timeout=left)
+            except queue.Empty:
+                since = self._since
+            now = time.monotonic()
+            left = self._patience - (now - since) if since is not None else self._patience
+            if left <= 0:
+                self.stuck = True
+                raise WedgedError(
+                    f"a register access has not come back for {self._patience:g} s"
+                ) from None
 
     def close(self) -> None:
         """End the thread; one that is stuck is left behind."""
@@ -105,14 +134,16 @@ class Cpu(Closing):
 class TracedRegisters:
     """A device's registers, accessed by the CPU, every access traced."""
 
-    def __init__(self, registers: Registers, cpu: Cpu, trace: Trace) -> None:
+    def __init__(self, registers: WiredRegisters, cpu: Cpu, trace: Trace) -> None:
         self._registers = registers
         self._cpu = cpu
         self._trace = trace
 
     def read(self, offset: int, size: int) -> bytes:
         """Read `size` bytes at `offset`."""
-        value = self._cpu.run(lambda: self._registers.read(offset, size))
+        value = self._registers.peek(offset, size)
+        if value is None:
+            value = self._cpu.access(lambda: self._registers.read(offset, size))
         self._trace.note(f"read {register_name(offset, size)} = {register_value(offset, value)}")
         return value
 
@@ -120,7 +151,8 @@ class TracedRegisters:
         """Write `data` at `offset`."""
         name = register_name(offset, len(data))
         self._trace.note(f"write {name} = {register_value(offset, data)}")
-        self._cpu.run(lambda: self._registers.write(offset, data))
+        if not self._registers.signal(offset, data):
+            self._cpu.access(lambda: self._registers.write(offset, data))
 
 
 class MmioSession(Session):
@@ -168,12 +200,12 @@ class MmioSession(Session):
         """Give the device up; one that is wedged is left behind, with the memory that it is at."""
         if not self._cpu.stuck and turns(self._loop, self.patience):
             with contextlib.suppress(DiedError, WedgedError):
-                self._cpu.run(self._transport.lifecycle.reset)
+                self._cpu.access(self._transport.lifecycle.reset)
             if not self._cpu.stuck:
                 self._loop.stop()
                 self._release.close()
                 with contextlib.suppress(DiedError, WedgedError):
-                    self._cpu.run(self.device.close)
+                    self._cpu.access(self.device.close)
                 self._loop.close()
         self._cpu.close()
         self.host.close()
@@ -285,6 +317,18 @@ class MmioSession(Session):
         """Write a virtqueue's registers, QueueReady last."""
         self._cpu.run(lambda: self._driver.announce_queue(queue.index, queue))
         self.queues[queue.index] = queue
+
+    def start(
+        self,
+        features: Iterable[FeatureLike] | None = None,
+        *,
+        without: Iterable[FeatureLike] = (),
+        queue_size: int | None = None,
+        choose: Callable[[int], Iterable[int]] = range,
+    ) -> None:
+        """Go through all of 3.1.1, with every queue that there is, or those of them chosen."""
+        start = partial(super().start, features, without=without)
+        self._cpu.run(partial(start, queue_size=queue_size, choose=choose))
 
     def driver_ok(self) -> None:
         """Set DRIVER_OK."""

@@ -17,6 +17,9 @@ from virtiopy.virtqueue.layout import (
     RingFormat,
 )
 
+#: The length of a used entry that no device has written, as `corrupt_used_entries` leaves it.
+STALE_LENGTH = 0xEEEE_EEEE
+
 
 class SessionQueue(DriverQueue):
     """Virtqueue `index` of a session. What it does, and what is broken in it, is traced.
@@ -43,6 +46,8 @@ class SessionQueue(DriverQueue):
         self._writable: list[Piece] = []
         self._trace = trace
         areas = self.areas
+        # No entry that is counted before it is there passes for one.
+        self._fill_used_entries()
         self._note(
             f"{size} entries: descriptors at {areas.descriptor:#x}, "
             f"available ring at {areas.driver:#x}, used ring at {areas.device:#x}"
@@ -120,8 +125,11 @@ class SessionQueue(DriverQueue):
 
     def corrupt_used_entries(self) -> None:
         """Fill the used ring's entries with what no device has written; idx stays (2.7.8)."""
-        self.memory.write(self.areas.device + 4, b"\xee" * (8 * self.size))
+        self._fill_used_entries()
         self._note("used ring entries = ee ee ee ...")
+
+    def _fill_used_entries(self) -> None:
+        self.memory.write(self.areas.device + 4, STALE_LENGTH.to_bytes(4, "little") * 2 * self.size)
 
     # Where a field is that another thread is to change
 

@@ -74,18 +74,28 @@ class WiredRegisters:
         self._transport = transport
         self._address = address
 
-    def read(self, offset: int, size: int) -> bytes:
-        """Read `size` bytes at `offset`, from memory where there is any."""
+    def peek(self, offset: int, size: int) -> bytes | None:
+        """Return `size` bytes at `offset` from memory; None where the device is to be asked."""
         page = self._wires.pages.get(self._address)
         if page is None:
-            return self._transport.read(offset, size)
+            return None
         return bytes(ffi.buffer(ffi.cast("char *", page[0] + offset), size))
 
-    def write(self, offset: int, data: bytes) -> None:
-        """Write `data` at `offset`: a signal where that is asked for, else a write."""
+    def read(self, offset: int, size: int) -> bytes:
+        """Read `size` bytes at `offset`, from memory where there is any."""
+        known = self.peek(offset, size)
+        return self._transport.read(offset, size) if known is None else known
+
+    def signal(self, offset: int, data: bytes) -> bool:
+        """Signal what a write is to signal; say whether there is such a thing."""
         value = int.from_bytes(data, "little")
         eventfd = self._wires.kicks.get((self._address + offset, value))
         if eventfd is None or len(data) != 4:
+            return False
+        eventfds.signal(eventfd)
+        return True
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Write `data` at `offset`: a signal where that is asked for, else a write."""
+        if not self.signal(offset, data):
             self._transport.write(offset, data)
-        else:
-            eventfds.signal(eventfd)

@@ -41,6 +41,14 @@ def test_requests_are_carried_out_one_by_one_and_several_at_once(driver: DeviceD
             driver.finish(one)
 
 
+@pytest.mark.clause("2.6:1", "2.7.8:1")
+def test_requests_are_carried_out_where_the_rings_wrap(driver: DeviceDriver) -> None:
+    driver.start(queue_size=8)
+    for _ in range(20):
+        for request in driver.requests():
+            driver.do(request)
+
+
 @pytest.mark.clause("2.6:3")
 def test_no_memory_is_written_but_buffers_and_the_devices_part_of_the_queue(
     session: Session, driver: DeviceDriver
