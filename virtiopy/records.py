@@ -9,12 +9,15 @@ from typing import Any, ClassVar, Self, dataclass_transform
 
 @dataclass_transform()
 class _RecordType(type):
-    """Makes slots of a class's annotated names, and keeps their defaults apart."""
+    """Makes slots of a class's annotated names, and keeps their defaults apart.
+
+    A name of the class's own `__slots__` is no value of the record's.
+    """
 
     def __new__(cls, name: str, bases: tuple[type, ...], body: dict[str, Any]) -> "_RecordType":
         own = tuple(each for each in body.get("__annotations__", ()) if not each.startswith("_"))
         inherited = bases[0] if bases else None
-        body["__slots__"] = own
+        body["__slots__"] = (*own, *body.get("__slots__", ()))
         body["__match_args__"] = (*getattr(inherited, "__match_args__", ()), *own)
         defaults = {each: body.pop(each) for each in own if each in body}
         body["_defaults"] = {**getattr(inherited, "_defaults", {}), **defaults}

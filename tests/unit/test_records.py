@@ -70,3 +70,18 @@ def test_what_is_given_wrongly_is_refused(
 ) -> None:
     with pytest.raises(TypeError, match=said):
         Point(*values, **named)
+
+
+def test_a_slot_of_a_classs_own_is_no_value_of_the_record() -> None:
+    class Told(Point):
+        __slots__ = ("told",)
+
+        def __init__(self, told: str) -> None:
+            super().__init__(1, 2)
+            self.told = told
+
+    made = Told("where")
+    assert made.told == "where"
+    assert made == Told("there")
+    with pytest.raises(AttributeError):
+        made.another = 1  # type: ignore[attr-defined]
