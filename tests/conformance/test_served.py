@@ -57,7 +57,6 @@ def test_a_network_device_that_a_thread_works_keeps_the_protocol(tmp_path: Path)
 
 @pytest.mark.skipif(shutil.which("diod") is None, reason="diod is missing")
 def test_a_folder_that_diod_serves_keeps_the_protocol(tmp_path: Path) -> None:
-    """Its requests have one tag, which may be in flight once: the suite has one at a time."""
     shared = tmp_path / "shared"
     shared.mkdir()
     keeps_the_protocol(tmp_path, "ninep", served(f"ninep {shared},tag=files"))

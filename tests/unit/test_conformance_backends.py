@@ -6,10 +6,11 @@ from tests.conformance.ramdisk import RamDisk
 from virtiopy.conformance.drivers import driver_of
 from virtiopy.conformance.problems import NotApplicableError
 from virtiopy.conformance.sessions.trace import Trace
-from virtiopy.conformance.targets.builders import MAC, Rig, build_net
+from virtiopy.conformance.targets.builders import MAC, Rig, build_net, build_ninep
 from virtiopy.conformance.targets.hosts import Host, Link
 from virtiopy.conformance.targets.target import inproc
 from virtiopy.devices.net import Net
+from virtiopy.devices.ninep import header_of
 
 
 class Elsewhere(Host):
@@ -55,3 +56,11 @@ def test_of_many_request_queues_the_first_one_in_the_middle_and_the_last_are_set
         assert sorted(session.queues) == [0, 128, 255]
         for request in driver.requests():
             driver.do(request)
+
+
+def test_each_9p_request_has_a_tag_of_its_own() -> None:
+    """A server that is slower than its driver has several in flight, and tells them by that."""
+    with inproc(build_ninep).open(Trace()) as session:
+        driver = driver_of(session)
+        tags = {header_of(driver.good_request().readable)[2] for _ in range(8)}
+    assert len(tags) == 8

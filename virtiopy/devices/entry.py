@@ -165,15 +165,11 @@ class LinuxCounter:
 
 @dataclass(slots=True, frozen=True)
 class Example:
-    """A request that any device of the type serves: what it reads, and what it answers.
-
-    One that is `alone` may not be in flight twice.
-    """
+    """A request that any device of the type serves: what it reads, and what it answers."""
 
     readable: bytes
     answer: bytes
     queue: int = 0
-    alone: bool = False
 
 
 @dataclass(slots=True, frozen=True)

@@ -12,7 +12,6 @@ from virtiopy.devices.base import DeviceCommand
 from virtiopy.devices.entry import (
     DeviceEntry,
     Direction,
-    Example,
     LinuxCounter,
     Option,
     Workload,
@@ -218,13 +217,7 @@ _OWN = (
             depth_max=64,
         ),
         feature_word="9P",
-        # Tversion, and the Rversion that agrees: messages of 8192 bytes, 9P2000.L. Its tag is the
-        # same each time, and may not be in flight twice.
-        example=Example(
-            readable=bytes.fromhex("15000000 64 ffff 00200000 0800") + b"9P2000.L",
-            answer=bytes.fromhex("15000000 65 ffff 00200000 0800") + b"9P2000.L",
-            alone=True,
-        ),
+        suite_driver=f"{_SUITE}.ninep:NinePDriver",
         rigs={"ninep": f"{_RIGS}:build_ninep"},
         linux_modules=("9pnet_virtio", "9p"),
     ),

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import pairwise
 from typing import ClassVar
 
 from virtiopy.conformance.clauses import features as named
@@ -100,9 +100,6 @@ class DeviceDriver:
     #: The feature without which it has so many, whatever the backend says.
     more_queues: ClassVar[FeatureLike | None] = None
 
-    #: Whether of the driver's requests only one at a time may be in flight.
-    alone: ClassVar[bool] = False
-
     @classmethod
     def count_queues(cls, said: int | None, features: int) -> int:
         """Return how many virtqueues a device behind vhost-user has with these features.
@@ -188,11 +185,10 @@ class DeviceDriver:
     def place_some(self, requests: Iterable[Request], framing: Framing = WHOLE) -> list[Sent]:
         """Place as many of these requests as there are descriptors for; at least the first.
 
-        A device may have smaller queues than the suite would fill. Of a driver whose requests go
-        `alone` it is one.
+        A device may have smaller queues than the suite would fill.
         """
         sent: list[Sent] = []
-        for request in islice(requests, 1 if self.alone else None):
+        for request in requests:
             try:
                 sent.append(self.place(request, framing))
             except IndexError:

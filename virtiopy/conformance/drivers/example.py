@@ -34,7 +34,6 @@ def example_driver(entry: DeviceEntry) -> type[ExampleDriver]:
         name = entry.name
         understood = tuple(entry.device_class.feature_bits or ())
         example = shown
-        alone = shown.alone
         main_queue = shown.queue
 
     return Driver

@@ -145,7 +145,7 @@ class Walk:
         for _ in range(step.count):
             request = next(it for it in self._driver.requests() if it.queue == index)
             cut = framing(step.framing, request, queue, indirect=indirect)
-            if request.stimulus is not nothing or self._driver.alone:
+            if request.stimulus is not nothing:
                 # The host's side answers the buffers in their order: one after the other.
                 self._converse(request, cut)
             elif (one := self._place(request, cut)) is not None:

@@ -1,6 +1,6 @@
 """Messages that no driver may send to a 9P device, which virtio has no section on."""
 
-from virtiopy.conformance.drivers.example import ExampleDriver
+from virtiopy.conformance.drivers.base import DeviceDriver
 from virtiopy.conformance.hostile.acts import Act, chain, on_queues
 from virtiopy.conformance.report.verdict import Judge
 from virtiopy.conformance.sessions.base import Session
@@ -55,6 +55,6 @@ MESSAGES = (
 
 @each("act", MESSAGES)
 def test_a_message_that_no_driver_may_send(
-    act: Act, session: Session, ninep: ExampleDriver, judge: Judge
+    act: Act, session: Session, ninep: DeviceDriver, judge: Judge
 ) -> None:
     on_queues(act, [QUEUE], session, ninep, judge)
