@@ -36,8 +36,13 @@ _TOOLS = {
     "file": "file",
 }
 
-#: Kernel parameters against what costs emulated instructions and protects nothing here.
-_PARAMETERS = ["mitigations=off", "no5lvl", "init_on_alloc=0", "apparmor=0", "audit=0"]
+#: Kernel parameters against what costs emulated instructions and protects nothing here. The tick is
+#: a periodic one: where each tick sets the timer for the next, one was lost now and then while a
+#: guest with two CPUs spun in PAUSE, and the lab stood still.
+_PARAMETERS = [
+    *("mitigations=off", "no5lvl", "init_on_alloc=0", "apparmor=0", "audit=0"),
+    *("highres=off", "nohz=off"),
+]
 
 #: Programs of the host's that virtme-ng starts where it finds them, and the lab is booted without.
 #: udev would rename interfaces (whatever net.ifnames says, where the host is a container) and take

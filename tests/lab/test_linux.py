@@ -11,9 +11,6 @@ from tests.patience import PATIENCE
 from tests.vm_linux.rubbish import build_rubbish
 
 # By night: the lab's KVM is emulated, and a boot there takes a minute on a quiet machine.
-# With two CPUs two boots of some sixteen stood still, and the lab with them: the guest's CPU spun
-# in PAUSE where QEMU's emulation of SVM would have taken an interrupt of the lab's, and the lab's
-# own timer, which is set anew at each tick, was set no more.
 pytestmark = [pytest.mark.lab, pytest.mark.nightly]
 
 
