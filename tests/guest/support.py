@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -32,6 +33,16 @@ needs_isolation = pytest.mark.skipif(
 
 SECTOR = 512
 PATTERN_SECTORS = 64
+
+
+def with_command(folder: Path) -> dict[str, str]:
+    """Make `virtiopy` a command in a new folder; return the environment in which it is found."""
+    folder.mkdir()
+    tool = folder / "virtiopy"
+    tool.write_text(f'#!/bin/sh\nexec {shlex.join(VIRTIOPY)} "$@"\n')
+    tool.chmod(0o755)
+    root = Path(__file__).parents[2]
+    return {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "PYTHONPATH": str(root)}
 
 
 @dataclass(slots=True, frozen=True)

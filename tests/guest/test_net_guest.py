@@ -1,7 +1,6 @@
 import json
 import os
 import re
-import shlex
 import shutil
 import signal
 import socket
@@ -23,6 +22,7 @@ from tests.guest.support import (
     needs_kvm,
     run_guest,
     virtiopy,
+    with_command,
 )
 from tests.namespace import Namespace, needs_taps
 
@@ -425,15 +425,11 @@ def test_the_commands_of_the_docs_work(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "net.md").read_text()
     commands = [line[4:] for line in text.splitlines() if line.startswith("    ")]
     assert len(commands) > 10
-    tools = tmp_path / "bin"
-    tools.mkdir()
-    (tools / "virtiopy").write_text(f'#!/bin/sh\nexec {shlex.join(VIRTIOPY)} "$@"\n')
-    (tools / "virtiopy").chmod(0o755)
     hide = "mkdir -p /run/netns; mount -t tmpfs tmpfs /run/netns"
-    script = "\n".join(["set -e", hide, f"export PYTHONPATH={ROOT}", f"cd {tmp_path}", *commands])
+    script = "\n".join(["set -e", hide, f"cd {tmp_path}", *commands])
     done = subprocess.run(
         [*ISOLATED, "sh", "-c", script],
-        env={**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"},
+        env=with_command(tmp_path / "bin"),
         capture_output=True,
         text=True,
         check=False,

@@ -1,8 +1,6 @@
 """docs/share.md and docs/fs.md: each of their commands works, with a folder in PATH's place."""
 
-import os
 import re
-import shlex
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.guest.accelerators import needs_unicorn
-from tests.guest.support import VIRTIOPY
+from tests.guest.support import with_command
 from virtiopy.host.launcher import find_tool
 from virtiopy.host.virtiofsd import find_virtiofsd
 
@@ -67,10 +65,6 @@ def in_one_go(block: str) -> str:
 def test_a_command_of_the_page_does_what_it_says(
     tmp_path: Path, block: str, status: int, shown: str
 ) -> None:
-    (tmp_path / "bin").mkdir()
-    tool = tmp_path / "bin" / "virtiopy"
-    tool.write_text(f'#!/bin/sh\nexec {shlex.join(VIRTIOPY)} "$@"\n')
-    tool.chmod(0o755)
     (tmp_path / "scratch").mkdir()
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -78,11 +72,7 @@ def test_a_command_of_the_page_does_what_it_says(
     done = subprocess.run(
         ["sh", "-c", in_one_go(re.sub(r"\bPATH\b", str(folder), block))],
         cwd=tmp_path,
-        env={
-            **os.environ,
-            "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
-            "PYTHONPATH": str(ROOT),
-        },
+        env=with_command(tmp_path / "bin"),
         capture_output=True,
         text=True,
         check=False,

@@ -20,6 +20,7 @@ from tests.guest.support import (
     needs_isolation,
     needs_kvm,
     run_guest,
+    with_command,
 )
 from tests.guest.vhost_user import serve
 from tests.namespace import Namespace, needs_taps
@@ -93,18 +94,10 @@ def test_the_commands_of_the_page_work(tmp_path: Path, disk: Path) -> None:
     commands = "\n".join(line[4:] for line in text.splitlines() if line.startswith("    "))
     commands = commands.replace("virtiopy/guests/", f"{ROOT}/virtiopy/guests/")
     assert commands.count(QEMU) == 2
-    tools = tmp_path / "bin"
-    tools.mkdir()
-    (tools / "virtiopy").write_text(f'#!/bin/sh\nexec {shlex.join(VIRTIOPY)} "$@"\n')
-    (tools / "virtiopy").chmod(0o755)
     done = subprocess.run(
         [*ISOLATED, "--pid", "--fork", "--kill-child", "sh", "-c", f"set -e\n{commands}"],
         cwd=tmp_path,
-        env={
-            **os.environ,
-            "PATH": f"{tools}:{os.environ['PATH']}",
-            "PYTHONPATH": str(ROOT),
-        },
+        env=with_command(tmp_path / "bin"),
         capture_output=True,
         text=True,
         check=False,
