@@ -285,6 +285,16 @@ def test_a_socket_that_nobody_serves_is_the_users_fault(tmp_path: Path) -> None:
     assert "Exit" not in run.stdout
 
 
+def test_the_command_runs_no_conftest_of_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "tests").mkdir()
+    for folder in (tmp_path, tmp_path / "tests"):
+        (folder / "conftest.py").write_text("raise SystemExit('the conftest was run')")
+    run = run_command("vhost-user:absent.sock", "--device", "rng", folder=tmp_path)
+    assert run.returncode == 2
+    assert "No backend serves a device at absent.sock" in run.stderr
+    assert "the conftest was run" not in run.stdout + run.stderr
+
+
 def test_a_device_that_wants_arguments_is_the_users_fault(tmp_path: Path) -> None:
     run = run_command("python:virtiopy.devices.blk:Blk", folder=tmp_path)
     assert run.returncode == 2

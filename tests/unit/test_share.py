@@ -1,5 +1,6 @@
 """A folder that diod serves, asked as a driver that keeps to no rule asks."""
 
+import os
 import queue
 import shutil
 import struct
@@ -21,7 +22,11 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("bwrap") is None, reason="apt-get install bubblewrap"),
 ]
 
-TLOPEN, TATTACH, TVERSION, TWALK, TREAD = 12, 104, 100, 110, 116
+TLOPEN, TATTACH, TVERSION, TWALK, TREAD, TWRITE = 12, 104, 100, 110, 116, 118
+#: Linux's driver asks for as much at most, and diod takes an eighth.
+MSIZE = 512_000
+#: The most data that Linux's driver has in one message then, bytes.
+MOST = MSIZE - 24
 NO_FID = 0xFFFFFFFF
 SECRET = b"not for the guest"
 
@@ -39,7 +44,8 @@ class Client:
         self.share = share
         with self.lock:
             assert share.start(loop, self)
-        self.ask(TVERSION, struct.pack("<I", 8192) + text(b"9P2000.L"), 0xFFFF)
+        version = self.ask(TVERSION, struct.pack("<I", MSIZE) + text(b"9P2000.L"), 0xFFFF)
+        assert struct.unpack_from("<I", version, HEADER_SIZE) == (MSIZE,)
         attach = struct.pack("<II", 1, NO_FID) + text(b"nobody") + text(b"/etc")
         assert self.ask(TATTACH, attach + struct.pack("<I", NO_FID))[4] == TATTACH + 1
 
@@ -55,6 +61,11 @@ class Client:
         answer = self.answers.get(timeout=PATIENCE)
         assert answer is not None
         return answer
+
+    def open(self, name: bytes, flags: int) -> None:
+        """Open a file as fid 2."""
+        assert self.ask(TWALK, struct.pack("<IIH", 1, 2, 1) + text(name))[4] == TWALK + 1
+        assert self.ask(TLOPEN, struct.pack("<II", 2, flags))[4] == TLOPEN + 1
 
     def read(self, *names: bytes) -> bytes | None:
         """Walk there, open and read; None where any of it is refused."""
@@ -105,6 +116,28 @@ def test_answers_are_the_callers_own_while_it_waits_and_the_loops_again_after(
         client.share.send(make_message(TREAD, 2, struct.pack("<IQI", 99, 0, 16)))
         client.share.hold(held=False)
     assert client.answers.get(timeout=PATIENCE) is not None
+
+
+def test_a_large_message_is_several_of_diods(client: Client, folder: Path) -> None:
+    data = os.urandom(MOST + 1000)
+    (folder / "large").write_bytes(data)
+    client.open(b"large", os.O_RDWR)
+    for offset, read in ((0, MOST), (10, MOST), (2000, MOST - 1000), (len(data), 0)):
+        answer = client.ask(TREAD, struct.pack("<IQI", 2, offset, MOST))
+        assert len(answer) == HEADER_SIZE + 4 + read
+        assert answer[HEADER_SIZE + 4 :] == data[offset : offset + read]
+
+    other = os.urandom(MOST)
+    answer = client.ask(TWRITE, struct.pack("<IQI", 2, 500, MOST) + other)
+    assert struct.unpack_from("<I", answer, HEADER_SIZE) == (MOST,)
+    assert (folder / "large").read_bytes() == data[:500] + other + data[500 + MOST :]
+
+
+def test_a_large_message_to_append_is_one_piece_of_the_file(client: Client, folder: Path) -> None:
+    data = os.urandom(MOST)
+    client.open(b"file", os.O_WRONLY | os.O_APPEND)
+    client.ask(TWRITE, struct.pack("<IQI", 2, 0, MOST) + data)
+    assert (folder / "file").read_bytes() == b"for the guest" + data
 
 
 @pytest.mark.parametrize("target", ["..", "{outside}"], ids=["relative", "absolute"])

@@ -17,6 +17,7 @@ from virtiopy.errors import ConfigError
 from virtiopy.eventloop import READABLE, WRITABLE, EventLoop, Watch
 from virtiopy.host.folders import check_folder
 from virtiopy.host.launcher import FILE_CAPABILITIES, Launcher, find_tool
+from virtiopy.host.parts import Parts
 from virtiopy.sandbox.launching import INSIDE
 
 _TATTACH = 104
@@ -137,6 +138,7 @@ class Session:
         user: FileServerUser,
     ) -> None:
         self._stream, self._user, self._loop = stream, user, loop
+        self._parts = Parts(self._put, user.answered)
         # What has come of the server's messages, which are no larger.
         self._input = memoryview(bytearray(MESSAGE_MAX))
         self._filled = 0
@@ -146,9 +148,14 @@ class Session:
         self._watch: Watch = loop.watch(stream.fileno(), READABLE, self._ready, "a share")
 
     def send(self, message: bytes) -> None:
+        """Send a request of the driver's, in parts where it is large."""
+        self._parts.ask(message)
+
+    def _put(self, message: bytes) -> None:
         """Send a message, now or when there is room."""
         self._output.append(memoryview(message))
-        self._write()
+        if len(self._output) == 1:
+            self._write()
 
     def hold(self, *, held: bool) -> None:
         """Have the loop look away, or look again."""
@@ -208,7 +215,7 @@ class Session:
                 return
             if end - begin < size:
                 break
-            self._user.answered(self._input[begin : begin + size])
+            self._parts.answered(self._input[begin : begin + size])
             begin += size
         self._filled = end - begin
         if begin and self._filled:
