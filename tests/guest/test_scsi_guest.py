@@ -60,6 +60,7 @@ def test_the_same_scsi_guest_passes_on_a_device_of_qemus(image: Path) -> None:
         ("disk={image},serial=" + "x" * 37, "up to 36 ASCII characters"),
         ("disk={image},rotational=no", "rotational=no: use one of on, off"),
         ("disk={image}.none", "does not exist"),
+        ("disk={image}.loop", "cannot be opened (Too many levels of symbolic links)"),
         ("cdrom={image},readonly=off", "readonly of a cdrom, which takes target, lun, "),
         ("disk={image},queue-size=3", "queue-size=3"),
         ("disk={image}.qcow2", "does not exist"),
@@ -67,6 +68,7 @@ def test_the_same_scsi_guest_passes_on_a_device_of_qemus(image: Path) -> None:
     ],
 )
 def test_a_value_that_is_wrong_is_said_in_a_sentence(image: Path, value: str, words: str) -> None:
+    Path(f"{image}.loop").symlink_to(f"{image}.loop")
     value = value.format(image=image)
     assert_one_sentence(virtiopy("run", "--guest", "scsi", "--scsi", value), words)
 

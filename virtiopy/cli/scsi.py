@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -235,7 +236,7 @@ def open_for_plugging(
     if not part.main or needs_storage_daemon(part):
         return words, ()
     # The machine may be in another folder.
-    escaped = str(Path(part.main).resolve()).replace(",", ",,")
+    escaped = os.path.realpath(part.main).replace(",", ",,")
     before = part.main.replace(",", ",,")
     words = {**words, "attach": text.replace(f"{kind}={before}", f"{kind}={escaped}", 1)}
     with _open_raw(kind, part, claimed=False, files=None) as image:
@@ -323,7 +324,7 @@ def _serial(part: DeviceOptions) -> str:
     """Return a unit's serial number; raises ConfigError."""
     from virtiopy.devices.scsi.spc import SERIAL_MAX
 
-    serial = part.text("serial", "") or _serial_of(Path(part.main))
+    serial = part.text("serial", "") or _serial_of(part.main)
     if not serial.isascii() or not serial.isprintable() or len(serial) > SERIAL_MAX:
         raise ConfigError(
             f"{part.option} has serial={serial}: use up to {SERIAL_MAX} ASCII characters."
@@ -331,6 +332,7 @@ def _serial(part: DeviceOptions) -> str:
     return serial
 
 
-def _serial_of(path: Path) -> str:
+def _serial_of(path: str) -> str:
     """Return a serial number that another image does not have, and this one always has."""
-    return hashlib.sha256(bytes(path.resolve())).hexdigest()[:_SERIAL_DIGITS]
+    # Not Path.resolve(), which raises an error for links that lead round in a circle.
+    return hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:_SERIAL_DIGITS]
