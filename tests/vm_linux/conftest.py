@@ -312,7 +312,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
         linux.sh(
             f"mkdir -p /fixed /tree /still /places/small /going/9p /going/fs; "
             f"{MOUNT_9P} going /going/9p && mount -t virtiofs goes /going/fs && "
-            f"{MOUNT_9P} files /mnt && {MOUNT_9P} fixed /fixed && {MOUNT_9P} small /places/small && "
+            f"{MOUNT_9P} files /mnt && {MOUNT_9P} fixed /fixed && "
+            f"{MOUNT_9P} small /places/small && "
             "mount -t virtiofs tree /tree && mount -t virtiofs still /still"
         )
         yield Shared(linux, folder, tree, fixed, small, outside, going, share, daemon)
