@@ -24,6 +24,8 @@ def run_pytest(
 ) -> subprocess.CompletedProcess[str]:
     """Run pytest in a folder; it has no settings but the arguments."""
     alone = ["-c", "/dev/null", "-p", "no:cacheprovider", "-W", "error", "--rootdir", str(folder)]
+    # Walks ask hypothesis itself. Its plugin imports it in each run, a fifth of a short one's time.
+    alone += ["-p", "no:hypothesispytest"]
     return subprocess.run(
         [sys.executable, "-m", "pytest", *alone, *arguments],
         cwd=folder,

@@ -87,10 +87,10 @@ def test_a_test_that_ends_its_job_is_run_in_the_first_process(tmp_path: Path) ->
     assert {test["outcome"] for test in document["tests"]} == {"passed"}
 
 
-def test_an_interrupt_ends_the_jobs(tmp_path: Path) -> None:
+def test_an_interrupt_ends_the_jobs_and_the_report_says_so(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(DEVICES)
     command = [sys.executable, "-m", "virtiopy", "conformance", "python:mine:Endless"]
-    command += ["--jobs", "2", "--patience", "600"]
+    command += ["--jobs", "2", "--patience", "600", "--report", "report.json"]
     with subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
@@ -100,6 +100,14 @@ def test_an_interrupt_ends_the_jobs(tmp_path: Path) -> None:
         os.kill(process.pid, signal.SIGINT)
         said, _ = process.communicate(timeout=PATIENCE)
         assert process.returncode == 128 + signal.SIGINT, said
+        assert "The run was cut short: it was interrupted." in said
+    document = read(tmp_path / "report.json")
+    assert document["cut_short"]
+    # No test has come to its end: the device serves nothing.
+    assert document["tests"] == []
+    [subject] = document["subjects"]
+    assert (subject["device"], subject["findings"]) == ("rng", [])
+    assert "not tested" in {clause["outcome"] for clause in subject["clauses"]}
     with pytest.raises(ProcessLookupError):
         # No process of its session is left.
         os.killpg(process.pid, 0)

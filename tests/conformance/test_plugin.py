@@ -144,6 +144,33 @@ def test_a_failed_test_costs_no_look_at_all_results_before_it(tmp_path: Path) ->
     assert int(made[1]) <= 2
 
 
+# Counts how many devices there are at a time.
+COUNTED = """\
+import atexit, weakref
+
+class Counted(Rng):
+    alive = weakref.WeakSet()
+    most = 0
+
+    def __init__(self):
+        super().__init__()
+        Counted.alive.add(self)
+        Counted.most = max(Counted.most, len(Counted.alive))
+
+atexit.register(lambda: print("devices at a time:", Counted.most))
+"""
+
+
+def test_a_device_is_let_go_when_its_test_is_done(tmp_path: Path) -> None:
+    own_device(tmp_path, COUNTED, "Counted")
+    run = run_pytest("-k", "test_split", folder=tmp_path)
+    assert re.search(r"\b1\d passed", run.stdout), run.stdout
+    most = re.search(r"devices at a time: (\d+)", run.stdout)
+    assert most is not None, run.stdout
+    # That of a test, and of the one before it.
+    assert int(most[1]) <= 2
+
+
 def test_a_run_that_takes_too_long_says_what_it_found(tmp_path: Path) -> None:
     own_device(tmp_path, NEVER_NOTIFIES, "Broken")
     options = ["--virtio-patience=0.3", "--virtio-timeout=0.2", "--virtio-report=report.json"]
@@ -283,6 +310,16 @@ def test_a_socket_that_nobody_serves_is_the_users_fault(tmp_path: Path) -> None:
     assert "No backend serves a device at nobody.sock" in run.stderr
     assert "Traceback" not in run.stderr
     assert "Exit" not in run.stdout
+
+
+def test_the_command_runs_no_conftest_of_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "tests").mkdir()
+    for folder in (tmp_path, tmp_path / "tests"):
+        (folder / "conftest.py").write_text("raise SystemExit('the conftest was run')")
+    run = run_command("vhost-user:absent.sock", "--device", "rng", folder=tmp_path)
+    assert run.returncode == 2
+    assert "No backend serves a device at absent.sock" in run.stderr
+    assert "the conftest was run" not in run.stdout + run.stderr
 
 
 def test_a_device_that_wants_arguments_is_the_users_fault(tmp_path: Path) -> None:

@@ -82,6 +82,7 @@ MAY_IMPORT = {
         "virtqueue",
         "devices.base",
         "devices.delegation",
+        "devices.gate",
     ],
     "host": [
         *LOW,
@@ -108,6 +109,7 @@ MAY_IMPORT = {
         "devices.base",
         "devices.blk",
         "devices.delegation",
+        "devices.gate",
         "devices.net.features",
         "devices.net.backing",
         # The tag, and the feature bit of it.

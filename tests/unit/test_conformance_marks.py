@@ -1,5 +1,6 @@
 """The suite's tests and the catalogue of clauses know each other: the table has no hole."""
 
+import ast
 from collections.abc import Iterator
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from virtiopy.conformance.clauses.catalogue import Area, Transport
 from virtiopy.conformance.clauses.definitions import everything
 from virtiopy.conformance.clauses.listing import listing
-from virtiopy.conformance.marks import clauses_to_tests
+from virtiopy.conformance.marks import SUITE, clauses_to_tests, suite_files
 from virtiopy.conformance.sessions.trace import Trace
 from virtiopy.conformance.targets.builders import BUILDERS
 from virtiopy.conformance.targets.target import TRANSPORTS, InprocTarget
@@ -19,6 +20,25 @@ COMMON = {Area.BASIC, Area.SPLIT, Area.MMIO}
 
 def test_every_clause_that_a_test_names_is_in_the_catalogue() -> None:
     assert set(clauses_to_tests()) - set(everything()) == set()
+
+
+def test_no_test_is_overlooked_by_how_it_is_written() -> None:
+    """The reader looks at lines that start with a decorator, and a parser at all there is."""
+    functions = {
+        f"{path.relative_to(SUITE)}::{function.name}": function.decorator_list
+        for path in suite_files()
+        for function in ast.walk(ast.parse(path.read_text()))
+        if isinstance(function, ast.FunctionDef)
+    }
+    marked = {
+        name: [ast.literal_eval(argument) for argument in mark.args]
+        for name, decorators in functions.items()
+        for mark in decorators
+        if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.clause"
+    }
+    assert len(marked) > 300
+    found = {(test, clause) for clause, tests in clauses_to_tests().items() for test in tests}
+    assert found == {(test, clause) for test, clauses in marked.items() for clause in clauses}
 
 
 def test_no_clause_that_nobody_can_observe_has_a_test() -> None:

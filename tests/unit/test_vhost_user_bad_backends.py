@@ -341,6 +341,8 @@ class Notifiers:
 class Vm(Closing):
     """What a device of somebody else's has around it: memory, a driver's ring, a loop."""
 
+    gate = None
+
     def __init__(self, path: Path) -> None:
         self.memory = GuestMemory.allocate(1 << 20)
         self.driver = DriverQueue(self.memory, 16, Allocator(0, 1 << 20))

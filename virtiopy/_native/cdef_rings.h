@@ -109,13 +109,20 @@ struct vp_port_counts {
 	uint64_t tx_frames, tx_dropped_header, tx_dropped_too_short, tx_dropped_too_long;
 	uint64_t tx_dropped_link_down, tx_dropped_refused, tx_waits;
 };
+struct vp_gate {
+	int fd;
+	uint32_t busy;
+};
 struct vp_port {
 	int fd;
 	bool mergeable, rx_checksum, tx_checksum, has_mtu;
 	uint32_t mtu, rx_gso, tx_gso;
 	uint64_t enough;
 	const struct vp_filter *filter;
+	const struct vp_gate *gate;
 	struct vp_port_counts counts;
+	uint64_t parked;
+	uint8_t frame[...];
 	...;
 };
 void vp_ring_serve_net(struct vp_ring *ring, struct vp_port *port, int is_transmit);

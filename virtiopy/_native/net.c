@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <sched.h>
 #include <string.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -568,6 +569,35 @@ static bool use_one(struct vp_ring *ring, uint64_t length)
 	return true;
 }
 
+/* Whether a frame that was read now may have come after the VMM has told of fewer pairs. */
+static inline bool is_shut(const struct vp_port *port)
+{
+	struct pollfd said;
+
+	if (!port->gate)
+		return false;
+	/* In this order: Python is busy before it takes a message. */
+	said = (struct pollfd){ .fd = port->gate->fd, .events = POLLIN };
+	return poll(&said, 1, 0) != 0 || __atomic_load_n(&port->gate->busy, __ATOMIC_ACQUIRE);
+}
+
+/* Copies a frame in port->frame into the next buffers, if the driver is to see it. */
+static void place_copied(struct vp_ring *ring, uint64_t length)
+{
+	struct vp_port *port = ring->device;
+
+	if (length < HEADER + ETHERNET) {
+		port->counts.rx_dropped_too_short++;
+	} else if (admits(port, port->frame, length)) {
+		if (!port->mergeable && length > ready_at(port, 0)->chain.writable_bytes) {
+			port->counts.rx_dropped_too_long++;
+		} else if (!use_one(ring, length)) {
+			port->held = length;
+			place_held(ring);
+		}
+	}
+}
+
 /* Receives one frame, and copies it into the next buffers. */
 static bool receive_copied(struct vp_ring *ring)
 {
@@ -576,16 +606,40 @@ static bool receive_copied(struct vp_ring *ring)
 
 	if (!has_read(ring, length))
 		return false;
-	if (length < (ssize_t)(HEADER + ETHERNET)) {
-		port->counts.rx_dropped_too_short++;
-	} else if (admits(port, port->frame, length)) {
-		if (!port->mergeable && (uint64_t)length > ready_at(port, 0)->chain.writable_bytes) {
-			port->counts.rx_dropped_too_long++;
-		} else if (!use_one(ring, length)) {
-			port->held = length;
-			place_held(ring);
-		}
+	if (is_shut(port)) {
+		port->parked = length;
+		return false;
 	}
+	place_copied(ring, length);
+	return true;
+}
+
+/* Has a frame wait, of which `room` bytes are in the buffers and the others in port->overflow. */
+static void park(struct vp_port *port, uint32_t pieces, uint64_t length, uint64_t room)
+{
+	if (length > sizeof(port->frame)) {
+		port->counts.rx_dropped_too_long++;
+		return;
+	}
+	if (length > room)
+		memcpy(port->frame + room, port->overflow, length - room);
+	copy_start(port->iov, pieces, port->frame, length < room ? length : room);
+	port->parked = length;
+}
+
+/* Goes on with a frame that waited for the gate; false where it does still. */
+static bool place_parked(struct vp_ring *ring)
+{
+	struct vp_port *port = ring->device;
+	uint64_t length = port->parked;
+
+	if (is_shut(port)) {
+		/* Python has it opened within a message's time, and may want this CPU for that. */
+		sched_yield();
+		return false;
+	}
+	port->parked = 0;
+	place_copied(ring, length);
 	return true;
 }
 
@@ -602,6 +656,10 @@ static bool receive_frame(struct vp_ring *ring)
 	length = readv(port->fd, port->iov, pieces + 1);
 	if (!has_read(ring, length))
 		return false;
+	if (is_shut(port)) {
+		park(port, pieces, length, room);
+		return false;
+	}
 	if (length < (ssize_t)(HEADER + ETHERNET)) {
 		port->counts.rx_dropped_too_short++;
 		return true;
@@ -629,8 +687,14 @@ static uint32_t receive(struct vp_ring *ring)
 			continue;
 		}
 		make_room(ring, port->enough);
-		if (port->ready_count == 0 || !port->readable)
+		if (port->ready_count == 0 || !(port->readable || port->parked))
 			break;
+		if (port->parked) {
+			if (!place_parked(ring))
+				break;
+			served++;
+			continue;
+		}
 		/* The next is mostly as long as the last. */
 		if (!(port->last <= COPIED ? receive_copied(ring) : receive_frame(ring)))
 			break;
@@ -650,7 +714,7 @@ static bool receive_ready(const struct vp_ring *ring)
 {
 	const struct vp_port *port = ring->device;
 
-	return port->readable && port->ready_count > 0 && !port->held;
+	return (port->readable || port->parked) && port->ready_count > 0 && !port->held;
 }
 
 static void readable(struct vp_ring *ring)
@@ -673,8 +737,9 @@ static void leave(struct vp_ring *ring)
 		port->ready_count = 1;
 		port->unsent = NULL;
 	}
+	/* Python's from here on. */
 	if (port->held)
-		port->counts.rx_dropped_no_buffer++;
+		port->parked = port->held;
 	port->held = 0;
 	overtaken = port->ready_count > ring->queue->since_rejected ?
 			    port->ready_count - ring->queue->since_rejected : 0;

@@ -194,12 +194,22 @@ struct vp_port_counts {
 	uint64_t tx_dropped_link_down, tx_dropped_refused, tx_waits;
 };
 
+/*
+ * Shut while a message of the VMM's is not done, which may be to leave a ring: it waits in `fd`, or
+ * Python is at it, and `busy`.  devices/gate.py says more.
+ */
+struct vp_gate {
+	int fd;
+	uint32_t busy;
+};
+
 struct vp_port {
 	int fd;
 	bool mergeable, rx_checksum, tx_checksum, has_mtu;
 	uint32_t mtu, rx_gso, tx_gso;
 	uint64_t enough;	/* bytes of buffers that are had ready to receive */
 	const struct vp_filter *filter;
+	const struct vp_gate *gate;	/* or NULL: a received frame that finds it shut goes no further */
 	struct vp_port_counts counts;
 	/* The thread's own. */
 	bool readable;		/* the link may have a frame */
@@ -208,6 +218,7 @@ struct vp_port {
 	uint64_t room;
 	struct vp_slot *unsent;	/* a frame that the link has no room for */
 	uint64_t held;		/* bytes in `frame`, of one that waits for buffers */
+	uint64_t parked;	/* the same, of one that waits for the gate: Python's, once the ring is left */
 	uint64_t last;		/* bytes of the frame that was received last */
 	struct iovec iov[1024 + 1];
 	uint8_t frame[12 + VP_LONGEST_FRAME + 65536] __attribute__((aligned(8)));

@@ -184,10 +184,14 @@ def command(
     options += [f"--virtio-report={report}" for report in reports]
     # A module of the user's is imported from where they are.
     sys.path.insert(0, str(Path.cwd()))
-    # The suite's own settings alone: whatever folder this is.
-    alone = ["-c", "/dev/null", "-p", "no:cacheprovider", "--strict-markers"]
+    # The suite's own settings alone: whatever folder this is, no code of its is run.
+    alone = ["-c", "/dev/null", "--noconftest", "-p", "no:cacheprovider", "--strict-markers"]
     # It would run a test again that is to be a finding, and its thread keeps the run from forking.
     alone += ["-p", "no:rerunfailures"]
+    if not any(option.startswith("--hypothesis") for option in rest):
+        # Walks ask hypothesis itself. Its plugin imports it in each run, a fifth of a short one's
+        # time.
+        alone += ["-p", "no:hypothesispytest"]
     # Of the package itself: the command line has it before pytest looks at its plugins.
     alone += ["-W", "ignore:Module already imported"]
     # The findings say more than pytest's summary, and than what it shows of each test.

@@ -208,11 +208,7 @@ def _build(
         raise ConfigError("What is served already can only be attached: name an image.")
     served, lease = build_served(entry, options)
     box.attaches(entry, options)
-    # With fewer pairs a driver goes on before the frontend has told of them: what another thread
-    # than the frontend's sends meanwhile may be answered to a pair that is no more.
-    several = entry is entry_named("net") and options.text("queues", "1") != "1"
-    default = "ioeventfd" if several else attachments.AUTO
-    return served, lease, attachments.mode_of(entry, options, default)
+    return served, lease, attachments.mode_of(entry, options, attachments.AUTO)
 
 
 @dataclass(slots=True)

@@ -34,10 +34,14 @@ _ReportData = Mapping[str, object]
 
 @dataclass(slots=True, frozen=True)
 class Ran:
-    """What a test came to in a job: each phase's report and evidence, and the subjects known."""
+    """What a test came to in a job: each phase's report and evidence, and the subjects known.
+
+    One that has `ended` its job before its own end has no phases.
+    """
 
     phases: Sequence[tuple[_ReportData, Evidence]]
     subjects: Sequence[Subject]
+    ended: bool = False
 
 
 @dataclass(slots=True)
@@ -46,6 +50,8 @@ class _Job:
     wire: Connection
     #: The number of the test that it runs.
     test: int
+    #: Whether a message of its is being read: an interrupt may leave the rest of it.
+    reading: bool = False
 
 
 class Crew:
@@ -92,11 +98,13 @@ class Crew:
         while self._jobs and number not in self._ran:
             ready = wait([job.wire for job in self._jobs])
             for job in [one for one in self._jobs if one.wire in ready]:
+                job.reading = True
                 try:
                     self._ran[job.test] = job.wire.recv()
                 except EOFError:
                     self._lost(job)
                 else:
+                    job.reading = False
                     self._hand_out(job)
         return self._ran.pop(number, None)
 
@@ -110,14 +118,28 @@ class Crew:
         job.wire.close()
         _reap(job.pid)
 
-    def dismiss(self) -> None:
-        """End all jobs, whatever they are at."""
+    def dismiss(self) -> list[Subject]:
+        """End all jobs, whatever they are at; returns the subjects that they know."""
         jobs, self._jobs = self._jobs, []
         for job in jobs:
             os.kill(job.pid, signal.SIGTERM)
+        ran = [*self._ran.values(), *map(_last_words, jobs)]
+        for job in jobs:
             job.wire.close()
         for job in jobs:
             _reap(job.pid)
+        return [subject for one in ran if one is not None for subject in one.subjects]
+
+
+def _last_words(job: _Job) -> Ran | None:
+    """Return what a job that was told to end says of its test; None where it says nothing."""
+    if job.reading or not job.wire.poll(_ENDS_WITHIN):
+        return None
+    try:
+        said: Ran | None = job.wire.recv()
+    except EOFError:
+        return None
+    return said
 
 
 def _reap(pid: int) -> None:
@@ -149,8 +171,7 @@ def _work(items: Sequence[pytest.Item], wire: Connection) -> None:
     try:
         _be_a_job(items[0].config)
         while True:
-            item = items[wire.recv()]
-            wire.send(_run(item))
+            _serve(items[wire.recv()], wire)
     except (EOFError, BrokenPipeError):
         status = 0
     finally:
@@ -180,23 +201,34 @@ class _Keeper:
         self.reports.append(report)
 
 
-def _run(item: pytest.Item) -> Ran | None:
-    """Run a test; None where it ended the run, and is to end that in the first process."""
+def _serve(item: pytest.Item, wire: Connection) -> None:
+    """Run a test, and send what it came to; one that ends the run is to do so there."""
+    try:
+        ran = _run(item)
+    except (KeyboardInterrupt, pytest.exit.Exception):
+        # Said first: to take down a device that hangs may take longer than this job is given.
+        wire.send(Ran((), _subjects(item), ended=True))
+        item.config.hook.pytest_runtest_teardown(item=item, nextitem=None)
+    else:
+        wire.send(ran)
+
+
+def _subjects(item: pytest.Item) -> Sequence[Subject]:
+    return list(item.config.stash[RESULTS].subjects.values())
+
+
+def _run(item: pytest.Item) -> Ran:
     config = item.config
     evidence = config.stash[KEPT] = []
     keeper = _Keeper()
     config.pluginmanager.register(keeper)
     try:
         config.hook.pytest_runtest_protocol(item=item, nextitem=None)
-    except (KeyboardInterrupt, pytest.exit.Exception):
-        config.hook.pytest_runtest_teardown(item=item, nextitem=None)
-        return None
     finally:
         config.pluginmanager.unregister(keeper)
     to_data = config.hook.pytest_report_to_serializable
     data = [to_data(config=config, report=report) for report in keeper.reports]
-    subjects = list(config.stash[RESULTS].subjects.values())
-    return Ran(list(zip(data, evidence, strict=True)), subjects)
+    return Ran(list(zip(data, evidence, strict=True)), _subjects(item))
 
 
 def pytest_runtestloop(session: pytest.Session) -> None:
@@ -223,7 +255,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
         _dismiss(config)
         return None
     ran = None if _is_of_walks(item) and _is_broken(item) else crew.take(item)
-    if ran is None:
+    if ran is None or ran.ended:
         return None
     for subject in ran.subjects:
         config.stash[RESULTS].note(subject)
@@ -261,4 +293,6 @@ def _dismiss(config: pytest.Config) -> None:
     crew = config.stash.get(CREW, None)
     if crew is not None:
         del config.stash[CREW]
-        crew.dismiss()
+        # A run that is ended before its first test is done has a report all the same.
+        for subject in crew.dismiss():
+            config.stash[RESULTS].note(subject)

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import ClassVar, Protocol
 
 from virtiopy.devices.delegation import Notifiers, OpenWorker
+from virtiopy.devices.gate import Gate
 from virtiopy.errors import ConfigError, DriverError
 from virtiopy.eventloop import BottomHalf, EventLoop
 from virtiopy.memory import GuestMemory
@@ -48,6 +49,10 @@ class DeviceHost(Protocol):
 
     def notifiers(self, index: int) -> Notifiers | None:
         """Return the eventfds of queue `index`; None where its kicks are exits (trapped mode)."""
+
+    @property
+    def gate(self) -> Gate | None:
+        """Shut while a VMM's message waits that may be about queues; None where none can come."""
 
 
 @dataclass(slots=True, frozen=True)

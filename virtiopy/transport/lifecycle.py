@@ -12,6 +12,7 @@ from typing import Protocol
 from virtiopy.complaints import Complaints
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.devices.delegation import Notifiers
+from virtiopy.devices.gate import Gate
 from virtiopy.errors import DriverError
 from virtiopy.eventloop import EventLoop
 from virtiopy.memory import GuestMemory
@@ -61,7 +62,8 @@ class Lifecycle:
     driver (2.2.3) at its other end.
 
     `loop` is for what the device does of itself; `may_block` says whether kicks may wait for what
-    they cause. The caller holds the device's lock.
+    they cause. The `gate` is shut while a message of the VMM's waits. The caller holds the device's
+    lock.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Lifecycle:
         open_queue: OpenQueue = open_queue,
         loop: EventLoop | None = None,
         may_block: bool = True,
+        gate: Gate | None = None,
     ) -> None:
         self.device = device
         #: What messages call the device.
@@ -94,6 +97,7 @@ class Lifecycle:
         self._notifiers: dict[int, KickNotifiers] = {}
         #: Finds the notifiers of a queue whose transport has no fixed ones.
         self.find_notifiers: Callable[[int], Notifiers | None] = self._notifiers.get
+        self.gate = gate
         self._complaints = Complaints(log)
         self._forget()
         device.attach(self, loop, may_block=may_block)

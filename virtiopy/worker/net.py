@@ -70,6 +70,11 @@ class _Port:
             assert not self._ring.stop()
             self._ring = None
 
+    def take_frame(self) -> bytes | None:
+        """Take the frame that was received and not given to the driver, if there is one."""
+        length, self.native.parked = self.native.parked, 0
+        return bytes(ffi.buffer(self.native.frame, length)) if length else None
+
     def collect(self, counts: NetCounters) -> None:
         for name in _COUNTED:
             now = getattr(self.native.counts, name)
@@ -89,6 +94,8 @@ class NativePair(Closing):
         assert backing.rules is not None
         self._rules: FrameRules = backing.rules
         self._file = backing.file
+        self._gate = backing.gate
+        self._put_back = backing.put_back
         self._ports: list[_Port] = []
         self._filter_key: object = None
         self._filter = ffi.new("struct vp_filter *")
@@ -126,12 +133,17 @@ class NativePair(Closing):
         self._ports = [_Port(one, self._file, self.errors[one.ring]) for one in queues]
         for port in self._ports:
             _describe(port.native, terms)
+            if self._gate is not None:
+                port.native.gate = self._gate.native
             port.start(self._thread, self._filter)
 
     def reclaim(self) -> None:
         """Give them back: what was popped and not used is available again."""
         for port in self._ports:
             port.stop()
+            frame = port.take_frame()
+            if frame is not None and self._put_back is not None:
+                self._put_back(frame)
         self.collect()
         self._ports = []
 

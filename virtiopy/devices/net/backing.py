@@ -1,9 +1,11 @@
 """What another worker needs of a network device besides a pair of queues: a queue of its link."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from virtiopy.devices.delegation import Backing
+from virtiopy.devices.gate import Gate
 from virtiopy.devices.net.control import ReceiveFilter
 from virtiopy.devices.net.features import Terms
 from virtiopy.devices.net.path import NetCounters
@@ -22,7 +24,8 @@ class LinkBacking(Backing):
     """A queue of a link, for the worker of a pair of virtqueues.
 
     `file` is the queue's; the worker polls for `busy_poll` microseconds before it sleeps: None for
-    what it does by itself. A worker that looks at frames keeps to `rules`.
+    what it does by itself. A worker that looks at frames keeps to `rules`; what it reads while the
+    `gate` is shut waits, and goes to `put_back` where the worker is to leave the queues meanwhile.
     """
 
     kind: ClassVar[str] = "network device"
@@ -30,3 +33,5 @@ class LinkBacking(Backing):
     file: int
     busy_poll: int | None = None
     rules: FrameRules | None = None
+    gate: Gate | None = None
+    put_back: Callable[[bytes], None] | None = None

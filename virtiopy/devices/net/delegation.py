@@ -69,7 +69,15 @@ class PairWorkers:
             workers = []
             for pair in device.pairs:
                 file = device.link.worker_file(pair.index, device.mtu)
-                worker = open_worker(LinkBacking(file, device.busy_poll, device))
+                worker = open_worker(
+                    LinkBacking(
+                        file,
+                        device.busy_poll,
+                        device,
+                        pair.receiver.gate,
+                        pair.receiver.put_back,
+                    )
+                )
                 opened.callback(worker.close)
                 assert not isinstance(worker, RingWorker), "a backing of a link is for pairs"
                 workers.append(worker)

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import select
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from enum import IntFlag
 from typing import ClassVar
@@ -93,6 +93,8 @@ class Net(VirtioDevice):
         self._status = Status.LINK_UP if link.is_up() else Status(0)
         self._state_watch: Watch | None = None
         self._link_failed = False
+        # As many pairs as the link's frames come by.
+        self._used_pairs = link.pairs
         self._workers = PairWorkers(self)
 
     # Feature bits (5.1.3)
@@ -170,6 +172,9 @@ class Net(VirtioDevice):
     ) -> None:
         """Follow the link's state from now on."""
         super().attach(host, loop, may_block=may_block)
+        # The first pair is always used.
+        for pair in self.pairs[1:]:
+            pair.receiver.gate = host.gate
         if loop is None:
             return
         self._state_watch = loop.watch(
@@ -278,14 +283,27 @@ class Net(VirtioDevice):
 
     def set_pairs(self, count: int) -> None:
         """Use the first `count` pairs: frames come by no others, and none is sent from others."""
+        self._use_pairs(count, range(count))
+
+    def _use_pairs(self, count: int, sending: Container[int]) -> None:
+        """Have frames come by the first `count` pairs, and be sent by those that are `sending`."""
+        fewer = count < self._used_pairs
         for pair in self.pairs:
-            pair.transmitter.enabled = pair.index < count
-            if not pair.transmitter.enabled:
+            pair.transmitter.enabled = pair.index in sending
+            # What the first sends while others leave the link could be answered to those.
+            if fewer or not pair.transmitter.enabled:
                 self._workers.reclaim(pair)
+        first = self.pairs[0]
+        for pair in self.pairs[count : self._used_pairs]:
+            # What is in a queue that is left, the link drops.
+            pair.receiver.hand_over(first.receiver)
+        self._used_pairs = count
         self.link.set_pairs(count)
         self._redirect()
         for pair in self.pairs:
             self._delegate_if_due(pair)
+        if first.receiver.has_frames and first.receiver.queue is not None:
+            self.handle_soon(first.receiver.queue)
 
     # Other workers of the queues
 
@@ -365,10 +383,8 @@ class Net(VirtioDevice):
         What is sent by a transmitq that is none of them is discarded.
         """
         enabled = {index for index in indexes if index < self.control_index}
-        if enabled:
-            self.set_pairs(len({index // 2 for index in enabled}))
-        for pair in self.pairs:
-            pair.transmitter.enabled = 2 * pair.index + 1 in enabled
+        count = len({index // 2 for index in enabled}) or self._used_pairs
+        self._use_pairs(count, {index // 2 for index in enabled if index % 2})
 
     # Operation (5.1.9)
 
@@ -406,7 +422,7 @@ class Net(VirtioDevice):
             return
         queue = pair.receiver.queue
         try:
-            if pair.receiver.run(kicked=kicked):
+            if pair.receiver.run(kicked=kicked) or pair.receiver.can_go_on:
                 self.handle_soon(queue)
         except OSError as error:
             self._link_is_gone(str(error))
@@ -418,6 +434,11 @@ class Net(VirtioDevice):
     def _transmit(self, pair: Pair) -> None:
         queue = pair.transmitter.queue
         if queue is None:
+            return
+        gate = self.host.gate
+        if not pair.transmitter.enabled and gate is not None and gate.is_shut:
+            # The message may be that the frames of this queue are to be sent.
+            self.handle_soon(queue)
             return
         if pair.transmitter.run():
             self.handle_soon(queue)
@@ -470,6 +491,7 @@ class Net(VirtioDevice):
             pair.taker = pair
             for ring in range(2):
                 pair.stop(ring)
+            pair.receiver.forget_frames()
             if pair.watch is not None and self.loop is not None:
                 self.loop.unwatch(pair.watch)
                 pair.watch = None

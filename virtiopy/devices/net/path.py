@@ -18,6 +18,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from virtiopy._native import ffi
+from virtiopy.devices.gate import Gate
 from virtiopy.devices.net.control import ReceiveFilter
 from virtiopy.devices.net.features import Terms
 from virtiopy.devices.net.header import (
@@ -44,6 +45,9 @@ BUDGET = 256
 
 #: Frames that are dropped at a time: more than a tap's own queue holds, unless it is told to.
 DROPS = 1024
+
+#: Frames that wait outside the link, bytes: more are dropped.
+_WAITING_MOST = 16 << 20
 
 #: Pieces that are handed to the link at once (IOV_MAX).
 _PIECES = 1024
@@ -107,6 +111,12 @@ class Receiver:
         #: queues are being reset.
         self.sources = [pair]
         self.queue: Virtqueue | None = None
+        #: Where it is shut, frames that are read wait here: for all pairs but the first, of which a
+        #: VMM may have said that they are used no more.
+        self.gate: Gate | None = None
+        #: Frames that were read from the link, and come before those in there.
+        self._waiting: deque[bytes] = deque()
+        self._waiting_bytes = 0
         #: Whether there are buffers, so that frames of the link's can be read.
         self.wants_frames = False
         # Buffers that were popped and not used yet, with their bytes, and all their bytes. They
@@ -139,8 +149,10 @@ class Receiver:
     @property
     def can_stop(self) -> bool:
         """Whether the queue can be delegated now: no frame waits, no buffer was overtaken."""
-        return self._held is None and (
-            self.queue is None or len(self._ready) <= self.queue.can_unpop
+        return (
+            self._held is None
+            and not self._waiting
+            and (self.queue is None or len(self._ready) <= self.queue.can_unpop)
         )
 
     def unpop(self) -> None:
@@ -248,10 +260,14 @@ class Receiver:
         return True
 
     def _read(self, buffers: Buffers) -> int | None:
-        """Read the next frame of any source; None when there is none."""
+        """Read the next frame of any source; None when there is none, or the gate is shut."""
+        if self._waiting:
+            if self.gate is not None and self.gate.is_shut:
+                return None
+            return scatter(buffers, self._take_waiting())
         for source in self.sources:
             try:
-                return self._link.read(source, buffers)
+                length = self._link.read(source, buffers)
             except BlockingIOError:
                 continue
             except OSError as error:
@@ -259,7 +275,51 @@ class Receiver:
                     # The link is sound: a buffer is no memory any more.
                     raise DriverError("a receive buffer was taken away") from error
                 raise
+            if self.gate is not None and self.gate.is_shut:
+                self.put_back(_first_bytes(buffers, length))
+                return None
+            return length
         return None
+
+    @property
+    def has_frames(self) -> bool:
+        """Whether frames wait that were read from the link."""
+        return bool(self._waiting)
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether `run` has left frames that wait here, and there are buffers for them."""
+        return self.wants_frames and bool(self._waiting)
+
+    def put_back(self, frame: bytes) -> None:
+        """Have a frame wait, its header before it, that was read and not given to the driver."""
+        if self._waiting_bytes + len(frame) > _WAITING_MOST:
+            self._counts.rx_dropped_no_buffer += 1
+            return
+        self._waiting.append(frame)
+        self._waiting_bytes += len(frame)
+
+    def _take_waiting(self) -> bytes:
+        frame = self._waiting.popleft()
+        self._waiting_bytes -= len(frame)
+        return frame
+
+    def hand_over(self, other: "Receiver") -> None:
+        """Have another receive what waits here and in the link, whose queue is about to be left."""
+        while self._waiting:
+            other.put_back(self._take_waiting())
+        for _ in range(DROPS):
+            try:
+                length = self._link.read(self._pair, [self._overflow])
+            except OSError:
+                # There is no more, or the link is gone.
+                return
+            other.put_back(bytes(self._overflow[:length]))
+
+    def forget_frames(self) -> None:
+        """Drop what waits: it was another driver's."""
+        self._waiting.clear()
+        self._waiting_bytes = 0
 
     def drop(self) -> None:
         """Take frames from the link, and drop them. Raises OSError when the link is gone."""

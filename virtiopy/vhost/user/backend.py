@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from virtiopy.closing import Closing
 from virtiopy.devices.base import VirtioDevice
+from virtiopy.devices.gate import Gate
 from virtiopy.errors import DriverError, PeerError
 from virtiopy.eventloop import READABLE, EventLoop, Timer, Watch
 from virtiopy.spec import DeviceId, feature_mask, has_feature
@@ -93,7 +94,10 @@ class Backend(LifecycleObserver, Closing):
         self.memory = FrontendMemory()
         self._loop = loop
         self._on_disconnect = on_disconnect
-        self._rings = Rings(device, loop, self.memory, fail=self._disconnect, lease=lease)
+        self._gate = Gate()
+        self._rings = Rings(
+            device, loop, self.memory, fail=self._disconnect, lease=lease, gate=self._gate
+        )
         self.lifecycle = self._rings.lifecycle
         self.lifecycle.observers.append(self)
         self._connection: Connection | None = None
@@ -130,9 +134,14 @@ class Backend(LifecycleObserver, Closing):
         stream.setblocking(False)
         self._connection = Connection(stream)
         self._connection.on_message = self.on_message
+        self._gate.set_file(stream.fileno())
         self._watch = self._loop.watch(stream.fileno(), READABLE, self._readable, "frontend")
 
     def _readable(self, events: int) -> None:
+        with self._gate.handling():
+            self._take_messages()
+
+    def _take_messages(self) -> None:
         connection = self._connection
         try:
             for _ in range(MESSAGES_A_TURN):
@@ -200,6 +209,7 @@ class Backend(LifecycleObserver, Closing):
             self._watch = None
         with self.device.lock:
             self._rings.close()
+        self._gate.set_file(None)
         self._set_channel(None)
         self._protocol_features = 0
         self._is_owned = False

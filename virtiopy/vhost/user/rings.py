@@ -7,6 +7,7 @@ from typing import Protocol
 
 from virtiopy.closing import Closing
 from virtiopy.devices.base import VirtioDevice
+from virtiopy.devices.gate import Gate
 from virtiopy.errors import ConfigError, PeerError
 from virtiopy.eventloop import EventLoop
 from virtiopy.spec import DeviceStatus, feature_mask, has_feature
@@ -45,7 +46,7 @@ class Rings(Closing):
     They lead the device's `lifecycle`, and its notifications go to the rings' call eventfds.
     `fail` is called with the reason where the frontend's session cannot go on. The `lease` is
     claimed while any ring is worked, so that a guest can migrate to a backend on the same host.
-    The caller holds the device's lock.
+    The `gate` is shut while a message of the frontend's waits. The caller holds the device's lock.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Rings(Closing):
         *,
         fail: Callable[[str], None],
         lease: Lease | None = None,
+        gate: Gate | None = None,
     ) -> None:
         self.memory = memory
         self.lifecycle = Lifecycle(
@@ -66,6 +68,7 @@ class Rings(Closing):
             transitional=True,
             loop=loop,
             may_block=False,
+            gate=gate,
         )
         self.lifecycle.find_notifiers = lambda index: self._rings[index].notifiers
         #: What SET_FEATURES said, in this session.
