@@ -14,10 +14,10 @@ SOURCES := pyproject.toml setup.py scripts/setup \
 # What the slowest tests cost stands at the end of each stage: cuts follow figures.
 PYTEST := $(BIN)/pytest --durations=25 --durations-min=1
 
-.PHONY: demo check test quick parallel vms guests kernels lab lint setup nightly clean
+.PHONY: demo check test quick parallel vms guests commands kernels lab lint setup nightly clean
 
 # Stages come one after the other, as they would disturb one another's times; -k goes on to the next
-# when one has failed. But for the last two, which boot VMs and mostly wait for them.
+# when one has failed. But for the last three, which boot VMs and often wait for them.
 ifndef SIDE_BY_SIDE
 .NOTPARALLEL:
 endif
@@ -29,8 +29,10 @@ check: lint quick
 
 test: lint parallel vms
 
-# On every CPU. What is longest comes first, and a process without tests takes some of another's.
-PARALLEL := --numprocesses auto --dist worksteal tests/conformance tests/unit
+# One more process than there are CPUs: many tests wait for what a broken device does not do. What
+# is longest comes first, and a process without tests takes some of another's.
+PARALLEL := --numprocesses $(shell expr $$(nproc) + 1) --dist worksteal \
+	tests/conformance tests/unit
 
 quick: $(VENV)/ready-dev
 	HYPOTHESIS_PROFILE=quick $(PYTEST) -m 'not thorough and not nightly' $(PARALLEL)
@@ -38,16 +40,23 @@ quick: $(VENV)/ready-dev
 parallel: $(VENV)/ready-dev
 	$(PYTEST) $(PARALLEL)
 
-# These boot VMs and make taps, each row one after the other: guests of our own, and whole kernels.
+# These boot VMs and make taps, each row one after the other: guests of our own, what their users'
+# commands say and do, and whole kernels. The rows are of much the same length, for what stands in
+# them besides: the lab, sanitizers and fuzzers.
 vms: $(VENV)/ready-dev
-	@echo 'Two rows of tests run side by side for some 15 minutes. What each says comes at its end.'
-	$(MAKE) SIDE_BY_SIDE=1 --jobs 2 --keep-going --output-sync=target guests kernels
+	@echo 'Three rows of tests run side by side for some 13 minutes. What each says comes at its end.'
+	$(MAKE) SIDE_BY_SIDE=1 --jobs 3 --keep-going --output-sync=target guests commands kernels
 
-# The sanitizers stand here as the other row is the longer one.
-KERNELS := tests/lab tests/linux tests/vm_linux tests/sanitizers
+COMMANDS := $(patsubst %,tests/guest/test_%.py, bad_input check_cli check_pytest cli docs \
+	driver_check exits exits_page options) tests/sanitizers tests/lab
+KERNELS := tests/linux tests/vm_linux tests/package tests/fuzz
 
 guests: $(VENV)/ready-dev
-	$(PYTEST) tests --ignore tests/conformance --ignore tests/unit $(KERNELS:%=--ignore %)
+	$(PYTEST) tests --ignore tests/conformance --ignore tests/unit \
+		$(patsubst %,--ignore %,$(COMMANDS) $(KERNELS))
+
+commands: $(VENV)/ready-dev
+	$(PYTEST) $(COMMANDS)
 
 kernels: $(VENV)/ready-dev
 	$(PYTEST) $(KERNELS)

@@ -209,7 +209,7 @@ class GuestMemory(Closing):
         if index < 0:
             return None
         region = self.regions[index]
-        return region if address < region.end else None
+        return region if address - region.guest_address < region.size else None
 
     def views(self, address: int, length: int) -> list[memoryview]:
         """Return the `length` bytes at guest physical `address` as views, one for each region.
@@ -217,6 +217,11 @@ class GuestMemory(Closing):
         Raises AddressError when any of it is not memory. A length of 0 gives no view, at any
         address.
         """
+        region = self._region(address)
+        if region is not None and 0 < length <= region.size - (address - region.guest_address):
+            # As most are.
+            start = address - region.guest_address
+            return [region.view[start : start + length]]
         views = []
         position, left = address, length
         while left > 0:

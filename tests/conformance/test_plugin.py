@@ -144,6 +144,33 @@ def test_a_failed_test_costs_no_look_at_all_results_before_it(tmp_path: Path) ->
     assert int(made[1]) <= 2
 
 
+# Counts how many devices there are at a time.
+COUNTED = """\
+import atexit, weakref
+
+class Counted(Rng):
+    alive = weakref.WeakSet()
+    most = 0
+
+    def __init__(self):
+        super().__init__()
+        Counted.alive.add(self)
+        Counted.most = max(Counted.most, len(Counted.alive))
+
+atexit.register(lambda: print("devices at a time:", Counted.most))
+"""
+
+
+def test_a_device_is_let_go_when_its_test_is_done(tmp_path: Path) -> None:
+    own_device(tmp_path, COUNTED, "Counted")
+    run = run_pytest("-k", "test_split", folder=tmp_path)
+    assert re.search(r"\b1\d passed", run.stdout), run.stdout
+    most = re.search(r"devices at a time: (\d+)", run.stdout)
+    assert most is not None, run.stdout
+    # That of a test, and of the one before it.
+    assert int(most[1]) <= 2
+
+
 def test_a_run_that_takes_too_long_says_what_it_found(tmp_path: Path) -> None:
     own_device(tmp_path, NEVER_NOTIFIES, "Broken")
     options = ["--virtio-patience=0.3", "--virtio-timeout=0.2", "--virtio-report=report.json"]

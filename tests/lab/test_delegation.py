@@ -23,7 +23,7 @@ from virtiopy.virtqueue.split import SplitQueue
 pytestmark = pytest.mark.lab
 
 SWITCHES = 100
-FRAMES = 20_000
+FRAMES = 10_000
 
 
 class Flow:

@@ -9,6 +9,9 @@ from tests.guest.vhost_user import serve
 from tests.linux.disk import QUEUES, LinuxDisk, make_image
 from tests.linux.guest import finish
 
+# By day test_reconnect.py shows all of this of a disk whose backend is killed besides.
+pytestmark = pytest.mark.nightly
+
 #: Of each of the four jobs' files.
 SIZE = 8 << 20
 

@@ -147,6 +147,15 @@ def test_fio_reads_what_it_wrote(disk: LinuxDisk, plan: Plan) -> None:
 
     assert job["error"] == 0
     assert job["write"]["io_bytes"] + job["read"]["io_bytes"] >= QUEUES * plan.size
+    # At some time each job had as many requests in flight as it may.
+    assert float(job["iodepth_level"]["32"]) > 10
+
+
+def test_every_queue_carried_requests(disk: LinuxDisk) -> None:
+    interrupts = disk.interrupts()
+
+    assert len(interrupts) == QUEUES
+    assert all(count > 10 for count in interrupts), interrupts
 
 
 def test_requests_in_flight_went_on_in_another_backend(disk: LinuxDisk, plan: Plan) -> None:
@@ -169,3 +178,8 @@ def test_the_image_holds_the_files_that_the_guest_wrote(disk: LinuxDisk) -> None
     assert set(sums) == {"known", *(f"verified.{job}.0" for job in range(QUEUES))}
     assert sums["known"] == hashlib.sha256(disk.known).hexdigest()
     assert {name: disk.sum_on_host(name) for name in sums} == sums
+
+
+def test_what_linux_deletes_is_given_back_to_the_host(disk: LinuxDisk, plan: Plan) -> None:
+    # fio's files and the known one, and less than what was deleted for the file system's own.
+    assert disk.image.stat().st_blocks * 512 < QUEUES * plan.size + len(disk.known) + (48 << 20)

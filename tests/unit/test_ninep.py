@@ -13,6 +13,7 @@ from virtiopy.devices.ninep import (
     HELD_MAX,
     MESSAGE_MAX,
     MOMENT,
+    MOMENTS,
     RLERROR,
     SETTLING_TIME,
     FileServerUser,
@@ -56,12 +57,13 @@ class HeldServer:
     def send(self, message: bytes) -> None:
         self.requests.append(message)
 
-    def wait(self, seconds: float) -> None:
+    def wait(self, seconds: float) -> bool:
         self.waited.append(seconds)
         if self.when_waited_for:
             self.when_waited_for.pop(0)()
-        else:
-            self.clock += seconds
+            return True
+        self.clock += seconds
+        return False
 
     def hold(self, *, held: bool) -> None:
         self.held.append(held)
@@ -262,14 +264,31 @@ def test_an_answer_that_comes_at_once_is_there_when_the_kick_is_done(bench: Benc
     bench.offer(message(1))
     assert bench.lengths() == [HEADER_SIZE]
     assert bench.server.waited == [MOMENT]
-    # Nor was the loop woken for it.
-    assert bench.server.held == [True, False]
+    # Nor was the loop woken for it, nor will it be for the next.
+    assert bench.server.held == [True]
 
 
 def test_an_answer_that_does_not_is_not_waited_for_any_longer(bench: Bench) -> None:
     bench.offer(message(1))
     assert bench.lengths() == []
     assert sum(bench.server.waited) == MOMENT
+    assert bench.server.held == [True, False]
+
+
+def test_a_server_that_goes_on_answering_is_waited_for_in_bounds(bench: Bench) -> None:
+    """As one does that has a large request in parts."""
+
+    def part() -> None:
+        bench.server.clock += MOMENT * 0.75
+
+    bench.server.when_waited_for = [*[part] * 5, lambda: bench.server.answer(1)]
+    bench.offer(message(1))
+    assert bench.lengths() == [HEADER_SIZE]
+    bench.server.when_waited_for = [part] * 100
+    bench.server.clock = 0
+    bench.offer(message(2))
+    assert bench.lengths() == []
+    assert MOMENTS <= bench.server.clock < MOMENTS + MOMENT
 
 
 def test_a_queue_that_is_to_stop_has_its_requests_answered(bench: Bench) -> None:

@@ -15,6 +15,7 @@ HERE = Path(__file__).parent
 #: One file a concern.
 SOURCES = (
     "blk",
+    "burst",
     "dirty",
     "eventfd",
     "fences",
@@ -29,6 +30,7 @@ SOURCES = (
     "tcg_mmu",
     "tcg_replace",
     "uring",
+    "uring_engine",
     "virtq",
     "wake",
     "worker",

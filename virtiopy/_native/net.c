@@ -6,9 +6,12 @@
 #include "native.h"
 
 #include <errno.h>
+#include <limits.h>
+#include <linux/if_tun.h>
 #include <poll.h>
 #include <sched.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -24,6 +27,9 @@
 /* Frames of one turn. */
 #define TURN 64
 
+/* Frames that are worth a burst (burst.h). */
+#define LEAST_BURST 2
+
 /* Pieces that one system call takes. */
 #define PIECES 1024
 
@@ -32,6 +38,11 @@
  * buffer costs less than one that takes several, by more than the copy.
  */
 #define COPIED 2048
+
+/* From one copied frame to the next: lines of the CPU's cache that do not get into each other's way. */
+#define STRIDE (COPIED + 64)
+
+_Static_assert(VP_BURST * STRIDE <= sizeof(((struct vp_port *)NULL)->frame), "a burst has its copies there");
 
 /* Milliseconds that a link without room for a frame is waited for, in one turn. */
 #define NO_ROOM_MS 1
@@ -191,10 +202,10 @@ static uint32_t place_frame(struct vp_port *port, const struct vp_chain *chain)
 	return count;
 }
 
-static void count_refusal(struct vp_port *port)
+static void count_refusal(struct vp_port *port, int error)
 {
 	/* A tap's words for an interface that is down, and for one that is no more. */
-	if (errno == EIO || errno == EBADFD)
+	if (error == EIO || error == EBADFD)
 		port->counts.tx_dropped_link_down++;
 	else
 		port->counts.tx_dropped_refused++;
@@ -216,17 +227,15 @@ static bool may_send(struct vp_port *port, const struct virtio_net_hdr_v1 *heade
 	return false;
 }
 
-/* Sends a short frame from a copy. */
-static ssize_t send_copied(struct vp_port *port, const struct vp_chain *chain)
+/* Copies a short frame; false where it may not be sent. */
+static bool copy_frame(struct vp_port *port, const struct vp_chain *chain, uint8_t *copy)
 {
-	struct virtio_net_hdr_v1 header, *safe = (struct virtio_net_hdr_v1 *)port->frame;
-	struct iovec frame = { port->frame + HEADER, chain->readable_bytes - HEADER };
+	struct virtio_net_hdr_v1 header, *safe = (struct virtio_net_hdr_v1 *)copy;
+	struct iovec frame = { copy + HEADER, chain->readable_bytes - HEADER };
 
-	copy_start(chain->iov, chain->readable, port->frame, chain->readable_bytes);
-	memcpy(&header, port->frame, HEADER);
-	if (!may_send(port, &header, &frame, 1, frame.iov_len, safe))
-		return 0;
-	return write(port->fd, port->frame, HEADER + frame.iov_len);
+	copy_start(chain->iov, chain->readable, copy, chain->readable_bytes);
+	memcpy(&header, copy, HEADER);
+	return may_send(port, &header, &frame, 1, frame.iov_len, safe);
 }
 
 /* Sends a frame from where it is, behind a copy of its header: what was checked is what is sent. */
@@ -244,66 +253,194 @@ static ssize_t send_in_place(struct vp_port *port, const struct vp_chain *chain)
 	return writev(port->fd, port->iov, count);
 }
 
+/* Takes note of what came of a frame: bytes or -errno; false where the link has no room for it. */
+static bool has_sent(struct vp_port *port, ssize_t result)
+{
+	if (result == -EAGAIN)
+		return false;
+	if (result > 0)
+		port->counts.tx_frames++;
+	else if (result < 0)
+		count_refusal(port, -result);
+	return true;
+}
+
 /* Sends one frame, or counts why not; false where the link has no room for it. */
 static bool send_frame(struct vp_ring *ring, const struct vp_chain *chain)
 {
 	struct vp_port *port = ring->device;
-	ssize_t done;
+	ssize_t done = 0;
 
 	if (chain->readable_bytes < HEADER) {
 		port->counts.tx_dropped_header++;
 		return true;
 	}
 	ring->counts.system_calls++;
-	done = chain->readable_bytes <= COPIED ? send_copied(port, chain) : send_in_place(port, chain);
-	if (done > 0)
-		port->counts.tx_frames++;
-	else if (done < 0 && errno == EAGAIN)
+	if (chain->readable_bytes > COPIED)
+		done = send_in_place(port, chain);
+	else if (copy_frame(port, chain, port->frame))
+		done = write(port->fd, port->frame, chain->readable_bytes);
+	return has_sent(port, done < 0 ? -errno : done);
+}
+
+static struct vp_slot *ready_at(struct vp_port *port, uint32_t place)
+{
+	return port->ready[(port->ready_first + place) % VP_SLOTS];
+}
+
+static void complete_sent(struct vp_ring *ring, struct vp_slot *slot)
+{
+	ring->counts.served++;
+	vp_ring_complete(ring, slot, 0);
+}
+
+/* Has frames of the queue ready, in their order. */
+static void pop_frames(struct vp_ring *ring)
+{
+	struct vp_port *port = ring->device;
+
+	while (port->ready_count < VP_BURST) {
+		struct vp_slot *slot = pop(ring);
+
+		if (!slot)
+			break;
+		port->ready[(port->ready_first + port->ready_count++) % VP_SLOTS] = slot;
+	}
+}
+
+static bool is_short(const struct vp_slot *slot)
+{
+	return slot->chain.readable_bytes >= HEADER && slot->chain.readable_bytes <= COPIED;
+}
+
+/*
+ * Whether a burst can be sent: by a tap whose queue has no limit, as is a tap's unless a program has set
+ * one.  Where one frame of a burst finds no room and the next does, they change places.
+ */
+static bool can_burst(struct vp_port *port)
+{
+	int room;
+
+	if (port->is_burst_useless)
 		return false;
-	else if (done < 0)
-		count_refusal(port);
+	if (port->burst.uring.fd >= 0)
+		return true;
+	port->is_burst_useless = ioctl(port->fd, TUNGETSNDBUF, &room) < 0 || room != INT_MAX ||
+				 vp_burst_open(&port->burst, port->fd) < 0;
+	return !port->is_burst_useless;
+}
+
+/* How many of the frames that are ready are to be sent by one system call. */
+static uint32_t count_burst(struct vp_port *port)
+{
+	uint32_t count = 0;
+
+	while (count < port->ready_count && is_short(ready_at(port, count)))
+		count++;
+	return count >= LEAST_BURST && can_burst(port) ? count : 0;
+}
+
+/* Writes that many of the frames that are ready; results: of each bytes, -errno, or 0 for an unsound one. */
+static void write_burst(struct vp_ring *ring, uint32_t count, int32_t *results)
+{
+	struct vp_port *port = ring->device;
+	int32_t written[VP_BURST];
+	uint32_t places[VP_BURST], sound = 0;
+
+	for (uint32_t i = 0; i < count; i++) {
+		const struct vp_chain *chain = &ready_at(port, i)->chain;
+		uint8_t *copy = port->frame + STRIDE * sound;
+
+		results[i] = 0;
+		if (copy_frame(port, chain, copy)) {
+			places[sound++] = i;
+			vp_burst_add(&port->burst, copy, chain->readable_bytes);
+		}
+	}
+	if (sound == 0)
+		return;
+	ring->counts.system_calls++;
+	vp_burst_write(&port->burst, written);
+	for (uint32_t i = 0; i < sound; i++)
+		results[places[i]] = written[i];
+}
+
+/* Sends that many of the frames that are ready; false where the link has no room for one. */
+static bool send_burst(struct vp_ring *ring, uint32_t count)
+{
+	struct vp_port *port = ring->device;
+	struct vp_slot *left[VP_BURST];
+	int32_t results[VP_BURST];
+	uint32_t left_count = 0;
+
+	write_burst(ring, count, results);
+	for (uint32_t i = 0; i < count; i++) {
+		struct vp_slot *slot = ready_at(port, i);
+
+		if (!has_sent(port, results[i])) {
+			left[left_count++] = slot;
+			continue;
+		}
+		complete_sent(ring, slot);
+		/* Those before it that are left can only be used, and not be made available again. */
+		if (left_count > 0)
+			ring->queue->since_rejected = 0;
+	}
+	port->ready_first += count - left_count;
+	port->ready_count -= count - left_count;
+	for (uint32_t i = 0; i < left_count; i++)
+		port->ready[(port->ready_first + i) % VP_SLOTS] = left[i];
+	/* It had no room after all, or the kernel does not write at once: that is no gain. */
+	if (left_count > 0 || port->burst.waited)
+		port->is_burst_useless = true;
+	return left_count == 0;
+}
+
+/* Sends the first of the frames that are ready; false where the link has no room for it. */
+static bool send_first(struct vp_ring *ring)
+{
+	struct vp_port *port = ring->device;
+	struct vp_slot *slot = ready_at(port, 0);
+
+	if (!send_frame(ring, &slot->chain))
+		return false;
+	port->ready_first++;
+	port->ready_count--;
+	complete_sent(ring, slot);
 	return true;
 }
 
 static uint32_t transmit(struct vp_ring *ring)
 {
 	struct vp_port *port = ring->device;
-	uint32_t served = 0;
+	uint64_t before = ring->counts.served;
 
-	while (served < TURN) {
-		struct vp_slot *slot = port->unsent ? port->unsent : pop(ring);
+	while (ring->counts.served - before < TURN) {
+		uint32_t burst;
 
-		if (!slot)
+		pop_frames(ring);
+		if (port->ready_count == 0)
 			break;
-		port->unsent = NULL;
-		if (!send_frame(ring, &slot->chain)) {
+		burst = count_burst(port);
+		if (!(burst > 0 ? send_burst(ring, burst) : send_first(ring))) {
 			struct pollfd link = { .fd = port->fd, .events = POLLOUT };
 
 			port->counts.tx_waits++;
-			port->unsent = slot;
 			poll(&link, 1, NO_ROOM_MS);
 			break;
 		}
-		ring->counts.served++;
-		vp_ring_complete(ring, slot, 0);
-		served++;
 	}
-	return served;
+	return ring->counts.served - before;
 }
 
 static bool transmit_ready(const struct vp_ring *ring)
 {
 	const struct vp_port *port = ring->device;
 
-	return port->unsent;
+	return port->ready_count > 0;
 }
 
 /* Receiving (5.1.9.4) */
-
-static struct vp_slot *ready_at(struct vp_port *port, uint32_t place)
-{
-	return port->ready[(port->ready_first + place) % VP_SLOTS];
-}
 
 static void take_ready(struct vp_ring *ring, uint32_t written)
 {
@@ -724,26 +861,19 @@ static void readable(struct vp_ring *ring)
 	port->readable = true;
 }
 
-/* Makes the buffers available again that were not used; those that were overtaken are used, empty. */
-static void leave(struct vp_ring *ring)
+/*
+ * Makes the buffers available again that were not used; those that were overtaken are used, empty.
+ * Returns how many these were.
+ */
+static uint32_t give_back(struct vp_ring *ring)
 {
 	struct vp_port *port = ring->device;
 	uint32_t overtaken, count;
 	uint16_t heads[VP_SLOTS];
 
-	if (port->unsent) {
-		port->ready[0] = port->unsent;
-		port->ready_first = 0;
-		port->ready_count = 1;
-		port->unsent = NULL;
-	}
-	/* Python's from here on. */
-	if (port->held)
-		port->parked = port->held;
-	port->held = 0;
 	overtaken = port->ready_count > ring->queue->since_rejected ?
 			    port->ready_count - ring->queue->since_rejected : 0;
-	while (overtaken-- > 0)
+	for (uint32_t i = 0; i < overtaken; i++)
 		take_ready(ring, 0);
 	count = port->ready_count;
 	for (uint32_t i = 0; i < count; i++) {
@@ -756,15 +886,35 @@ static void leave(struct vp_ring *ring)
 	vp_virtq_untake(ring->queue, heads, count);
 	port->ready_count = 0;
 	port->room = 0;
+	return overtaken;
+}
+
+static void leave_receive(struct vp_ring *ring)
+{
+	struct vp_port *port = ring->device;
+
+	/* Python's from here on. */
+	if (port->held)
+		port->parked = port->held;
+	port->held = 0;
+	give_back(ring);
+}
+
+static void leave_transmit(struct vp_ring *ring)
+{
+	struct vp_port *port = ring->device;
+
+	vp_burst_close(&port->burst);
+	port->counts.tx_dropped_refused += give_back(ring);
 }
 
 static const struct vp_ring_kind receive_kind = {
 	.serve = receive, .ready = receive_ready, .wants = receive_wants, .readable = readable,
-	.leave = leave,
+	.leave = leave_receive,
 };
 
 static const struct vp_ring_kind transmit_kind = {
-	.serve = transmit, .ready = transmit_ready, .leave = leave,
+	.serve = transmit, .ready = transmit_ready, .leave = leave_transmit,
 };
 
 /* Makes a ring one of frames to be received from the port's link, or sent to it. */
@@ -772,6 +922,7 @@ void vp_ring_serve_net(struct vp_ring *ring, struct vp_port *port, int is_transm
 {
 	ring->kind = is_transmit ? &transmit_kind : &receive_kind;
 	ring->device = port;
+	port->burst.uring.fd = -1;
 	if (!is_transmit) {
 		ring->device_fd = port->fd;
 		/* There may be frames already. */

@@ -1,5 +1,6 @@
 """What becomes of each test of the suite, and what the user is told: loaded when asked for."""
 
+import gc
 import sys
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -53,6 +54,26 @@ _OUTCOME = "virtio_outcome"
 
 #: Where the suite is, and what it is written with.
 PACKAGE = Path(__file__).parent
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Let a test's device go when it is done, a disk's memory above all.
+
+    The test keeps its session, and a device refers to itself: Python would collect it too late.
+    """
+    try:
+        return (yield)
+    finally:
+        if SESSION in item.stash:
+            del item.stash[SESSION]
+            gc.collect()
+
+
+def pytest_collection_finish() -> None:
+    """Have no collection look at what lives as long as the process: tests, and the package."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

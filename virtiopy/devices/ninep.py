@@ -33,8 +33,10 @@ MESSAGE_MAX = 1 << 20
 #: How much of requests is taken from a driver before the server has answered, bytes.
 HELD_MAX = 16 * MESSAGE_MAX
 
-#: Seconds that a CPU may wait for an answer, in trapped mode, before it goes on without.
+#: Seconds that a CPU may wait, in trapped mode, for the server to say something, and for all that
+#: it has to be answered, before it goes on without.
 MOMENT = 0.002
+MOMENTS = 10 * MOMENT
 
 #: Seconds that a server may take to answer what it has, when a queue is to stop.
 SETTLING_TIME = 5.0
@@ -94,11 +96,11 @@ class FileServer(Protocol):
     def send(self, message: bytes) -> None:
         """Send a request."""
 
-    def wait(self, seconds: float) -> None:
-        """Wait up to so long for something of the server's, and tell it."""
+    def wait(self, seconds: float) -> bool:
+        """Wait up to so long for something of the server's, and tell it; False if none came."""
 
     def hold(self, *, held: bool) -> None:
-        """Say whether the caller waits for answers by itself: the loop does not then."""
+        """Say whether the caller waits for answers by itself: the loop looks for the end alone."""
 
     def end(self) -> None:
         """End the session: none of its answers comes any more."""
@@ -148,14 +150,17 @@ class NineP(VirtioDevice):
     def handle(self, queue: Virtqueue) -> None:
         """Give the server what is available; a message that is none is answered here."""
         if not self.may_block:
+            self._server.hold(held=False)
             self._work(queue)
             return
-        # Most answers come at once, and no other thread has to be woken for them.
+        # Most answers come at once, and no other thread has to be woken for them: the loop looks
+        # for those alone that do not. It sees the server's end in any case.
         self._server.hold(held=True)
         try:
             self._work(queue)
         finally:
-            self._server.hold(held=False)
+            if self._pending:
+                self._server.hold(held=False)
 
     def _work(self, queue: Virtqueue) -> None:
         for _ in batches_of_a_turn():
@@ -172,7 +177,7 @@ class NineP(VirtioDevice):
                 self.notify(queue)
             if not chains and not queue.enable_kicks():
                 if self.may_block:
-                    self._wait(MOMENT)
+                    self._wait(MOMENTS, MOMENT)
                 return
         self.handle_soon(queue)
 
@@ -254,11 +259,12 @@ class NineP(VirtioDevice):
         except DriverError as error:
             self.host.needs_reset(str(error))
 
-    def _wait(self, seconds: float) -> None:
-        """Wait until the server has answered all that it has, or so long."""
+    def _wait(self, seconds: float, silence: float) -> None:
+        """Wait until the server has answered all that it has, or so long, or is so long silent."""
         end = monotonic() + seconds
         while self._pending and (left := end - monotonic()) > 0:
-            self._server.wait(left)
+            if not self._server.wait(min(left, silence)):
+                return
 
     # Life
 
@@ -268,7 +274,7 @@ class NineP(VirtioDevice):
         What it does not answer in time ends with an error, and the session with it: a queue that
         is stopped has nothing in flight.
         """
-        self._wait(SETTLING_TIME)
+        self._wait(SETTLING_TIME, SETTLING_TIME)
         if self._pending:
             self._server.end()
             self._fail(f"left a request unanswered for {SETTLING_TIME:g} s")

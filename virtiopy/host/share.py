@@ -67,10 +67,9 @@ class Share:
         assert self._session is not None
         self._session.send(_attached_here(message, self._user))
 
-    def wait(self, seconds: float) -> None:
+    def wait(self, seconds: float) -> bool:
         """Wait up to so long for diod's answers or its end, or for room for our requests."""
-        if self._session is not None:
-            self._session.wait(seconds)
+        return self._session is not None and self._session.wait(seconds)
 
     def hold(self, *, held: bool) -> None:
         """Have the loop look away from diod's answers, or look again."""
@@ -145,6 +144,8 @@ class Session:
         self._output: deque[memoryview] = deque()
         self._closed = self._held = False
         stream.setblocking(False)
+        self._poll = select.poll()
+        self._poll.register(stream, READABLE)
         self._watch: Watch = loop.watch(stream.fileno(), READABLE, self._ready, "a share")
 
     def send(self, message: bytes) -> None:
@@ -170,12 +171,13 @@ class Session:
     def _wanted(self) -> int:
         return READABLE | (WRITABLE if self._output else 0)
 
-    def wait(self, seconds: float) -> None:
+    def wait(self, seconds: float) -> bool:
         """Wait up to so long until there is something to read or to write, and do that."""
-        poll = select.poll()
-        poll.register(self._stream, self._wanted)
-        if ready := poll.poll(seconds * 1000):
+        self._poll.modify(self._stream, self._wanted)
+        ready = self._poll.poll(seconds * 1000)
+        if ready:
             self._ready(ready[0][1])
+        return bool(ready)
 
     def _ready(self, events: int) -> None:
         with self._user.lock:

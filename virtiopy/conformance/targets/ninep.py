@@ -35,8 +35,9 @@ class VersionServer:
             answer = make_error(tag, errno.EOPNOTSUPP)
         self._user.answered(answer)
 
-    def wait(self, seconds: float) -> None:
+    def wait(self, seconds: float) -> bool:
         """Wait for nothing: every request is answered."""
+        return False
 
     def hold(self, *, held: bool) -> None:
         """Nothing: no loop waits for it."""
