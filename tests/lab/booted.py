@@ -53,7 +53,7 @@ def boot(script: str, *options: str) -> Iterator[Booted]:
         text=True,
     )
     # Whoever reads its output sees the end.
-    guard = threading.Timer(3 * PATIENCE, process.kill)
+    guard = threading.Timer(6 * PATIENCE, process.kill)
     guard.start()
     try:
         yield Booted(process)

@@ -23,7 +23,13 @@ if socat - VSOCK-CONNECT:2:9 </dev/null 2>"$share/refused.txt"; then
 	exit 1
 fi
 
-(socat -b 65536 -u VSOCK-LISTEN:1234 - | sha256sum >"$share/received.txt") &
+# Nothing is read of it until the host has seen that nothing more goes.
+(socat -b 65536 -u VSOCK-LISTEN:1234 - | {
+	until [ -e "$share/full" ]; do
+		sleep 0.1
+	done
+	sha256sum >"$share/received.txt"
+}) &
 one=$!
 socat VSOCK-LISTEN:1235,fork,backlog=64 PIPE >/dev/null 2>&1 &
 many=$!

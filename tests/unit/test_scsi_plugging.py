@@ -216,3 +216,30 @@ def test_the_rings_of_one_that_is_served_claim_all_images_or_none(
     lease.release()
     DiskImage(image).close()
     device.close()
+
+
+def test_no_image_of_one_that_is_served_is_that_of_two_units(image: Path, tmp_path: Path) -> None:
+    # Nothing is claimed before a frontend starts the rings, which could not be done then.
+    with pytest.raises(ConfigError, match="two units on the image"):
+        build_served(ENTRY, parse(ENTRY, f"disk={image},disk={image}"))
+    device, _ = build_served(ENTRY, parse(ENTRY, f"disk={image}"))
+    assert isinstance(device, Scsi)
+    link = tmp_path / "link.img"
+    link.symlink_to(image)
+    for name in (image, link):
+        with pytest.raises(ConfigError, match="two units on the image"):
+            plug_in(device, f"disk={name}")
+    assert sorted(device.units) == [Address(0, 0)]
+    # It is free again once its unit is unplugged.
+    run(device, "scsi-remove", unit="0:0")
+    plug_in(device, f"disk={image}")
+    device.close()
+
+
+def test_units_share_an_image_for_reading(image: Path) -> None:
+    both = f"disk={image},readonly=on,disk={image},readonly=on"
+    device, _ = build_served(ENTRY, parse(ENTRY, both))
+    assert isinstance(device, Scsi)
+    plug_in(device, f"disk={image},readonly=on")
+    assert len(device.units) == 3
+    device.close()

@@ -1,9 +1,10 @@
 """SCSI host devices of the command line: --scsi disk=PATH,...,cdrom=FILE,..."""
 
 import contextlib
+import functools
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -169,11 +170,29 @@ def _build(
             opened.callback(unit.close)
             units[address] = unit
             if image is not None:
+                _check_is_another(part, image, images.values())
                 images[unit] = image
         device = Scsi(units, num_queues=num_queues, queue_size=queue_size)
-        device.open_unit = _plug
+        device.open_unit = functools.partial(_plug, dict(images))
         opened.pop_all()
     return device, images
+
+
+def _check_is_another(
+    part: DeviceOptions, image: "DiskImage", others: "Iterable[DiskImage]"
+) -> None:
+    """Raise ConfigError where two units would write one image.
+
+    Claims find that out as well, which the images of a device that is served do not have yet.
+    """
+    for other in others:
+        if image.readonly and other.readonly:
+            continue
+        if os.path.sameopenfile(image.fileno(), other.fileno()):
+            raise ConfigError(
+                f"{part.option} has two units on the image {image.path}: give each an image of "
+                "its own, or readonly=on."
+            )
 
 
 def _addresses(options: DeviceOptions) -> "Sequence[Address]":
@@ -204,8 +223,16 @@ def _address(part: DeviceOptions, taken: "UnitAddresses") -> "Address":
     return address
 
 
-def _plug(text: str, taken: "UnitAddresses", files: Sequence[int]) -> "tuple[Address, PrimaryUnit]":
-    """Make a unit that is plugged in while the VM runs; `files` are of `open_for_plugging`."""
+def _plug(
+    images: "dict[PrimaryUnit, DiskImage]",
+    text: str,
+    taken: "UnitAddresses",
+    files: Sequence[int],
+) -> "tuple[Address, PrimaryUnit]":
+    """Make a unit that is plugged in while the VM runs; `files` are of `open_for_plugging`.
+
+    `images` has those of the units before it, and of some that are gone; its own is put there.
+    """
     from virtiopy.cli.sandboxed import Sandbox
 
     kind, part = _single(text)
@@ -218,7 +245,14 @@ def _plug(text: str, taken: "UnitAddresses", files: Sequence[int]) -> "tuple[Add
         raise ConfigError(f"The run is in a sandbox, where it opens no more images: {remedy}.")
     address = _address(part, taken)
     passed = (files[0], files[1]) if len(files) == 2 else None
-    unit, _ = _open_unit(kind, part, claimed=True, files=passed)
+    with contextlib.ExitStack() as opened:
+        unit, image = _open_unit(kind, part, claimed=True, files=passed)
+        opened.callback(unit.close)
+        if image is not None:
+            there = set(taken.values())
+            _check_is_another(part, image, [one for of, one in images.items() if of in there])
+            images[unit] = image
+        opened.pop_all()
     return address, unit
 
 
