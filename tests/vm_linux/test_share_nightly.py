@@ -110,3 +110,32 @@ def test_four_clients_of_dbench_get_through(tmp_path: Path, way: Way) -> None:
     assert "Throughput" in output, output
     # What a client finds amiss. (That there is no semaphore is said, and changes nothing.)
     assert "ERROR" not in output, output
+
+
+#: What stress-ng does at once, and how often. It reads what it wrote, and compares.
+STRESSORS = {
+    "hdd": 300,
+    "seek": 300,
+    "dentry": 200,
+    "dir": 200,
+    "rename": 200,
+    "chmod": 50,
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_stress_ng_does_at_once_is_found_as_it_was_left(tmp_path: Path, way: Way) -> None:
+    needs("stress-ng")
+    each = " ".join(f"--{name} 1 --{name}-ops {count}" for name, count in STRESSORS.items())
+    sizes = "--hdd-bytes 4m --seek-size 4m"
+    program = shutil.which("stress-ng")
+    assert program is not None
+    output = run(
+        way,
+        tmp_path,
+        f"mkdir /mnt/work && stress-ng --temp-path /mnt/work --verify --timeout 900 {each} {sizes} "
+        "2>&1 && rmdir /mnt/work",
+        Path(program),
+    )
+    assert "successful run completed" in output, output
+    assert "fail" not in output, output
