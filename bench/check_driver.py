@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from bench.common import VIRTIOPY, by_turns, give_up, require, tell, write_json
-from bench.vhost_user import QUEUE_SIZE, Bench, over_vhost_user
+from bench.vhost_user import QUEUE_SIZE, Bench
 from tests.guest.vhost_user import Backend
 from virtiopy.accel import select
 from virtiopy.boot.elf import GuestImage
@@ -112,29 +112,19 @@ def main() -> None:
         print(f"exits of each run: {exits.total()}, by kind the same")
         results |= {f"{name}, {what}": values for name, values in figures.items()}
         for depth in (1, 32):
-            what = f"over vhost-user, depth {depth}"
-            print(f"\n4 KiB random reads, {what}")
             served: dict[str, tuple[Sequence[str], str]] = {
                 PLAIN: ((), "ioeventfd"),
                 JUDGED: (("--check-driver",), "ioeventfd"),
                 TRACED: (("--trace=/dev/null",), "ioeventfd"),
                 "without, mode=native": ((), "native"),
             }
-            figures = by_turns(
-                {
-                    name: partial(
-                        bench.measure,
-                        partial(over_vhost_user, partial(serve, *how)),
-                        depth=depth,
-                        wait=True,
-                        write=False,
-                    )
-                    for name, how in served.items()
-                },
+            results |= bench.compare_reads(
+                "over vhost-user, ",
+                {name: partial(serve, *how) for name, how in served.items()},
+                depth,
                 arguments.rounds,
+                PLAIN,
             )
-            tell(figures, "IOPS", 1, peer=PLAIN)
-            results |= {f"{name}, {what}": values for name, values in figures.items()}
     write_json(arguments.json, results, "IOPS")
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import NoReturn
 
@@ -79,18 +80,50 @@ def by_turns(contestants: Mapping[str, Callable[[], float]], rounds: int) -> dic
     return results
 
 
+#: Starts a contestant; gives what measures it once.
+Start = Callable[[], AbstractContextManager[Callable[[], float]]]
+
+
+def by_slices(contestants: Mapping[str, Start], rounds: int, slices: int) -> dict[str, list[float]]:
+    """Start all contestants each round, and measure them by turns in so many slices.
+
+    What slows the machine down for longer than a slice slows all contestants of the round alike. A
+    round's figure is the mean of its slices.
+    """
+    results: dict[str, list[float]] = {name: [] for name in contestants}
+    order = list(contestants)
+    for turn in range(rounds):
+        with ExitStack() as stack:
+            started = {name: stack.enter_context(start()) for name, start in contestants.items()}
+            measured: dict[str, list[float]] = {name: [] for name in contestants}
+            for _ in range(slices):
+                order = [*order[1:], order[0]]
+                for name in order:
+                    measured[name].append(started[name]())
+        for name, values in measured.items():
+            results[name].append(statistics.mean(values))
+        print(f"\rround {turn + 1} of {rounds}", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    return results
+
+
+def median_ratio(values: Sequence[float], others: Sequence[float]) -> float:
+    """Return the median of the ratios of each round."""
+    return statistics.median(value / other for value, other in zip(values, others, strict=True))
+
+
 def tell(
     results: Mapping[str, list[float]], unit: str, scale: float, peer: str
 ) -> dict[str, float]:
-    """Print the median, the extremes, and the ratio to `peer`'s median; returns the medians."""
+    """Print the median, the extremes, and the median ratio to `peer`; returns the medians."""
     medians = {name: statistics.median(values) for name, values in results.items()}
     print(f"{'':32} {'median':>10} {'least':>10} {'most':>10} {'ratio':>8}   ({unit})")
     for name, values in results.items():
         print(
             f"{name:32} {medians[name] * scale:10.2f} {min(values) * scale:10.2f} "
-            f"{max(values) * scale:10.2f} {medians[name] / medians[peer]:8.2f}"
+            f"{max(values) * scale:10.2f} {median_ratio(values, results[peer]):8.2f}"
         )
-    print(f"ratio: to {peer}")
+    print(f"ratio: to {peer}, the median of all rounds")
     return medians
 
 

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from bench.common import VIRTIOPY, give_up, require
-from bench.vhost_user import Bench, make_image, over_vhost_user
+from bench.vhost_user import Bench, Cell, make_image, over_vhost_user
 from tests.guest.vhost_user import Backend
 from tests.namespace import Namespace
 
@@ -69,7 +69,7 @@ def idle_vm(folder: Path) -> Iterator[int]:
 @contextmanager
 def idle_backend(folder: Path) -> Iterator[int]:
     """Serve a disk whose driver has nothing more to ask; gives its process."""
-    bench = Bench(folder, 64, 2000)
+    bench = Bench(folder, 64, 10_000)
     backends: list[Backend] = []
 
     def serve(image: Path, path: Path) -> Backend:
@@ -78,7 +78,7 @@ def idle_backend(folder: Path) -> Iterator[int]:
         return backends[-1]
 
     with over_vhost_user(serve, bench.image, folder / "blk.sock") as numbers:
-        bench.drive(numbers, depth=32, wait=True, write=False)
+        bench.drive(numbers, Cell(write=False, wait=True, depth=32))
         yield backends[0].process.pid
 
 

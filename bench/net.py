@@ -21,10 +21,11 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from bench.common import MICROVM, QEMU, by_turns, give_up, require, tell, write_json
+from bench.common import MICROVM, QEMU, VIRTIOPY, by_turns, give_up, require, tell, write_json
 from bench.turns import frames
+from bench.vhost_user import DEVICE_CPU
 from tests.guest.dpdk import TESTPMD, Testpmd
-from tests.guest.vhost_user import serve
+from tests.guest.vhost_user import Backend
 from tests.namespace import Namespace
 from tests.patience import PATIENCE as DPDK_PATIENCE
 from virtiopy.boot.guests import guest_path
@@ -193,7 +194,9 @@ class DpdkBench:
         """Return the frames a second through `virtiopy serve net`."""
         path = self._new_socket()
         options = f"tap={DPDK_TAP},create=on,netns={self._namespace.name},mode={mode}"
-        with serve("net", options, path):
+        # On the CPU that DPDK's backend has: its driver does not leave the other one.
+        command = [*DEVICE_CPU, str(VIRTIOPY), "serve", "net", options, "--socket", str(path)]
+        with Backend(command, path):
             return self._rate(path)
 
     def dpdk(self) -> float:

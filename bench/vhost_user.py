@@ -1,9 +1,10 @@
 """4 KiB requests a second of a virtio-blk client: virtiopy, qemu-storage-daemon, a bare C loop.
 
-The same raw image for all, in the page cache; random reads and writes with 1 and 32 in flight, by a
-client that polls the used ring and by one that waits for interrupts. The client's virtqueue is
-driven by C (vhost_user_client.c), so that it is not what is measured. virtiopy serves once as it
-does by default and once with VIRTIOPY_NATIVE=off; floor.c is the least that a device can do.
+Raw images of the same content for all, in the page cache; random reads and writes with 1 and 32 in
+flight, by a client that polls the used ring and by one that waits for interrupts. The client's
+virtqueue is driven by C (vhost_user_client.c), so that it is not what is measured. virtiopy serves
+once as it does by default and once with VIRTIOPY_NATIVE=off; floor.c is the least that a device can
+do. In a round all run side by side, and the client uses them by turns, a slice each.
 
     python -m bench.vhost_user --rounds 5
     python -m bench.vhost_user --rounds 5 --svg iops.svg
@@ -31,7 +32,16 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from bench.common import VIRTIOPY, by_turns, give_up, require, tell, write_json
+from bench.common import (
+    VIRTIOPY,
+    Start,
+    by_slices,
+    give_up,
+    median_ratio,
+    require,
+    tell,
+    write_json,
+)
 from tests.guest.vhost_user import STORAGE_DAEMON, Backend
 from virtiopy.devices.blk import BlkFeature
 from virtiopy.memory import GuestMemory
@@ -69,6 +79,12 @@ PLOTTED = (1, 2, 4, 8, 16, 32)
 
 #: Device and client have a CPU each, so that the scheduler's choice is not what is measured.
 DEVICE_CPU, CLIENT_CPU = (["taskset", "--cpu-list", str(cpu)] for cpu in (0, 1))
+
+#: In how many parts a measurement is made, with those of the other peers between them.
+SLICES = 5
+
+#: The requests a second of each peer, round by round.
+Figures = dict[str, list[float]]
 
 #: Starts a peer for an image and a socket; gives the client's first ten numbers.
 Peer = Callable[[Path, Path], AbstractContextManager[list[int]]]
@@ -175,63 +191,6 @@ def bare_loop(
                 loop.kill()
 
 
-class Bench:
-    """An image in the page cache, and the client."""
-
-    def __init__(self, folder: Path, mebibytes: int, milliseconds: int = 1000) -> None:
-        self._folder = folder
-        self._milliseconds = milliseconds
-        self.image = folder / "disk.img"
-        self._blocks = make_image(self.image, mebibytes)
-        self._client = build(CLIENT, folder)
-
-    def measure(self, peer: Peer, *, depth: int, wait: bool, write: bool) -> float:
-        """Return the requests a second of a peer that was just started."""
-        with peer(self.image, self._folder / "blk.sock") as numbers:
-            return self.drive(numbers, depth=depth, wait=wait, write=write)
-
-    def drive(self, numbers: list[int], *, depth: int, wait: bool, write: bool) -> float:
-        """Have the client use a ring; returns the requests a second."""
-        settings = [self._blocks, depth, int(wait), int(write), self._milliseconds]
-        done = subprocess.run(
-            [*CLIENT_CPU, str(self._client), *map(str, [*numbers, *settings])],
-            pass_fds=[numbers[0], numbers[2], numbers[3]],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            give_up(done.stderr.strip())
-        return float(done.stdout)
-
-    def compare_reads(
-        self,
-        what: str,
-        contestants: Mapping[str, Callable[[Path, Path], Backend]],
-        depth: int,
-        rounds: int,
-        peer: str,
-    ) -> dict[str, list[float]]:
-        """Have backends read 4 KiB by turns, with interrupts, and tell; `what` is in the names."""
-        what = f"{what}depth {depth}, interrupts"
-        print(f"\n4 KiB random reads, {what}")
-        figures = by_turns(
-            {
-                name: partial(
-                    self.measure,
-                    partial(over_vhost_user, serve),
-                    depth=depth,
-                    wait=True,
-                    write=False,
-                )
-                for name, serve in contestants.items()
-            },
-            rounds,
-        )
-        tell(figures, "IOPS", 1, peer=peer)
-        return {f"{name}, {what}": values for name, values in figures.items()}
-
-
 @dataclass(slots=True, frozen=True)
 class Cell:
     """What the client does: one row of the table."""
@@ -253,35 +212,102 @@ def cells(depths: Sequence[int]) -> list[Cell]:
     ]
 
 
-#: Of each cell, the requests a second of each peer, round by round.
-Table = dict[Cell, dict[str, list[float]]]
+class Bench:
+    """An image in the page cache, and the client."""
+
+    def __init__(self, folder: Path, mebibytes: int, milliseconds: int = 1000) -> None:
+        self._folder = folder
+        self._milliseconds = milliseconds
+        self._mebibytes = mebibytes
+        self.image = folder / "disk.img"
+        self._blocks = make_image(self.image, mebibytes)
+        self._client = build(CLIENT, folder)
+
+    def drive(self, numbers: list[int], cell: Cell) -> float:
+        """Have the client use a ring; returns the requests a second."""
+        settings = [
+            *(self._blocks, cell.depth, int(cell.wait), int(cell.write)),
+            self._milliseconds // SLICES,
+        ]
+        done = subprocess.run(
+            [*CLIENT_CPU, str(self._client), *map(str, [*numbers, *settings])],
+            pass_fds=[numbers[0], numbers[2], numbers[3]],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            give_up(done.stderr.strip())
+        return float(done.stdout)
+
+    def compare(self, peers: Mapping[str, Peer], cell: Cell, rounds: int) -> Figures:
+        """Have the client use the rings of all peers by turns; returns the requests a second."""
+        # One more than peers: none has the same image in two rounds after one another, as where in
+        # the host's memory an image is counts too.
+        images = itertools.cycle([self._image(index) for index in range(len(peers) + 1)])
+
+        @contextmanager
+        def start(peer: Peer, path: Path) -> Iterator[Callable[[], float]]:
+            with peer(next(images), path) as numbers:
+                yield partial(self.drive, numbers, cell)
+
+        contestants: dict[str, Start] = {
+            name: partial(start, peer, self._folder / f"blk{index}.sock")
+            for index, (name, peer) in enumerate(peers.items())
+        }
+        return by_slices(contestants, rounds, SLICES)
+
+    def _image(self, index: int) -> Path:
+        path = self._folder / f"disk{index}.img"
+        if not path.exists():
+            make_image(path, self._mebibytes)
+        return path
+
+    def compare_reads(
+        self,
+        what: str,
+        contestants: Mapping[str, Callable[[Path, Path], Backend]],
+        depth: int,
+        rounds: int,
+        peer: str,
+    ) -> Figures:
+        """Have backends read 4 KiB by turns, with interrupts, and tell; `what` is in the names."""
+        what = f"{what}depth {depth}, interrupts"
+        print(f"\n4 KiB random reads, {what}")
+        peers: dict[str, Peer] = {
+            name: partial(over_vhost_user, serve) for name, serve in contestants.items()
+        }
+        figures = self.compare(peers, Cell(write=False, wait=True, depth=depth), rounds)
+        tell(figures, "IOPS", 1, peer=peer)
+        return {f"{name}, {what}": values for name, values in figures.items()}
+
+
+#: Of each cell, what each peer came to.
+Table = dict[Cell, Figures]
 
 
 def tell_sandbox(table: Table) -> None:
     """Print how virtiopy compares with the floor, both with the sandbox's filter and without."""
-    print(
-        f"\n{'virtiopy: ratio of medians':32} {'in the sandbox':>14} {'outside':>8} {'across':>8}"
-    )
+    print(f"\n{'virtiopy: median ratio':32} {'in the sandbox':>14} {'outside':>8} {'across':>8}")
     for cell, figures in table.items():
-        medians = {name: statistics.median(values) for name, values in figures.items()}
         print(
-            f"{cell!s:32} {medians[OURS] / medians[FLOOR_INSIDE]:14.2f} "
-            f"{medians[OURS_OUTSIDE] / medians[FLOOR_NAME]:8.2f} "
-            f"{medians[OURS] / medians[FLOOR_NAME]:8.2f}"
+            f"{cell!s:32} {median_ratio(figures[OURS], figures[FLOOR_INSIDE]):14.2f} "
+            f"{median_ratio(figures[OURS_OUTSIDE], figures[FLOOR_NAME]):8.2f} "
+            f"{median_ratio(figures[OURS], figures[FLOOR_NAME]):8.2f}"
         )
     print("across: virtiopy in the sandbox, the floor outside")
 
 
 def tell_ratios(table: Table) -> None:
     """Print how virtiopy compares with the floor and with the better qemu-storage-daemon."""
-    print(f"\n{'virtiopy: ratio of medians':32} {'to the floor':>14} {'to the better QEMU':>20}")
+    print(f"\n{'virtiopy: median ratio':32} {'to the floor':>14} {'to the better QEMU':>20}")
     for cell, figures in table.items():
         medians = {name: statistics.median(values) for name, values in figures.items()}
         daemons = [name for name in figures if name.startswith(STORAGE_DAEMON)]
         better = max(daemons, key=medians.__getitem__)
-        ours = medians[OURS]
-        daemon = f"{ours / medians[better]:.2f} ({better.rpartition('=')[2]})"
-        print(f"{cell!s:32} {ours / medians[FLOOR_NAME]:14.2f} {daemon:>20}")
+        ours = figures[OURS]
+        daemon = f"{median_ratio(ours, figures[better]):.2f} ({better.rpartition('=')[2]})"
+        print(f"{cell!s:32} {median_ratio(ours, figures[FLOOR_NAME]):14.2f} {daemon:>20}")
 
 
 def plot(table: Table, path: Path) -> None:
@@ -317,7 +343,7 @@ def plot(table: Table, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--size", type=int, default=256, help="of the image, in MiB")
+    parser.add_argument("--size", type=int, default=64, help="of the image, in MiB")
     parser.add_argument("--milliseconds", type=int, default=1000, help="that a measurement takes")
     parser.add_argument("--json", type=Path, help="write every figure to this file")
     parser.add_argument(
@@ -367,15 +393,7 @@ def main() -> None:
             if arguments.only not in str(cell):
                 continue
             print(f"\n4 KiB random {cell}")
-            table[cell] = by_turns(
-                {
-                    name: partial(
-                        bench.measure, peer, depth=cell.depth, wait=cell.wait, write=cell.write
-                    )
-                    for name, peer in peers.items()
-                },
-                arguments.rounds,
-            )
+            table[cell] = bench.compare(peers, cell, arguments.rounds)
             tell(table[cell], "IOPS", 1, peer=FLOOR_NAME)
     (tell_sandbox if arguments.sandbox else tell_ratios)(table)
     if arguments.svg is not None:

@@ -116,6 +116,17 @@ static int link_ends[2];
 static struct vp_port port;
 static struct vp_filter filter = { .mac = { 2 }, .vlans = { 0x80 } };
 
+/* Kept from input to input, as the kernel takes its time to make one; fd -1 while the port has it. */
+static struct vp_burst burst = { .uring = { .fd = -1 } };
+
+static void swap_burst(void)
+{
+	struct vp_burst other = port.burst;
+
+	port.burst = burst;
+	burst = other;
+}
+
 static void open_files(void)
 {
 	uint64_t count;
@@ -201,6 +212,11 @@ static void setup_net(struct device *device, struct input *input, bool is_transm
 	port.last = rules & 0x1000 ? 4096 : 0;
 	device->port = &port;
 	vp_ring_serve_net(device->ring, &port, is_transmit);
+	if (is_transmit && rules & 0x2000) {
+		if (burst.uring.fd < 0)
+			vp_burst_open(&burst, port.fd);
+		swap_burst();
+	}
 }
 
 static void setup(struct device *device, struct input *input)
@@ -261,7 +277,7 @@ static void check_books(const struct device *device)
 	for (int i = 0; i < LARGEST; i++)
 		with_python += device->given[i];
 	if (device->port)
-		with_python += device->port->ready_count + (device->port->unsent != NULL);
+		with_python += device->port->ready_count;
 	CHECK(ring->jobs == job_count);
 	CHECK(device->queue.in_flight == ring->jobs + up + down + with_python);
 	CHECK(ring->free_count == ring->slot_count - device->queue.in_flight);
@@ -369,7 +385,7 @@ static void serve_ring(struct device *device)
 {
 	is_ready(device->ring);
 	serve(device->ring);
-	if (device->port && device->ring->kind->ready && device->port->unsent)
+	if (device->port && device->ring->kind->ready && device->port->ready_count > 0)
 		drain_link();
 }
 
@@ -435,6 +451,8 @@ static void leave(struct device *device, struct input *input)
 
 	while (job_count > 0)
 		finish_job(input);
+	if (device->port && device->port->burst.uring.fd >= 0)
+		swap_burst();
 	end_ring(&worker, 0);
 	python(device, true);
 	vp_virtq_publish(&device->queue);

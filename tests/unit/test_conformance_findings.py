@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from virtiopy.conformance.clauses.definitions import COMPLETION, WRITTEN
+from virtiopy.conformance.clauses.definitions import COMPLETION, IDLE_KICK, WRITTEN
 from virtiopy.conformance.report.findings import Findings
 from virtiopy.conformance.report.results import Blame, Failure, Outcome, Result
 
@@ -61,6 +61,32 @@ def test_what_stands_on_a_broken_statement_is_blocked() -> None:
     results = [failed("its own", [COMPLETION]), failed("another", [MUST])]
     assert found(*results) == [(COMPLETION, "failed")]
     assert Findings(results).outcome(results[1]) is Outcome.BLOCKED
+
+
+def test_a_device_that_an_idle_kick_breaks_is_one_finding_wherever_one_was_sent() -> None:
+    results = [
+        failed("flags", ["2.7.10.2:1"], Blame.STEP, COMPLETION),
+        failed("idle kicks", [IDLE_KICK], Blame.STEP, COMPLETION),
+    ]
+    assert found(*results) == [(IDLE_KICK, "failed")]
+    assert Findings(results).outcome(results[0]) is Outcome.BLOCKED
+
+
+def test_where_requests_are_not_carried_out_at_all_the_idle_kick_is_not_to_blame() -> None:
+    results = [
+        failed("requests", [COMPLETION], Blame.STEP, COMPLETION),
+        failed("idle kicks", [IDLE_KICK], Blame.STEP, COMPLETION),
+        failed("flags", ["2.7.10.2:1"], Blame.STEP, COMPLETION),
+    ]
+    assert found(*results) == [(COMPLETION, "failed")]
+
+
+def test_what_an_idle_kick_cannot_have_done_is_a_finding_of_its_own() -> None:
+    results = [
+        failed("idle kicks", [IDLE_KICK], Blame.STEP, COMPLETION),
+        failed("flags", ["2.7.10.2:1"]),
+    ]
+    assert found(*results) == [("2.7.10.2:1", "failed"), (IDLE_KICK, "failed")]
 
 
 def test_deaths_by_the_same_line_are_one_finding() -> None:

@@ -15,6 +15,7 @@ HERE = Path(__file__).parent
 #: One file a concern.
 SOURCES = (
     "blk",
+    "burst",
     "dirty",
     "eventfd",
     "fences",
@@ -22,6 +23,8 @@ SOURCES = (
     "ioctl",
     "memory",
     "net",
+    "net_receive",
+    "net_transmit",
     "pool",
     "sandbox",
     "tcg",
@@ -29,6 +32,7 @@ SOURCES = (
     "tcg_mmu",
     "tcg_replace",
     "uring",
+    "uring_engine",
     "virtq",
     "wake",
     "worker",

@@ -10,6 +10,7 @@
 #include <stdint.h>
 #include <sys/uio.h>
 
+#include "burst.h"
 #include "engine.h"
 #include "virtq.h"
 
@@ -213,10 +214,12 @@ struct vp_port {
 	struct vp_port_counts counts;
 	/* The thread's own. */
 	bool readable;		/* the link may have a frame */
-	struct vp_slot *ready[VP_SLOTS];	/* buffers to receive into, in their order */
+	/* Chains in their order: buffers to receive into, or frames to be sent. */
+	struct vp_slot *ready[VP_SLOTS];
 	uint32_t ready_first, ready_count;
 	uint64_t room;
-	struct vp_slot *unsent;	/* a frame that the link has no room for */
+	struct vp_burst burst;
+	bool is_burst_useless;	/* there is none, or the link had no room for one */
 	uint64_t held;		/* bytes in `frame`, of one that waits for buffers */
 	uint64_t parked;	/* the same, of one that waits for the gate: Python's, once the ring is left */
 	uint64_t last;		/* bytes of the frame that was received last */

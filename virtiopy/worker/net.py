@@ -15,7 +15,7 @@ from virtiopy.devices.net.header import HEADER_SIZE, GsoType
 from virtiopy.devices.net.path import NetCounters
 from virtiopy.errors import HostError
 from virtiopy.virtqueue.native import NativeQueue
-from virtiopy.worker.thread import POLL_US, NativeRing, WorkerThread
+from virtiopy.worker.thread import POLL_US, NativeRing, RingCounts, WorkerThread
 
 #: The longest chains that a worker is given: each may be cut where regions of memory meet.
 _LONGEST_CHAIN = 512
@@ -74,6 +74,11 @@ class _Port:
         """Take the frame that was received and not given to the driver, if there is one."""
         length, self.native.parked = self.native.parked, 0
         return bytes(ffi.buffer(self.native.frame, length)) if length else None
+
+    @property
+    def ring_counts(self) -> RingCounts:
+        assert self._ring is not None
+        return self._ring.counts
 
     def collect(self, counts: NetCounters) -> None:
         for name in _COUNTED:
@@ -161,6 +166,11 @@ class NativePair(Closing):
         """Add what was moved since the last call to the device's counters."""
         for port in self._ports:
             port.collect(self._rules.counts)
+
+    @property
+    def ring_counts(self) -> list[RingCounts]:
+        """What each ring of those that it has cost since it was started."""
+        return [port.ring_counts for port in self._ports]
 
     def _describe_filter(self) -> None:
         filter_ = self._rules.filter

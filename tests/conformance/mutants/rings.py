@@ -9,7 +9,7 @@ from tests.conformance.mutants import mutants, over_queue
 from virtiopy.conformance.targets.builders import build_blk, build_rng
 from virtiopy.devices.rng import Rng
 from virtiopy.virtqueue.native import NativeChain, NativeQueue
-from virtiopy.virtqueue.queue import Completion, QueueState, Virtqueue
+from virtiopy.virtqueue.queue import Chain, Completion, QueueError, QueueState, Virtqueue
 
 #: How long what comes too late is late, seconds.
 LATE = 0.003
@@ -245,6 +245,22 @@ class GoesOnAfterAQueueReset(Rng):
         self.stood.clear()
 
 
+class BreaksOnAKickWithNothingNew(Rng):
+    """Takes a kick with nothing available for a fault of the driver's."""
+
+    served = 0
+
+    def serve(self, queue: Virtqueue, chain: Chain) -> int:
+        self.served += 1
+        return super().serve(queue, chain)
+
+    def handle(self, queue: Virtqueue) -> None:
+        before = self.served
+        super().handle(queue)
+        if self.served == before:
+            raise QueueError("a kick with nothing available")
+
+
 _Kinds = Iterable[tuple[str, type[QueueProxy]]]
 
 _NOTIFICATIONS: _Kinds = [
@@ -270,6 +286,9 @@ MUTANTS = [
     *over_queue(0, build_blk, [("2.7.5.1:1", ScribblesOnWhatItReads)]),
     *mutants(
         build_rng,
-        [("2.6.1.1.1:2", GoesOnAfterAQueueReset)],
+        [
+            ("2.6.1.1.1:2", GoesOnAfterAQueueReset),
+            ("2.7.10.2:5", BreaksOnAKickWithNothingNew),
+        ],
     ),
 ]

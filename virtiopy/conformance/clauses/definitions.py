@@ -28,6 +28,9 @@ WRITTEN = "2.7.8.2:2"
 #: The length is there before the entry is counted.
 LENGTH_IN_PLACE = "2.7.8.2:1"
 
+#: A kick that has nothing new to tell does no harm.
+IDLE_KICK = "2.7.10.2:5"
+
 #: Heads come back that were given.
 USED_ID = "2.7.8:1"
 

@@ -8,12 +8,20 @@ that sends one. So the tests of what is stood on decide.
 2. A step's failure is about the step's statement where a test of that statement fails, too; where
    those pass, or there is none, it is about what the test does: its own statement.
 3. What is about a statement that stands on another which is broken is blocked by that one.
+4. What waited in vain is blocked by the test that kicks with nothing new, where that fails: each
+   driver sends such a kick now and then, when the device is done before it comes.
 """
 
 import functools
 from dataclasses import dataclass
 
-from virtiopy.conformance.clauses.definitions import BASIS, everything, stands_on
+from virtiopy.conformance.clauses.definitions import (
+    BASIS,
+    COMPLETION,
+    IDLE_KICK,
+    everything,
+    stands_on,
+)
 from virtiopy.conformance.clauses.protocol import protocol
 from virtiopy.conformance.problems import WORKS_WITH
 from virtiopy.conformance.report.results import Blame, Failure, Outcome, Result
@@ -52,6 +60,8 @@ class Broken:
         """Return what a failure is about, as far as tests have told yet."""
         statement = self._statement(result, failure)
         below = next((one for one in _below(statement) if one in self._statements), None)
+        if below is None and statement == _own(result) and _is_in_vain(failure):
+            below = IDLE_KICK if IDLE_KICK in self._statements - {statement} else None
         return Place(statement, below)
 
     def outcome(self, result: Result) -> Outcome:
@@ -96,10 +106,17 @@ def _shown_by(result: Result, failure: Failure) -> str | None:
     if failure.blame is Blame.SURE:
         return failure.clause
     if failure.blame is Blame.STEP:
+        if _own(result) == IDLE_KICK:
+            return IDLE_KICK
         # A test of what a device MAY do has no other statement that could be broken.
         own = failure.clause in result.clauses or (result.clauses and _own(result) is None)
         return failure.clause if own else None
     return _own(result)
+
+
+def _is_in_vain(failure: Failure) -> bool:
+    """Say whether a test did not get past a request that was not carried out."""
+    return failure.blame is Blame.STEP and failure.clause == COMPLETION and not failure.died
 
 
 def _own(result: Result) -> str | None:
