@@ -25,7 +25,7 @@ needs_virtiofsd = pytest.mark.skipif(
         ("missing,tag=files", "missing is no folder"),
         (".", "tag="),
         (f".,tag={'x' * 37}", "36 bytes"),
-        ("vhost-user=missing.sock,tag=files", "No backend serves a device at missing.sock"),
+        ("vhost-user=missing.sock,tag=files", "virtiofsd -f --socket-path=missing.sock"),
         ("vhost-user=missing.sock", "tag="),
         ("vhost-user=missing.sock,tag=files,readonly=on", "which has its own readonly"),
     ],

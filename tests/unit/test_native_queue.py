@@ -300,6 +300,29 @@ class _Looker(QueueObserver):
     pass
 
 
+def test_what_was_taken_first_is_known_where_a_queue_is_opened_anew() -> None:
+    for queue_type in QUEUES:
+        memory = _memory()
+        accounts = Accounts(memory, 8, None, 64)
+        side = Side(queue_type, memory, 8, False, True, accounts)
+        memory.write(DESCRIPTORS, bytes(16 * 8))
+        for turn in range(3):
+            _drive(side, ("offer", 0, struct.pack("<2H", 2 * turn, 2 * turn + 1)))
+            side.chains += side.queue.pop_many()
+            _push([(0, 0)])(side)
+            _move(side)
+        _drive(side, ("offer", 0, struct.pack("<2H", 6, 7)))
+        side.chains += side.queue.pop_many()
+        region = ffi.cast("struct vhost_user_queue_region *", accounts.inflight.file.address)
+        taken = [head for head in range(8) if region.desc[head].inflight]
+        counted = [region.desc[head].counter for head in taken]
+        assert len(taken) > 1
+        assert sorted(set(counted)) == sorted(counted)
+        assert max(counted) > 7, queue_type
+        accounts.close()
+        memory.close()
+
+
 def test_a_queue_is_worked_by_c_unless_that_is_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VIRTIOPY_NATIVE", raising=False)
     assert split_queue_type() is NativeQueue

@@ -84,3 +84,12 @@ def test_what_another_process_serves_needs_a_vms_side() -> None:
     options.main = "vhost-user=x.sock"
     with pytest.raises(ConfigError, match="no entropy device that another process serves"):
         build(rng, options)
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in entries() if entry.vhost_user])
+def test_a_backend_that_is_not_there_has_a_command_that_starts_one(name: str) -> None:
+    entry = entry_named(name)
+    tag = ",tag=files" if entry.name == "fs" else ""
+    starts = f"virtiopy serve {entry.name} " if entry.served else "virtiofsd -f --socket-path="
+    with pytest.raises(ConfigError, match=f"as in .*{starts}.*missing.sock"):
+        build(entry, parse(entry, f"vhost-user=missing.sock{tag}"))

@@ -1,9 +1,11 @@
 """A folder that diod serves, asked as a driver that keeps to no rule asks."""
 
+import errno
 import os
 import queue
 import shutil
 import struct
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.patience import PATIENCE
-from virtiopy.devices.ninep import HEADER_SIZE, RLERROR, make_message
+from virtiopy.devices.ninep import HEADER_SIZE, RLERROR, make_error, make_message
 from virtiopy.errors import ConfigError
 from virtiopy.eventloop import EventLoop
 from virtiopy.host.launcher import find_tool
@@ -138,6 +140,30 @@ def test_a_large_message_to_append_is_one_piece_of_the_file(client: Client, fold
     client.open(b"file", os.O_WRONLY | os.O_APPEND)
     client.ask(TWRITE, struct.pack("<IQI", 2, 0, MOST) + data)
     assert (folder / "file").read_bytes() == b"for the guest" + data
+
+
+def test_a_folder_that_is_removed_is_an_error_to_the_driver(client: Client, folder: Path) -> None:
+    assert client.read(b"file") is not None
+    shutil.rmtree(folder)
+    walk = struct.pack("<IIH", 1, 3, 1) + text(b"file")
+    assert client.ask(TWALK, walk) == make_error(1, errno.ENOENT)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root alone can mount")
+def test_a_folder_that_is_unmounted_is_there_for_the_driver(folder: Path) -> None:
+    """diod has a mount of its own, which the host's is none of."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "share", folder], check=True)
+    try:
+        (folder / "file").write_bytes(b"of the mount")
+        share = Share(folder)
+    finally:
+        subprocess.run(["umount", folder], check=True)
+    with EventLoop() as loop:
+        loop.start()
+        client = Client(share, loop)
+        assert client.read(b"file") == b"of the mount"
+        with client.lock:
+            share.close()
 
 
 @pytest.mark.parametrize("target", ["..", "{outside}"], ids=["relative", "absolute"])

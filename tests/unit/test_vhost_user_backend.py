@@ -11,7 +11,7 @@ import pytest
 
 from tests.unit.net.rig import MAC
 from tests.unit.vhost_model import WireLink
-from tests.unit.vhost_user import FEATURES, Driver, Served, readable
+from tests.unit.vhost_user import FEATURES, Driver, Served, log_writes, readable
 from virtiopy.devices.blk import Blk
 from virtiopy.devices.net import Net
 from virtiopy.devices.net.features import NetFeature
@@ -22,12 +22,10 @@ from virtiopy.host.disk import DiskImage
 from virtiopy.spec import DeviceStatus, Feature, feature_mask
 from virtiopy.vhost.user.messages import (
     VHOST_F_LOG_ALL,
-    LogArea,
     MemoryRegion,
     Message,
     ProtocolFeature,
     Request,
-    RingAddresses,
     ring_file,
 )
 from virtiopy.virtqueue.queue import QueueState
@@ -315,43 +313,20 @@ def test_memory_that_was_given_twice_is_there_until_it_was_taken_twice(served: S
 
 def test_pages_that_are_written_are_logged(driver: Driver) -> None:
     driver.wanted = FEATURES | 1 << VHOST_F_LOG_ALL
-    log = os.memfd_create("log")
-    os.ftruncate(log, 4096)
-    frontend = driver.frontend
-    frontend._protocol_features |= 1 << ProtocolFeature.LOG_SHMFD
-    frontend._tell(Request.SET_PROTOCOL_FEATURES, frontend._protocol_features.to_bytes(8, "little"))
-    frontend.connection.send(Message(Request.SET_LOG_BASE, LogArea(4096, 0).encode(), fds=[log]))
-    frontend._answer(Request.SET_LOG_BASE)
-    driver.start()
-    queue = driver.queues[0]
-    addresses = queue.driver.areas
-    region = driver.memory.regions[0]
     used_log = 0x7000_000  # Any address will do for the used ring (Migration).
-    frontend._tell(
-        Request.SET_VRING_ADDR,
-        RingAddresses(
-            0,
-            1,
-            region.host_address + addresses.descriptor,
-            region.host_address + addresses.device,
-            region.host_address + addresses.driver,
-            used_log,
-        ).encode(),
-    )
-    driver.allocator.take(1, 4096)
-    request = driver.piece(header(IN, 1))
-    driver.allocator.take(1, 4096)
-    data = driver.piece(3 * SECTOR)
-    driver.allocator.take(1, 4096)
-    status = driver.piece(1)
-    queue.driver.add([request, data, status])
-    queue.notify()
-    queue.wait()
-    frontend.stop_ring(0)
-    bits = os.pread(log, 4096, 0)
-    dirty = {page for page in range(4096 * 8) if bits[page // 8] >> page % 8 & 1}
-    assert dirty == {data.address >> 12, status.address >> 12, used_log >> 12}
-    os.close(log)
+    with log_writes(driver, 0, used_log) as dirty:
+        queue = driver.queues[0]
+        driver.allocator.take(1, 4096)
+        request = driver.piece(header(IN, 1))
+        driver.allocator.take(1, 4096)
+        data = driver.piece(3 * SECTOR)
+        driver.allocator.take(1, 4096)
+        status = driver.piece(1)
+        queue.driver.add([request, data, status])
+        queue.notify()
+        queue.wait()
+        driver.frontend.stop_ring(0)
+        assert dirty() == {data.address >> 12, status.address >> 12, used_log >> 12}
 
 
 def test_it_listens_where_nobody_listens_any_more(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import select
 import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.patience import PATIENCE
@@ -14,6 +15,13 @@ from virtiopy.eventloop import EventLoop
 from virtiopy.memory import GuestMemory
 from virtiopy.spec import Feature, feature_mask
 from virtiopy.vhost.user.frontend import InflightFile, VhostUserFrontend, connect
+from virtiopy.vhost.user.messages import (
+    LogArea,
+    Message,
+    ProtocolFeature,
+    Request,
+    RingAddresses,
+)
 from virtiopy.vhost.user.rings import Lease
 from virtiopy.vhost.user.server import Server, listen
 from virtiopy.vhost.vring import Vring
@@ -156,3 +164,37 @@ class Driver(Closing):
         address = self.allocator.take(len(data), 16)
         self.memory.write(address, data)
         return Piece(address, len(data))
+
+
+@contextlib.contextmanager
+def log_writes(driver: Driver, index: int, used_log: int) -> Iterator[Callable[[], set[int]]]:
+    """Have a driver started whose backend logs what it writes; yields what gives the dirty pages.
+
+    `used_log` is the address by which writes to the used ring of queue `index` are logged.
+    """
+    log = os.memfd_create("log")
+    os.ftruncate(log, 4096)
+    frontend = driver.frontend
+    frontend._protocol_features |= 1 << ProtocolFeature.LOG_SHMFD
+    frontend._tell(Request.SET_PROTOCOL_FEATURES, frontend._protocol_features.to_bytes(8, "little"))
+    frontend.connection.send(Message(Request.SET_LOG_BASE, LogArea(4096, 0).encode(), fds=[log]))
+    frontend._answer(Request.SET_LOG_BASE)
+    driver.start()
+    addresses = driver.queues[index].driver.areas
+    region = driver.memory.regions[0]
+    logged = RingAddresses(
+        index,
+        1,
+        region.host_address + addresses.descriptor,
+        region.host_address + addresses.device,
+        region.host_address + addresses.driver,
+        used_log,
+    )
+    frontend._tell(Request.SET_VRING_ADDR, logged.encode())
+
+    def dirty() -> set[int]:
+        bits = os.pread(log, 4096, 0)
+        return {page for page in range(4096 * 8) if bits[page // 8] >> page % 8 & 1}
+
+    yield dirty
+    os.close(log)

@@ -237,7 +237,7 @@ class Shared:
 
     `folder` is at /mnt by 9P and `tree` at /tree by virtio-fs; `fixed` is at /fixed and /still,
     where it cannot be written. `small`, which is soon full, is at /places/small by 9P, and within
-    `tree`. `outside` is a file beside them.
+    `tree`. `outside` is a file beside them. `going` is at /going/9p and /going/fs.
     """
 
     linux: Linux
@@ -246,6 +246,7 @@ class Shared:
     fixed: Path
     small: Path
     outside: Path
+    going: Path
     share: Share
     daemon: FsDaemon
 
@@ -277,7 +278,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
     base = tmp_path_factory.mktemp("share")
     folder, tree, fixed, outside = (base / name for name in ("folder", "tree", "fixed", "outside"))
     small = tree / "small"
-    for path in (folder, tree, fixed):
+    going = base / "going"
+    for path in (folder, tree, fixed, going):
         path.mkdir()
         (path / "large").write_bytes(os.urandom(3 << 20))
     outside.write_text(SECRET)
@@ -287,26 +289,31 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "small", small], check=True)
         stack.callback(subprocess.run, ["umount", str(small)], check=True)
         share = Share(folder)
-        daemon, still = (
-            stack.enter_context(FsDaemon(path, readonly=path is fixed)) for path in (tree, fixed)
+        daemon, still, goes = (
+            stack.enter_context(FsDaemon(path, readonly=path is fixed))
+            for path in (tree, fixed, going)
         )
         devices: dict[str, VirtioDevice] = {
             "ninep0": NineP(share, "files"),
             "ninep1": NineP(Share(fixed, readonly=True), "fixed"),
             "ninep2": NineP(Share(small), "small"),
+            "ninep3": NineP(Share(going), "going"),
             "fs0": VhostUserFs(daemon.connect(), daemon.connect, tag="tree", renews=True),
             "fs1": VhostUserFs(still.connect(), still.connect, tag="still", renews=True),
+            "fs2": VhostUserFs(goes.connect(), goes.connect, tag="goes", renews=True),
         }
         linux = stack.enter_context(
             Linux(
                 devices,
                 modules=("9pnet_virtio", "9p", "virtiofs"),
-                modes={"fs0": IoMode.VHOST_USER, "fs1": IoMode.VHOST_USER},
+                modes=dict.fromkeys(("fs0", "fs1", "fs2"), IoMode.VHOST_USER),
             )
         )
         linux.sh(
-            f"mkdir -p /fixed /tree /still /places/small; {MOUNT_9P} files /mnt && "
-            f"{MOUNT_9P} fixed /fixed && {MOUNT_9P} small /places/small && "
+            f"mkdir -p /fixed /tree /still /places/small /going/9p /going/fs; "
+            f"{MOUNT_9P} going /going/9p && mount -t virtiofs goes /going/fs && "
+            f"{MOUNT_9P} files /mnt && {MOUNT_9P} fixed /fixed && "
+            f"{MOUNT_9P} small /places/small && "
             "mount -t virtiofs tree /tree && mount -t virtiofs still /still"
         )
-        yield Shared(linux, folder, tree, fixed, small, outside, share, daemon)
+        yield Shared(linux, folder, tree, fixed, small, outside, going, share, daemon)

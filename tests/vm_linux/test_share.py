@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -42,3 +43,18 @@ def test_a_share_that_is_none_is_said_in_a_sentence(value: str, words: str) -> N
     if find_tool("diod") is None or shutil.which("bwrap") is None:
         pytest.skip("diod or bubblewrap is missing: apt-get install diod bubblewrap")
     assert_one_sentence(virtiopy("run", "--share", value), words)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (".", "serve ninep has tag=: give it"),
+        (".,tag=files,color=red", "serve ninep does not know 'color=red'"),
+    ],
+)
+def test_a_share_that_is_served_has_no_option_to_be_named(
+    tmp_path: Path, value: str, words: str
+) -> None:
+    outcome = virtiopy("serve", "ninep", value, "--socket", tmp_path / "share.sock")
+    assert_one_sentence(outcome, words)
+    assert "--share" not in outcome.errors

@@ -99,3 +99,17 @@ def test_a_folder_that_goes_away_under_the_guest_is_an_error_there(
     )
     assert text.count("No such file or directory") + text.count("nonexistent directory") == 2
     assert text.endswith("the rest is there")
+
+
+def test_a_root_that_is_removed_is_an_error_in_each_way_and_the_rest_goes_on(
+    shared: Shared,
+) -> None:
+    shutil.rmtree(shared.going)
+    for way in ("9p", "fs"):
+        text = shared.linux.sh(
+            f"cat /going/{way}/large; mkdir /going/{way}/new; "
+            "test -e /mnt/large && test -e /tree/large && echo the rest is there",
+            check=False,
+        )
+        assert text.count("No such file or directory") + text.count("nonexistent directory") == 2
+        assert text.endswith("the rest is there")

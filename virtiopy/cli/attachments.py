@@ -122,13 +122,16 @@ def choose_vsock_mode(options: DeviceOptions, default: str) -> ModeChoice:
     return ModeChoice(options.choice("mode", modes, _without_native(default)))
 
 
-def parse(entry: DeviceEntry, text: str) -> DeviceOptions:
-    """Take a value of a device's option apart; raises ConfigError."""
+def parse(entry: DeviceEntry, text: str, called: str = "") -> DeviceOptions:
+    """Take a value of a device's option apart; raises ConfigError.
+
+    Users know the option by its own name, or by what it is `called` where it has none.
+    """
     option = entry.option
     if not option.has_main and text:
         text = f",{text}"
     keys = (*option.keys, "mode")
-    return DeviceOptions(option.name, text, keys, option.repeatable, option.parts)
+    return DeviceOptions(called or option.name, text, keys, option.repeatable, option.parts)
 
 
 def mode_of(entry: DeviceEntry, options: DeviceOptions, default: str) -> ModeChoice:
@@ -181,10 +184,12 @@ def build_disk(options: DeviceOptions) -> VirtioDevice:
         return build_formatted_disk(options, cache)
     queue_size = options.number("queue-size", 256, 4, QUEUE_SIZE_MAX)
     if not valid_queue_size(queue_size):
-        raise ConfigError(f"--disk has queue-size={queue_size}: use a power of 2.")
+        raise ConfigError(f"{options.option} has queue-size={queue_size}: use a power of 2.")
     serial = options.text("serial", "")
     if not serial.isascii() or len(serial) > ID_BYTES:
-        raise ConfigError(f"--disk has serial={serial}: use up to {ID_BYTES} ASCII characters.")
+        raise ConfigError(
+            f"{options.option} has serial={serial}: use up to {ID_BYTES} ASCII characters."
+        )
     num_queues = options.number("queues", 1, 1, 64)
     disk = DiskImage(
         Path(options.main),
@@ -255,8 +260,8 @@ def build_formatted_disk(options: DeviceOptions, cache: "CacheMode") -> VirtioDe
     for key in ("serial", "queue-size"):
         if options.text(key, ""):
             raise ConfigError(
-                f"--disk has {key}=..., which qemu-storage-daemon cannot set: leave it out, or "
-                "convert the image to a raw one."
+                f"{options.option} has {key}=..., which qemu-storage-daemon cannot set: leave "
+                "it out, or convert the image to a raw one."
             )
     image = Image(
         options.main,
@@ -382,9 +387,9 @@ def build_net(options: DeviceOptions) -> VirtioDevice:
         parse_mac,
     )
 
-    name = options.word("tap", "")
+    name, option = options.word("tap", ""), options.option
     if not name:
-        raise ConfigError("--net has no tap: write it as in --net tap=tap0,create=on.")
+        raise ConfigError(f"{option} has no tap: write it as in {option} tap=tap0,create=on.")
     config = TapConfig(
         name,
         create=options.flag("create"),
@@ -417,8 +422,8 @@ def build_share(options: DeviceOptions) -> VirtioDevice:
     tag = options.text("tag", "")
     if not tag or not is_text(tag) or len(tag.encode()) > TAG_MAX:
         raise ConfigError(
-            f"--share has tag={tag}: give it a name of up to {TAG_MAX} bytes, by which the guest "
-            "mounts it, as in --share folder,tag=files."
+            f"{options.option} has tag={tag}: give it a name of up to {TAG_MAX} bytes, by which "
+            f"the guest mounts it, as in {options.option} folder,tag=files."
         )
     return NineP(Share(options.folder, readonly=options.flag("readonly")), tag)
 
@@ -440,11 +445,12 @@ def build_vsock(options: DeviceOptions) -> VirtioDevice:
     from virtiopy.devices.vsock.commands import parse_cid
     from virtiopy.host.vsock import HybridSockets
 
-    cid = parse_cid(options.text("cid", ""), "--vsock has cid")
+    option = options.option
+    cid = parse_cid(options.text("cid", ""), f"{option} has cid")
     path = options.text("path", "")
     if not path:
         if options.text("mode", "") != "vhost":
-            raise ConfigError("--vsock has no path: write it as in --vsock cid=3,path=vm.sock.")
+            raise ConfigError(f"{option} has no path: write it as in {option} cid=3,path=vm.sock.")
         # The kernel has sockets of its own.
         return Vsock(cid)
     seqpacket = options.text("seqpacket", "")

@@ -199,7 +199,7 @@ def _build(
     entry: DeviceEntry, text: str, box: Sandbox
 ) -> "tuple[VirtioDevice, Lease | None, attachments.ModeChoice]":
     """Build the device, what its rings claim, and say what is to work them."""
-    options = parse(entry, text)
+    options = parse(entry, text, f"serve {entry.name}")
     if given := {"vhost", "vhost-user"} & set(options.keys):
         raise ConfigError(f"{given.pop()}=... is for virtiopy's own VM: leave it out.")
     if options.text("mode", "native") not in {"native", "ioeventfd", attachments.AUTO}:

@@ -6,8 +6,8 @@ Where a frame can be lost, and what counts it:
   the link's own queue; when that is full the link drops them, and counts them itself (a tap does:
   `ip -s link`, TX dropped).
 - Without MRG_RXBUF a frame that is longer than the next buffer is dropped: `rx_dropped_too_long`.
-- With MRG_RXBUF a frame that needs more buffers than there are is kept until the driver's next
-  kick; if it finds too few even then it is dropped: `rx_dropped_no_buffer`.
+- With MRG_RXBUF a frame that needs more buffers than there are is kept until the driver has added
+  some; if it finds too few even then it is dropped: `rx_dropped_no_buffer`.
 - Whatever else is dropped is bad, unwanted, or refused by the host: see `NetCounters`.
 - A frame to be sent for which the link has no room stays in its buffer until there is.
 """
@@ -144,6 +144,8 @@ class Receiver:
         self.wants_frames = False
         self._ready.clear()
         self._room = 0
+        if self._held is not None:
+            self.put_back(self._held)
         self._held = None
 
     @property
@@ -181,8 +183,10 @@ class Receiver:
     def _run(self, queue: Virtqueue, *, kicked: bool) -> bool:
         queue.disable_kicks()
         if kicked and self._held is not None:
+            room = self._room
             self._deliver_held(queue)
-            if self._held is not None:
+            # A kick that brought nothing may be of before, or of a ring's start.
+            if self._held is not None and self._room > room:
                 self._counts.rx_dropped_no_buffer += 1
                 self._held = None
         self.wants_frames = True

@@ -541,4 +541,5 @@ def open_blk(path: Path) -> VhostUserBlk:
 
 def open_net(path: Path, mac: bytes | None) -> VhostUserNet:
     """Make the network device that is served at a socket; raises ConfigError."""
-    return VhostUserNet(connect(path), lambda: connect(path), mac=mac)
+    backend = "virtiopy serve net tap=tap0,create=on --socket {socket}"
+    return VhostUserNet(connect(path, backend), lambda: connect(path, backend), mac=mac)

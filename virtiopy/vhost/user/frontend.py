@@ -73,8 +73,15 @@ class InflightFile:
     fd: int
 
 
-def connect(path: Path) -> socket.socket:
-    """Connect to a backend that listens; raises ConfigError, with the remedy."""
+#: What starts a backend, where nothing is known of the device; the socket's path is for {socket}.
+ANY_BACKEND = "virtiopy serve blk disk.img --socket {socket}"
+
+
+def connect(path: Path, backend: str = ANY_BACKEND) -> socket.socket:
+    """Connect to a backend that listens; raises ConfigError, with the remedy.
+
+    `backend` is a command that starts one, as an example: {socket} in it is where it listens.
+    """
     stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     # A backend that accepts no connection is not waited for (EAGAIN, unix(7)).
     stream.setblocking(False)
@@ -91,7 +98,7 @@ def connect(path: Path) -> socket.socket:
         stream.close()
         raise ConfigError(
             f"No backend serves a device at {path} ({error.strerror or error}): start a vhost-user "
-            f"backend first, as in virtiopy serve blk disk.img --socket {path}."
+            f"backend first, as in {backend.format(socket=path)}."
         ) from error
     return stream
 

@@ -95,4 +95,5 @@ class VhostUserFs(VhostUserDevice):
 
 def open_fs(path: Path, tag: str) -> VhostUserFs:
     """Make the file system device that is served at a socket; raises ConfigError."""
-    return VhostUserFs(connect(path), lambda: connect(path), tag=tag)
+    backend = "/usr/lib/qemu/virtiofsd -f --socket-path={socket} -o source=PATH"
+    return VhostUserFs(connect(path, backend), lambda: connect(path, backend), tag=tag)

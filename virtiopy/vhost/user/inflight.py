@@ -53,6 +53,9 @@ class QueueInflight(QueueObserver):
 
     def join(self, queue: CData) -> None:
         """Have C keep the account (virtqueue.native.NativeAccount)."""
+        if self._native is not None:
+            # What goes on with another queue goes on counting.
+            self._counter = self._native.inflight_counter
         queue.inflight = self._region
         queue.inflight_counter = self._counter
         self._native = queue

@@ -40,4 +40,5 @@ class VhostUserNineP(VhostUserDevice):
 
 def open_ninep(path: Path) -> VhostUserNineP:
     """Make the 9P device that is served at a socket; raises ConfigError."""
-    return VhostUserNineP(connect(path), lambda: connect(path))
+    backend = "virtiopy serve ninep folder,tag=files --socket {socket}"
+    return VhostUserNineP(connect(path, backend), lambda: connect(path, backend))

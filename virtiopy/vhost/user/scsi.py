@@ -38,4 +38,5 @@ class VhostUserScsi(VhostUserDevice):
 
 def open_scsi(path: Path) -> VhostUserScsi:
     """Make the SCSI host device that is served at a socket; raises ConfigError."""
-    return VhostUserScsi(connect(path), lambda: connect(path))
+    backend = "virtiopy serve scsi disk=disk.img --socket {socket}"
+    return VhostUserScsi(connect(path, backend), lambda: connect(path, backend))

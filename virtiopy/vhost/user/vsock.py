@@ -65,4 +65,5 @@ class VhostUserVsock(VhostUserDevice):
 
 def open_vsock(path: Path) -> VhostUserVsock:
     """Make the socket device that is served at a socket; raises ConfigError."""
-    return VhostUserVsock(connect(path), lambda: connect(path))
+    backend = "virtiopy serve vsock cid=3,path=vm.sock --socket {socket}"
+    return VhostUserVsock(connect(path, backend), lambda: connect(path, backend))
