@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * What a network device does for a batch of frames, without a driver that runs beside it: the worker's
- * turn (virtiopy/_native/net.c) and that of the least that a device can be, on the same tap, in one
- * thread, by turns.  A turn's time is CPU time, so that other programs count for little.
+ * turn (virtiopy/_native/net_transmit.c, net_receive.c) and that of the least that a device can be, on
+ * the same tap, in one thread, by turns.  A turn's time is CPU time, so that other programs count for
+ * little.
  *
  * Arguments: the tap's file; a packet socket that is bound to it, to receive from, or -1 to transmit; how
  * many rounds of 64 frames.  Prints the median nanoseconds of a frame, of the loop's and of the worker's.

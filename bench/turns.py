@@ -26,7 +26,17 @@ from virtiopy._native.build import HERE
 from virtiopy.host.tap import Tap
 
 #: What these need of the C part, besides the worker that they take in whole.
-SOURCES = ("blk", "burst", "dirty", "memory", "net", "uring", "virtq")
+SOURCES = (
+    "blk",
+    "burst",
+    "dirty",
+    "memory",
+    "net",
+    "net_receive",
+    "net_transmit",
+    "uring",
+    "virtq",
+)
 
 ROW = "{:28} {:8.0f} {:8.0f} {:6.2f}"
 FRAMES = 64

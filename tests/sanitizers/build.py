@@ -58,7 +58,17 @@ def build_fuzzer() -> Path:
     FOLDER.mkdir(parents=True, exist_ok=True)
     target = Path(__file__).with_name("rings.c")
     if _needs(FUZZER, [*_native_files(), target, Path(__file__)]):
-        used = ("virtq", "memory", "dirty", "blk", "net", "burst", "uring")
+        used = (
+            "virtq",
+            "memory",
+            "dirty",
+            "blk",
+            "net",
+            "net_receive",
+            "net_transmit",
+            "burst",
+            "uring",
+        )
         sources = [target, *(HERE / f"{name}.c" for name in used)]
         flags = [*_FLAGS, "-fsanitize=fuzzer,address,undefined"]
         _run(["clang", *flags, *map(str, sources)], FUZZER)

@@ -23,6 +23,8 @@ SOURCES = (
     "ioctl",
     "memory",
     "net",
+    "net_receive",
+    "net_transmit",
     "pool",
     "sandbox",
     "tcg",
