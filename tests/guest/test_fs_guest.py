@@ -1,11 +1,12 @@
 """The file system guest in a VM: virtiofsd serves its device."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from tests.guest.accelerators import each_accelerator
-from tests.guest.support import run_guest
+from tests.guest.support import run_guest, virtiopy
 from virtiopy.host.virtiofsd import find_virtiofsd
 from virtiopy.sandbox.process import lacking
 
@@ -24,3 +25,15 @@ def test_the_fs_guest_passes(tmp_path: Path, name: str) -> None:
     assert outcome.status == 0, outcome.errors
     assert len(outcome.report["tests"]) > 20
     assert "sandbox" not in outcome.errors
+
+
+def test_requests_are_counted_in_the_one_mode(tmp_path: Path) -> None:
+    report = tmp_path / "exits.json"
+    words = ["--fs", str(tmp_path), "--accel", "tcg", "--exit-free", "off", "--requests", "100"]
+    done = virtiopy("exits", *words, "--json", report)
+    assert done.status == 0, done.errors
+    [mode] = json.loads(report.read_text())["modes"]
+    assert mode["mode"] == "vhost-user"
+    assert mode["measured"]["per_request"]["queue_notify_exits"] == 0
+    # virtiofsd's threads are found, or there would be no time of theirs.
+    assert mode["measured"]["cpu_seconds"]["backend"] > 0

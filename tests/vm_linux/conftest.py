@@ -227,7 +227,7 @@ def linux(rig: Rig) -> Linux:
     return rig.linux
 
 
-MOUNT_9P = "mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144"
+MOUNT_9P = "mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000"
 SECRET = "not for the guest"
 
 

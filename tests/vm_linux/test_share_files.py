@@ -28,7 +28,7 @@ FILES = 1_000
 
 
 def test_files_mappings_and_locks_of_a_share_are_as_on_a_disk(tmp_path: Path) -> None:
-    mount = "mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144,cache=mmap files /mnt"
+    mount = "mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000,cache=mmap files /mnt"
     done = virtiopy(
         *("linux", "--accel", "tcg", "--memory", "1G", "--root", "/"),
         *("--share", f"{tmp_path},tag=files", "--"),

@@ -5,6 +5,7 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, cast
 
@@ -29,7 +30,7 @@ from virtiopy.files import check_output, open_output, write_output
 
 if TYPE_CHECKING:
     from virtiopy.devices.base import VirtioDevice
-    from virtiopy.exits.backend import Backend
+    from virtiopy.exits.backend import Served
     from virtiopy.exits.model import Comparison
     from virtiopy.exits.plots import Plot
     from virtiopy.exits.runner import Setup, Surroundings
@@ -243,7 +244,7 @@ def _modes_of(entry: DeviceEntry) -> list[str]:
         for mode in MODES
         if mode in workers
         or mode in entry.built_in
-        or mode in {"trapped", "ioeventfd"}
+        or (mode in {"trapped", "ioeventfd"} and entry.in_process)
         or (mode == "vhost-user" and entry.vhost_user is not None)
     ]
 
@@ -340,9 +341,13 @@ def _options(entry: DeviceEntry, text: str) -> DeviceOptions:
     return options
 
 
-def _backend(entry: DeviceEntry, text: str) -> "Callable[[], Backend]":
+def _backend(entry: DeviceEntry, text: str) -> "Callable[[], Served]":
     """Return what starts a process that serves the device which `text` describes."""
     from virtiopy.exits.backend import Backend
+
+    if entry.served_by is not None:
+        start = cast("Callable[[DeviceOptions], Served]", find(entry.served_by))
+        return partial(start, _options(entry, text))
 
     def attach(socket: Path) -> "VirtioDevice":
         path = str(socket).replace(",", ",,")

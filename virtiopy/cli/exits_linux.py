@@ -12,7 +12,7 @@ from virtiopy.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from virtiopy.exits.backend import Backend
+    from virtiopy.exits.backend import Served
     from virtiopy.exits.runner import Setup
 
 
@@ -25,7 +25,7 @@ def linux_setup(
     kernel: Path | None,
     append: str,
     programs: tuple[str, ...],
-    serve: "Callable[[], Backend]",
+    serve: "Callable[[], Served]",
 ) -> "Setup":
     """Describe a run of Linux with one device, in which a command is measured.
 

@@ -219,6 +219,10 @@ class DeviceEntry:
     #: and returns the device and the Lease (vhost.user.rings) of its rings.
     build_served: str | None = None
 
+    #: The place of what has another program than virtiopy serve it, to be measured: it is given
+    #: Options, and returns an exits.backend.Served. None where no other does.
+    served_by: str | None = None
+
     #: The guest driver that exercises it, where that has another name.
     guest: str = ""
 

@@ -240,6 +240,18 @@ _OWN = (
         # It is another process's from the start.
         served=False,
         in_process=False,
+        served_by="virtiopy.cli.fs:ServedFs",
+        workload=Workload(
+            "PATH[,readonly=on]",
+            "Measure a file system device on this folder, by requests for its attributes. "
+            "virtiofsd works its rings.",
+            unit="request",
+            count=2_000,
+            directions={
+                "getattr": Direction("for attributes", "fs.requests={count} fs.depth={depth}"),
+            },
+            adds={"tag": "files", "readonly": "on"},
+        ),
         suite_driver=f"{_SUITE}.fs:FsDriver",
         judge="virtiopy.check.fs:FsJudge",
         linux_modules=("virtiofs",),

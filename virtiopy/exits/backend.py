@@ -1,5 +1,6 @@
-"""A vhost-user backend of our own, in a process of its own: `virtiopy serve`."""
+"""Processes that serve the device which is measured, over vhost-user."""
 
+import abc
 import subprocess
 import sys
 import tempfile
@@ -14,8 +15,22 @@ from virtiopy.errors import HostError
 _PATIENCE = 10.0
 
 
-class Backend(Closing):
-    """Serves the `kind` of device that `options` describe, as `virtiopy serve` is given them.
+class Served(Closing, abc.ABC):
+    """A device that another process serves, which ends when this is closed."""
+
+    @abc.abstractmethod
+    def open_device(self) -> VirtioDevice:
+        """Return the VM's side; raises ConfigError."""
+
+    @abc.abstractmethod
+    def threads(self) -> Iterator[Path]:
+        """Find the folders in /proc of the threads that serve it."""
+
+
+class Backend(Served):
+    """`virtiopy serve`.
+
+    Serves the `kind` of device that `options` describe, as `virtiopy serve` is given them.
 
     `attach` makes the VM's side of it from a socket. Raises HostError, with the backend's own
     words, where it does not start.

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from virtiopy.accel import select
 from virtiopy.devices.base import VirtioDevice
 from virtiopy.errors import ConfigError, GuestError, HostError
-from virtiopy.exits.backend import Backend
+from virtiopy.exits.backend import Served
 from virtiopy.exits.guest import Guest
 from virtiopy.exits.model import Costs, Row, Workload
 from virtiopy.memory import GuestMemory
@@ -43,7 +43,7 @@ class Setup:
     guest: Guest
     name: str
     build: Callable[[IoMode], VirtioDevice]
-    serve: Callable[[], Backend]
+    serve: Callable[[], Served]
     accelerator: str = "auto"
     timeout: float = 300.0
     note: Callable[[str], None] = lambda line: None
