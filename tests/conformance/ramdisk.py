@@ -1,6 +1,6 @@
 """A disk in memory, as an author of a backend's first one is: small, plain, and sound.
 
-It keeps to the specification; the mutants of `mutants/disks.py` are what goes wrong with such a
+It keeps to the specification; mutants/disks.py and disk_data.py have what goes wrong with such a
 disk. What they override is here in small pieces.
 """
 

@@ -93,7 +93,7 @@ MUTANTS = [
         mutant,
         id=f"{area}-{mutant.name}-{mutant.clause}",
         # They wait for what does not come, all in all for minutes.
-        marks=[pytest.mark.nightly] if area == "vhostuser" else [],
+        marks=[pytest.mark.nightly] if area.startswith("vhostuser") else [],
     )
     for area, listed in AREAS.items()
     for mutant in listed

@@ -14,6 +14,7 @@ from tests.guest.support import VIRTIOPY, needs_kvm
 from tests.guest.vhost_user import serve
 from tests.namespace import Namespace, needs_taps
 from tests.patience import PATIENCE
+from tests.ping import ping
 
 pytestmark = needs_taps
 
@@ -35,14 +36,6 @@ def until(is_so: Callable[[], bool]) -> None:
     while not is_so():
         assert time.monotonic() < deadline, "it is not so"
         time.sleep(0.01)
-
-
-def ping(namespace: Namespace, count: int = 100) -> None:
-    """Ping the peer; no answer may be lost."""
-    command = ["ping", "-q", "-c", str(count), "-i", "0.01", "-W", "10", PEER]
-    done = namespace.run(*command)
-    assert f"{count} packets transmitted, {count} received" in done.stdout, done
-    assert "duplicates" not in done.stdout
 
 
 @contextmanager
@@ -81,7 +74,7 @@ def test_dpdks_driver_answers_pings_on_a_device_that_is_served(
         Testpmd(tmp_path / "pmd.log", [driver], "icmpecho") as testpmd,
     ):
         testpmd.wait_for("icmpecho packet forwarding - ports=1")
-        ping(namespace)
+        ping(namespace, PEER)
     assert "warning" not in backend.output.lower(), backend.output
 
 
@@ -99,14 +92,14 @@ def test_dpdks_driver_goes_on_with_a_device_that_is_served_again(
         first = subprocess.Popen(command, stdout=output, stderr=output)
     with Testpmd(tmp_path / "pmd.log", [driver], "icmpecho") as testpmd:
         testpmd.wait_for("icmpecho packet forwarding - ports=1")
-        ping(namespace)
+        ping(namespace, PEER)
         first.kill()
         first.wait()
         with log.open("ab") as output:
             again = subprocess.Popen(command, stdout=output, stderr=output)
         try:
             until(lambda: log.read_text().count("connected to a frontend") == 2)
-            ping(namespace)
+            ping(namespace, PEER)
         finally:
             again.terminate()
             again.wait()
@@ -124,7 +117,7 @@ def test_a_guest_answers_pings_through_dpdks_backend(tmp_path: Path, namespace: 
         namespace.ip("link", "set", "t0", "up")
         with guest_that_answers(path):
             testpmd.wait_for(READY)
-            ping(namespace)
+            ping(namespace, PEER)
 
 
 @needs_ovs
@@ -138,4 +131,4 @@ def test_open_vswitch_is_the_backend_of_a_guest_and_the_driver_of_a_device_that_
         switch.add_driver("ours", path)
         with guest_that_answers(switch.add_backend("theirs")):
             switch.wait_for(READY)
-            ping(namespace)
+            ping(namespace, PEER)

@@ -120,8 +120,9 @@ def transfer(
         yield Transfer(share, size, *digests, links_left=namespace.links())
 
 
-def test_every_ping_is_answered(transfer: Transfer) -> None:
-    assert "20 received, 0% packet loss" in (transfer.share / "ping.txt").read_text()
+def test_every_ping_is_answered_while_pairs_come_and_go(transfer: Transfer) -> None:
+    assert "40 received, 0% packet loss" in (transfer.share / "ping.txt").read_text()
+    assert len((transfer.share / "changes.txt").read_text().splitlines()) > 1
 
 
 def test_what_the_guest_sends_arrives(transfer: Transfer) -> None:

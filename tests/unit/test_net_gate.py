@@ -159,6 +159,16 @@ def test_pairs_come_and_go_under_traffic_and_no_frame_is_lost_or_repeated(two: T
     assert two.device.counters()["tx_frames"] == 40
 
 
+def test_frames_come_while_messages_do(two: Two) -> None:
+    """They only wait for one another: none is lost, and they stay in their order."""
+    two.supply(2, 40)
+    for turn in range(40):
+        for _ in range(10):
+            two.enable(0, enabled=True)
+        two.link.inject(numbered(turn), 1)
+    assert two.collect(2, 40) == [numbered(turn, 1) for turn in range(40)]
+
+
 def test_what_is_sent_by_a_pair_that_is_disabled_is_discarded(two: Two) -> None:
     """A thread would send it: the pair is not to be one's any more."""
     two.enable(1, enabled=False)

@@ -60,13 +60,16 @@ PACKAGE = Path(__file__).parent
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Let a test's device go when it is done, a disk's memory above all.
 
-    The test keeps its session, and a device refers to itself: Python would collect it too late.
+    The test keeps its session, and its judge does; and a device refers to itself: Python would
+    collect it too late.
     """
     try:
         return (yield)
     finally:
         if SESSION in item.stash:
             del item.stash[SESSION]
+            if JUDGE in item.stash:
+                del item.stash[JUDGE]
             gc.collect()
 
 
