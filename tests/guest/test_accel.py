@@ -126,6 +126,8 @@ def make_device(guest: str, folder: Path) -> VirtioDevice:
             return Console(FileStream(folder / "console.log"))
 
 
+# As above.
+@timed
 @needs_kvm
 @needs_unicorn
 @pytest.mark.parametrize(
