@@ -124,50 +124,6 @@ def test_a_network_device_with_two_pairs_is_served_reset_and_served_to_the_next(
 
 
 @needs_taps
-@pytest.mark.parametrize("mode", ["native", "ioeventfd"])
-def test_a_network_device_that_is_killed_goes_on_with_every_buffer(
-    tmp_path: Path, mode: str
-) -> None:
-    with Namespace() as namespace:
-        # It stays when its user is killed.
-        namespace.ip("tuntap", "add", "t0", "mode", "tap")
-        namespace.ip("link", "set", "t0", "up")
-        options = f"tap=t0,netns={namespace.name},mac={MAC.hex(':')},mode={mode}"
-        path = tmp_path / "net.sock"
-        with (
-            serve("net", options, path) as backend,
-            packets(namespace) as host,
-            driver_of(backend, 2) as driver,
-        ):
-            driver.track_inflight()
-            driver.start()
-            rooms = [driver.piece(2048) for _ in range(8)]
-            heads = [driver.queues[0].driver.add([room]) for room in rooms]
-            driver.queues[0].notify()
-            for turn in range(4):
-                frames = {_numbered(8 * turn + number) for number in range(8)}
-                for frame in frames:
-                    driver.queues[1].driver.add([driver.piece(bytes(12) + frame)])
-                driver.queues[1].notify()
-                backend.kill()
-                backend.restart()
-                driver.reconnect(connect(path))
-                # All come back, and each was sent, if not twice.
-                assert len(driver.queues[1].wait(8)) == 8
-                while frames:
-                    frames.discard(host.recv(2048))
-                answer = MAC + _numbered(turn)[6:]
-                host.send(answer)
-                [used] = driver.queues[0].wait()
-                room = rooms[heads.index(used.head)]
-                assert driver.memory.read(room.address + 12, len(answer)) == answer
-
-
-def _numbered(number: int) -> bytes:
-    return b"\xff" * 6 + MAC + ETH_P_TEST.to_bytes(2, "big") + bytes([number]) * 50
-
-
-@needs_taps
 def test_a_frontend_is_told_that_a_network_devices_link_went_down(tmp_path: Path) -> None:
     status = 6  # of struct virtio_net_config (5.1.4)
     with Namespace() as namespace:
