@@ -6,6 +6,7 @@ import select
 import signal
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from tests.unit.vhost_user import FEATURES, Driver
 from tests.unit.vhost_user_peer import SECTOR, make_image, read_sector, shrinkable_memory
 from virtiopy.vhost.user.frontend import VhostUserFrontend, connect
 from virtiopy.vhost.user.messages import Message, Request
+from virtiopy.virtqueue.driver import Piece, Used
 
 MQ = 1 << 22
 ETH_P_TEST = 0x88B5  # For experiments (IEEE 802).
@@ -121,6 +123,64 @@ def test_a_network_device_with_two_pairs_is_served_reset_and_served_to_the_next(
                     driver.start([queue.driver.used.idx for queue in driver.queues])
                     exchange(driver, host)
         assert namespace.links() == set()
+
+
+@needs_taps
+@pytest.mark.parametrize("mode", ["native", "ioeventfd"])
+def test_a_network_device_that_is_killed_goes_on_with_every_buffer(
+    tmp_path: Path, mode: str
+) -> None:
+    with Namespace() as namespace:
+        # It stays when its user is killed.
+        namespace.ip("tuntap", "add", "t0", "mode", "tap")
+        namespace.ip("link", "set", "t0", "up")
+        options = f"tap=t0,netns={namespace.name},mac={MAC.hex(':')},mode={mode}"
+        path = tmp_path / "net.sock"
+        with (
+            serve("net", options, path) as backend,
+            packets(namespace) as host,
+            driver_of(backend, 2) as driver,
+        ):
+            driver.track_inflight()
+            driver.start()
+            rooms: dict[int, Piece] = {}
+            _supply(driver, rooms, [driver.piece(2048) for _ in range(8)])
+            answer = MAC + _numbered(0xAA)[6:]
+            for turn in range(2):
+                frames = {_numbered(8 * turn + number) for number in range(8)}
+                for frame in frames:
+                    driver.queues[1].driver.add([driver.piece(bytes(12) + frame)])
+                driver.queues[1].notify()
+                backend.kill()
+                backend.restart()
+                # What a network device finds in a disabled transmit ring, it discards.
+                driver.reconnect(connect(path), enable_first=True)
+                late = driver.queues[0].driver.take_all_used()
+                _supply(driver, rooms, [rooms.pop(one.head) for one in late])
+                # All come back, and each was sent, if not twice.
+                assert len(driver.queues[1].wait(8)) == 8
+                while frames:
+                    frames.discard(host.recv(2048))
+                used: list[Used] = []
+                while not used:
+                    # The host drops what comes before it has seen that the tap has a user again.
+                    host.send(answer)
+                    threading.Event().wait(0.01)
+                    used += driver.queues[0].driver.take_all_used()
+                taken = [rooms.pop(one.head) for one in used]
+                for room in taken:
+                    assert driver.memory.read(room.address + 12, len(answer)) == answer
+                _supply(driver, rooms, taken)
+
+
+def _supply(driver: Driver, rooms: dict[int, Piece], pieces: list[Piece]) -> None:
+    for piece in pieces:
+        rooms[driver.queues[0].driver.add([piece])] = piece
+    driver.queues[0].notify()
+
+
+def _numbered(number: int) -> bytes:
+    return b"\xff" * 6 + MAC + ETH_P_TEST.to_bytes(2, "big") + bytes([number]) * 50
 
 
 @needs_taps

@@ -132,11 +132,14 @@ class Driver(Closing):
             os.close(self.inflight.fd)
         self.memory.close()
 
-    def start(self, bases: list[int] | None = None) -> None:
-        """Do what a VMM does at DRIVER_OK."""
+    def start(self, bases: list[int] | None = None, *, enable_first: bool = False) -> None:
+        """Do what a VMM does at DRIVER_OK; with `enable_first` no ring is ever disabled."""
         frontend = self.frontend
         frontend.set_features(self.wanted)
         frontend.set_memory(self.memory)
+        if enable_first:
+            for index in range(len(self.queues)):
+                frontend.enable_ring(index)
         for index, queue in enumerate(self.queues):
             base = bases[index] if bases else 0
             frontend.start_ring(index, queue.ring(QueueState(base)), self.memory)
@@ -146,7 +149,13 @@ class Driver(Closing):
         self.inflight = self.frontend.get_inflight(len(self.queues), size)
         assert self.inflight is not None
 
-    def reconnect(self, stream: socket.socket, bases: list[int] | None = None) -> None:
+    def reconnect(
+        self,
+        stream: socket.socket,
+        bases: list[int] | None = None,
+        *,
+        enable_first: bool = False,
+    ) -> None:
         """Go on with another backend: QEMU's way, with the used ring's index for a base.
 
         Unless there are other `bases`.
@@ -155,7 +164,8 @@ class Driver(Closing):
         self.frontend = VhostUserFrontend(stream)
         if self.inflight is not None:
             self.frontend.set_inflight(self.inflight)
-        self.start(bases or [queue.driver.used.idx for queue in self.queues])
+        used = [queue.driver.used.idx for queue in self.queues]
+        self.start(bases or used, enable_first=enable_first)
 
     def piece(self, data: bytes | int) -> Piece:
         """Put bytes into memory for the device to read; a number makes room for so many."""
