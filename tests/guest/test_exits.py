@@ -273,7 +273,7 @@ def test_where_nothing_can_be_measured_it_is_an_error(tmp_path: Path) -> None:
         ([], ["--net", "--disk"]),
         (
             ["--net", "tap=t0", "--disk", "IMAGE"],
-            ["give one of --disk, --net, --share, --scsi, --vsock, once"],
+            ["give one of --disk, --net, --share, --fs, --scsi, --vsock, once"],
         ),
         (["--disk", "IMAGE", "--packets", "5"], ["--packets", "--requests"]),
         (
