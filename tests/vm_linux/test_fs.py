@@ -19,7 +19,8 @@ def _served_by(daemon: FsDaemon) -> set[int]:
 def test_a_driver_that_was_reset_has_a_session_of_its_own(shared: Shared) -> None:
     before = _served_by(shared.daemon)
     shared.linux.sh(
-        "umount -l /tree; umount -l /still; umount -l /going/fs; cd /sys/bus/virtio/drivers/virtiofs; "
+        "umount -l /tree; umount -l /still; umount -l /going/fs; "
+        "cd /sys/bus/virtio/drivers/virtiofs; "
         "for d in virtio*; do echo $d >unbind; echo $d >bind; done; "
         "mount -t virtiofs tree /tree && mount -t virtiofs still /still && "
         "mount -t virtiofs goes /going/fs && test -e /tree/large"
