@@ -9,10 +9,10 @@ do. In a round all run side by side, and the client uses them by turns, a slice 
     python -m bench.vhost_user --rounds 5
     python -m bench.vhost_user --rounds 5 --svg iops.svg
 
-Where other programs have the CPUs too, real-time priority keeps them out of the figures, and short
-measurements out of theirs:
+Where other programs have the CPUs too, real-time priority keeps them out of the figures of the
+cells that poll, and short measurements out of theirs:
 
-    chrt --rr 1 python -m bench.vhost_user --rounds 15 --milliseconds 100
+    chrt --rr 1 python -m bench.vhost_user --only polling --rounds 15 --milliseconds 100
 
 What the sandbox costs: some cells of virtiopy and of the floor, each with the sandbox's filter of
 system calls and without.
