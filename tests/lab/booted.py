@@ -52,7 +52,7 @@ def boot(script: str, *options: str) -> Iterator[Booted]:
         stdout=subprocess.PIPE,
         text=True,
     )
-    # Whoever reads its output sees the end.
+    # The reader of its output sees the end then.
     guard = threading.Timer(6 * PATIENCE, process.kill)
     guard.start()
     try:
