@@ -187,7 +187,8 @@ static void pop_frames(struct vp_ring *ring)
 {
 	struct vp_port *port = ring->device;
 
-	while (port->ready_count < VP_BURST) {
+	/* That it is broken is told once. */
+	while (port->ready_count < VP_BURST && !ring->broken) {
 		struct vp_slot *slot = vp_net_pop(ring);
 
 		if (!slot)
