@@ -226,15 +226,20 @@ def test_what_is_sent_by_a_pair_that_is_about_to_be_used_is_sent(
     assert rig.device.counters()["tx_dropped_disabled_queue"] == 0
 
 
-def test_python_gives_the_driver_nothing_while_the_gate_is_shut(
-    gated: tuple[Rig, FakeGate],
-) -> None:
-    rig, gate = gated
+def arrive_while_shut(rig: Rig, gate: FakeGate) -> None:
+    """Have a frame come by the second pair, which has a buffer for it, behind a shut gate."""
     rig.use_pairs(2)
     rig.supply(2048, queue=2)
     rig.driver.kick(2)
     gate.is_shut = True
     rig.arrive(frame(), pair=1)
+
+
+def test_python_gives_the_driver_nothing_while_the_gate_is_shut(
+    gated: tuple[Rig, FakeGate],
+) -> None:
+    rig, gate = gated
+    arrive_while_shut(rig, gate)
     run_soon(rig)
     assert rig.received(2) == []
     gate.is_shut = False
@@ -248,11 +253,7 @@ def test_python_gives_the_driver_nothing_while_the_gate_is_shut(
 
 def test_python_goes_on_with_the_frame_when_the_gate_opens(gated: tuple[Rig, FakeGate]) -> None:
     rig, gate = gated
-    rig.use_pairs(2)
-    rig.supply(2048, queue=2)
-    rig.driver.kick(2)
-    gate.is_shut = True
-    rig.arrive(frame(), pair=1)
+    arrive_while_shut(rig, gate)
     gate.is_shut = False
     run_soon(rig)
     assert rig.received(2) == [header(num_buffers=1) + frame()]

@@ -1,4 +1,4 @@
-"""What a ring means stays true for a network device, whoever works it: stops, moves, accounts."""
+"""What a ring means stays true for a network device in C and in Python: stops, moves, accounts."""
 
 import contextlib
 import os
